@@ -1,0 +1,24 @@
+# Two commands do everything from nothing: `make train` and `make test`.
+# Each creates .venv with the package in it when it is missing or pyproject.toml has changed.
+PYTHON ?= python3.11
+INSTALLED := .venv/.installed
+
+.PHONY: train test clean
+.DEFAULT_GOAL := train
+
+train: $(INSTALLED)  ## train a VAE on MNIST and write its pictures to runs/mnist_svi
+	.venv/bin/python examples/mnist_svi.py $(ARGS)
+
+test: $(INSTALLED)  ## formatting, types, and the test suite
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest $(ARGS)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --progress-bar off --editable ".[dev]"
+	touch $@
+
+clean:  ## remove the virtual environment and what tools left behind
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
