@@ -5,6 +5,7 @@ any number of leading batch dimensions: it flattens them before its layers and r
 so that Pyro may put plates and particles on the left as it likes.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -72,7 +73,7 @@ class MLP(Part):
         self.in_shape, self.out_shape = shape_of(in_shape), shape_of(out_shape)
         sizes = [math.prod(self.in_shape), *(shape_of(hidden) if hidden else ())]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), activation_named(activation)]
         output = nn.Linear(sizes[-1], math.prod(self.out_shape))
         self.layers = nn.Sequential(*layers, output)
