@@ -38,7 +38,7 @@ class DiagonalNormal(Part):
                 f"scale for each latent; got {tuple(out_shape)}"
             )
 
-    def forward(self, x: Tensor) -> dist.Distribution:
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         loc, scale = self.encoder(x).chunk(2, dim=-1)
         return dist.Normal(loc, softplus(scale) + MIN_SCALE).to_event(1)

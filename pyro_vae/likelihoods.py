@@ -28,7 +28,7 @@ class Bernoulli(Part):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, z: Tensor) -> dist.Distribution:
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of the decoder's output."""
         logits = self.decoder(z)
         return dist.Bernoulli(logits=logits).to_event(logits.dim() - z.dim() + 1)

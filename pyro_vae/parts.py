@@ -5,11 +5,13 @@ of its constructor, so that a trained pair can be saved as data (class names and
 code) and built again, and so that `VAE.replace` can swap one part and keep the rest.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,13 +20,17 @@ class Part(nn.Module):
 
     Arguments are remembered by name, defaults left out. A tensor argument is a starting value, not
     architecture: it reaches the constructor and is remembered as `None`, since what it set is in
-    the parameters and buffers.
+    the parameters and buffers. `Part.classes` has every subclass by name, for loading.
     """
 
     build_arguments: dict[str, Any]
+    class_name: ClassVar[str]
+    classes: ClassVar[dict[str, "type[Part]"]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.class_name = f"{cls.__module__}.{cls.__qualname__}"
+        Part.classes[cls.class_name] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = _remember(cls.__init__)  # type: ignore[method-assign]
 
@@ -50,3 +56,43 @@ def _remember(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def evaluating(*callables: Any) -> Iterator[None]:
+    """Put the modules among `callables` into evaluation mode and restore each one's mode after.
+
+    BatchNorm then neither sees nor changes its running statistics, and dropout keeps everything.
+    """
+    modules = [module for fn in callables if isinstance(fn, nn.Module) for module in fn.modules()]
+    were_training = [module for module in modules if module.training]
+    for module in were_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in were_training:
+            module.training = True
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device called `device`; raise `ValueError` when it is not there."""
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {str(device)!r} is not there ({reason}); this machine has {there}"
+        ) from error
+    return resolved
+
+
+def device_of(*callables: Any) -> torch.device:
+    """Return where the parameters of the modules among `callables` are; the CPU without any."""
+    for fn in callables:
+        if isinstance(fn, nn.Module):
+            for parameter in fn.parameters():
+                return parameter.device
+    return torch.device("cpu")

@@ -29,6 +29,6 @@ class StandardNormal(Part):
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.Distribution:
+    def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
         return dist.Normal(self.zero, self.one).to_event(1)

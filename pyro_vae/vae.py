@@ -1,0 +1,142 @@
+"""The Pyro program of a variational autoencoder (Kingma & Welling, 2013).
+
+    model:  z ~ p(z),  x ~ p(x|z)        the generative model, section 2.1
+    guide:  z ~ q(z|x)                   the recognition model, section 2.2
+
+`VAE` puts three parts, each a module that returns a distribution, behind two plain Pyro programs
+with the sites `"z"` and `"x"` in the plate `"data"`. Any Pyro inference takes them; none is written
+here. A datum is one event, so log densities have shape `(num_data,)`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from torch import Tensor, nn
+
+from pyro_vae import checkpoints
+from pyro_vae.checks import SiteTable, check
+from pyro_vae.parts import Part, evaluating
+
+Prior = Callable[[], dist.TorchDistribution]
+Likelihood = Callable[[Tensor], dist.TorchDistribution]
+Posterior = Callable[[Tensor], dist.TorchDistribution]
+
+
+class Model(nn.Module):
+    """p(x, z) = p(z) p(x|z), one z for each x: a Pyro model with the sites `"z"` and `"x"`."""
+
+    def __init__(self, prior: Prior, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.prior, self.likelihood = prior, likelihood
+
+    def forward(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them.
+
+        Where Pyro masks out the whole model, as `pyro.infer.Predictive` does, an observation has no
+        weight and would only be handed back as its own prediction: x is drawn there, too.
+        """
+        expose_parameters(self, "model")
+        observed = None if pyro.poutine.get_mask() is False else x
+        with pyro.plate("data", num_data if x is None else len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=observed)
+
+
+class Guide(nn.Module):
+    """q(z|x), amortized over x: a Pyro guide with the site `"z"`."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
+        expose_parameters(self, "guide")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.posterior(x))
+
+
+class VAE(Part):
+    """A variational autoencoder: `model` and `guide` are plain Pyro programs that share latents.
+
+    Both are modules and keep their parameters to themselves: Pyro's parameter store is neither
+    read nor written, so that two VAEs can train in one process, or one of them twice.
+
+    Args:
+        prior: `prior()` returns p(z), batch_shape `()`, event_shape `(latent_dim,)`.
+        likelihood: `likelihood(z)` returns p(x|z), batch_shape `z.shape[:-1]`, event_shape that
+            of one observation.
+        guide: `guide(x)` returns q(z|x), batch_shape that of the data, event_shape
+            `(latent_dim,)`.
+    """
+
+    def __init__(self, prior: Prior, likelihood: Likelihood, guide: Posterior) -> None:
+        super().__init__()
+        self.model = Model(prior, likelihood)
+        self.guide = Guide(guide)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The three parts by name, as `VAE(**parts)` takes them."""
+        return {
+            "prior": self.model.prior,
+            "likelihood": self.model.likelihood,
+            "guide": self.guide.posterior,
+        }
+
+    def replace(self, **parts: Any) -> Self:
+        """Return a new VAE with these parts swapped; the others are shared, not copied."""
+        return type(self)(**{**self.parts, **parts})
+
+    def check(self, x: Tensor) -> SiteTable:
+        """Run both programs once on x and return the table of sites; see `pyro_vae.check`."""
+        return check(self, x)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save architecture and weights into the folder `path`; `pyro_vae.load` reads it."""
+        checkpoints.save(self, path)
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`."""
+        return self.guide.posterior(x)
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation."""
+        return self.model.likelihood(z)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return E[x'|z] at z = E[z|x], of x's shape: what the latents kept of x."""
+        with evaluating(self):
+            return self.decode(self.encode(x).mean).mean
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        """Draw x from the prior predictive p(x), shape `(num_samples, *event)`."""
+        with evaluating(self):
+            return self.model(num_data=num_samples)
+
+
+@effectful(type="param")
+def _parameter(parameter: nn.Parameter) -> Tensor:
+    alias = parameter.detach()
+    alias.unconstrained = lambda: parameter  # type: ignore[attr-defined]  # as Pyro's store does
+    return alias
+
+
+def expose_parameters(module: nn.Module, prefix: str) -> None:
+    """Tell the Pyro handlers at work which parameters `module` trains.
+
+    `pyro.module` would do so through the global parameter store, where a second VAE under the same
+    names finds the first one's parameters and never moves. This emits the same `param` messages,
+    which is all that `pyro.infer.SVI` listens to, and stores nothing.
+    """
+    if am_i_wrapped():
+        for name, parameter in module.named_parameters(prefix):
+            if parameter.requires_grad:
+                _parameter(parameter, name=name)

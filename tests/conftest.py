@@ -1,0 +1,20 @@
+import os
+
+import pytest
+import torch
+
+# Two spinning pools of threads on shared cores swing timings wildly; one thread is steady.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mnist_root():
+    root = os.environ.get("PYRO_VAE_DATA")
+    if root is None:
+        pytest.skip("real MNIST is tested where PYRO_VAE_DATA names its folder")
+    return root

@@ -1,0 +1,125 @@
+"""Every example runs as a user runs it; one that is not listed here fails the suite."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+ROOT = Path(__file__).parent.parent
+# For each example the arguments that make it short.
+EXAMPLES = {
+    "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
+}
+# A proxy that nobody listens at: the example finds no network, whatever the machine has.
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+
+
+def run(command, cwd, *, offline=True, data=None):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / "cache")}
+    env.pop("PYRO_VAE_DATA", None)
+    env |= {"PYTHONPATH": str(ROOT)} | (NO_NETWORK if offline else {})
+    if data is not None:
+        env["PYRO_VAE_DATA"] = data
+    return subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:pyro_vae", *map(str, command)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_no_example_is_forgotten():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+def test_examples_are_short():
+    for name in EXAMPLES:
+        assert len((ROOT / "examples" / name).read_text().splitlines()) < 120, name
+
+
+KEYS = {
+    "dataset", "binarization", "num_train", "num_test", "epochs", "seed", "engine", "precision",
+    "test_elbo", "test_elbo_se", "test_reconstruction", "test_kl", "test_log_likelihood",
+    "test_log_likelihood_se", "num_importance_samples", "images_per_second", "train_seconds",
+}  # fmt: skip
+FILES = {
+    "metrics.json", "history.json", "posterior.nc", "model", "learning_curve.png", "samples.png",
+    "reconstructions.png", "latents.png",
+}  # fmt: skip
+
+
+def check_run(done, out, dataset, *, extra):
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics) >= KEYS
+    assert metrics["dataset"] == dataset
+    assert {path.name for path in out.iterdir()} == FILES | {extra}
+    # What an untrained model of fair coins scores is -543: one epoch is far above it.
+    assert -300 < metrics["test_elbo"] < metrics["test_log_likelihood"] < -80
+    assert metrics["test_elbo"] == pytest.approx(
+        metrics["test_reconstruction"] - metrics["test_kl"], abs=1e-3
+    )
+    with xr.open_datatree(out / "posterior.nc") as tree:
+        assert tree["posterior"].attrs["dataset"] == dataset
+        assert tree["posterior/z"].dims == ("chain", "draw", "obs_id", "latent_dim")
+    return metrics
+
+
+def test_mnist_svi_without_data_or_network_says_what_it_uses(tmp_path):
+    command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--latent-dim", "2"]
+    done = run(command, tmp_path)
+    metrics = check_run(done, tmp_path / "runs/mnist_svi", "mnist-5k", extra="manifold.png")
+    assert metrics["num_test"] == 1000
+    assert "mnist-5k" in done.stderr  # the warning
+    assert "mnist-5k" in done.stdout  # the table
+
+
+def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
+    command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--out", "run"]
+    done = run(command, tmp_path, data=mnist_root)
+    metrics = check_run(done, tmp_path / "run", "mnist", extra="traversals.png")
+    assert metrics["num_train"] == 55_000
+    assert metrics["test_elbo"] > -160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data", "digits"], "error: .*digits.*mnist"),
+        (["--epochs", "0"], "error: epochs must be a whole number of at least 1, got 0"),
+        (["--device", "cuda:99"], "error: device 'cuda:99' is not there"),
+        (["--binarize", "none"], "error: .*binarize"),
+        (["--out", "/dev/null/run"], "error: the output folder '/dev/null/run' cannot be written"),
+    ],
+)
+def test_a_careless_user_gets_a_sentence(tmp_path, arguments, sentence):
+    done = run([ROOT / "examples" / "mnist_svi.py", "--data", "mnist-5k", *arguments], tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(sentence, done.stderr)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_trains_evaluates_and_samples(tmp_path):
+    train = ["train", "--data", "mnist-5k", "--epochs", "1", "--hidden", "32", "--out", "run"]
+    done = run(["-m", "pyro_vae", *train, "--num-samples", "30"], tmp_path)
+    metrics = check_run(done, tmp_path / "run", "mnist-5k", extra="traversals.png")
+    done = run(["-m", "pyro_vae", "evaluate", "run", "--num-samples", "30"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    # The same model, data and seed give the same score.
+    assert f"{metrics['test_log_likelihood']:.2f}" in done.stdout
+    done = run(["-m", "pyro_vae", "sample", "run", "--num-samples", "9"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/prior_samples.png").stat().st_size > 1000
+    done = run(["-m", "pyro_vae", "evaluate", "nowhere"], tmp_path)
+    assert done.returncode == 1
+    assert "error: nowhere is no folder of a training run" in done.stderr
