@@ -27,7 +27,7 @@ from pyro_vae.parts import evaluating
 # output and its log density stay near the processor's cache.
 CHUNK_ELEMENTS = 2**21
 # Draws of one datum that are evaluated together: enough to make the encoder's share negligible.
-CHUNK_DRAWS = 512
+CHUNK_DRAWS = 128
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,11 @@ def test_a_trained_linear_vae_reaches_the_maximum_and_never_passes_it(objective)
     assert bound.mean("elbo") > maximum - 0.05
     error = np.std(bound.elbo - decoder.marginal().log_prob(x).detach().numpy()) / math.sqrt(400)
     assert bound.mean("elbo") <= evidence + 5 * error
+
+
+def test_the_bernoulli_density_is_pyro_s_also_far_out():
+    logits = torch.linspace(-200, 200, 801, dtype=torch.float64)[:, None]
+    ours = pv.likelihoods.Bernoulli(lambda z: z)(logits)
+    for x in (torch.zeros(1), torch.ones(1)):
+        theirs = torch.distributions.Bernoulli(logits=logits).log_prob(x.double())
+        torch.testing.assert_close(ours.log_prob(x.double()), theirs[:, 0], rtol=0, atol=1e-12)
