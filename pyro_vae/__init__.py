@@ -4,6 +4,8 @@ from pyro_vae import data, guides, likelihoods, networks, priors
 from pyro_vae.checkpoints import CheckpointError, load
 from pyro_vae.checks import PairError, check
 from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.ladder import LadderVAE
+from pyro_vae.mixed import MixedVAE
 from pyro_vae.parts import Part, resolve_device
 from pyro_vae.reports import report
 from pyro_vae.svi import SVI
@@ -16,6 +18,8 @@ __all__ = [
     "CheckpointError",
     "Evaluation",
     "Fit",
+    "LadderVAE",
+    "MixedVAE",
     "PairError",
     "Part",
     "TrainingError",

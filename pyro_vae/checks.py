@@ -76,9 +76,10 @@ def check(pair: Pair, x: Tensor) -> SiteTable:
         x: a few data, shape `(num_data, *event)`.
 
     Raises:
-        PairError: when x is empty, not floating point or infinite, when a latent's shape or support
-            differs between model and guide, when the decoder's output does not fit x, or when x
-            is outside the likelihood's support; the message says what to change.
+        PairError: when x is empty, not floating point or infinite, when a draw of the guide is not
+            finite, when a latent's shape or support differs between model and guide, when the
+            decoder's output does not fit x, or when x is outside the likelihood's support; the
+            message says what to change.
     """
     check_values(x)
     with (
@@ -89,6 +90,7 @@ def check(pair: Pair, x: Tensor) -> SiteTable:
         guide, failure = _run("guide", pair.guide, x)
         if failure:
             raise failure
+        _check_draws(guide, x)
         # The model runs twice: on its own, for the shapes that it means its latents to have, and
         # on the guide's draws, for what it then says of x. A latent of another size than its
         # decoder's makes it fail, but is better said of the latent.
@@ -135,6 +137,19 @@ def _run(
             failure.__cause__ = error
             return tracer.trace, failure
     return tracer.trace, None
+
+
+def _check_draws(guide: poutine.Trace, x: Tensor) -> None:
+    for name, node in guide.nodes.items():
+        if node["type"] != "sample":
+            continue
+        value: Any = node["value"]
+        if not torch.isfinite(value).all():
+            if torch.isnan(x).any():
+                fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
+            else:
+                fix = "rescale x, or look at the encoder's weights"
+            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
 
 
 def _sites(trace: poutine.Trace) -> dict[str, Site]:
@@ -196,7 +211,7 @@ def check_support(distribution: Any, value: Tensor, name: str = "x") -> None:
     index = int((~inside.reshape(len(value), -1).all(dim=1)).nonzero()[0, 0])
     low, high = value.min().item(), value.max().item()
     if torch.isnan(value).any():
-        fix = "replace or drop the NaN entries"
+        fix = "replace or drop the NaN entries, or wrap the likelihood in likelihoods.Missing"
     elif support == "Boolean" and low >= 0 and high <= 1:
         fix = (
             "binarize them (binarize='dynamic', 'static' or 'threshold' of the data sets), or use "

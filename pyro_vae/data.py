@@ -11,11 +11,11 @@ import functools
 import http.client
 import os
 import socket
+import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import scipy.io
@@ -36,6 +36,10 @@ class DataError(ValueError):
     """Data that cannot be had or are not what they should be; the message says what to do."""
 
 
+class DataNotFoundError(DataError, FileNotFoundError):
+    """Data that are neither on disk nor to be downloaded."""
+
+
 class DataWarning(UserWarning):
     """Other data than those asked for are used."""
 
@@ -46,12 +50,12 @@ class Dataset:
 
     Attributes:
         values: shape `(num_data, *event)`; 8-bit pixels, or a float type.
-        labels: classes, shape `(num_data,)`, or None.
+        labels: int64 classes, shape `(num_data,)`, or None.
         name: of the data set, as results name it.
         split: `"train"`, `"validation"` or `"test"`.
         binarization: `"dynamic"`, pixels drawn from Bernoulli(pixel/255), anew each time in
             training and fixed by `seed` otherwise; `"static"`, drawn once for all; `"threshold"`,
-            1 from 0.5 on; or `"none"`, grey values pixel/255, or floats as they are.
+            1 from 0.5 on; or `"none"`, grey values pixel/255, or floats as they are (NaN: missing).
         seed: of the fixed draws.
 
     Raises:
@@ -67,7 +71,7 @@ class Dataset:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.values.dim() == 0 or len(self.values) == 0:
+        if self.values.dim() == 0 or self.values.numel() == 0:
             raise DataError(f"data set {self.name!r} is empty: shape {tuple(self.values.shape)}")
         if self.binarization not in BINARIZATIONS:
             raise DataError(f"binarize={self.binarization!r} is unknown: choose of {BINARIZATIONS}")
@@ -77,8 +81,11 @@ class Dataset:
             raise DataError(f"binarize={self.binarization!r} needs 8-bit pixels (uint8, 0..255)")
         if self.values.is_floating_point() and torch.isinf(self.values).any():
             raise DataError(f"data set {self.name!r} holds infinite values")
-        if self.labels is not None and len(self.labels) != len(self.values):
-            raise DataError(f"{len(self.values)} data have {len(self.labels)} labels")
+        if self.labels is not None and self.labels.shape != self.values.shape[:1]:
+            shape = tuple(self.labels.shape)
+            raise DataError(
+                f"{len(self.values)} data have labels of shape {shape}, one each is due"
+            )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -93,16 +100,17 @@ class Dataset:
         batch = self.values.index_select(0, index)  # several times faster than values[index]
         return bernoulli(batch, generator) if self.binarization == "dynamic" else self._feed(batch)
 
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
-        """Return data as they are scored, the same for every call: dynamic ones as fixed draws."""
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        """Return data as they are scored, the same for every call: dynamic ones as fixed draws.
+
+        Pixels are fed as float32, floats in their own type.
+        """
         if self.binarization == "dynamic":
             return self._fixed[index].float()
         return self._feed(self.values[index])
 
     def mean(self) -> Tensor:
         """Return the mean datum, as it is fed on average, shape `(*event)`."""
-        if self.binarization == "dynamic":
-            return (self.values.double().mean(dim=0) / 255).float()
         chunks = [self._feed(chunk).double().sum(dim=0) for chunk in self.values.split(4096)]
         dtype = torch.float32 if self.values.dtype == torch.uint8 else self.values.dtype
         return (torch.stack(chunks).sum(dim=0) / len(self)).to(dtype)
@@ -177,16 +185,15 @@ def as_dataset(x: Dataset | Tensor | np.ndarray, name: str = "arrays") -> Datase
         raise DataError(
             f"data must be a tensor, a numpy array or a pv.data.Dataset, got {type(x).__name__}"
         )
-    # A read-only or strided array (a memmap, a view) is copied; torch could not hold it.
-    values = (
-        x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    )
-    if not values.is_floating_point():
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize <= 8:
+        # Torch cannot hold read-only, reversed or foreign-endian arrays (a memmap, a view): copied.
+        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    if isinstance(x, np.ndarray) or not x.is_floating_point():
         raise DataError(
-            f"data have dtype {values.dtype}, floating point is expected: divide bytes 0..255 by "
+            f"data have dtype {x.dtype}, floating point is expected: divide bytes 0..255 by "
             "255, or wrap them, pv.data.Dataset(pixels, binarization='dynamic')"
         )
-    return Dataset(values, name=name)
+    return Dataset(x, name=name)
 
 
 def load(
@@ -194,6 +201,7 @@ def load(
     *,
     binarize: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    download: bool = True,
     seed: int = 0,
 ) -> Split:
     """Return the training and the test data of a known data set.
@@ -204,11 +212,13 @@ def load(
             is the fixed draw of Larochelle & Murray (2011), whose last 10,000 training data are
             its validation set.
         root: folder with the data; by default `PYRO_VAE_DATA`, or a cache of the user's.
+        download: whether files that are missing there are downloaded into it.
         seed: of fixed draws and of splits that are not given.
 
     Raises:
-        DataError: for an unknown name or binarization, and for data that are damaged or that can
-            be neither read nor downloaded.
+        DataError: for an unknown name or binarization, and for files that are damaged.
+        DataNotFoundError: for files that are neither there nor to be downloaded. MNIST as a whole
+            is replaced by `"mnist-5k"` then, with a `DataWarning`.
     """
     if name not in NAMES:
         raise DataError(f"data set {name!r} is unknown: choose one of {', '.join(NAMES)}")
@@ -217,20 +227,20 @@ def load(
         raise DataError(f"binarize={binarize!r} is unknown: choose one of {BINARIZATIONS}")
     folder = _folder(root)
     if name == "frey":
-        return _frey_face(folder, binarize, seed)
+        return _frey_face(folder, binarize, download, seed)
     if name == "fashion-mnist":
-        return _finish(_torchvision("FashionMNIST", folder), name, binarize, seed)
+        return _finish(_idx("FashionMNIST", folder, download), name, binarize, seed)
     if name == "mnist-5k":
         return _embedded(binarize, seed)
     try:
         if binarize == "static":
-            return _static_mnist(folder)
-        return _finish(_torchvision("MNIST", folder), name, binarize, seed)
-    except _NotFoundError as error:
+            return _static_mnist(folder, download)
+        return _finish(_idx("MNIST", folder, download), name, binarize, seed)
+    except DataNotFoundError as error:
+        if binarize == "static" and (folder / "MNIST").is_dir():
+            raise  # whoever has MNIST does not want a part of it
         warnings.warn(
-            f"MNIST is neither in {folder} nor to be downloaded ({error}). Using mnist-5k, 5,000 "
-            "of its images: results are not those of MNIST. Put MNIST/raw/*-ubyte into a folder "
-            "and name it by root= (--data-root) or PYRO_VAE_DATA",
+            f"using mnist-5k, 5,000 images of MNIST: results are not those of MNIST. {error}",
             DataWarning,
             stacklevel=2,
         )
@@ -242,60 +252,95 @@ fashion_mnist = functools.partial(load, "fashion-mnist")
 frey_face = functools.partial(load, "frey")
 
 
-class _NotFoundError(DataError):
-    """The data are neither on disk nor to be downloaded."""
-
-
 def _folder(root: str | os.PathLike[str] | None) -> Path:
-    if root is None:
-        root = os.environ.get("PYRO_VAE_DATA")
-    if root is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyro_vae"
-    return Path(root)
+    root = root or os.environ.get("PYRO_VAE_DATA")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (Path(root) if root else cache / "pyro_vae").expanduser()
 
 
-def _download(what: str, get: Callable[[], Any]) -> Any:
-    """Call `get`, which downloads, with a time limit; raise `_NotFoundError` when it fails."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+def _provide(
+    names: Sequence[str], folder: Path, download: bool, url: str, get: Callable[[str], object]
+) -> None:
+    """Have files in a folder; `get` downloads them into another one, from where they are moved.
+
+    So an interrupted download leaves no half file behind.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return
+    reason = "download=False"
+    if download:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none and would wait for ever
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                get(partial)
+                for name in missing:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (Path(partial) / name).replace(folder / name)
+            return
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        finally:
+            socket.setdefaulttimeout(before)
+    raise DataNotFoundError(
+        f"{', '.join(missing)}: neither in {folder} nor to be downloaded ({reason}). Put them "
+        f"there, uncompressed (from {url}), or name their folder by root= or PYRO_VAE_DATA"
+    )
+
+
+def _provide_files(names: Sequence[str], folder: Path, download: bool, url: str) -> None:
+    def get(partial: str) -> None:
+        from torchvision.datasets.utils import download_url
+
+        for name in names:
+            download_url(url + name, partial)
+
+    _provide(names, folder, download, url, get)
+
+
+def _read(
+    path: Path, read: Callable[[Path], Tensor], shape: tuple[int, ...], largest: int = 255
+) -> Tensor:
+    """Read whole numbers 0..largest of a shape, whatever a reader makes of a damaged file."""
     try:
-        return get()
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        raise _NotFoundError(f"{what}: {reason}") from None
-    finally:
-        socket.setdefaulttimeout(before)
+        array = read(path)
+        right = tuple(array.shape) == shape and not array.is_floating_point()
+        if right and array.min() >= 0 and array.max() <= largest:
+            return array
+        found = f"{array.dtype} of shape {tuple(array.shape)}"
+    except PermissionError:
+        raise
+    except Exception as error:  # AssertionError, BadZipFile, zlib.error, struct.error, ...
+        found = repr(error)
+    raise DataError(
+        f"{path} is damaged: numbers 0..{largest} of shape {shape} were expected, got {found}: "
+        "delete it and run again"
+    )
 
 
-def _download_file(what: str, url: str, folder: Path) -> None:
-    from torchvision.datasets.utils import download_url
+def _npz(path: Path, key: str) -> np.ndarray:
+    # numpy leaves a damaged file open when it opens it itself.
+    with path.open("rb") as opened, np.load(opened) as file:
+        return file[key]
 
-    _download(what, lambda: download_url(url, folder))
 
-
-def _torchvision(class_name: str, folder: Path) -> list[tuple[Tensor, Tensor]]:
+def _idx(class_name: str, folder: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
     from torchvision import datasets  # takes seconds, as it imports torch's compiler
 
     source = getattr(datasets, class_name)
-    raw = folder / class_name / "raw"
-    names = [Path(url).stem for url, _ in source.resources]
-    if not all((raw / name).is_file() for name in names):
-        _download(class_name, lambda: source(str(folder), download=True))
+    names = [f"{class_name}/raw/{Path(name).stem}" for name, _ in source.resources]
+    _provide(
+        names, folder, download, source.mirrors[0], lambda partial: source(partial, download=True)
+    )
+    paths = iter([folder / name for name in names])  # images, labels of one split, of the next
     arrays = []
-    for train, count in ((True, 60_000), (False, 10_000)):
-        try:
-            loaded = source(str(folder), train=train)
-            images, labels = loaded.data, loaded.targets
-        except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, EOFError) as error:
-            raise _damaged(raw, f"{count:,} images") from error
-        if images.shape != (count, 28, 28) or labels.shape != (count,):
-            raise _damaged(raw, f"{count:,} images of 28 x 28, got {tuple(images.shape)}")
+    for count in (60_000, 10_000):
+        images = _read(next(paths), datasets.mnist.read_image_file, (count, 28, 28))
+        labels = _read(next(paths), datasets.mnist.read_label_file, (count,), largest=9)
         arrays.append((images[:, None], labels))
     return arrays
-
-
-def _damaged(path: Path, expected: str) -> DataError:
-    return DataError(f"{path} is damaged, {expected} were expected: delete it and run again")
 
 
 def _finish(arrays: Sequence[tuple[Tensor, Tensor]], name: str, binarize: str, seed: int) -> Split:
@@ -304,8 +349,8 @@ def _finish(arrays: Sequence[tuple[Tensor, Tensor]], name: str, binarize: str, s
     for (images, labels), split in zip(arrays, ("train", "test"), strict=True):
         data = Dataset(images, labels, name, split, binarize, seed)
         if binarize == "static":
-            fixed = dataclasses.replace(data, binarization="dynamic")[:]
-            data = dataclasses.replace(data, values=fixed)
+            fixed = dataclasses.replace(data, binarization="dynamic")._fixed
+            data = dataclasses.replace(data, values=fixed.byte() * 255)
         made.append(data)
     return made[0], made[1]
 
@@ -327,60 +372,45 @@ def _embedded(binarize: str, seed: int) -> Split:
     return _finish(arrays, "mnist-5k", binarize, seed)
 
 
-def _static_mnist(folder: Path) -> Split:
-    packed = folder / "binarized_mnist.npz"
+def _static_mnist(folder: Path, download: bool) -> Split:
     counts = {"train": 50_000, "valid": 10_000, "test": 10_000}
-    arrays = {}
-    if packed.is_file():
-        try:
-            with packed.open("rb") as opened, np.load(opened) as file:
-                arrays = {key: np.unpackbits(file[key], axis=1) for key in counts}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(packed, f"the arrays {', '.join(counts)}") from error
-    else:
-        for key in counts:
-            name = f"binarized_mnist_{key}.amat"
-            if not (folder / name).is_file():
-                _download_file("static MNIST", STATIC_URL + name, folder)
-            try:
-                arrays[key] = np.loadtxt(folder / name, dtype=np.uint8)
-            except ValueError as error:
-                raise _damaged(folder / name, "rows of 784 zeros and ones") from error
-    for key, count in counts.items():
-        if arrays[key].shape != (count, 784) or arrays[key].max() > 1:
-            raise _damaged(packed, f"{count:,} x 784 zeros and ones as {key}")
-    train = np.concatenate([arrays["train"], arrays["valid"]])
-    return tuple(  # type: ignore[return-value]
-        Dataset(
-            torch.from_numpy(values).view(-1, 1, 28, 28).float(), None, "mnist", split, "static"
-        )
-        for values, split in ((train, "train"), (arrays["test"], "test"))
+    packed = folder / "binarized_mnist.npz"
+    texts = {key: f"binarized_mnist_{key}.amat" for key in counts}
+    if not packed.is_file():
+        _provide_files(list(texts.values()), folder, download, STATIC_URL)
+
+    def bits(key: str) -> Tensor:
+        shape = (counts[key], 784)
+        if packed.is_file():
+            return _read(
+                packed, lambda path: torch.from_numpy(np.unpackbits(_npz(path, key), 1)), shape, 1
+            )
+        path = folder / texts[key]
+        return _read(path, lambda path: torch.from_numpy(np.loadtxt(path, np.uint8)), shape, 1)
+
+    def dataset(values: Tensor, split: str) -> Dataset:
+        return Dataset(values.view(-1, 1, 28, 28) * 255, None, "mnist", split, "static")
+
+    return dataset(torch.cat([bits("train"), bits("valid")]), "train"), dataset(
+        bits("test"), "test"
     )
 
 
-def _frey_face(folder: Path, binarize: str, seed: int) -> Split:
+def _frey_face(folder: Path, binarize: str, download: bool, seed: int) -> Split:
     if binarize != "none":
         raise DataError(f"Frey Face is grey: binarize='none' is expected, got {binarize!r}")
-    packed, original = folder / "frey_faces.npz", folder / "frey_rawface.mat"
-    if not packed.is_file() and not original.is_file():
-        try:
-            _download_file("Frey Face", FREY_URL + original.name, folder)
-        except _NotFoundError as error:
-            raise DataError(
-                f"{error}. Put {original.name} (or {packed.name}, array images, 1965 x 28 x 20 "
-                f"bytes) into {folder}, or name its folder by root= (--data-root)"
-            ) from None
-    path = packed if packed.is_file() else original
-    try:
-        if path == packed:
-            with packed.open("rb") as opened, np.load(opened) as file:
-                images = file["images"]
-        else:
-            images = scipy.io.loadmat(original)["ff"].T.reshape(-1, 28, 20)
-        pixels = torch.from_numpy(images.astype(np.uint8)).view(1965, 1, 28, 20)
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, "1,965 frames of 28 x 20 bytes") from error
-    pixels = pixels[torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))]
+    path = folder / "frey_faces.npz"
+    if path.is_file():
+        images = _read(path, lambda path: torch.from_numpy(_npz(path, "images")), (1965, 28, 20))
+    else:
+        path = folder / "frey_rawface.mat"
+        _provide_files([path.name], folder, download, FREY_URL)
+        columns = _read(
+            path, lambda path: torch.from_numpy(scipy.io.loadmat(path)["ff"]), (560, 1965)
+        )
+        images = columns.T.reshape(1965, 28, 20)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
+    pixels = images[order, None].byte()
     return (
         Dataset(pixels[:-FREY_TEST], None, "frey", "train"),
         Dataset(pixels[-FREY_TEST:], None, "frey", "test"),

@@ -66,7 +66,7 @@ class Sampler:
 
     def __init__(self, pair: Pair, x: Tensor) -> None:
         self.pair = pair
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.no_grad():
             self.nesting = _plate_nesting(self._run(x[:1]))
             self.vectorized = True
             try:
@@ -75,6 +75,7 @@ class Sampler:
                 self.vectorized = False
                 self.draw(x[:2], 3)
 
+    @torch.no_grad()
     def draw(self, x: Tensor, num_samples: int) -> Draws:
         """Draw z `num_samples` times for each datum of x, all at once."""
         num_data = len(x)
@@ -113,7 +114,6 @@ class Sampler:
             parts.append((part.log_likelihood, part.log_prior, part.log_q))
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
-    @torch.no_grad()
     def _run(self, x: Tensor) -> tuple[poutine.Trace, poutine.Trace]:
         """Trace the guide on x, and the model on the guide's draws."""
         with evaluating(self.pair.model, self.pair.guide), pyro.validation_enabled(False):

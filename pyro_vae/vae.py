@@ -17,10 +17,12 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae import checkpoints
 from pyro_vae.checks import SiteTable, check
 from pyro_vae.parts import Part, evaluating
+from pyro_vae.priors import Fixed
 
 Prior = Callable[[], dist.TorchDistribution]
 Likelihood = Callable[[Tensor], dist.TorchDistribution]
@@ -35,16 +37,11 @@ class Model(nn.Module):
         self.prior, self.likelihood = prior, likelihood
 
     def forward(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them.
-
-        Where Pyro masks out the whole model, as `pyro.infer.Predictive` does, an observation has no
-        weight and would only be handed back as its own prediction: x is drawn there, too.
-        """
+        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them."""
         expose_parameters(self, "model")
-        observed = None if pyro.poutine.get_mask() is False else x
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(z), obs=observed)
+            return pyro.sample("x", self.likelihood(z), obs=observed_or_drawn(x))
 
 
 class Guide(nn.Module):
@@ -61,24 +58,50 @@ class Guide(nn.Module):
             return pyro.sample("z", self.posterior(x))
 
 
-class VAE(Part):
+class Autoencoder(Part):
+    """A model and a guide, modules both, that are saved, checked and drawn from as one."""
+
+    model: nn.Module
+    guide: nn.Module
+
+    def check(self, x: Tensor) -> SiteTable:
+        """Run both programs once on x and return the table of sites; see `pyro_vae.check`."""
+        return check(self, x)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save architecture and weights into the folder `path`; `pyro_vae.load` reads it."""
+        checkpoints.save(self, path)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        """Draw x from the prior predictive p(x), shape `(num_samples, *event)`."""
+        with evaluating(self):
+            return self.model(num_data=num_samples)
+
+
+class VAE(Autoencoder):
     """A variational autoencoder: `model` and `guide` are plain Pyro programs that share latents.
 
     Both are modules and keep their parameters to themselves: Pyro's parameter store is neither
     read nor written, so that two VAEs can train in one process, or one of them twice.
 
     Args:
-        prior: `prior()` returns p(z), batch_shape `()`, event_shape `(latent_dim,)`.
+        prior: `prior()` returns p(z), batch_shape `()`, event_shape `(latent_dim,)`; or such a
+            distribution itself.
         likelihood: `likelihood(z)` returns p(x|z), batch_shape `z.shape[:-1]`, event_shape that
             of one observation.
         guide: `guide(x)` returns q(z|x), batch_shape that of the data, event_shape
             `(latent_dim,)`.
     """
 
-    def __init__(self, prior: Prior, likelihood: Likelihood, guide: Posterior) -> None:
+    def __init__(
+        self, prior: Prior | dist.TorchDistribution, likelihood: Likelihood, guide: Posterior
+    ) -> None:
         super().__init__()
-        self.model = Model(prior, likelihood)
-        self.guide = Guide(guide)
+        if isinstance(prior, Distribution):  # which is callable, too: to draw from it
+            prior = Fixed(prior)
+        self.model: Model = Model(prior, likelihood)
+        self.guide: Guide = Guide(guide)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -93,14 +116,6 @@ class VAE(Part):
         """Return a new VAE with these parts swapped; the others are shared, not copied."""
         return type(self)(**{**self.parts, **parts})
 
-    def check(self, x: Tensor) -> SiteTable:
-        """Run both programs once on x and return the table of sites; see `pyro_vae.check`."""
-        return check(self, x)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save architecture and weights into the folder `path`; `pyro_vae.load` reads it."""
-        checkpoints.save(self, path)
-
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`."""
         return self.guide.posterior(x)
@@ -111,15 +126,49 @@ class VAE(Part):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return E[x'|z] at z = E[z|x], of x's shape: what the latents kept of x."""
+        """Return E[x'|z] at z = E[z|x], of x's shape: what the latents kept of x.
+
+        Where q(z|x) has no mean in closed form, as a flow has none, 100 draws estimate it.
+        """
         with evaluating(self):
-            return self.decode(self.encode(x).mean).mean
+            posterior = self.encode(x)
+            try:
+                z = posterior.mean
+            except NotImplementedError:
+                z = posterior.sample((100,)).mean(0)
+            return self.decode(z).mean
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> Tensor:
-        """Draw x from the prior predictive p(x), shape `(num_samples, *event)`."""
+    def impute(self, x: Tensor, num_samples: int = 100) -> Tensor:
+        """Draw the NaN entries of x from p(x'|z), z ~ q(z|x); the observed entries stay.
+
+        The mean of the draws is the imputation, their standard deviation its uncertainty. They
+        follow p(x_missing|x_observed) as closely as the guide does p(z|x_observed).
+
+        Args:
+            x: shape `(num_data, *event)`.
+            num_samples: draws for each datum.
+
+        Returns:
+            Completed data, shape `(num_samples, num_data, *event)`.
+
+        Raises:
+            ValueError: for a `num_samples` below 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         with evaluating(self):
-            return self.model(num_data=num_samples)
+            z = self.encode(x).sample((num_samples,))
+            return torch.where(x.isnan(), self.decode(z).sample(), x)
+
+
+def observed_or_drawn(x: Tensor | None) -> Tensor | None:
+    """Return what a model's site `"x"` observes.
+
+    Where Pyro masks out the whole model, as `pyro.infer.Predictive` does, an observation has no
+    weight and would only be handed back as its own prediction: x is drawn there, too.
+    """
+    return None if pyro.poutine.get_mask() is False else x
 
 
 @effectful(type="param")

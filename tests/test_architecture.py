@@ -6,8 +6,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts"},
-    {"networks", "priors", "likelihoods", "guides", "data", "importance", "checks", "checkpoints"},
-    {"vae", "traces"},
+    {"networks", "data", "importance", "checks", "checkpoints", "distributions", "spherical"}
+    | {"transforms"},
+    {"entrywise", "traces", "flexible_priors", "missing", "tables"},
+    {"counts", "priors", "guides"},
+    {"likelihoods"},
+    {"vae"},
+    {"ladder", "mixed"},
     {"objectives", "svi"},
     {"training", "evaluation", "inspection", "plots"},
     {"reports"},

@@ -2,15 +2,17 @@
 
 import functools
 import gzip
+import socket
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 import pyro_vae as pv
-from pyro_vae import data as data_module
-from pyro_vae.data import DataError, Dataset, DataWarning, bernoulli
+from pyro_vae.data import DataError, DataNotFoundError, Dataset, DataWarning, bernoulli
 
 
 @pytest.fixture
@@ -20,10 +22,8 @@ def generator():
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def fail(what, get):
-        raise data_module._NotFoundError(f"{what}: no network")
-
-    monkeypatch.setattr(data_module, "_download", fail)
+    for scheme in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
 
 
 def grey(num_data, seed=0):
@@ -63,7 +63,16 @@ def test_training_draws_are_fresh_and_scored_draws_are_fixed(generator):
     order = torch.randperm(100)
     assert torch.equal(data[order], data[:][order])
     assert torch.equal(data[20:30], data[:][20:30])
+    assert torch.equal(data[7], data[:][7])
     assert not torch.equal(data[:], Dataset(grey(100), binarization="dynamic", seed=4)[:])
+
+
+def test_the_fixed_draws_have_the_pixels_probabilities_in_every_chunk():
+    data = Dataset(torch.full((9000, 16), 51, dtype=torch.uint8), binarization="dynamic")
+    for rows in (slice(4096), slice(4096, 8192), slice(8192, None)):
+        count = data[rows].numel()
+        assert abs(data[rows].double().mean() - 0.2) < 5 * (0.2 * 0.8 / count) ** 0.5
+    assert not torch.equal(data[:808], data[4096:4904])
 
 
 def test_feeding():
@@ -73,6 +82,21 @@ def test_feeding():
     floats = torch.rand(5, 3, dtype=torch.float64)
     assert torch.equal(pv.data.as_dataset(floats)[:], floats)
     assert pv.data.as_dataset(floats[:, ::2].numpy()).values.dtype == torch.float64
+    missing = torch.tensor([[torch.nan, 1.0]])
+    assert torch.equal(pv.data.as_dataset(missing)[:].isnan(), missing.isnan())
+
+
+def test_as_dataset_takes_arrays_that_torch_cannot_hold():
+    expected = torch.arange(6.0, dtype=torch.float64).view(3, 2)
+    foreign = expected.numpy().astype(">f8")
+    frozen = expected.numpy().copy()
+    frozen.flags.writeable = False
+    reversed_ = expected.flip(0).numpy().copy()[::-1]
+    for array in (foreign, frozen, reversed_):
+        assert torch.equal(pv.data.as_dataset(array)[:], expected)
+    data = Dataset(expected)
+    assert pv.data.as_dataset(data) is data
+    assert data.to("cpu") is data
 
 
 def test_mean_and_log_odds_are_exact():
@@ -100,9 +124,14 @@ def test_hold_out_takes_the_last():
         (lambda: Dataset(torch.zeros(3, 2), binarization="dynamic"), "needs 8-bit pixels"),
         (lambda: Dataset(torch.zeros(3, 2), binarization="maybe"), "'maybe' is unknown"),
         (lambda: Dataset(torch.zeros(3, 2, dtype=torch.int32)), "8-bit pixels or floats"),
-        (lambda: Dataset(torch.zeros(3, 2), labels=torch.zeros(2)), "3 data have 2 labels"),
+        (
+            lambda: Dataset(torch.zeros(3, 2), labels=torch.zeros(2)),
+            r"3 data have labels of shape \(2,\)",
+        ),
         (lambda: Dataset(torch.full((3, 2), torch.inf)), "infinite"),
         (lambda: pv.data.as_dataset(torch.zeros(3, 2).byte()), "divide bytes 0..255 by 255"),
+        (lambda: pv.data.as_dataset(np.zeros((3, 2), np.uint8)), "dtype uint8, floating point"),
+        (lambda: pv.data.as_dataset(np.array([["a"]])), "floating point is expected"),
         (lambda: pv.data.as_dataset([[1.0]]), "got list"),
         (lambda: pv.data.load("digits"), "'digits' is unknown: choose one of mnist"),
         (lambda: pv.data.mnist(binarize="sometimes"), "'sometimes' is unknown"),
@@ -117,7 +146,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(make, sentence):
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("binarize", ["dynamic", "static", "threshold"])
 def test_the_embedded_images_serve_and_say_so(tmp_path, binarize):
-    with pytest.warns(DataWarning, match=r"mnist-5k.*not those of MNIST"):
+    with pytest.warns(DataWarning, match=r"mnist-5k.*not those of MNIST.*refused.*Put them there"):
         train, test = pv.data.mnist(root=tmp_path, binarize=binarize)
     assert (train.name, len(train), len(test)) == ("mnist-5k", 4000, 1000)
     assert train.event_shape == (1, 28, 28)
@@ -127,16 +156,67 @@ def test_the_embedded_images_serve_and_say_so(tmp_path, binarize):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_download_is_short_and_leaves_no_half_file(tmp_path, monkeypatch):
-    for scheme in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
-    with pytest.warns(DataWarning, match="mnist-5k"):
-        pv.data.mnist(root=tmp_path)
-    with pytest.raises(DataError, match=r"Put frey_rawface\.mat"):
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("reason", ["refused", "download=False"])
+@pytest.mark.parametrize(
+    ("name", "binarize", "file"),
+    [
+        ("fashion-mnist", "dynamic", "FashionMNIST/raw/train-images-idx3-ubyte"),
+        ("frey", "none", "frey_rawface.mat"),
+        ("mnist", "static", "binarized_mnist_valid.amat"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, name, binarize, file, reason):
+    (tmp_path / "MNIST").mkdir()  # who has MNIST is not given a part of it for its static draw
+    with pytest.raises(FileNotFoundError) as raised:
+        pv.data.load(name, binarize=binarize, root=tmp_path, download=reason == "refused")
+    assert isinstance(raised.value, DataNotFoundError)
+    for part in (file, str(tmp_path), reason, "Put them there"):
+        assert part in str(raised.value)
+
+
+def test_an_interrupted_download_leaves_no_half_file(tmp_path, monkeypatch):
+    limits = []
+
+    def download_url(url, folder):
+        limits.append(socket.getdefaulttimeout())
+        (Path(folder) / "frey_rawface.mat").write_bytes(b"half")
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+    with pytest.raises(DataNotFoundError, match="timed out"):
         pv.data.frey_face(root=tmp_path)
-    with pytest.raises(DataError, match="FashionMNIST"):
-        pv.data.fashion_mnist(root=tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.iterdir())
+    assert limits == [pv.data.DOWNLOAD_TIMEOUT]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_download_is_kept(tmp_path, monkeypatch):
+    frames = np.arange(1965 * 560).astype(np.uint8).reshape(1965, 560)
+
+    def download_url(url, folder):
+        scipy.io.savemat(Path(folder) / "frey_rawface.mat", {"ff": frames.T})
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+    root = tmp_path / "new"
+    train, _ = pv.data.frey_face(root=root)
+    assert [path.name for path in root.iterdir()] == ["frey_rawface.mat"]
+    first = np.random.default_rng(0).permutation(1965)[0]
+    np.testing.assert_array_equal(train.values[0].flatten().numpy(), frames[first])
+
+
+def test_a_root_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    """Nothing is written where all is there; where it is not, the reason is said."""
+    np.savez(tmp_path / "frey_faces.npz", images=np.zeros((1965, 28, 20), np.uint8))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # mode bits do not bind a superuser
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    assert len(pv.data.frey_face(root=tmp_path)[0]) == 1765
+    with pytest.warns(DataWarning, match=r"mnist-5k.*read-only file system"):
+        pv.data.mnist(root=tmp_path)
 
 
 def idx(array):
@@ -170,23 +250,79 @@ def test_mnist_is_read_from_a_folder_or_the_environment(mnist_folder, monkeypatc
 def test_a_damaged_file_is_named(mnist_folder, damage):
     path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"MNIST/raw is damaged.*delete it and run again"):
+    named = r"raw/train-images-idx3-ubyte is damaged.*\(60000, 28, 28\).*delete it and run again"
+    with pytest.raises(DataError, match=named):
         pv.data.mnist(root=mnist_folder)
+
+
+def test_a_class_out_of_range_is_refused(mnist_folder):
+    path = mnist_folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte is damaged: numbers 0\.\.9"):
+        pv.data.mnist(root=mnist_folder)
+
+
+def test_static_fashion_is_one_draw(mnist_folder):
+    (mnist_folder / "MNIST").rename(mnist_folder / "FashionMNIST")
+    path = mnist_folder / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(idx(np.full((10_000, 28, 28), 51, np.uint8)))
+    _, test = pv.data.fashion_mnist(root=mnist_folder, binarize="static")
+    assert (test.name, test.binarization) == ("fashion-mnist", "static")
+    assert set(test[:100].unique().tolist()) == {0.0, 1.0}
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(test.draw(torch.arange(100), generator), test[:100])
+    assert abs(test.mean().mean() - 0.2) < 5 * (0.2 * 0.8 / 7_840_000) ** 0.5
 
 
 def test_static_mnist_keeps_its_official_split(tmp_path):
     rng = np.random.default_rng(0)
-    bits = {k: rng.random((n, 784)) < 0.2 for k, n in
-            [("train", 50_000), ("valid", 10_000), ("test", 10_000)]}  # fmt: skip
+    counts = {"train": 50_000, "valid": 10_000, "test": 10_000}
+    packed = {k: rng.integers(0, 256, (n, 98), dtype=np.uint8) for k, n in counts.items()}
     path = tmp_path / "binarized_mnist.npz"
-    np.savez(path, **{key: np.packbits(value, axis=1) for key, value in bits.items()})
+    np.savez(path, **packed)
     train, test = pv.data.mnist(root=tmp_path, binarize="static")
     assert (len(train), len(test), train.binarization) == (60_000, 10_000, "static")
+    assert train.labels is None
     _, validation = train.hold_out(10_000)
-    np.testing.assert_array_equal(validation[:7].flatten(1).numpy(), bits["valid"][:7])
+    for data, key in ((train, "train"), (validation, "valid"), (test, "test")):
+        np.testing.assert_array_equal(
+            data[:7].flatten(1).numpy(), np.unpackbits(packed[key][:7], axis=1)
+        )
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"binarized_mnist\.npz is damaged"):
         pv.data.mnist(root=tmp_path, binarize="static")
+
+
+def test_static_mnist_is_read_from_its_text_files(tmp_path):
+    row = "0 1 " * 392 + "\n"
+    for key, count in (("train", 50_000), ("valid", 10_000), ("test", 10_000)):
+        (tmp_path / f"binarized_mnist_{key}.amat").write_text(row * count)
+    train, _ = pv.data.mnist(root=tmp_path, binarize="static")
+    assert train.mean().flatten().tolist() == [0, 1] * 392
+    path = tmp_path / "binarized_mnist_train.amat"
+    path.write_text(row * 10 + "0 1 0")
+    with pytest.raises(DataError, match=r"train\.amat is damaged.*delete it"):
+        pv.data.mnist(root=tmp_path, binarize="static")
+
+
+def flip_a_bit(raw):
+    return raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda raw: raw[:-30], lambda raw: b"<html>"])
+@pytest.mark.parametrize("file", ["frey_faces.npz", "frey_rawface.mat"])
+def test_damaged_frames_are_refused(tmp_path, file, damage):
+    frames = np.random.default_rng(0).integers(0, 256, (1965, 28, 20), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "frey_faces.npz", images=frames)
+    columns = frames.reshape(1965, 560).T
+    scipy.io.savemat(tmp_path / "frey_rawface.mat", {"ff": columns}, do_compression=True)
+    for path in tmp_path.iterdir():
+        if path.name != file:
+            path.unlink()
+    path = tmp_path / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"{file} is damaged.*delete it and run again"):
+        pv.data.frey_face(root=tmp_path)
 
 
 def test_frey_face_is_split_by_the_seed(tmp_path):

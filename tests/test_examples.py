@@ -13,6 +13,9 @@ import xarray as xr
 ROOT = Path(__file__).parent.parent
 # For each example the arguments that make it short.
 EXAMPLES = {
+    "count_data.py": ["--quick"],
+    "missing_data.py": ["--quick"],
+    "tabular_mixed.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
 }
 # A proxy that nobody listens at: the example finds no network, whatever the machine has.
@@ -43,6 +46,16 @@ def test_no_example_is_forgotten():
 def test_examples_are_short():
     for name in EXAMPLES:
         assert len((ROOT / "examples" / name).read_text().splitlines()) < 120, name
+
+
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"mnist_svi.py"}))
+def test_an_example_runs_and_draws_its_picture(name, tmp_path):
+    done = run([ROOT / "examples" / name, *EXAMPLES[name], "--out", "run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    pictures = list((tmp_path / "run").glob("*.png"))
+    assert pictures
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
 
 
 KEYS = {

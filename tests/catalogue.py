@@ -1,0 +1,157 @@
+"""Every part of the package, one line each: what the laws (test_laws.py) and the grid hold for.
+
+A class that `priors`, `likelihoods`, `guides` or `networks` exports and that no line here builds
+fails the suite. To add a part, add a line; where a part has variants that take other paths through
+the code, give each its own line, with a name that begins with the class's.
+
+All observations are pairs of numbers, `EVENT_SHAPE`, so that every likelihood meets every guide and
+densities can be integrated over a grid. Latents on the real line have 2 dimensions, those on a
+simplex, a sphere or a one-hot code 3, for the same reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import torch
+
+from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae.networks import MLP
+
+EVENT_SHAPE = (2,)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A part and what is to be expected of it.
+
+    Args:
+        build: makes the part; for likelihoods, of the number of latent dimensions.
+        reparameterized: whether draws carry gradients; asked of guides alone.
+        normalized: whether the density sums to 1 over all x: not so where it is conditional on
+            something that is read off x.
+        saves: whether it can be saved as data.
+    """
+
+    build: Callable[..., Any]
+    reparameterized: bool = True
+    normalized: bool = True
+    saves: bool = True
+
+
+def encoder(out_size: int) -> MLP:
+    return MLP(EVENT_SHAPE, [6], out_size)
+
+
+def decoder(latent_dim: int, outputs_per_entry: int = 1) -> MLP:
+    return MLP(latent_dim, [6], outputs_per_entry * EVENT_SHAPE[0])
+
+
+PRIORS: dict[str, Line] = {
+    "Categorical": Line(lambda: priors.Categorical(3)),
+    "DiagonalNormal": Line(lambda: priors.DiagonalNormal(2)),
+    "Dirichlet": Line(lambda: priors.Dirichlet(3)),
+    "Dirichlet, dense": Line(lambda: priors.Dirichlet(3, concentration=2.5)),
+    "Fixed": Line(
+        lambda: priors.Fixed(dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)), saves=False
+    ),
+    "Flow": Line(lambda: priors.Flow(2)),
+    "Flow, affine coupling": Line(lambda: priors.Flow(2, ["affine_coupling"] * 2)),
+    "Flow, spline": Line(lambda: priors.Flow(2, ["spline"])),
+    "Flow, spline autoregressive": Line(lambda: priors.Flow(2, ["spline_autoregressive"])),
+    "Flow, transforms of Pyro": Line(
+        lambda: priors.Flow(2, [T.affine_coupling(2), T.householder(2)]), saves=False
+    ),
+    "HypersphericalUniform": Line(lambda: priors.HypersphericalUniform(3)),
+    "Laplace": Line(lambda: priors.Laplace(2)),
+    "LogisticNormal": Line(lambda: priors.LogisticNormal(3)),
+    "MixtureOfGaussians": Line(lambda: priors.MixtureOfGaussians(2, num_components=3)),
+    "StandardNormal": Line(lambda: priors.StandardNormal(2)),
+    "StudentT": Line(lambda: priors.StudentT(2)),
+    "VampPrior": Line(lambda: priors.VampPrior(guides.DiagonalNormal(encoder(4)), 3, EVENT_SHAPE)),
+    "VampPrior, of a flow, unbounded": Line(
+        lambda: priors.VampPrior(guides.Flow(encoder(7), 2), 3, EVENT_SHAPE, bounds=None)
+    ),
+    "VampPrior, on the sphere": Line(
+        lambda: priors.VampPrior(guides.PowerSpherical(encoder(4)), 3, EVENT_SHAPE)
+    ),
+}
+
+GUIDES: dict[str, Line] = {
+    "Categorical": Line(lambda: guides.Categorical(encoder(3)), reparameterized=False),
+    "DiagonalNormal": Line(lambda: guides.DiagonalNormal(encoder(4))),
+    "Dirichlet": Line(lambda: guides.Dirichlet(encoder(3))),
+    "Flow": Line(lambda: guides.Flow(encoder(4 + 3), 2)),
+    "FullNormal": Line(lambda: guides.FullNormal(encoder(5))),
+    "Laplace": Line(lambda: guides.Laplace(encoder(4))),
+    "LogisticNormal": Line(lambda: guides.LogisticNormal(encoder(4))),
+    "LowRankNormal": Line(lambda: guides.LowRankNormal(encoder(6), rank=1)),
+    "PowerSpherical": Line(lambda: guides.PowerSpherical(encoder(4))),
+}
+
+# Likelihoods take latents of any size, and describe an x of EVENT_SHAPE.
+LIKELIHOODS: dict[str, Line] = {
+    "Bernoulli": Line(lambda latent_dim: likelihoods.Bernoulli(decoder(latent_dim))),
+    "Beta": Line(lambda latent_dim: likelihoods.Beta(decoder(latent_dim))),
+    "Beta, concentration from the decoder": Line(
+        lambda latent_dim: likelihoods.Beta(decoder(latent_dim, 2), concentration="decoder")
+    ),
+    "Categorical": Line(
+        lambda latent_dim: likelihoods.Categorical(decoder(latent_dim, 4), num_levels=4)
+    ),
+    "Columns": Line(
+        lambda latent_dim: likelihoods.Columns(
+            [
+                likelihoods.Normal(MLP(5, [], 1)),
+                likelihoods.Categorical(MLP(5, [], 3), num_levels=3, spacing=1),
+            ],
+            trunk=MLP(latent_dim, [], 5),
+        )
+    ),
+    "ContinuousBernoulli": Line(
+        lambda latent_dim: likelihoods.ContinuousBernoulli(decoder(latent_dim))
+    ),
+    "DiscretizedLogistic": Line(
+        lambda latent_dim: likelihoods.DiscretizedLogistic(decoder(latent_dim, 2), num_levels=8)
+    ),
+    "DiscretizedLogisticMixture": Line(
+        lambda latent_dim: likelihoods.DiscretizedLogisticMixture(decoder(latent_dim, 6), 2, 8)
+    ),
+    "Laplace": Line(lambda latent_dim: likelihoods.Laplace(decoder(latent_dim))),
+    "LogNormal": Line(lambda latent_dim: likelihoods.LogNormal(decoder(latent_dim), scale=0.5)),
+    "Missing": Line(
+        lambda latent_dim: likelihoods.Missing(likelihoods.Normal(decoder(latent_dim)))
+    ),
+    "NegativeBinomial": Line(lambda latent_dim: likelihoods.NegativeBinomial(decoder(latent_dim))),
+    "NegativeBinomial, given the library size": Line(
+        lambda latent_dim: likelihoods.NegativeBinomial(
+            decoder(latent_dim, 2), "decoder", library_size=20.0
+        ),
+        normalized=False,
+    ),
+    "Normal": Line(lambda latent_dim: likelihoods.Normal(decoder(latent_dim))),
+    "Normal, scale fixed": Line(lambda latent_dim: likelihoods.Normal(decoder(latent_dim), 0.5)),
+    "Normal, scale entrywise": Line(
+        lambda latent_dim: likelihoods.Normal(decoder(latent_dim), scale="entrywise")
+    ),
+    "Normal, scale from the decoder": Line(
+        lambda latent_dim: likelihoods.Normal(decoder(latent_dim, 2), scale="decoder")
+    ),
+    "Normal, mean in (0, 1)": Line(
+        lambda latent_dim: likelihoods.Normal(decoder(latent_dim), sigmoid_mean=True)
+    ),
+    "Poisson": Line(lambda latent_dim: likelihoods.Poisson(decoder(latent_dim))),
+    "StudentT": Line(lambda latent_dim: likelihoods.StudentT(decoder(latent_dim), df=5.0)),
+    "ZeroInflatedNegativeBinomial": Line(
+        lambda latent_dim: likelihoods.ZeroInflatedNegativeBinomial(decoder(latent_dim, 2))
+    ),
+}
+
+NETWORKS: dict[str, Line] = {
+    "ConvDecoder": Line(lambda: networks.ConvDecoder(3, [4, 2], (1, 5, 7))),
+    "ConvEncoder": Line(lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3)),
+    "MLP": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3))),
+    "WithMask": Line(lambda: networks.WithMask(networks.MLP((6, 2), [4], 3))),
+}
