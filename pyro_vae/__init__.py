@@ -1,11 +1,12 @@
 """Auto-Encoding Variational Bayes (Kingma & Welling, 2013) on Pyro."""
 
-from pyro_vae import data, guides, likelihoods, networks, priors
+from pyro_vae import data, guides, likelihoods, networks, objectives, priors
 from pyro_vae.checkpoints import CheckpointError, load
-from pyro_vae.checks import PairError, check
+from pyro_vae.checks import check
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.ladder import LadderVAE
 from pyro_vae.mixed import MixedVAE
+from pyro_vae.pairs import Pair, PairError
 from pyro_vae.parts import Part, resolve_device
 from pyro_vae.reports import report
 from pyro_vae.svi import SVI
@@ -20,6 +21,7 @@ __all__ = [
     "Fit",
     "LadderVAE",
     "MixedVAE",
+    "Pair",
     "PairError",
     "Part",
     "TrainingError",
@@ -31,6 +33,7 @@ __all__ = [
     "likelihoods",
     "load",
     "networks",
+    "objectives",
     "priors",
     "report",
     "resolve_device",

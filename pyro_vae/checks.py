@@ -2,34 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
+from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine.util import site_is_subsample
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
-
-
-class Pair(Protocol):
-    """Anything that has a Pyro model and a Pyro guide, both callable on the data."""
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The Pyro model: p(x, z)."""
-
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The Pyro guide: q(z|x)."""
-
-
-class PairError(ValueError):
-    """A model/guide pair that does not fit its data, or whose two halves do not fit each other."""
+from pyro_vae.supports import check_latent_support, check_support, kind_of, support_name
 
 
 @dataclass(frozen=True)
@@ -55,9 +41,12 @@ class SiteTable:
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
-        for name, site in self.model.items():
-            other = "observed" if site.observed else str(self.guide[name])
-            table.add_row(name, str(site), other)
+        for name in {**self.model, **self.guide}:
+            here, there = self.model.get(name), self.guide.get(name)
+            if here is not None and here.observed:
+                table.add_row(name, str(here), "observed")
+            else:
+                table.add_row(name, str(here or "auxiliary"), str(there or "enumerated"))
         return table
 
     def __str__(self) -> str:
@@ -68,38 +57,46 @@ class SiteTable:
 
 
 @torch.no_grad()
-def check(pair: Pair, x: Tensor) -> SiteTable:
+def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
     """Run a pair's guide and model once on x, without changing anything, and list their sites.
 
     Args:
         pair: anything with `.model` and `.guide`.
-        x: a few data, shape `(num_data, *event)`.
+        x: a few data, shape `(num_data, *event)`; or a tuple of such a tensor and what else the
+            programs take for each datum, each of `num_data` rows.
+        objective: what the pair shall be trained by, to see whether it takes the pair's latents.
 
     Raises:
-        PairError: when x is empty, not floating point or infinite, when a draw of the guide is not
-            finite, when a latent's shape or support differs between model and guide, when the
-            decoder's output does not fit x, or when x is outside the likelihood's support; the
-            message says what to change.
+        PairError: when x is empty, not floating point or infinite; when a latent is missing from
+            the model or the guide, or its shape or support differs between them; when a draw of
+            the guide is not finite; when batch dimensions stand in no plate; when the decoder's
+            output does not fit x; when x is outside the likelihood's support; or when the
+            objective needs reparameterized draws of a latent that has none. The message says what
+            to change.
     """
-    check_values(x)
+    batch = x if isinstance(x, tuple) else (x,)
+    check_values(*batch)
     with (
         torch.random.fork_rng(),
         evaluating(pair.model, pair.guide),
         pyro.validation_enabled(False),
     ):
-        guide, failure = _run("guide", pair.guide, x)
+        guide, failure = _run("guide", pair.guide, batch)
         if failure:
             raise failure
-        _check_draws(guide, x)
+        _check_draws(guide, batch[0])
         # The model runs twice: on its own, for the shapes that it means its latents to have, and
         # on the guide's draws, for what it then says of x. A latent of another size than its
         # decoder's makes it fail, but is better said of the latent.
-        model, failure = _run("model", pair.model, x)
+        model, failure = _run("model", pair.model, batch)
         table = SiteTable(_sites(model), _sites(guide))
-        _compare_latents(table)
+        _check_latents(model, guide, complete=failure is None)
         if failure:
             raise failure
-        replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), x)
+        _check_plates(model, guide, len(batch[0]))
+        if objective is not None:
+            _check_objective(model, guide, objective)
+        replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
         if failure:
             raise failure
     for name, node in replayed.nodes.items():
@@ -108,10 +105,14 @@ def check(pair: Pair, x: Tensor) -> SiteTable:
     return table
 
 
-def check_values(x: Tensor) -> None:
-    """Raise `PairError` unless x is a batch of at least one datum, floating point, not infinite."""
-    if not isinstance(x, Tensor):
-        raise PairError(f"x must be a torch tensor, got {type(x).__name__}")
+def check_values(x: Tensor, *others: Tensor) -> None:
+    """Raise `PairError` unless x is a batch of at least one datum, floating point, not infinite.
+
+    What else belongs to its data must have as many rows.
+    """
+    for value in (x, *others):
+        if not isinstance(value, Tensor):
+            raise PairError(f"x must be a torch tensor, got {type(value).__name__}")
     if x.dim() == 0 or len(x) == 0:
         raise PairError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -121,18 +122,39 @@ def check_values(x: Tensor) -> None:
         )
     if torch.isinf(x).any():
         raise PairError("x holds infinite values")
+    for value in others:
+        if value.dim() == 0 or len(value) != len(x):
+            raise PairError(
+                f"x has {len(x)} data, but what goes with it has shape {tuple(value.shape)}: give "
+                "one row for each datum"
+            )
+
+
+def check_reparameterized(name: str, distribution: Any, objective: object) -> None:
+    """Raise `PairError` where an objective that needs it has no reparameterized draws."""
+    if not distribution.has_rsample:
+        raise PairError(
+            f"{type(objective).__name__} needs reparameterized draws, and the guide's "
+            f"{kind_of(distribution)} for latent {name!r} has none: take Trace_ELBO, enumerate a "
+            "discrete latent by TraceEnum_ELBO, or choose a guide with rsample"
+        )
 
 
 def _run(
-    role: str, program: Callable[..., Any], x: Tensor
+    role: str, program: Callable[..., Any], batch: tuple[Tensor, ...]
 ) -> tuple[poutine.Trace, PairError | None]:
-    """Trace a program on x; where it fails, return what it did until then and a `PairError`."""
+    """Trace a program on a batch; where it fails, return what it did so far and a `PairError`."""
     with poutine.trace() as tracer:
         try:
-            program(x)
+            program(*batch)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            x = batch[0]
+            advice = ""
+            if "Shape mismatch inside plate" in str(error):
+                advice = ". Declare what belongs to one datum as its event, by .to_event()"
             failure = PairError(
-                f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: {error}"
+                f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: "
+                f"{error}{advice}"
             )
             failure.__cause__ = error
             return tracer.trace, failure
@@ -152,43 +174,115 @@ def _check_draws(guide: poutine.Trace, x: Tensor) -> None:
             raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
 
 
+def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
+    }
+
+
+def _latents(trace: poutine.Trace) -> dict[str, Any]:
+    return {name: node for name, node in _sample_sites(trace).items() if not node["is_observed"]}
+
+
 def _sites(trace: poutine.Trace) -> dict[str, Site]:
     sites = {}
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not site_is_subsample(node):
-            fn: Any = node["fn"]
-            support = _support_name(fn.support)
-            batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
-            sites[name] = Site(name, batch, event, support, node["is_observed"])
+    for name, node in _sample_sites(trace).items():
+        fn: Any = node["fn"]
+        batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
+        sites[name] = Site(name, batch, event, support_name(fn.support), node["is_observed"])
     return sites
 
 
-def _support_name(support: Any) -> str:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return str(support).removesuffix("()")
+# -- latents: the model beside the guide ---------------------------------------------------------
 
 
-def _compare_latents(table: SiteTable) -> None:
-    for name, site in table.model.items():
-        if site.observed:
-            continue
-        if name not in table.guide:
+def _check_latents(model: poutine.Trace, guide: poutine.Trace, complete: bool) -> None:
+    """Compare the latents of both programs; `complete` says whether the model ran to its end."""
+    priors, posteriors = _latents(model), _latents(guide)
+    for name, prior in priors.items():
+        if name in posteriors:
+            _check_shapes(name, prior["fn"], posteriors[name]["fn"])
+            check_latent_support(name, prior["fn"], posteriors[name])
+        elif not _enumerated(prior):
             raise PairError(
                 f"the model draws the latent {name!r}, the guide does not: it would silently be "
                 f"drawn from its prior. Sample {name!r} in the guide, or observe it in the model"
             )
-        other = table.guide[name]
-        if site.event_shape != other.event_shape:
+    for name, posterior in posteriors.items():
+        if complete and name not in priors and not posterior["infer"].get("is_auxiliary"):
             raise PairError(
-                f"latent {name!r} has event shape {site.event_shape} in the model's prior and "
-                f"{other.event_shape} in the guide: give prior, decoder and guide one latent size"
+                f"the guide draws the latent {name!r}, the model does not: sample {name!r} in the "
+                "model under that name, or mark a helper variable of the guide by "
+                "infer={'is_auxiliary': True}"
             )
-        if site.batch_shape != other.batch_shape:
+
+
+def _enumerated(node: Any) -> bool:
+    return node["infer"].get("enumerate") == "parallel"
+
+
+def _check_shapes(name: str, prior: Any, posterior: Any) -> None:
+    if prior.event_shape != posterior.event_shape:
+        raise PairError(
+            f"latent {name!r} has event shape {tuple(prior.event_shape)} in the model's prior and "
+            f"{tuple(posterior.event_shape)} in the guide: give prior, decoder and guide one "
+            "latent size, and .to_event() the same dimensions"
+        )
+    if prior.batch_shape != posterior.batch_shape:
+        raise PairError(
+            f"latent {name!r} has batch shape {tuple(prior.batch_shape)} in the model and "
+            f"{tuple(posterior.batch_shape)} in the guide: look for a missing .to_event() or plate"
+        )
+
+
+# -- plates, objectives, observations ------------------------------------------------------------
+
+
+def _check_plates(model: poutine.Trace, guide: poutine.Trace, num_data: int) -> None:
+    """Each batch dimension stands in a plate, and the observations in one over the data."""
+    for role, trace in (("model", model), ("guide", guide)):
+        for name, node in _sample_sites(trace).items():
+            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+            dims = {frame.dim for frame in frames}
+            batch_shape = tuple(node["fn"].batch_shape)
+            if any(n > 1 and i - len(batch_shape) not in dims for i, n in enumerate(batch_shape)):
+                raise PairError(
+                    f"site {name!r} of the {role} has batch shape {batch_shape}, of which its "
+                    f"plates {sorted(frame.name for frame in frames)} do not explain all: declare "
+                    "one datum's dimensions as its event, by .to_event(), and put the data into "
+                    "pyro.plate('data', len(x))"
+                )
+    observed = {n: node for n, node in _sample_sites(model).items() if node["is_observed"]}
+    if not observed:
+        raise PairError("the model observes nothing: pass x as obs= of a pyro.sample")
+    if not any(
+        frame.name == "data" or frame.size == num_data
+        for node in observed.values()
+        for frame in node["cond_indep_stack"]
+    ):
+        raise PairError(
+            f"no observed site ({', '.join(observed)}) stands in a plate over the {num_data} data, "
+            "so that minibatches cannot be weighed: put it into pyro.plate('data', len(x))"
+        )
+
+
+def _check_objective(model: poutine.Trace, guide: poutine.Trace, objective: object) -> None:
+    needed = getattr(
+        objective,
+        "needs_reparameterization",
+        isinstance(objective, TraceMeanField_ELBO | RenyiELBO),
+    )
+    enumerates = isinstance(objective, TraceEnum_ELBO)
+    for name, node in {**_latents(model), **_latents(guide)}.items():
+        if _enumerated(node) and not enumerates:
             raise PairError(
-                f"latent {name!r} has batch shape {site.batch_shape} in the model and "
-                f"{other.batch_shape} in the guide: look for a missing .to_event() or plate"
+                f"latent {name!r} is marked for enumeration, but {type(objective).__name__} does "
+                "not enumerate: take TraceEnum_ELBO(max_plate_nesting=1), or leave the mark out"
             )
+        if needed:
+            check_reparameterized(name, node["fn"], objective)
 
 
 def _check_observation(name: str, node: Any) -> None:
@@ -199,29 +293,4 @@ def _check_observation(name: str, node: Any) -> None:
             f"describes one of shape {tuple(distribution.event_shape)}: give the decoder that "
             "out_shape"
         )
-    check_support(distribution, value, name)
-
-
-def check_support(distribution: Any, value: Tensor, name: str = "x") -> None:
-    """Raise `PairError`, saying what to do, where `value` is outside a distribution's support."""
-    inside = distribution.support.check(value)
-    if inside.all():
-        return
-    support = _support_name(distribution.support)
-    index = int((~inside.reshape(len(value), -1).all(dim=1)).nonzero()[0, 0])
-    low, high = value.min().item(), value.max().item()
-    if torch.isnan(value).any():
-        fix = "replace or drop the NaN entries, or wrap the likelihood in likelihoods.Missing"
-    elif support == "Boolean" and low >= 0 and high <= 1:
-        fix = (
-            "binarize them (binarize='dynamic', 'static' or 'threshold' of the data sets), or use "
-            "a likelihood for grey values such as ContinuousBernoulli"
-        )
-    elif low >= 0 and high > 1:
-        fix = "scale bytes 0..255 to 0..1 by x / 255, or choose a likelihood with this support"
-    else:
-        fix = "rescale x, or choose a likelihood with this support"
-    raise PairError(
-        f"observation {name!r} holds values in [{low:g}, {high:g}] (first at datum {index}), "
-        f"outside the likelihood's support {support}: {fix}"
-    )
+    check_support(distribution, value, name, node["mask"])

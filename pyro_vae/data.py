@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, Union
 
 import numpy as np
 import scipy.io
@@ -30,6 +30,7 @@ FREY_URL = "https://cs.nyu.edu/~roweis/data/"
 FREY_TEST = 200  # of the 1,965 frames; nobody's split is standard
 
 Split = tuple["Dataset", "Dataset"]
+Data = Union["Dataset", Tensor, np.ndarray, tuple[Any, ...]]  # what `as_dataset` takes
 
 
 class DataError(ValueError):
@@ -57,6 +58,8 @@ class Dataset:
             training and fixed by `seed` otherwise; `"static"`, drawn once for all; `"threshold"`,
             1 from 0.5 on; or `"none"`, grey values pixel/255, or floats as they are (NaN: missing).
         seed: of the fixed draws.
+        context: what else the programs of a pair take for each datum, after x: labels, lengths;
+            tensors of num_data rows.
 
     Raises:
         DataError: for data that are empty, not 8-bit or floating point, or infinite, or whose
@@ -69,6 +72,7 @@ class Dataset:
     split: str = "train"
     binarization: str = "none"
     seed: int = 0
+    context: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.values.dim() == 0 or self.values.numel() == 0:
@@ -86,6 +90,12 @@ class Dataset:
             raise DataError(
                 f"{len(self.values)} data have labels of shape {shape}, one each is due"
             )
+        for rows in self.context:
+            if rows.dim() == 0 or len(rows) != len(self.values):
+                raise DataError(
+                    f"{len(self.values)} data have a context of shape {tuple(rows.shape)}: one row "
+                    "for each datum is expected"
+                )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -108,6 +118,15 @@ class Dataset:
         if self.binarization == "dynamic":
             return self._fixed[index].float()
         return self._feed(self.values[index])
+
+    def batch(self, index: slice | Tensor) -> tuple[Tensor, ...]:
+        """Return the arguments of a pair's programs, as they are scored: x and its context."""
+        return (self[index], *(rows[index] for rows in self.context))
+
+    def draw_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the arguments of a pair's programs, for training: x and its context."""
+        context = (rows.index_select(0, index) for rows in self.context)
+        return (self.draw(index, generator), *context)
 
     def mean(self) -> Tensor:
         """Return the mean datum, as it is fed on average, shape `(*event)`."""
@@ -138,11 +157,20 @@ class Dataset:
         if self.values.device == torch.device(device):
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return dataclasses.replace(self, values=self.values.to(device), labels=labels)
+        context = tuple(rows.to(device) for rows in self.context)
+        return dataclasses.replace(
+            self, values=self.values.to(device), labels=labels, context=context
+        )
 
     def _part(self, index: slice, split: str) -> "Dataset":
         labels = None if self.labels is None else self.labels[index]
-        return dataclasses.replace(self, values=self.values[index], labels=labels, split=split)
+        return dataclasses.replace(
+            self,
+            values=self.values[index],
+            labels=labels,
+            split=split,
+            context=tuple(rows[index] for rows in self.context),
+        )
 
     def _feed(self, batch: Tensor) -> Tensor:
         if self.binarization == "threshold":
@@ -173,14 +201,21 @@ def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (quarters < pixels.to(torch.int16).mul_(257).add_(-(2**15))).float()
 
 
-def as_dataset(x: Dataset | Tensor | np.ndarray, name: str = "arrays") -> Dataset:
+def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """Return x as a data set; arrays of floats, shape `(num_data, *event)`, are fed as they are.
+
+    A tuple is a data set, or such an array, and its context, tensors or arrays of as many rows.
 
     Raises:
         DataError: for integers, which have no one meaning as data.
     """
     if isinstance(x, Dataset):
         return x
+    if isinstance(x, tuple) and x:
+        data, *context = x
+        return dataclasses.replace(
+            as_dataset(data, name), context=tuple(torch.as_tensor(rows) for rows in context)
+        )
     if not isinstance(x, Tensor | np.ndarray):
         raise DataError(
             f"data must be a tensor, a numpy array or a pv.data.Dataset, got {type(x).__name__}"

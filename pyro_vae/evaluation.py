@@ -13,9 +13,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.checks import Pair, check
+from pyro_vae.checks import check
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
+from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.traces import Sampler, data_per_chunk
 
@@ -103,7 +104,7 @@ class Evaluation:
 
 
 def evaluate(
-    pair: Pair,
+    pair: PairLike,
     data: Dataset | Tensor | np.ndarray,
     *,
     num_samples: int = 5000,
@@ -128,19 +129,19 @@ def evaluate(
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     dataset = as_dataset(data).to(device_of(pair.model, pair.guide))
-    check(pair, dataset[: min(8, len(dataset))])
+    check(pair, dataset.batch(slice(8)))
     rows = data_per_chunk(dataset.event_shape, num_samples)
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
     chunks = []
     with torch.random.fork_rng():
-        sampler = Sampler(pair, dataset[:2])
+        sampler = Sampler(pair, dataset.batch(slice(2)))
         torch.manual_seed(seed)
         starts = range(0, len(dataset), rows)
         for start in track(
             starts, "evaluating", console=console, disable=not shown, transient=True
         ):
-            chunks.append(_scores(sampler, dataset[start : start + rows], num_samples))
+            chunks.append(_scores(sampler, dataset.batch(slice(start, start + rows)), num_samples))
     return Evaluation(
         **{name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]},
         num_samples=num_samples,
@@ -150,8 +151,8 @@ def evaluate(
     )
 
 
-def _scores(sampler: Sampler, x: Tensor, num_samples: int) -> dict[str, Tensor]:
-    draws = sampler.log_weights(x, num_samples)
+def _scores(sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int) -> dict[str, Tensor]:
+    draws = sampler.log_weights(batch, num_samples)
     weights = draws.log_weights
     reconstruction = elbo(draws.log_likelihood)
     scores = {
@@ -161,4 +162,4 @@ def _scores(sampler: Sampler, x: Tensor, num_samples: int) -> dict[str, Tensor]:
         "log_likelihood": importance_bound(weights),
         "khat": pareto_khat(weights),
     }
-    return {name: score.to("cpu", x.dtype) for name, score in scores.items()}
+    return {name: score.to("cpu", batch[0].dtype) for name, score in scores.items()}

@@ -17,8 +17,10 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="ELBO (nats per datum)")
     epochs = [entry["epoch"] for entry in history]
-    train = [entry["train_elbo"] for entry in history]
-    axes.plot(epochs, train, marker=".", label="training (running mean of the epoch)")
+    is_elbo = all("train_elbo" in entry for entry in history)
+    train = [entry["train_elbo" if is_elbo else "train_objective"] for entry in history]
+    what = "training" if is_elbo else "training objective, not the ELBO"
+    axes.plot(epochs, train, marker=".", label=f"{what} (running mean of the epoch)")
     values = list(train)
     if all("validation_elbo" in entry for entry in history):
         validation = np.array([entry["validation_elbo"] for entry in history])

@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.checks import Pair, PairError
+from pyro_vae.checks import PairError, PairLike
 from pyro_vae.parts import evaluating
 
 # Elements of the largest array of one chunk: 8 MB of float32, so that a chunk of the decoder's
@@ -28,6 +28,8 @@ from pyro_vae.parts import evaluating
 CHUNK_ELEMENTS = 2**21
 # Draws of one datum that are evaluated together: enough to make the encoder's share negligible.
 CHUNK_DRAWS = 128
+# Plates over draws, of this module and of Pyro's vectorized ELBOs: no data stand in them.
+PARTICLE_PLATES = ("_draws", "num_particles_vectorized")
 
 
 @dataclass(frozen=True)
@@ -64,61 +66,65 @@ class Sampler:
         PairError: when a site stands outside the plate over the data.
     """
 
-    def __init__(self, pair: Pair, x: Tensor) -> None:
+    def __init__(self, pair: PairLike, batch: Tensor | tuple[Tensor, ...]) -> None:
         self.pair = pair
+        few = tuple(rows[:2] for rows in (batch if isinstance(batch, tuple) else (batch,)))
         with torch.random.fork_rng(), torch.no_grad():
-            self.nesting = _plate_nesting(self._run(x[:1]))
+            self.nesting = _plate_nesting(self._run(*(rows[:1] for rows in few)))
             self.vectorized = True
             try:
-                self.draw(x[:2], 3)
+                self.draw(few, 3)
             except (RuntimeError, ValueError, IndexError):
                 self.vectorized = False
-                self.draw(x[:2], 3)
+                self.draw(few, 3)
 
     @torch.no_grad()
-    def draw(self, x: Tensor, num_samples: int) -> Draws:
-        """Draw z `num_samples` times for each datum of x, all at once."""
-        num_data = len(x)
+    def draw(self, batch: Tensor | tuple[Tensor, ...], num_samples: int) -> Draws:
+        """Draw z `num_samples` times for each datum of a batch, all at once."""
+        args = batch if isinstance(batch, tuple) else (batch,)
+        x, num_data = args[0], len(args[0])
         if self.vectorized:
             with pyro.plate("_draws", num_samples, dim=-1 - self.nesting):
-                guide, model = self._run(x)
+                guide, model = self._run(*args)
         else:
-            guide, model = self._run(x.repeat(num_samples, *(1,) * (x.dim() - 1)))
+            guide, model = self._run(
+                *(rows.repeat(num_samples, *(1,) * (rows.dim() - 1)) for rows in args)
+            )
 
         def arrange(values: Tensor, event_dim: int) -> Tensor:
             event_shape = values.shape[values.dim() - event_dim :]
             return values.reshape(num_samples, num_data, *event_shape)
 
-        batch = num_data if self.vectorized else num_data * num_samples
+        size = num_data if self.vectorized else num_data * num_samples
         latents = {}
         log_q, log_prior, log_likelihood = (x.new_zeros(num_samples, num_data) for _ in range(3))
         for name, node in _sample_sites(guide):
             latents[name] = arrange(node["value"], node["fn"].event_dim)
-            log_q = log_q + arrange(self._log_density(name, node, batch), 0)
+            log_q = log_q + arrange(self._log_density(name, node, size), 0)
         for name, node in _sample_sites(model):
-            log_density = arrange(self._log_density(name, node, batch), 0)
+            log_density = arrange(self._log_density(name, node, size), 0)
             if node["is_observed"]:
                 log_likelihood = log_likelihood + log_density
             else:
                 log_prior = log_prior + log_density
         return Draws(latents, log_likelihood, log_prior, log_q)
 
-    def log_weights(self, x: Tensor, num_samples: int) -> Draws:
+    def log_weights(self, batch: Tensor | tuple[Tensor, ...], num_samples: int) -> Draws:
         """Return the log densities of `num_samples` draws for each datum, chunk by chunk.
 
         As `draw`, but the draws themselves are let go: `latents` is empty.
         """
         parts = []
         for start in range(0, num_samples, CHUNK_DRAWS):
-            part = self.draw(x, min(CHUNK_DRAWS, num_samples - start))
+            part = self.draw(batch, min(CHUNK_DRAWS, num_samples - start))
             parts.append((part.log_likelihood, part.log_prior, part.log_q))
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
-    def _run(self, x: Tensor) -> tuple[poutine.Trace, poutine.Trace]:
+    def _run(self, *batch: Tensor) -> tuple[poutine.Trace, poutine.Trace]:
         """Trace the guide on x, and the model on the guide's draws."""
         with evaluating(self.pair.model, self.pair.guide), pyro.validation_enabled(False):
-            guide = poutine.trace(self.pair.guide).get_trace(x)
-            model = poutine.trace(poutine.replay(self.pair.model, trace=guide)).get_trace(x)
+            guide = poutine.trace(self.pair.guide).get_trace(*batch)
+            model = poutine.trace(poutine.replay(self.pair.model, trace=guide)).get_trace(*batch)
         return guide, model
 
     def _log_density(self, name: str, node: Any, num_data: int) -> Tensor:
@@ -149,7 +155,7 @@ def data_frame(node: Any, num_data: int) -> Any:
 
     It is the plate called `"data"`, or else the outermost one of the batch's size.
     """
-    frames = [frame for frame in node["cond_indep_stack"] if frame.name != "_draws"]
+    frames = [frame for frame in node["cond_indep_stack"] if frame.name not in PARTICLE_PLATES]
     named = [frame for frame in frames if frame.name == "data"]
     sized = [frame for frame in frames if frame.size == num_data]
     return (named or sized or [None])[0]

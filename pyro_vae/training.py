@@ -29,10 +29,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.checkpoints import save, writable_folder
-from pyro_vae.checks import Pair, check, check_support
-from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.objectives import per_datum
+from pyro_vae.checks import check
+from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.objectives import is_elbo, per_datum
+from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
+from pyro_vae.supports import check_support
 from pyro_vae.svi import SVI, OptimizerFactory
 from pyro_vae.traces import Sampler, data_per_chunk
 
@@ -47,9 +49,11 @@ class TrainingError(RuntimeError):
 class Fit:
     """What a training run did; ELBOs are in nats per datum.
 
-    `history` has one entry for each epoch; `best` is the entry whose weights the pair now has: the
-    best on validation data, or the last where there were none. `stopped` says why the run ended:
-    `"finished"`, `"early stopping"` or `"interrupted"`.
+    `history` has one entry for each epoch. Its `train_elbo` is the mean over the epoch's steps; an
+    objective whose value is not the ELBO (beta, importance-weighted, free bits) is called
+    `train_objective` instead, and `validation_elbo` is the ELBO all the same. `best` is the entry
+    whose weights the pair now has: the best on validation data, or the last where there were none.
+    `stopped` says why the run ended: `"finished"`, `"early stopping"` or `"interrupted"`.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -67,10 +71,10 @@ class Fit:
 
 
 def fit(
-    pair: Pair | SVI,
-    train: Dataset | Tensor | np.ndarray,
+    pair: PairLike | SVI,
+    train: Data,
     *,
-    validation: Dataset | Tensor | np.ndarray | None = None,
+    validation: Data | None = None,
     epochs: int = 20,
     batch_size: int = 128,
     objective: ELBO | None = None,
@@ -89,7 +93,9 @@ def fit(
     Args:
         pair: anything with `.model` and `.guide` that take a batch, such as a `VAE`; or an `SVI`
             of such a pair, which then says what each step does.
-        train: the training data, shape `(N, *event)`; a data set draws its binarization anew.
+        train: the training data, shape `(N, *event)`; a data set draws its binarization anew. A
+            tuple `(data, y, ...)` has further rows for each datum, and the programs are called
+            on `(x, y, ...)`.
         validation: data for early stopping and for choosing the epoch whose weights are kept.
         epochs: passes over the training data.
         batch_size: M, data in a minibatch.
@@ -123,14 +129,14 @@ def fit(
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    _check_data(pair, data, held_out)
+    svi = _per_datum_svi(pair, len(data), objective, num_particles, optimizer, learning_rate)
+    _check_data(pair, svi.objective, data, held_out)
     folder = None if out is None else writable_folder(out)
 
     noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     generator = torch.Generator(data.values.device).manual_seed(int(data_seed))
     batch_size = min(batch_size, len(data))
     total_steps = epochs * math.ceil(len(data) / batch_size)
-    svi = _per_datum_svi(pair, len(data), objective, num_particles, optimizer, learning_rate)
 
     result = Fit(
         settings={
@@ -147,6 +153,7 @@ def fit(
             "precision": "fp32",
         }
     )
+    curve = "train_elbo" if is_elbo(svi.objective) else "train_objective"
     keeper = _Keeper(svi, programs)
     scheduler: LRScheduler | None = None
     started = time.perf_counter()
@@ -158,30 +165,30 @@ def fit(
     ):
         torch.manual_seed(int(noise_seed))
         for epoch in range(1, epochs + 1):
-            epoch_started, elbo_sum, seen = time.perf_counter(), 0.0, 0
+            epoch_started, total, seen = time.perf_counter(), 0.0, 0
             for index in _batches(len(data), batch_size, generator):
-                x = data.draw(index, generator)
+                batch = data.draw_batch(index, generator)
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="Encountered NaN")
-                    loss = svi.step(x)
+                    loss = svi.step(*batch)
                 if not math.isfinite(loss):
-                    _stop_on_nan(pair, x, result.num_steps, epoch, keeper)
+                    _stop_on_nan(pair, batch, result.num_steps, epoch, keeper)
                 result.num_steps += 1
-                elbo_sum, seen = elbo_sum - loss * len(index), seen + len(index)
+                total, seen = total - loss * len(index), seen + len(index)
                 if schedule is not None:
                     if scheduler is None:
                         # Made after the first step, when the optimizer has its parameters.
                         scheduler = schedule(svi.optim.optimizer, total_steps)
                     else:
                         scheduler.step()
-                report(len(index), epoch, epochs, elbo_sum / seen)
+                report(len(index), epoch, epochs, total / seen)
                 if interrupted():
                     break
             entry = {
                 "epoch": epoch,
                 "step": result.num_steps,
                 "num_data": seen,
-                "train_elbo": elbo_sum / seen,
+                curve: total / seen,
                 "seconds": time.perf_counter() - epoch_started,
             }
             if held_out is not None:
@@ -205,7 +212,7 @@ def fit(
 
 
 def _per_datum_svi(
-    pair: Pair | SVI,
+    pair: PairLike | SVI,
     num_data: int,
     objective: ELBO | None,
     num_particles: int,
@@ -220,8 +227,7 @@ def _per_datum_svi(
         bound, optim = pair.objective, pair.optim
     else:
         # Draws stand in a plate on the left; networks take any leading dimensions.
-        vectorized = {"vectorize_particles": num_particles > 1, "max_plate_nesting": 1}
-        bound = objective or Trace_ELBO(num_particles, **vectorized)
+        bound = objective or Trace_ELBO(num_particles, vectorize_particles=num_particles > 1)
         optim = optimizer or functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
     return SVI(per_datum(pair.model, num_data), per_datum(pair.guide, num_data), optim, bound)
 
@@ -248,21 +254,22 @@ def _check_settings(
         raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")
 
 
-def _check_data(pair: Pair, *datasets: Dataset | None) -> None:
+def _check_data(pair: PairLike, objective: object, *datasets: Dataset | None) -> None:
     """Check a first batch of each data set in depth, and the support of all the rest."""
     for data in datasets:
         if data is None:
             continue
-        first = data[: min(8, len(data))]
-        check(pair, first)
+        check(pair, data.batch(slice(8)), objective=objective)
         if data.values.dtype == torch.uint8:
             continue  # a data set's own pixels: in range by construction
         with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-            guide = poutine.trace(pair.guide).get_trace(first[:1])
-            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(first[:1])
+            first = data.batch(slice(1))
+            guide = poutine.trace(pair.guide).get_trace(*first)
+            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
         for name in model.observation_nodes:
             fn: Any = model.nodes[name]["fn"]
-            if fn.batch_shape == (1,):  # one datum's distribution, whose support all data share
+            # One datum's distribution, whose support all data share.
+            if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
                 check_support(fn, data[:], name)
 
 
@@ -271,15 +278,16 @@ def _batches(num_data: int, batch_size: int, generator: torch.Generator) -> Iter
     yield from order.split(batch_size)
 
 
-def _validate(pair: Pair, data: Dataset, seed: int) -> dict[str, float]:
+def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     """One draw for each validation datum, the same noise every epoch, so that epochs compare."""
     total: list[Tensor] = []
     rows = data_per_chunk(data.event_shape, 1)
     with torch.random.fork_rng():
-        sampler = Sampler(pair, data[:2])
+        sampler = Sampler(pair, data.batch(slice(2)))
         torch.manual_seed(seed)
         for start in range(0, len(data), rows):
-            total.append(sampler.log_weights(data[start : start + rows], 1).log_weights[0])
+            batch = data.batch(slice(start, start + rows))
+            total.append(sampler.log_weights(batch, 1).log_weights[0])
     elbo = torch.cat(total).double()
     se = elbo.std().item() / math.sqrt(len(elbo)) if len(elbo) > 1 else math.nan
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
@@ -318,8 +326,10 @@ class _Keeper:
         return list(tensors)
 
 
-def _stop_on_nan(pair: Pair, x: Tensor, step: int, epoch: int, keeper: _Keeper) -> None:
-    culprit = _first_bad_site(pair, x)
+def _stop_on_nan(
+    pair: PairLike, batch: tuple[Tensor, ...], step: int, epoch: int, keeper: _Keeper
+) -> None:
+    culprit, x = _first_bad_site(pair, batch), batch[0]
     if keeper.all_finite():
         kept = "the weights of the step before are kept"
     else:
@@ -332,10 +342,10 @@ def _stop_on_nan(pair: Pair, x: Tensor, step: int, epoch: int, keeper: _Keeper) 
     )
 
 
-def _first_bad_site(pair: Pair, x: Tensor) -> str:
+def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
     with torch.no_grad(), pyro.validation_enabled(False):
-        guide = poutine.trace(pair.guide).get_trace(x)
-        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(x)
+        guide = poutine.trace(pair.guide).get_trace(*batch)
+        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*batch)
         for role, trace in (("guide", guide), ("model", model)):
             for name, node in trace.nodes.items():
                 if node["type"] == "sample":

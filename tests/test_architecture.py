@@ -5,11 +5,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
-    {"parts"},
-    {"networks", "data", "importance", "checks", "checkpoints", "distributions", "spherical"}
+    {"parts", "pairs"},
+    {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms"},
-    {"entrywise", "traces", "flexible_priors", "missing", "tables"},
-    {"counts", "priors", "guides"},
+    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables"},
+    {"counts", "priors", "guides", "traces", "pathwise"},
     {"likelihoods"},
     {"vae"},
     {"ladder", "mixed"},

@@ -16,6 +16,9 @@ EXAMPLES = {
     "count_data.py": ["--quick"],
     "missing_data.py": ["--quick"],
     "tabular_mixed.py": ["--quick"],
+    "conditional.py": ["--quick"],
+    "semi_supervised.py": ["--quick"],
+    "your_own_model.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
 }
 # A proxy that nobody listens at: the example finds no network, whatever the machine has.
@@ -102,6 +105,21 @@ def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     metrics = check_run(done, tmp_path / "run", "mnist", extra="traversals.png")
     assert metrics["num_train"] == 55_000
     assert metrics["test_elbo"] > -160
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("conditional", "digits.png"),
+        ("semi_supervised", "classes.png"),
+        ("your_own_model", "layers.png"),
+    ],
+)
+def test_a_first_look_draws_its_picture(tmp_path, name, picture):
+    done = run([ROOT / "examples" / f"{name}.py", *EXAMPLES[f"{name}.py"]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert picture in done.stdout.replace("\n", "")
+    assert (tmp_path / "runs" / name / picture).stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
