@@ -31,7 +31,7 @@ def main(
     binarize: Annotated[
         str, Option(help="dynamic (fresh draws each epoch), static or threshold")
     ] = "dynamic",
-    epochs: Annotated[int, Option(help="Passes over the training data")] = 15,
+    epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
     latent_dim: Annotated[int, Option(help="N_z, the number of latents")] = 20,
     hidden: Annotated[int, Option(help="Hidden units of encoder and decoder")] = 500,
     batch_size: Annotated[int, Option(help="M, data in a minibatch")] = 128,

@@ -33,7 +33,7 @@ def train(
     data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
     data_root: DataRoot = None,
     binarize: Annotated[str, Option(help="dynamic, static or threshold")] = "dynamic",
-    epochs: Annotated[int, Option(help="Passes over the training data")] = 15,
+    epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
     latent_dim: Annotated[int, Option(help="Number of latents")] = 20,
     hidden: Annotated[list[int], Option(help="Hidden units; once for each layer")] = [500],  # noqa: B006
     batch_size: Annotated[int, Option(help="Data in a minibatch")] = 128,
