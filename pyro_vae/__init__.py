@@ -1,9 +1,15 @@
 """Auto-Encoding Variational Bayes (Kingma & Welling, 2013) on Pyro."""
 
 from pyro_vae import data, guides, likelihoods, networks, objectives, priors
+from pyro_vae.annealed_importance import Annealed, ais, bidirectional
+from pyro_vae.calibration import sbc
 from pyro_vae.checkpoints import CheckpointError, load
 from pyro_vae.checks import check
+from pyro_vae.collapse import Collapse, collapse
+from pyro_vae.elpd import elpd_marginal
 from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.gaps import Gaps, gaps
+from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.ladder import LadderVAE
 from pyro_vae.mixed import MixedVAE
 from pyro_vae.pairs import Pair, PairError
@@ -11,24 +17,36 @@ from pyro_vae.parts import Part, resolve_device
 from pyro_vae.reports import report
 from pyro_vae.svi import SVI
 from pyro_vae.training import Fit, TrainingError, fit
+from pyro_vae.trust import TrustCard, diagnose
 from pyro_vae.vae import VAE
 
 __all__ = [
     "SVI",
     "VAE",
+    "Annealed",
     "CheckpointError",
+    "Collapse",
     "Evaluation",
     "Fit",
+    "Gaps",
     "LadderVAE",
     "MixedVAE",
     "Pair",
     "PairError",
     "Part",
     "TrainingError",
+    "TrustCard",
+    "ais",
+    "bidirectional",
     "check",
+    "collapse",
     "data",
+    "diagnose",
+    "elpd_marginal",
     "evaluate",
     "fit",
+    "from_pyro_svi",
+    "gaps",
     "guides",
     "likelihoods",
     "load",
@@ -37,5 +55,6 @@ __all__ = [
     "priors",
     "report",
     "resolve_device",
+    "sbc",
 ]
 __version__ = "0.1.0"

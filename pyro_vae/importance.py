@@ -7,14 +7,10 @@ computed in float64.
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-# Below this spread the weights are equal but for rounding, and no tail can be fitted to them.
-EQUAL_WEIGHTS = 1e-7
-# ArviZ fits the tail to a fifth of the draws, and at least 5 of them.
-MIN_TAIL_SAMPLES = 25
+from pyro_vae import elpd
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -44,18 +40,4 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     the estimate of log p(x) from these weights is not to be relied on. Equal weights, of an exact
     posterior, give -inf; fewer than 25 draws have no tail and give NaN.
     """
-    from arviz_stats.base import array_stats  # takes seconds, as it imports xarray and more
-
-    num_samples, num_data = log_weights.shape
-    khat = np.full(num_data, np.nan)
-    if num_samples >= MIN_TAIL_SAMPLES:
-        columns = log_weights.double().cpu().numpy()
-        finite = np.isfinite(columns).all(axis=0)
-        with np.errstate(invalid="ignore"):
-            equal = finite & (columns.max(axis=0) - columns.min(axis=0) < EQUAL_WEIGHTS)
-        khat[equal] = -np.inf
-        fitted = finite & ~equal
-        if fitted.any():
-            # ArviZ takes log likelihoods, whose reciprocals are the weights: hence the sign.
-            khat[fitted] = array_stats.psislw(-columns[:, fitted], axis=0)[1]
-    return torch.from_numpy(khat)
+    return torch.from_numpy(elpd.pareto_khat(log_weights.double().cpu().numpy()))

@@ -1,54 +1,149 @@
-"""From a trained pair to an `xarray.DataTree`, which ArviZ reads."""
+"""From any Pyro model and guide to an `xarray.DataTree`, which ArviZ reads."""
 
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
-from arviz_base import from_dict
 
-from pyro_vae.traces import Sampler
+from pyro_vae.blocks import Blocks
+from pyro_vae.data import Dataset
+from pyro_vae.programs import Programs
+from pyro_vae.sites import untouched
+from pyro_vae.trees import Labels, TreeWriter
+
+GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
+PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
+# Elements of the largest array of one block of data with all its draws: 128 MB of float32.
+BLOCK_ELEMENTS = 2**25
 
 
 def from_pyro_svi(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *,
-    model_args: tuple[Any, ...],
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 500,
+    groups: Iterable[str] = GROUPS,
+    obs_plate: str | None = None,
+    batch_size: int | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     seed: int | None = None,
-    attrs: Mapping[str, Any] | None = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> xr.DataTree:
-    """Draw from the guide and collect what ArviZ needs, with the dims `chain`, `draw`, `obs_id`.
+    """Draw from a guide, and collect what ArviZ reads.
 
-    Groups: `posterior` (the latents), `sample_stats` (`log_weight` and `log_q` per datum),
-    `log_likelihood` and `observed_data`.
+    The dimensions are `chain` (one, since the draws are independent), `draw`, the names of the
+    plates, and those of events: `latent_dim` for the one local latent of a VAE, else `dims`, or
+    ArviZ's own `{site}_dim_{i}`. The groups:
+
+    - `posterior`: latents drawn from the guide;
+    - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats: for each datum
+      where every latent belongs to one, else of all data and latents jointly, for each draw;
+    - `log_likelihood`: log p(x|z) of each observed site and datum. Do not give it to
+      `arviz.loo` where latents are local: without its datum a latent falls back to its prior.
+      `pyro_vae.elpd_marginal` scores held-out data;
+    - `observed_data`; `posterior_predictive`: the observed sites drawn anew;
+    - on request `prior`, `prior_predictive`, and `log_prior` at the posterior's draws.
+
+    Data are run batch by batch and draws in chunks, so that memory holds little more than the
+    result, or with `store` a block of it. Modules are in evaluation mode; their mode, the random
+    state and Pyro's parameter store are left as they were found.
 
     Args:
-        model: a Pyro model whose sites stand in the plate over the data.
-        guide: its guide.
-        model_args: the data, a tuple of one tensor of shape `(num_data, *event)`.
-        num_samples: draws for each datum; they are independent, so there is one chain.
-        seed: of the draws; torch's global random state is left as it was found.
-        attrs: attributes of the posterior group, such as the data set's name.
+        model: a Pyro model.
+        guide: its guide: a function, a module or an `AutoGuide`.
+        model_args: arguments of both: tensors, arrays, `pyro_vae` data sets, or anything else.
+        model_kwargs: their keyword arguments.
+        num_samples: draws from the guide.
+        groups: the groups to collect, of those above.
+        obs_plate: name of the plate over the data; by default `"data"`, or else the outermost
+            plate of the data's size.
+        batch_size: data run at a time, where the programs treat each by itself; by default as
+            many as fit a block of 128 MB.
+        coords: coordinates by dimension; plates count from 0 by default, and a subsampled one has
+            the indices that were drawn. A subsampled plate over the data is run on all of them.
+        dims: names of event dimensions by site.
+        seed: of the draws; the same seed and batch size give the same tree.
+        store: folder of a zarr store to write to, block by block; the tree then reads from it.
+
+    Returns:
+        The tree.
+
+    Raises:
+        PairError: when model and guide do not fit each other or their arguments.
+        ValueError: for `num_samples` below 1, unknown groups, or names and sizes of sites,
+            dimensions and coordinates that clash.
     """
-    (x,) = model_args
-    with torch.random.fork_rng():
-        sampler = Sampler(SimpleNamespace(model=model, guide=guide), x[:2])
-        if seed is not None:
-            torch.manual_seed(seed)
-        draws = sampler.draw(x, num_samples)
-    latents = {name: value[None].cpu().numpy() for name, value in draws.latents.items()}
-    dims = {name: ["obs_id", "latent_dim"] for name in latents}
-    per_datum = {"log_weight": draws.log_weights, "log_q": draws.log_q}
-    return from_dict(
-        {
-            "posterior": latents,
-            "sample_stats": {k: v[None].cpu().numpy() for k, v in per_datum.items()},
-            "log_likelihood": {"x": draws.log_likelihood[None].cpu().numpy()},
-            "observed_data": {"x": x.cpu().numpy()},
-        },
-        dims={**dims, "log_weight": ["obs_id"], "log_q": ["obs_id"], "x": ["obs_id"]},
-        attrs={"posterior": {"inference_library": "pyro_vae", **(attrs or {})}},
-    )
+    groups = _check_groups(num_samples, groups)
+    attrs = _attributes(model, guide, model_args)
+    args = tuple(_as_tensor(value) for value in model_args)
+    kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
+    with torch.no_grad(), untouched(seed):
+        programs = Programs(model, guide, args, kwargs, obs_plate=obs_plate)
+        labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
+        blocks = Blocks(programs, labels, num_samples, groups)
+        writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
+        rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
+        for batch in programs.batches(rows):
+            variables = blocks.collect(batch)
+            if writer.num_data == 0:
+                plate = programs.data_plate
+                labels.check(variables, {} if plate is None else {plate: programs.num_data})
+            writer.add(variables, len(batch.indices) - batch.repeated)
+        if "sample_stats" in groups and not programs.all_local:
+            writer.add(blocks.joint_stats())
+    blocks.warn()
+    return writer.finish()
+
+
+def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    groups = tuple(groups)
+    unknown = sorted(set(groups) - {*GROUPS, *PRIOR_GROUPS})
+    if unknown or not groups:
+        raise ValueError(f"groups {unknown} are unknown: choose of {[*GROUPS, *PRIOR_GROUPS]}")
+    return groups
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, Dataset):
+        return value[:]
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _attributes(
+    model: Callable[..., Any], guide: Callable[..., Any], model_args: tuple[Any, ...]
+) -> dict[str, Any]:
+    def name_of(program: Any) -> str:
+        named = program if hasattr(program, "__qualname__") else type(program)
+        return f"{named.__module__}.{named.__qualname__}"
+
+    attrs = {
+        "inference_library": "pyro",
+        "inference_library_version": version("pyro-ppl"),
+        "creation_library": "pyro_vae",
+        "creation_library_version": version("pyro-vae"),
+        "model": name_of(model),
+        "guide": name_of(guide),
+    }
+    for data in model_args:
+        if isinstance(data, Dataset):
+            attrs |= {"dataset": data.name, "binarization": data.binarization}
+    return attrs
+
+
+def _only_local_latent(programs: Programs) -> str | None:
+    """Return the name of the local latent with one event dimension, where there is one such."""
+    vectors = [name for name, event_dim in programs.local_latents.items() if event_dim == 1]
+    return vectors[0] if len(vectors) == 1 else None
+
+
+def _coordinates(programs: Programs, coords: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**{k: v.numpy() for k, v in programs.fixed_indices.items()}, **(coords or {})}

@@ -65,8 +65,9 @@ def report(
         model_args=(shown[:20],),
         num_samples=500,
         seed=seed,
-        attrs={"dataset": test.name, "binarization": test.binarization},
     )
+    for group in tree.subtree:
+        group.attrs |= {"dataset": test.name, "binarization": test.binarization}
     tree.to_netcdf(out / "posterior.nc")
     with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
         torch.manual_seed(seed)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
-    {"parts", "pairs"},
+    {"parts", "pairs", "batches", "elpd", "trees"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
-    | {"transforms"},
-    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables"},
-    {"counts", "priors", "guides", "traces", "pathwise"},
-    {"likelihoods"},
+    | {"transforms", "sites"},
+    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"},
+    {"counts", "priors", "guides", "pathwise", "programs"},
+    {"likelihoods", "traces"},
     {"vae"},
     {"ladder", "mixed"},
-    {"objectives", "svi"},
-    {"training", "evaluation", "inspection", "plots"},
+    {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},
+    {"training", "evaluation", "inspection", "plots", "trust"},
     {"reports"},
     {"__init__"},
     {"cli"},

@@ -20,6 +20,21 @@ EXAMPLES = {
     "semi_supervised.py": ["--quick"],
     "your_own_model.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
+    "posterior_arviz.py": [
+        "--epochs",
+        "1",
+        "--hidden",
+        "32",
+        "--latent-dim",
+        "3",
+        "--num-data",
+        "30",
+        "--num-samples",
+        "50",
+        "--out",
+        "run",
+    ],
+    "svi_to_arviz.py": [],
 }
 # A proxy that nobody listens at: the example finds no network, whatever the machine has.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
@@ -86,7 +101,7 @@ def check_run(done, out, dataset, *, extra):
     )
     with xr.open_datatree(out / "posterior.nc") as tree:
         assert tree["posterior"].attrs["dataset"] == dataset
-        assert tree["posterior/z"].dims == ("chain", "draw", "obs_id", "latent_dim")
+        assert tree["posterior/z"].dims == ("chain", "draw", "data", "latent_dim")
     return metrics
 
 
@@ -105,6 +120,27 @@ def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     metrics = check_run(done, tmp_path / "run", "mnist", extra="traversals.png")
     assert metrics["num_train"] == 55_000
     assert metrics["test_elbo"] > -160
+
+
+def test_posterior_arviz_goes_from_training_to_the_trust_card(tmp_path):
+    command = [ROOT / "examples" / "posterior_arviz.py", *EXAMPLES["posterior_arviz.py"]]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").glob("*.png"))) == 10
+    card = json.loads((tmp_path / "run/trust.json").read_text())
+    assert card["verdict"] in ("safe", "inspect", "don't")
+    assert f"Trust card: {card['verdict']}" in done.stdout
+    lower, upper = map(float, re.search(r"(\S+) < log p\(x\) < (\S+)", done.stdout).groups())
+    assert upper - 20 < lower < upper + 1
+
+
+def test_svi_to_arviz_finds_the_line_that_made_its_data(tmp_path):
+    done = run([ROOT / "examples" / "svi_to_arviz.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    with xr.open_datatree(tmp_path / "regression.nc") as tree:
+        slope = tree["posterior/slope"]
+        assert abs(slope.mean() + 1.5) < 5 * slope.std()
+        assert slope.std() < 0.1
 
 
 @pytest.mark.parametrize(

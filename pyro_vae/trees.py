@@ -1,0 +1,156 @@
+"""Arrays of draws to the groups of an `xarray.DataTree`, in memory or appended to a zarr store."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+SAMPLE_DIMS = ("chain", "draw")
+# group -> variable -> (dims, values)
+Variables = dict[str, dict[str, tuple[tuple[str, ...], np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The names of dimensions: plates have theirs, those of events are `dims`, or made up.
+
+    Args:
+        dims: names of the event dimensions by site.
+        coords: coordinates by dimension.
+        latent: the site whose one event dimension is called `latent_dim`, if any.
+    """
+
+    dims: Mapping[str, Sequence[str]]
+    coords: Mapping[str, Any]
+    latent: str | None = None
+
+    def of(self, site: str, plates: Sequence[str], event_dim: int) -> tuple[str, ...]:
+        """Return the names of a site's plates and event dimensions.
+
+        Raises:
+            ValueError: when `dims` has another number of names for it.
+        """
+        if site in self.dims:
+            names = tuple(self.dims[site])
+            if len(names) != event_dim:
+                raise ValueError(
+                    f"dims has the names {list(names)} for site {site!r}, which has {event_dim} "
+                    f"event dimensions beside its plates {list(plates)}: name those alone"
+                )
+        elif site == self.latent:
+            names = ("latent_dim",)
+        else:
+            names = tuple(f"{site}_dim_{i}" for i in range(event_dim))
+        return (*plates, *names)
+
+    def check(self, variables: Variables, num_data: Mapping[str, int]) -> None:
+        """Raise `ValueError` where names or sizes of dimensions, sites and coordinates clash.
+
+        Args:
+            variables: the first block.
+            num_data: the size of the dimension that has more to come.
+        """
+        sizes: dict[str, int] = {}
+        for group in variables.values():
+            for name, (dims, values) in group.items():
+                for dim, size in zip(dims, values.shape, strict=True):
+                    if sizes.setdefault(dim, size) != size:
+                        raise ValueError(
+                            f"dimension {dim!r} has size {size} in {name!r} and {sizes[dim]} "
+                            "elsewhere: give one of them another name by dims="
+                        )
+        sizes |= num_data
+        clashes = sorted({name for group in variables.values() for name in group} & set(sizes))
+        if clashes:
+            raise ValueError(
+                f"site {clashes[0]!r} has the name of a dimension, and would silently become its "
+                "coordinate: rename the site, or its plate"
+            )
+        for dim, values in self.coords.items():
+            if dim not in sizes:
+                raise ValueError(
+                    f"coords has {dim!r}, which is no dimension; there are {sorted(sizes)}"
+                )
+            if len(values) != sizes[dim]:
+                raise ValueError(
+                    f"coords has {len(values)} values for {dim!r}, a dimension of size {sizes[dim]}"
+                )
+
+
+class TreeWriter:
+    """Gathers blocks of data: in memory, or in a zarr store that grows with each block.
+
+    Args:
+        plate: the dimension that blocks are put together along; None where there is one block.
+        coords: coordinates by dimension, those of `plate` for all blocks together.
+        attrs: attributes of the tree and of each group.
+        store: folder of a zarr store, which must not be there yet.
+
+    Raises:
+        ImportError: when `store` is given and zarr is not installed.
+        FileExistsError: when the store is there.
+    """
+
+    def __init__(
+        self,
+        plate: str | None,
+        coords: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+        store: str | os.PathLike[str] | None,
+    ) -> None:
+        self.plate, self.coords, self.attrs = plate, dict(coords), dict(attrs)
+        self.store = None if store is None else Path(store)
+        self.blocks: dict[str, list[xr.Dataset]] = {}
+        self.num_data = 0
+        if self.store is not None:
+            try:
+                import zarr  # noqa: F401
+            except ImportError as error:
+                raise ImportError(
+                    "store= needs the package zarr: pip install 'pyro-vae[zarr]'"
+                ) from error
+            if self.store.exists():
+                raise FileExistsError(f"{self.store} is there already: remove it, or name another")
+
+    def add(self, variables: Variables, num_data: int = 0) -> None:
+        """Add a block of `num_data` data; what does not depend on data is in the first alone."""
+        for group, arrays in variables.items():
+            dataset = xr.Dataset({name: xr.Variable(*pair) for name, pair in arrays.items()})
+            for dim, size in dataset.sizes.items():
+                start = self.num_data if dim == self.plate else 0
+                values = self.coords.get(str(dim), np.arange(start + size))[start : start + size]
+                dataset = dataset.assign_coords({dim: values})
+            dataset.attrs = self.attrs
+            if self.store is None:
+                self.blocks.setdefault(group, []).append(dataset)
+            else:
+                self._append(group, dataset)
+        self.num_data += num_data
+
+    def _append(self, group: str, dataset: xr.Dataset) -> None:
+        first = group not in self.blocks
+        self.blocks.setdefault(group, [])
+        along = None if first or self.plate not in dataset.dims else self.plate
+        dataset.to_zarr(self.store, group=group, mode="a", append_dim=along, consolidated=False)
+
+    def finish(self) -> xr.DataTree:
+        """Return the tree; from a store, its arrays are read when they are looked at."""
+        if self.store is not None:
+            xr.Dataset(attrs=self.attrs).to_zarr(self.store, mode="a", consolidated=False)
+            return xr.open_datatree(self.store, engine="zarr", consolidated=False)
+        groups = {name: self._together(blocks) for name, blocks in self.blocks.items()}
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = self.attrs
+        return tree
+
+    def _together(self, blocks: list[xr.Dataset]) -> xr.Dataset:
+        along = [block for block in blocks if self.plate in block.dims]
+        if len(along) < 2:
+            return xr.merge(blocks, combine_attrs="override") if len(blocks) > 1 else blocks[0]
+        joined = xr.concat(along, str(self.plate), data_vars="minimal", combine_attrs="override")
+        others = [block for block in blocks if self.plate not in block.dims]
+        return xr.merge([joined, *others], combine_attrs="override") if others else joined
