@@ -4,8 +4,8 @@
     python examples/conditional.py --quick    one epoch of 4,000 images, some seconds
 
 What to see in digits.png: each row is one draw of z from its prior, the columns are the classes.
-Slant and stroke stay along a row while the digit changes: z is the style, y the digit. (Sohn, Lee
-& Yan 2015; Kingma et al. 2014, section 4.3.)
+Slant and stroke stay much alike along a row while the digit changes: z is the style, y the digit.
+(Sohn, Lee & Yan 2015; Kingma et al. 2014, section 4.)
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(
     epochs, hidden = (1, 100) if quick else (epochs, 500)
     num_scored, num_samples = (100, 50) if quick else (1000, 500)
     torch.manual_seed(seed)
-    vae = ConditionalVAE(20, hidden, train.log_odds())
+    vae = ConditionalVAE(10, hidden, train.log_odds())
 
     # What the programs take after x goes with the data, row by row.
     labels = one_hot(train.labels, 10).float()
@@ -72,9 +72,9 @@ def main(
     print(pv.check(vae, (train[:8], labels[:8])))
     fit = pv.fit(vae, (train, labels), epochs=epochs, seed=seed)
     print(f"training ELBO {fit.history[-1]['train_elbo']:.2f} nats per datum")
-    scored = (test[:num_scored], test_labels[:num_scored])
+    scored, _ = test.hold_out(len(test) - num_scored)
     print("log p(x|y) of test data, by importance sampling:")
-    print(pv.evaluate(vae, scored, num_samples=num_samples, seed=seed))
+    print(pv.evaluate(vae, (scored, test_labels[:num_scored]), num_samples=num_samples, seed=seed))
 
     styles = torch.randn(8, 1, vae.latent_dim)
     with torch.no_grad():

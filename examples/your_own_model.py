@@ -8,9 +8,9 @@
 
 Two functions, any site names, `pyro.module` for the parameters: `pv.Pair` makes them a pair, and
 `check`, `fit`, `SVI`, `evaluate` and every objective take it as they take a `VAE`. (Burda et al.
-2015, section 5, train these two layers.) What to see in layers.png: each row is one draw of z2,
-along it z1 is drawn anew. The row is one kind of digit, and its members differ in how it is
-written: the upper layer says what, the lower one says how.
+2015, section 5, train two such layers.) What to see in layers.png: each row is one draw of z2,
+along it z1 is drawn anew. A row keeps to one shape, or a few, that vary in detail: how alike its
+images are is how much the upper layer says.
 """
 
 from pathlib import Path
@@ -79,7 +79,8 @@ def main(
     print(pv.check(pair, train[:8], objective=objective))
     fit = pv.fit(pair, train, validation=validation, epochs=epochs, objective=objective, seed=seed)
     print(f"validation ELBO {fit.best['validation_elbo']:.2f} nats per datum")
-    print(pv.evaluate(pair, test[:num_scored], num_samples=num_samples, seed=seed))
+    scored, _ = test.hold_out(len(test) - num_scored)
+    print(pv.evaluate(pair, scored, num_samples=num_samples, seed=seed))
 
     with torch.no_grad():
         z2 = torch.randn(8, 1, upper)
