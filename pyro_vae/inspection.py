@@ -17,8 +17,8 @@ from pyro_vae.trees import Labels, TreeWriter
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
 PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
-# Elements of the largest array of one block of data with all its draws: 128 MB of float32.
-BLOCK_ELEMENTS = 2**25
+# Elements of the largest array of one block of data with all its draws: 64 MB of float32.
+BLOCK_ELEMENTS = 2**24
 
 
 def from_pyro_svi(
@@ -65,7 +65,7 @@ def from_pyro_svi(
         obs_plate: name of the plate over the data; by default `"data"`, or else the outermost
             plate of the data's size.
         batch_size: data run at a time, where the programs treat each by itself; by default as
-            many as fit a block of 128 MB.
+            many as fit a block of 64 MB.
         coords: coordinates by dimension; plates count from 0 by default, and a subsampled one has
             the indices that were drawn. A subsampled plate over the data is run on all of them.
         dims: names of event dimensions by site.

@@ -101,7 +101,7 @@ def data_frame(node: Any, num_data: int) -> Any:
 
     It is the plate called `"data"`, or else the outermost one of the batch's size.
     """
-    frames = [f for f in node["cond_indep_stack"] if f.name not in PARTICLE_PLATES]
+    frames = [frame for frame in node["cond_indep_stack"] if frame.name not in PARTICLE_PLATES]
     named = [frame for frame in frames if frame.name == "data"]
     sized = [frame for frame in frames if frame.size == num_data]
     return (named or sized or [None])[0]
@@ -111,7 +111,7 @@ def plate_of(node: Any, obs_plate: str | None, num_rows: int) -> Any:
     """Return the frame of a site in the plate over the data, called `obs_plate` or else guessed."""
     if obs_plate is not None:
         return next((frame for frame in frames_of(node) if frame.name == obs_plate), None)
-    frames = [f for f in node["cond_indep_stack"] if f.name != DRAWS and f.vectorized]
+    frames = [f for f in node["cond_indep_stack"] if f.name not in PARTICLE_PLATES and f.vectorized]
     return data_frame(node, num_rows) or next(iter(frames), None)
 
 
@@ -155,7 +155,7 @@ def sample_sites(trace: poutine.Trace) -> list[tuple[str, Any]]:
 
 def frames_of(node: Any) -> list[Any]:
     """Return the vectorized plates of a site from left to right, the plate of draws left out."""
-    frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name != DRAWS]
+    frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name not in PARTICLE_PLATES]
     return sorted(frames, key=lambda frame: frame.dim)
 
 

@@ -28,6 +28,8 @@ CHUNK_ELEMENTS = 2**21
 # Draws of one datum that are evaluated together: enough to make the encoder's share negligible.
 CHUNK_DRAWS = 128
 
+Data = Tensor | tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -56,47 +58,48 @@ class Sampler:
     Args:
         pair: anything with `.model` and `.guide`; every latent and observed site stands in the
             plate over the data.
-        x: some data, shape `(num_data, *event)`.
+        batch: some data, shape `(num_data, *event)`; or a tuple of them and what else the programs
+            take for each datum.
 
     Raises:
         PairError: when a site stands outside the plate over the data.
     """
 
-    def __init__(self, pair: PairLike, x: Tensor | tuple[Tensor, ...]) -> None:
+    def __init__(self, pair: PairLike, batch: Data) -> None:
         self.pair = pair
-        args = x if isinstance(x, tuple) else (x,)
-        self.programs = Programs(pair.model, pair.guide, args)
+        few = tuple(rows[:2] for rows in _arguments(batch))
+        self.programs = Programs(pair.model, pair.guide, few)
         if not self.programs.all_local:
             raise PairError(
-                f"a latent stands outside the plate over the {len(args[0])} data, so that no datum "
-                "has a log weight of its own: put it into pyro.plate('data', len(x)), or look at "
-                "the joint log weight in pyro_vae.from_pyro_svi"
+                "a latent stands outside the plate over the data, so that no datum has a log "
+                "weight of its own: put it into pyro.plate('data', len(x)), or look at the "
+                "joint log weight in pyro_vae.from_pyro_svi"
             )
         self.plate = str(self.programs.data_plate)
 
-    def rsample(self, x: Tensor | tuple[Tensor, ...], num_samples: int) -> Draws:
-        """Draw z `num_samples` times for each datum of x, all at once, with gradients."""
-        return self._draws(*self.programs.run(batch_of(x), num_samples))
+    def rsample(self, batch: Data, num_samples: int) -> Draws:
+        """Draw z `num_samples` times for each datum of a batch, all at once, with gradients."""
+        return self._draws(*self.programs.run(batch_of(batch), num_samples))
 
     @torch.no_grad()
-    def draw(self, x: Tensor | tuple[Tensor, ...], num_samples: int) -> Draws:
-        """Draw z `num_samples` times for each datum of x, all at once."""
-        return self.rsample(x, num_samples)
+    def draw(self, batch: Data, num_samples: int) -> Draws:
+        """Draw z `num_samples` times for each datum of a batch, all at once."""
+        return self.rsample(batch, num_samples)
 
-    def model_at(self, x: Tensor, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def model_at(self, batch: Data, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return log p(z) and log p(x|z) at given latents, each `(draws, data)`; with gradients."""
         num_samples = len(next(iter(latents.values())))
-        model = self.programs.run_model(batch_of(x), num_samples, latents)
+        model = self.programs.run_model(batch_of(batch), num_samples, latents)
         return self._sum(model, observed=False), self._sum(model, observed=True)
 
-    def log_weights(self, x: Tensor | tuple[Tensor, ...], num_samples: int) -> Draws:
+    def log_weights(self, batch: Data, num_samples: int) -> Draws:
         """Return the log densities of `num_samples` draws for each datum, chunk by chunk.
 
         As `draw`, but the draws themselves are let go: `latents` is empty.
         """
         parts = []
         for start in range(0, num_samples, CHUNK_DRAWS):
-            part = self.draw(x, min(CHUNK_DRAWS, num_samples - start))
+            part = self.draw(batch, min(CHUNK_DRAWS, num_samples - start))
             parts.append((part.log_likelihood, part.log_prior, part.log_q))
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
@@ -119,10 +122,14 @@ def data_per_chunk(event_shape: Iterable[int], num_samples: int) -> int:
     return max(1, rows // min(num_samples, CHUNK_DRAWS))
 
 
-def batch_of(x: Tensor | tuple[Tensor, ...]) -> Batch:
-    """Return data, and what else is given for each of them, as the arguments of a program."""
-    args = x if isinstance(x, tuple) else (x,)
+def batch_of(data: Data) -> Batch:
+    """Return data, and what belongs to them, as the arguments of a program."""
+    args = _arguments(data)
     return Batch(args, {}, torch.arange(len(args[0])))
+
+
+def _arguments(data: Data) -> tuple[Tensor, ...]:
+    return data if isinstance(data, tuple) else (data,)
 
 
 def simulate(
