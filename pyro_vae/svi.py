@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.infer
 from pyro import poutine
+from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
@@ -90,6 +91,7 @@ class SVI(pyro.infer.SVI):
         values = tuple(x.item() if isinstance(x, Tensor) else float(x) for x in losses)
         if all(map(math.isfinite, values)):
             self.optim(parameters)
-        for parameter in parameters:
-            parameter.grad = None
+        # To zero and not to None, as in Pyro: a parameter that a later step meets but does not use
+        # still moves by its momentum.
+        zero_grads(parameters)
         return type(loss)(values) if isinstance(loss, tuple) else values[0]

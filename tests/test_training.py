@@ -42,6 +42,23 @@ def test_a_step_is_stock_svi_s():
         torch.testing.assert_close(weights[other], weights[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_parameter_that_a_step_does_not_use_moves_as_stock_s_does():
+    def model(x, use):
+        a, b = (pyro.param(name, torch.tensor(0.0, dtype=torch.float64)) for name in "ab")
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pyro.distributions.Normal(a + b if use else a, 1.0), obs=x)
+
+    x, ends = torch.tensor([1.0, 2.0], dtype=torch.float64), []
+    for svi_class in (pyro.infer.SVI, pv.SVI):
+        with pyro.get_param_store().scope():
+            optim = pyro.optim.Adam({"lr": 0.1})
+            svi = svi_class(model, lambda x, use: None, optim, loss=Trace_ELBO())
+            for step in range(6):
+                svi.step(x, step % 2 == 0)
+            ends.append((pyro.param("a").item(), pyro.param("b").item()))
+    assert ends[1] == pytest.approx(ends[0], abs=1e-12)
+
+
 def test_svi_takes_stock_programs_with_the_parameter_store():
     def model(x):
         loc = pyro.param("loc", torch.tensor(0.0))
