@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.checks import check
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data import Data, as_dataset
+from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
@@ -55,7 +56,7 @@ class Evaluation:
     @property
     def khat_threshold(self) -> float:
         """min(1 - 1/log10(K), 0.7): Vehtari et al. (2024)."""
-        return min(1 - 1 / math.log10(max(self.num_samples, 2)), 0.7)
+        return khat_threshold(self.num_samples)
 
     def mean(self, score: str) -> float:
         """Return the mean of a score over the data."""
@@ -105,7 +106,7 @@ class Evaluation:
 
 def evaluate(
     pair: PairLike,
-    data: Dataset | Tensor | np.ndarray,
+    data: Data,
     *,
     num_samples: int = 5000,
     seed: int = 0,
@@ -118,7 +119,7 @@ def evaluate(
 
     Args:
         pair: anything with `.model` and `.guide`.
-        data: shape `(num_data, *event)`.
+        data: shape `(num_data, *event)`; or a tuple `(data, y, ...)`, as for `fit`.
         num_samples: K, draws for each datum.
         seed: of the draws; torch's global random state is left as it was found.
         progress: show a progress bar; by default where standard error is a terminal.

@@ -48,7 +48,15 @@ class _Guide(Part):
         self.encoder = encoder
 
 
-class DiagonalNormal(_Guide):
+class _LocationScale(_Guide):
+    """A guide whose encoder gives a loc and a scale for each latent."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        _check_outputs(self, "2 * latent_dim", lambda size: size % 2 == 0)
+
+
+class DiagonalNormal(_LocationScale):
     """q(z|x) = N(z; loc(x), diag scale(x)^2): Kingma & Welling (2013), eq. 9.
 
     The encoder's first half is `loc`, its second half is `scale` through a softplus, which grows
@@ -61,16 +69,12 @@ class DiagonalNormal(_Guide):
         ValueError: when the encoder's output size is odd.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        _check_outputs(self, "2 * latent_dim", lambda size: size % 2 == 0)
-
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         return dist.Normal(*_loc_and_scale(self.encoder(x))).to_event(1)
 
 
-class Laplace(_Guide):
+class Laplace(_LocationScale):
     """q(z|x) = prod_d Laplace(z_d; loc(x)_d, scale(x)_d), for posteriors with heavier tails.
 
     Args:
@@ -79,10 +83,6 @@ class Laplace(_Guide):
     Raises:
         ValueError: when the encoder's output size is odd.
     """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        _check_outputs(self, "2 * latent_dim", lambda size: size % 2 == 0)
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""

@@ -45,7 +45,7 @@ from pyro_vae.pathwise import (
     latents,
     sample_sites,
 )
-from pyro_vae.traces import data_frame
+from pyro_vae.sites import data_frame
 
 __all__ = [
     "Beta",

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.programs import Batch, Programs
-from pyro_vae.sites import Sites, data_frame
-
-__all__ = ["Draws", "Sampler", "batch_of", "data_frame", "data_per_chunk", "simulate"]
+from pyro_vae.sites import Sites
 
 # Elements of the largest array of one chunk: 8 MB of float32, so that a chunk of the decoder's
 # output and its log density stay near the processor's cache.
@@ -66,7 +64,6 @@ class Sampler:
     """
 
     def __init__(self, pair: PairLike, batch: Data) -> None:
-        self.pair = pair
         few = tuple(rows[:2] for rows in _arguments(batch))
         self.programs = Programs(pair.model, pair.guide, few)
         if not self.programs.all_local:

@@ -160,17 +160,17 @@ def fit(
     with (
         torch.random.fork_rng(),
         pyro.validation_enabled(False),  # `check` has validated all that is static
+        warnings.catch_warnings(),
         _interruptible() as interrupted,
         _progress_bar(progress, total_steps) as report,
     ):
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # an error of its own
         torch.manual_seed(int(noise_seed))
         for epoch in range(1, epochs + 1):
             epoch_started, total, seen = time.perf_counter(), 0.0, 0
             for index in _batches(len(data), batch_size, generator):
                 batch = data.draw_batch(index, generator)
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="Encountered NaN")
-                    loss = svi.step(*batch)
+                loss = svi.step(*batch)
                 if not math.isfinite(loss):
                     _stop_on_nan(pair, batch, result.num_steps, epoch, keeper)
                 result.num_steps += 1
