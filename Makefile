@@ -14,7 +14,7 @@ test: $(INSTALLED)  ## formatting, types, and the test suite
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest --numprocesses auto $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

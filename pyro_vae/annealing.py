@@ -87,8 +87,9 @@ class Beta(ELBO):
         if not callable(beta) and not 0 <= beta < math.inf:
             raise ValueError(f"beta must be finite and at least 0, got {beta!r}")
         self.schedule = beta if callable(beta) else lambda step: beta
-        self.num_steps = 0
-        # A tensor that is changed in place: a graph of a step, once compiled, reads it anew.
+        # Tensors that are changed in place: a compiled step reads beta anew, and the count of steps
+        # is no Python number that its graph would have to be traced anew for.
+        self._num_steps = torch.tensor(0)
         self.beta = torch.tensor(self.schedule(0), dtype=torch.float64)
 
     @property
@@ -101,8 +102,17 @@ class Beta(ELBO):
         """As the objective inside."""
         return getattr(self.objective, "needs_reparameterization", False)
 
+    @property
+    def num_steps(self) -> int:
+        """Number of steps that have been begun."""
+        return int(self._num_steps)
+
+    @num_steps.setter
+    def num_steps(self, value: int) -> None:
+        self._num_steps.fill_(value)
+
     def advance(self) -> None:
-        """Set beta for the next step: `loss_and_grads` does so, a compiled step has to."""
+        """Set beta for the next step."""
         self.beta.fill_(self.schedule(self.num_steps))
         self.num_steps += 1
 
@@ -121,6 +131,12 @@ class Beta(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Advance beta by a step; return the loss and add its gradients to the parameters'."""
         self.advance()
+        return self.loss_and_grads_at_beta(model, guide, *args, **kwargs)
+
+    def loss_and_grads_at_beta(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> float:
+        """Do as `loss_and_grads`, at the present beta: what a compiled step repeats."""
         return self.objective.loss_and_grads(
             self._scaled(model), self._scaled(guide), *args, **kwargs
         )

@@ -1,66 +1,51 @@
-"""One training step: a bound, its gradients, the optimizer's update."""
+"""One training step: a bound, its gradients, the optimizer's update; eager or compiled."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pyro.infer
+import torch
 from pyro import poutine
-from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
-OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+from pyro_vae.annealing import Beta
+from pyro_vae.compiler import Compiler, numbers
+from pyro_vae.lowering import can_compile
+from pyro_vae.updates import OptimizerFactory, TorchOptim
 
-
-class TorchOptim(PyroOptim):
-    """One torch optimizer for all parameters, where `pyro.optim` keeps one for each and is slow.
-
-    Args:
-        optim: a torch optimizer, or a callable that makes one of a list of parameters, such as
-            `functools.partial(torch.optim.Adam, lr=1e-3)`; it is called when the first step has
-            shown which parameters the programs have. Parameters that appear later join it.
-    """
-
-    def __init__(self, optim: Optimizer | OptimizerFactory) -> None:
-        self.optimizer = optim if isinstance(optim, Optimizer) else None
-        self._factory = None if isinstance(optim, Optimizer) else optim
-        self._known: set[Tensor] = set()
-
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Update the parameters by their gradients."""
-        self.add(params)
-        if self.optimizer is not None:
-            self.optimizer.step()
-
-    def add(self, params: Iterable[Tensor]) -> None:
-        """Take parameters that were not there before under the optimizer's care."""
-        if self._factory is None:
-            return  # an optimizer that was given has the parameters that it was given
-        new = [parameter for parameter in params if parameter not in self._known]
-        if not new:
-            return
-        self._known.update(new)
-        if self.optimizer is None:
-            self.optimizer = self._factory(new)
-        else:
-            self.optimizer.add_param_group({"params": new})
+Compile = bool | Literal["auto"]
+Precision = Literal["fp32", "bf16"]
 
 
 class SVI(pyro.infer.SVI):
-    """Stochastic variational inference: a drop-in for `pyro.infer.SVI`.
+    """Stochastic variational inference: a drop-in for `pyro.infer.SVI`, compiled.
 
-    It takes torch optimizers as well as Pyro's, and a step whose loss is not finite warns, as
-    Pyro's does, but leaves the parameters as they were.
+    Pyro builds the bound; its first steps run as Pyro runs them. Then the bound, its gradients and
+    the optimizer's update are traced into one graph and compiled, and the compiled step takes over
+    where it has been shown to give the same. Whatever the graph does not see (another shape, a
+    number that changed, a branch that depends on the data) runs eagerly, as before.
+
+    A step whose loss is not finite warns, as Pyro's does, but leaves the parameters as they were.
 
     Args:
         model: a Pyro model.
         guide: a Pyro guide with the model's latent sites.
         optim: a torch optimizer, a callable that makes one of a list of parameters, or a
             `pyro.optim` optimizer.
-        loss: the objective: a `pyro.infer.ELBO`, or a function of model, guide and their arguments.
+        loss: a `pyro.infer.ELBO`, or a function of model, guide and their arguments.
         loss_and_grads: as in `pyro.infer.SVI`, for a `loss` that is a function.
+        compile: `"auto"` compiles after 1,000 steps with arguments of the same shapes, where there
+            is a C++ compiler; `True` as soon as the parameters exist; `False` never.
+        precision: `"bf16"` computes linear and convolutional layers in bfloat16, everything else
+            (log densities, sums, the optimizer) as before.
+
+    Warns:
+        CompilationWarning: when a program cannot be compiled, with the reason.
     """
 
     def __init__(
@@ -68,30 +53,130 @@ class SVI(pyro.infer.SVI):
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: PyroOptim | Optimizer | OptimizerFactory,
-        loss: pyro.infer.ELBO | Callable[..., Any],
+        loss: pyro.infer.ELBO | Callable[..., Any] | None = None,
         loss_and_grads: Callable[..., Any] | None = None,
+        compile: Compile = "auto",
+        precision: Precision = "fp32",
         **kwargs: Any,
     ) -> None:
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
         if not isinstance(optim, PyroOptim):
             optim = TorchOptim(optim)
+        loss = pyro.infer.Trace_ELBO() if loss is None else loss
         super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
         self.objective = loss
+        self.compile = compile
+        if isinstance(loss, Beta):
+            self.loss_and_grads = loss.loss_and_grads_at_beta
+        self.precision = precision
         # Every parameter that a step has met, in the order of their appearance; a dict as a set
         # that keeps its order, which would otherwise differ from process to process.
         self.parameters: dict[Tensor, None] = {}
+        self.trained: set[Tensor] = set()
+        self._compiler = Compiler(self, loss, at_once=compile is True)
+        if compile is False or (compile == "auto" and not can_compile()):
+            self._compiler.enabled = False
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
-        with poutine.trace(param_only=True) as capture:
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        sites: Any = capture.trace.nodes.values()
-        parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
-        self.parameters |= parameters
-        losses = loss if isinstance(loss, tuple) else (loss,)  # reweighted wake-sleep has two
-        values = tuple(x.item() if isinstance(x, Tensor) else float(x) for x in losses)
+        self._advance()
+        loss = self._compiler.step(args, kwargs)
+        if loss is None:
+            return self._eager_step(args, kwargs)
+        values = tuple(x.item() for x in loss)
+        if not all(map(math.isfinite, values)):
+            return self._compiler.repeat_eagerly(args, kwargs)
+        return self._compiler.result(values)
+
+    def step_tensor(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take one gradient step as `step` does; return the loss as a tensor of shape `()`.
+
+        On a GPU this does not wait for the step to be done: read the loss every so many steps. NaN
+        means that the step's loss was not finite and that the parameters are as they were.
+        """
+        self._advance()
+        loss = self._compiler.step(args, kwargs)
+        if loss is None:
+            return torch.as_tensor(self._eager_step(args, kwargs))
+        if self._compiler.must_look and not loss[0].isfinite():
+            return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs))
+        return loss[0]
+
+    @property
+    def num_compiled_steps(self) -> int:
+        """Number of steps that compiled programs have taken; the others ran eagerly."""
+        return self._compiler.num_steps
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return an estimate of the loss, a float; arguments go to model and guide."""
+        with self.arithmetic():
+            return super().evaluate_loss(*args, **kwargs)
+
+    def _advance(self) -> None:
+        # Outside of what is traced: a graph reads beta, it does not count.
+        if isinstance(self.objective, Beta):
+            self.objective.advance()
+
+    def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        loss, parameters = self.gradients(args, kwargs)
+        values = numbers(loss)
         if all(map(math.isfinite, values)):
             self.optim(parameters)
-        # To zero and not to None, as in Pyro: a parameter that a later step meets but does not use
-        # still moves by its momentum.
-        zero_grads(parameters)
+        self.trained.update(p for p in parameters if p.grad is not None)
+        for parameter in parameters:
+            parameter.grad = None
         return type(loss)(values) if isinstance(loss, tuple) else values[0]
+
+    def gradients(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """Run the bound and its backward pass; return its loss and the parameters that have sites.
+
+        As in Pyro, a parameter that has had a gradient before and has none now has a zero one, by
+        which an optimizer's momentum goes on.
+        """
+        with self.arithmetic(), poutine.trace(param_only=True) as traced:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        sites: Any = traced.trace.nodes.values()
+        parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
+        self.parameters |= parameters
+        for parameter in parameters:
+            if parameter.grad is None and parameter in self.trained:
+                parameter.grad = torch.zeros_like(parameter)
+        return loss, list(parameters)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the programs run, for this precision."""
+        return _LayersInBFloat16() if self.precision == "bf16" else contextlib.nullcontext()
+
+
+class _LayersInBFloat16(TorchFunctionMode):
+    """Computes linear and convolutional layers in bfloat16, with results in the input's type.
+
+    torch's autocast would hand the layers' bfloat16 on to log densities and sums.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in LAYERS or args[0].dtype is not torch.float32:
+            return func(*args, **kwargs)
+        args = [_narrow(value) for value in args]
+        return func(*args, **{k: _narrow(v) for k, v in kwargs.items()}).float()
+
+
+LAYERS = {
+    torch.nn.functional.linear,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+}
+
+
+def _narrow(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, Tensor) else value

@@ -7,6 +7,7 @@ lets the optimizer climb. What is reported is in nats per datum.
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,14 +33,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.checkpoints import save, writable_folder
 from pyro_vae.checks import check
 from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
 from pyro_vae.supports import check_support
-from pyro_vae.svi import SVI, OptimizerFactory
+from pyro_vae.svi import SVI, Compile, Precision
 from pyro_vae.traces import Sampler, data_per_chunk
+from pyro_vae.updates import OptimizerFactory
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
+# Compiling takes ten seconds or so, and a compiled step saves one or two milliseconds.
+STEPS_WORTH_COMPILING = 5000
 
 
 class TrainingError(RuntimeError):
@@ -85,6 +91,8 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Fit:
@@ -110,6 +118,9 @@ def fit(
         seed: of the order of the data, their binarization and the noise. The same seed gives the
             same numbers; torch's global random state is left as it was found.
         device: where to train, such as `"cuda"`; by default where the pair's parameters are.
+        compile: compile the step (`pv.SVI`); `"auto"` does so in runs of at least 5,000 steps,
+            which earn back the time that compiling takes. Not with an `SVI`, which has its own.
+        precision: `"fp32"`, or `"bf16"` for the networks' layers (`pv.SVI`); not with an `SVI`.
         out: a folder for the trained model (`model/`, where the pair is a `Part` such as a `VAE`)
             and the history (`history.json`).
         progress: show a progress bar; by default where standard error is a terminal.
@@ -129,14 +140,17 @@ def fit(
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    svi = _per_datum_svi(pair, len(data), objective, num_particles, optimizer, learning_rate)
+    batch_size = min(batch_size, len(data))
+    total_steps = epochs * math.ceil(len(data) / batch_size)
+    svi = _per_datum_svi(
+        pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
+        precision,
+    )  # fmt: skip
     _check_data(pair, svi.objective, data, held_out)
     folder = None if out is None else writable_folder(out)
 
     noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     generator = torch.Generator(data.values.device).manual_seed(int(data_seed))
-    batch_size = min(batch_size, len(data))
-    total_steps = epochs * math.ceil(len(data) / batch_size)
 
     result = Fit(
         settings={
@@ -149,8 +163,7 @@ def fit(
             "num_particles": getattr(svi.objective, "num_particles", 1),
             "seed": seed,
             "device": str(torch_device),
-            "engine": "eager",
-            "precision": "fp32",
+            "precision": svi.precision,
         }
     )
     curve = "train_elbo" if is_elbo(svi.objective) else "train_objective"
@@ -202,6 +215,7 @@ def fit(
                 result.stopped = "early stopping"
                 break
     keeper.restore()
+    result.settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
     result.best = keeper.best
     result.seconds = time.perf_counter() - started
     if folder is not None:
@@ -214,22 +228,33 @@ def fit(
 def _per_datum_svi(
     pair: PairLike | SVI,
     num_data: int,
+    total_steps: int,
     objective: ELBO | None,
     num_particles: int,
     optimizer: Optimizer | OptimizerFactory | None,
     learning_rate: float,
+    compile: Compile,
+    precision: Precision,
 ) -> SVI:
     """Return the step to train with: the pair's own if it is an `SVI`, in nats per datum."""
     optim: Any
     if isinstance(pair, SVI):
-        if objective is not None or optimizer is not None or num_particles != 1:
-            raise ValueError("an SVI has its own objective and optimizer: pass them to pv.SVI")
+        own = objective is None and optimizer is None and num_particles == 1
+        if not own or compile != "auto" or precision != "fp32":
+            raise ValueError(
+                "an SVI has its own objective, optimizer, compile and precision: pass them to "
+                "pv.SVI"
+            )
         bound, optim = pair.objective, pair.optim
+        compile, precision = pair.compile, pair.precision
     else:
         # Draws stand in a plate on the left; networks take any leading dimensions.
         bound = objective or Trace_ELBO(num_particles, vectorize_particles=num_particles > 1)
         optim = optimizer or functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
-    return SVI(per_datum(pair.model, num_data), per_datum(pair.guide, num_data), optim, bound)
+    if compile == "auto":
+        compile = total_steps >= STEPS_WORTH_COMPILING and can_compile()
+    model, guide = per_datum(pair.model, num_data), per_datum(pair.guide, num_data)
+    return SVI(model, guide, optim, bound, compile=compile, precision=precision)
 
 
 def _check_settings(
@@ -390,6 +415,11 @@ def _progress_bar(show: bool | None, total_steps: int) -> Iterator[Callable[...,
     )
     task = bar.add_task("", total=total_steps, epoch="", rate=0.0, elbo=math.nan)
     started, seen = time.perf_counter(), 0
+    # What takes long beside the steps, such as compiling, is said above the bar.
+    log, handler = logging.getLogger("pyro_vae"), RichHandler(
+        console=console, show_time=False, show_level=False, show_path=False
+    )  # fmt: skip
+    level = log.level
 
     def report(num_data: int, epoch: int, epochs: int, elbo: float) -> None:
         nonlocal seen
@@ -398,4 +428,11 @@ def _progress_bar(show: bool | None, total_steps: int) -> Iterator[Callable[...,
         bar.update(task, advance=1, epoch=f"{epoch}/{epochs}", rate=rate, elbo=elbo)
 
     with bar:
-        yield report
+        if not bar.disable:
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
+        try:
+            yield report
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)

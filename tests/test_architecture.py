@@ -5,11 +5,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
-    {"parts", "pairs", "batches", "elpd", "trees"},
+    {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
-    | {"transforms", "sites"},
-    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"},
-    {"counts", "priors", "guides", "pathwise", "programs"},
+    | {"transforms", "sites", "arguments", "lowering", "updates"},
+    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
+    | {"compiled_step"},
+    {"counts", "priors", "guides", "pathwise", "programs", "compiler"},
     {"likelihoods", "traces"},
     {"vae"},
     {"ladder", "mixed"},

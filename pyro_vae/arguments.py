@@ -1,0 +1,69 @@
+"""The arguments of a call as tensors and the rest, and the random numbers that it will draw."""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.surroundings import ATOMS
+
+
+def split(args: Any, kwargs: Any) -> tuple[list[Tensor], Any]:
+    """Return the tensors among the arguments and, hashable, the rest; None if it is not."""
+    inputs: list[Tensor] = []
+
+    def fixed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            inputs.append(value)
+            return Tensor
+        if isinstance(value, tuple | list):
+            return (type(value), *map(fixed, value))
+        if isinstance(value, dict):
+            return (dict, *((k, fixed(v)) for k, v in value.items()))
+        if type(value) in ATOMS:
+            return (type(value), value)
+        raise TypeError
+
+    try:
+        return inputs, (fixed(args), fixed(kwargs))
+    except TypeError:
+        return inputs, None  # an object of which nothing is known
+
+
+def join(args: Any, kwargs: Any, inputs: Iterable[Tensor]) -> tuple[Any, Any]:
+    """Return the arguments with other tensors in the places of theirs."""
+    rest = iter(inputs)
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return next(rest)
+        if isinstance(value, tuple | list):
+            items = map(replaced, value)
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, dict):
+            return {k: replaced(v) for k, v in value.items()}
+        return value
+
+    return replaced(args), replaced(kwargs)
+
+
+def random_state() -> Any:
+    """Return the states of torch's generators, for `set_random_state`."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda
+
+
+def set_random_state(state: Any) -> None:
+    """Set torch's generators to a `random_state`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def python_random_state() -> Any:
+    """Return the states of Python's and numpy's generators, to be compared."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's
+    return random.getstate(), kind, np.asarray(keys).tobytes(), rest

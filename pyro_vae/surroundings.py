@@ -1,0 +1,176 @@
+"""What a Python program can see beside its arguments, as a value that can be compared.
+
+A traced program keeps the Python numbers that it was traced with. Those that a model or guide can
+reach (globals and closures that its functions name, attributes of its modules and objects) are read
+before every step; where one has changed, another trace has to stand for the program.
+"""
+
+import builtins
+import functools
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+Read = tuple[Callable[[Any, Any], Any], Any, Any]
+
+ATOMS = {int, float, bool, str, bytes, complex, type(None)}
+LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
+LIMIT = 100  # entries of lists and dictionaries: more are data, not settings
+CONTAINERS = {dict, list, tuple}
+STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
+PLUMBING = set(vars(nn.Module())) - STRUCTURE  # hooks and the like, which every module has
+
+
+class Surroundings:
+    """The Python values that some functions and objects can see.
+
+    Args:
+        roots: the model, the guide and the loss.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._roots = roots
+        self._reads: list[Read] = []
+        self._held: list[Any] = []
+        self._last: list[Any] | None = None
+        self._key: tuple[Any, ...] = ()
+        self.modules: list[nn.Module] = []
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the values; equal keys mean that a program sees the same.
+
+        Numbers, strings and what is in lists and dictionaries count by value, other objects only
+        as themselves.
+        """
+        values = self._read()
+        if values != self._last:
+            self._collect()
+            self._last = self._read()
+        return self._key
+
+    def difference(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
+        """Name what differs between two keys."""
+        names = (name for (name, a), (other, b) in zip(old, new, strict=False)
+                 if (name, a) != (other, b))  # fmt: skip
+        return str(next(names, "the number of objects that it sees"))
+
+    def _read(self) -> list[Any]:
+        return [
+            value if type(value) in ATOMS else id(value)
+            for value in itertools.starmap(_get, self._reads)
+        ]
+
+    def _collect(self) -> None:
+        self._reads, self._held, self.modules = [], [], []
+        key: list[tuple[str, Any]] = []
+        seen: set[int] = set()
+        queue: list[Any] = list(self._roots)
+        while queue:
+            value = queue.pop()
+            if id(value) in seen or type(value) in ATOMS or isinstance(value, Tensor):
+                continue
+            seen.add(id(value))
+            if isinstance(value, nn.Module):
+                self.modules.append(value)
+            queue += _methods(value)
+            for read in _visible(value):
+                self._reads.append(read)
+                child = _get(*read)
+                # What is identified by its address must stay alive, else another takes its place.
+                self._held.append(child)
+                queue.append(child)
+                kind = type(child)
+                by_value = child if kind in ATOMS else kind if kind in CONTAINERS else id(child)
+                key.append((str(read[2]), by_value))
+        self._key = tuple(key)
+
+
+def _get(read: Callable[[Any, Any], Any], owner: Any, name: Any) -> Any:
+    try:
+        return read(owner, name)
+    except (LookupError, AttributeError, ValueError):  # it is gone
+        return None
+
+
+def _methods(value: Any) -> list[types.FunctionType]:
+    """Return the functions of an object's class, as far as they are the user's own."""
+    if isinstance(value, type | types.ModuleType) or _from_library(type(value)):
+        return []
+    attributes = [vars(kind) for kind in type(value).__mro__ if not _from_library(kind)]
+    return [f for names in attributes for f in names.values() if isinstance(f, types.FunctionType)]
+
+
+def _visible(value: Any) -> Iterator[Read]:
+    if isinstance(value, types.MethodType):
+        yield getattr, value, "__self__"
+        yield getattr, value, "__func__"
+    elif isinstance(value, types.FunctionType):
+        yield from _visible_to_function(value)
+    elif isinstance(value, functools.partial):
+        for name in ("func", "args", "keywords"):
+            yield getattr, value, name
+    elif isinstance(value, nn.Module):
+        own = not _from_library(type(value))  # a library's modules rebuild caches in every run
+        yield from (
+            (dict.get, vars(value), name)
+            for name, child in vars(value).items()
+            if name in STRUCTURE or type(child) in ATOMS or (own and name not in PLUMBING)
+        )
+    elif isinstance(value, dict) and len(value) <= LIMIT:
+        yield from ((dict.get, value, key) for key in value)
+        yield _length, value, "len"
+    elif isinstance(value, list | tuple) and len(value) <= LIMIT:
+        kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
+        yield from ((kind, value, i) for i in range(len(value)))
+        yield _length, value, "len"
+    elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
+        if not _from_library(type(value)):
+            yield from ((dict.get, vars(value), name) for name in vars(value))
+        else:  # of Pyro's own objects, such as an ELBO, their settings
+            yield from (
+                (dict.get, vars(value), n) for n, v in vars(value).items() if type(v) in ATOMS
+            )
+
+
+def _visible_to_function(function: types.FunctionType) -> Iterator[Read]:
+    for cell in function.__closure__ or ():
+        yield getattr, cell, "cell_contents"
+    if function.__defaults__ is not None:
+        yield getattr, function, "__defaults__"
+    if function.__kwdefaults__ is not None:
+        yield getattr, function, "__kwdefaults__"
+    if hasattr(function, "__wrapped__"):
+        yield getattr, function, "__wrapped__"
+    if _from_library(function):
+        return
+    names = set(_names(function.__code__))
+    for name in names:
+        if name in function.__globals__:
+            yield dict.get, function.__globals__, name
+            value = function.__globals__[name]
+            if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
+                # settings.beta: the attributes that the function names
+                yield from ((getattr, value, n) for n in names if hasattr(value, n))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:  # functions inside the function
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _length(value: Any, _: str) -> int:
+    return len(value)
+
+
+def _from_library(value: Any) -> bool:
+    return _is_library(getattr(value, "__module__", None) or "")
+
+
+def _is_library(name: str) -> bool:
+    return name.partition(".")[0] in LIBRARIES or name == builtins.__name__

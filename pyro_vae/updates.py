@@ -1,0 +1,116 @@
+"""Optimizers: torch's behind Pyro's interface, and their updates inside of a graph."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyro.optim import PyroOptim
+from pyro.optim.optim import is_scheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vae.capture import NotCompilable
+
+OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+
+
+class TorchOptim(PyroOptim):
+    """One torch optimizer for all parameters, where `pyro.optim` keeps one for each and is slow.
+
+    Args:
+        optim: a torch optimizer, or a callable that makes one of a list of parameters, such as
+            `functools.partial(torch.optim.Adam, lr=1e-3)`; it is called when the first step has
+            shown which parameters the programs have. Parameters that appear later join it.
+    """
+
+    def __init__(self, optim: Optimizer | OptimizerFactory) -> None:
+        self.optimizer = optim if isinstance(optim, Optimizer) else None
+        self._factory = None if isinstance(optim, Optimizer) else optim
+        self._known: set[Tensor] = set()
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Update the parameters by their gradients."""
+        self.add(params)
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def add(self, params: Iterable[Tensor]) -> None:
+        """Take parameters that were not there before under the optimizer's care."""
+        if self._factory is None:
+            return  # an optimizer that was given has the parameters that it was given
+        new = [parameter for parameter in params if parameter not in self._known]
+        if not new:
+            return
+        self._known.update(new)
+        if self.optimizer is None:
+            self.optimizer = self._factory(new)
+        else:
+            self.optimizer.add_param_group({"params": new})
+
+
+class Owner:
+    """The optimizer of one parameter, and what of it a graph takes as fixed or as an input."""
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
+        self.optimizer, self.parameter = optimizer, parameter
+        groups = [g for g in optimizer.param_groups if any(p is parameter for p in g["params"])]
+        if not groups:
+            raise NotCompilable("a parameter that it uses is not the optimizer's")
+        self.group: dict[str, Any] = groups[0]
+        self.state: dict[str, Any] = optimizer.state.get(parameter, {})
+        self._all_states = optimizer.state
+        self._fixed = self._hyperparameters()
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        return {k: v for k, v in self.group.items() if k not in ("params", "lr", "initial_lr")}
+
+    def is_current(self) -> bool:
+        """Tell whether state and hyperparameters are still those that a graph was made with."""
+        return self.optimizer.state is self._all_states and self._hyperparameters() == self._fixed
+
+    def traceable(self) -> bool:
+        """Tell whether torch can run this update on tensors alone, without side effects."""
+        hooks = (
+            self.optimizer._optimizer_step_pre_hooks,
+            self.optimizer._optimizer_step_post_hooks,
+        )
+        return (
+            type(self.optimizer).__module__.startswith("torch.optim.")
+            and not any(hooks)
+            and all(isinstance(value, Tensor) for value in self.state.values())
+        )
+
+    def update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: Tensor | float
+    ) -> None:
+        """Let the optimizer's own code update `parameter` and `state`, its own ones untouched."""
+        stand_in = object.__new__(type(self.optimizer))
+        stand_in.__dict__.update(self.optimizer.__dict__)
+        parameter.grad = gradient
+        plain = {"foreach": False, "fused": False, "capturable": False}
+        stand_in.param_groups = [{**self.group, **plain, "params": [parameter], "lr": rate}]
+        stand_in.state = defaultdict(dict, {parameter: state})
+        inspect.unwrap(type(self.optimizer).step)(stand_in)  # without the profiler's wrapper
+        parameter.grad = None
+
+
+def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[Owner] | None:
+    """Return the optimizer of each parameter, or None where one has to update outside a graph."""
+    owners = []
+    for parameter in trained:
+        optimizer: Any
+        if isinstance(optim, TorchOptim):
+            optimizer = optim.optimizer
+        elif type(optim).__call__ is PyroOptim.__call__ and not optim.grad_clip.get(parameter):
+            optimizer = optim.optim_objs.get(parameter)
+            optimizer = optimizer.optimizer if is_scheduler(optimizer) else optimizer
+        else:
+            return None
+        if optimizer is None:
+            return None
+        owner = Owner(optimizer, parameter)
+        if not owner.traceable():
+            return None
+        owners.append(owner)
+    return owners
