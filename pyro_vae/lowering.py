@@ -42,6 +42,8 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     same order, so that a run is the same compiled or not, up to rounding.
     """
     started = time.perf_counter()
+    # The compiler tells those without a GPU that they have none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [tensor.detach().clone() for tensor in inputs]
     try:

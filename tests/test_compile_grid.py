@@ -69,7 +69,7 @@ def train(case, compile):
         bound, program = TraceEnum_ELBO(max_plate_nesting=1), config_enumerate(vae.guide)
     optim = functools.partial(torch.optim.SGD, lr=0.01)
     svi = pv.SVI(vae.model, program, optim, bound, compile=compile)
-    losses = [svi.step(x) for _ in range(3)]
+    losses = [svi.step(x) for _ in range(4)]
     return svi, losses, [p.detach() for p in vae.parameters()]
 
 
