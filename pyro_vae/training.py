@@ -11,12 +11,14 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pyro
@@ -28,7 +30,6 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.checkpoints import save, writable_folder
 from pyro_vae.checks import check
@@ -37,12 +38,13 @@ from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
+from pyro_vae.resuming import Run, Schedule, describe
+from pyro_vae.runs import opened
 from pyro_vae.supports import check_support
 from pyro_vae.svi import SVI, Compile, Precision
 from pyro_vae.traces import Sampler, data_per_chunk
 from pyro_vae.updates import OptimizerFactory
 
-Schedule = Callable[[Optimizer, int], LRScheduler]
 # Compiling takes ten seconds or so, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
 
@@ -94,6 +96,8 @@ def fit(
     compile: Compile = "auto",
     precision: Precision = "fp32",
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
     progress: bool | None = None,
 ) -> Fit:
     """Train a model/guide pair by stochastic variational inference.
@@ -122,7 +126,11 @@ def fit(
             which earn back the time that compiling takes. Not with an `SVI`, which has its own.
         precision: `"fp32"`, or `"bf16"` for the networks' layers (`pv.SVI`); not with an `SVI`.
         out: a folder for the trained model (`model/`, where the pair is a `Part` such as a `VAE`)
-            and the history (`history.json`).
+            and the history (`history.json`), and for checkpoints: the last two and the one of the
+            best epoch. Ctrl-C and SIGTERM save one and end in order; a second signal ends at once.
+        resume: go on from the newest checkpoint in `out`, bit for bit, with the same settings and
+            data; from the beginning where there is none. A run that has ended returns its result.
+        checkpoint_seconds: time between checkpoints within an epoch; each epoch's end writes one.
         progress: show a progress bar; by default where standard error is a terminal.
 
     Returns:
@@ -130,6 +138,8 @@ def fit(
 
     Raises:
         ValueError: for settings or data that cannot be trained on, before anything is changed.
+        CheckpointError: when another run holds the folder, when all checkpoints are damaged, or
+            when the run to resume had other settings or data.
         TrainingError: when the loss stops being finite; the last good weights are kept.
     """
     _check_settings(epochs, batch_size, num_particles, patience, validation, objective)
@@ -147,82 +157,96 @@ def fit(
         precision,
     )  # fmt: skip
     _check_data(pair, svi.objective, data, held_out)
+    if resume and out is None:
+        raise ValueError("resume=True needs the folder of the run: pass out=")
     folder = None if out is None else writable_folder(out)
 
     noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     generator = torch.Generator(data.values.device).manual_seed(int(data_seed))
 
-    result = Fit(
-        settings={
-            "dataset": data.name,
-            "binarization": data.binarization,
-            "num_train": len(data),
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "objective": type(svi.objective).__name__,
-            "num_particles": getattr(svi.objective, "num_particles", 1),
-            "seed": seed,
-            "device": str(torch_device),
-            "precision": svi.precision,
-        }
-    )
+    settings = {
+        "dataset": data.name,
+        "binarization": data.binarization,
+        "num_train": len(data),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "objective": type(svi.objective).__name__,
+        "num_particles": getattr(svi.objective, "num_particles", 1),
+        "seed": seed,
+        "device": str(torch_device),
+        "precision": svi.precision,
+    }
     curve = "train_elbo" if is_elbo(svi.objective) else "train_objective"
-    keeper = _Keeper(svi, programs)
-    scheduler: LRScheduler | None = None
-    started = time.perf_counter()
     with (
+        contextlib.nullcontext() if folder is None else opened(folder) as checkpoints,
         torch.random.fork_rng(),
         pyro.validation_enabled(False),  # `check` has validated all that is static
         warnings.catch_warnings(),
-        _interruptible() as interrupted,
+        _interruptible(also_sigterm=folder is not None) as interrupted,
         _progress_bar(progress, total_steps) as report,
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error of its own
         torch.manual_seed(int(noise_seed))
-        for epoch in range(1, epochs + 1):
-            epoch_started, total, seen = time.perf_counter(), 0.0, 0
-            for index in _batches(len(data), batch_size, generator):
+        run = Run(svi, programs, generator, schedule, total_steps, checkpoints, checkpoint_seconds)
+        if checkpoints is not None:
+            identity = describe(svi, programs, total_steps, data, held_out)
+            run.open(settings | identity | {"patience": patience}, resume, data.batch(slice(2)))
+        now = run.progress
+        while now.stopped is None:
+            run.start_epoch()
+            for index in run.batches(len(data), batch_size):
                 batch = data.draw_batch(index, generator)
                 loss = svi.step(*batch)
                 if not math.isfinite(loss):
-                    _stop_on_nan(pair, batch, result.num_steps, epoch, keeper)
-                result.num_steps += 1
-                total, seen = total - loss * len(index), seen + len(index)
-                if schedule is not None:
-                    if scheduler is None:
-                        # Made after the first step, when the optimizer has its parameters.
-                        scheduler = schedule(svi.optim.optimizer, total_steps)
-                    else:
-                        scheduler.step()
-                report(len(index), epoch, epochs, total / seen)
+                    _stop_on_nan(pair, batch, run)
+                run.count(loss, len(index))
+                report(len(index), now.epoch, epochs, now.total / now.num_seen)
                 if interrupted():
                     break
+                run.save_if_due()
+            cut_short = interrupted()
+            if cut_short:
+                run.save()  # before the epoch is closed: it goes on when the run is resumed
+            epoch = now.epoch
             entry = {
                 "epoch": epoch,
-                "step": result.num_steps,
-                "num_data": seen,
-                curve: total / seen,
-                "seconds": time.perf_counter() - epoch_started,
+                "step": now.step,
+                "num_data": now.num_seen,
+                curve: now.total / now.num_seen,
+                "seconds": time.perf_counter() - run.epoch_started,
             }
             if held_out is not None:
                 entry |= _validate(pair, held_out, int(noise_seed))
-            result.history.append(entry)
-            keeper.keep(entry)
-            if interrupted():
-                result.stopped = "interrupted"
-                break
-            if patience is not None and epoch - keeper.best["epoch"] >= patience:
-                result.stopped = "early stopping"
-                break
-    keeper.restore()
-    result.settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
-    result.best = keeper.best
-    result.seconds = time.perf_counter() - started
-    if folder is not None:
-        if isinstance(pair, Part):
-            save(pair, folder / "model")
-        (folder / "history.json").write_text(json.dumps(result.history, indent=1) + "\n")
+            run.end_epoch(entry)
+            if not cut_short:
+                if patience is not None and epoch - now.best["epoch"] >= patience:
+                    now.stopped = "early stopping"
+                elif epoch == epochs:
+                    now.stopped = "finished"
+                run.save()
+            if interrupted() and now.stopped is None:
+                now.stopped = "interrupted"
+        run.restore_best()
+        settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
+        result = Fit(now.history, now.best, now.stopped, now.step, run.seconds, settings)
+        if folder is not None:
+            if isinstance(pair, Part):
+                save(pair, folder / "model")
+            (folder / "history.json").write_text(json.dumps(result.history, indent=1) + "\n")
+            if now.stopped == "interrupted" and checkpoints is not None:
+                _say_how_to_resume(run, folder)
+    if interrupted() == signal.SIGTERM:
+        sys.stdout.flush()
+        signal.raise_signal(signal.SIGTERM)  # now to whoever handled it before, or to the end
     return result
+
+
+def _say_how_to_resume(run: Run, folder: Path) -> None:
+    print(
+        f"interrupted at step {run.progress.step}; the last checkpoint in {folder} is of step "
+        f"{run.saved_step}. The same call with resume=True (--resume on the command line) goes on",
+        file=sys.stderr,
+    )
 
 
 def _per_datum_svi(
@@ -298,11 +322,6 @@ def _check_data(pair: PairLike, objective: object, *datasets: Dataset | None) ->
                 check_support(fn, data[:], name)
 
 
-def _batches(num_data: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(num_data, generator=generator, device=generator.device)
-    yield from order.split(batch_size)
-
-
 def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     """One draw for each validation datum, the same noise every epoch, so that epochs compare."""
     total: list[Tensor] = []
@@ -318,52 +337,17 @@ def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
 
 
-class _Keeper:
-    """Keeps a copy of the best weights and buffers so far, the latest where nothing ranks them."""
-
-    def __init__(self, svi: SVI, programs: Iterable[Any]) -> None:
-        self.svi = svi
-        self.modules = [program for program in programs if isinstance(program, nn.Module)]
-        self.best: dict[str, float] = {}
-        self._copy: list[tuple[Tensor, Tensor]] = []
-
-    def keep(self, entry: dict[str, float]) -> None:
-        score = entry.get("validation_elbo", math.inf)
-        if self.best and not score >= self.best.get("validation_elbo", -math.inf):
-            return
-        self.best = entry
-        self._copy = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            for tensor, copy in self._copy:
-                tensor.copy_(copy)
-
-    def all_finite(self) -> bool:
-        return all(
-            tensor.isfinite().all() for tensor in self._tensors() if tensor.is_floating_point()
-        )
-
-    def _tensors(self) -> list[Tensor]:
-        tensors = dict(self.svi.parameters)
-        for module in self.modules:
-            tensors |= dict.fromkeys([*module.parameters(), *module.buffers()])
-        return list(tensors)
-
-
-def _stop_on_nan(
-    pair: PairLike, batch: tuple[Tensor, ...], step: int, epoch: int, keeper: _Keeper
-) -> None:
-    culprit, x = _first_bad_site(pair, batch), batch[0]
-    if keeper.all_finite():
+def _stop_on_nan(pair: PairLike, batch: tuple[Tensor, ...], run: Run) -> NoReturn:
+    culprit, x, now = _first_bad_site(pair, batch), batch[0], run.progress
+    if run.all_finite():
         kept = "the weights of the step before are kept"
     else:
-        kept = f"the weights are back at epoch {int(keeper.best.get('epoch', 0))}"
-        keeper.restore()
+        kept = f"the weights are back at epoch {int(now.best.get('epoch', 0))}"
+        run.restore_best()
     raise TrainingError(
-        f"the loss is not finite at step {step + 1} (epoch {epoch}), batch of {len(x)} data with "
-        f"values in [{x.min().item():g}, {x.max().item():g}]: {culprit}; {kept}. Try a lower "
-        "learning rate, or look at the data of this batch"
+        f"the loss is not finite at step {now.step + 1} (epoch {now.epoch}), batch of {len(x)} "
+        f"data with values in [{x.min().item():g}, {x.max().item():g}]: {culprit}; {kept}. Try a "
+        "lower learning rate, or look at the data of this batch"
     )
 
 
@@ -381,22 +365,35 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request to end in order; a second one interrupts at once."""
-    requested = threading.Event()
+def _interruptible(also_sigterm: bool) -> Iterator[Callable[[], int | None]]:
+    """Turn the first Ctrl-C into a request to end in order; a second one interrupts at once.
+
+    So with SIGTERM, where it is asked for. What is yielded returns the signal that came, if any.
+    """
+    came: list[int] = []
 
     def handle(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, previous)
-        requested.set()
+        restore()
+        came.append(signum)
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def first() -> int | None:
+        return came[0] if came else None
 
     if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set  # signals reach the main thread only
+        yield first  # signals reach the main thread only
         return
-    previous = signal.signal(signal.SIGINT, handle)
+    numbers = [signal.SIGINT, signal.SIGTERM] if also_sigterm else [signal.SIGINT]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, handle)
     try:
-        yield requested.is_set
+        yield first
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
 
 @contextlib.contextmanager

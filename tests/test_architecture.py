@@ -10,8 +10,8 @@ FLOORS = [
     | {"transforms", "sites", "arguments", "lowering", "updates"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
-    {"counts", "priors", "guides", "pathwise", "programs", "compiler"},
-    {"likelihoods", "traces"},
+    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"},
+    {"likelihoods", "traces", "resuming"},
     {"vae"},
     {"ladder", "mixed"},
     {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},

@@ -1,0 +1,200 @@
+"""A training run's folder: one run at a time, and checkpoints that are whole or not there.
+
+A checkpoint is a folder of three files. `tensors.safetensors` holds the tensors and `state.json`
+all the rest; `SHA256SUMS` has the checksums of both, as `sha256sum --check` reads them. Nothing is
+unpickled, and no name that a file says is ever used as a path.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pyro_vae.checkpoints import CheckpointError
+
+FORMAT = 1
+STATE, TENSORS, SUMS = "state.json", "tensors.safetensors", "SHA256SUMS"
+MAX_STATE_BYTES = 16 * 2**20  # the history of 100,000 epochs; more is no state of a run
+KEEP_LAST = 2
+
+State = dict[str, Any]
+Checkpoint = tuple[dict[str, Tensor], State]
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator["Checkpoints"]:
+    """Hold the folder for this run and give its checkpoints; the lock ends with the process.
+
+    Raises:
+        CheckpointError: while another run holds it.
+    """
+    import fcntl  # not on Windows
+
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"another run writes into {str(folder)!r} (process {file.read().strip()}): wait "
+                "for its end, or choose another folder (out=)"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield Checkpoints(folder)
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last `KEEP_LAST` and the best, in `folder/checkpoints`.
+
+    `opened` makes it: only the run that holds the folder's lock may write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "checkpoints"
+        self.path.mkdir(exist_ok=True)
+        _sync(folder)
+        for leftover in self.path.glob(".*"):  # of a run that was killed at a checkpoint
+            _remove(leftover)
+
+    def names(self) -> list[str]:
+        """Return the names of the checkpoints that are there, oldest first."""
+        return sorted(
+            path.name for path in self.path.iterdir() if re.fullmatch(r"\d{8}", path.name)
+        )
+
+    def next_name(self) -> str:
+        """Return the name that the next checkpoint gets."""
+        return f"{int(max(self.names(), default='0')) + 1:08d}"
+
+    def write(self, tensors: dict[str, Tensor], state: State, best: str | None) -> None:
+        """Write a checkpoint, then remove all but the last ones and the one called `best`.
+
+        It is written aside, flushed to the disk, read back and renamed, so that a run killed at
+        any instant leaves the old checkpoints or the new one too, each of them whole.
+
+        Raises:
+            OSError: when the disk is full or the folder gone; older checkpoints stay.
+        """
+        name = self.next_name()
+        files = {
+            STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
+            TENSORS: safetensors.torch.save(tensors),
+        }
+        sums = [f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in files.items()]
+        files[SUMS] = "".join(sums).encode()
+        aside = Path(tempfile.mkdtemp(dir=self.path, prefix=".new-"))
+        try:
+            for file, data in files.items():
+                _write(aside / file, data)
+            read(aside)
+            _sync(aside)
+            aside.rename(self.path / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        _sync(self.path)
+        for old in self.names()[:-KEEP_LAST]:
+            if old != best:
+                # Out of sight at once: a half-removed checkpoint is never taken for one.
+                _remove((self.path / old).rename(self.path / f".old-{old}"))
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole, with a warning for each that is not.
+
+        Returns:
+            Its tensors and the rest; None where no checkpoint was ever written.
+
+        Raises:
+            CheckpointError: when there are checkpoints and none is whole.
+        """
+        names = self.names()
+        for name in reversed(names):
+            try:
+                return read(self.path / name)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=3)
+        if names:
+            raise CheckpointError(
+                f"none of the {len(names)} checkpoints in {self.path} is whole: start again "
+                "without resume"
+            )
+        return None
+
+    def set_aside(self) -> None:
+        """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there."""
+        if self.names():
+            before = self.path.with_name("checkpoints-before")
+            shutil.rmtree(before, ignore_errors=True)
+            self.path.rename(before)
+            self.path.mkdir()
+            _sync(self.path.parent)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read the checkpoint in the folder `path`: its tensors, on the CPU, and the rest.
+
+    Raises:
+        CheckpointError: unless it is whole.
+    """
+    try:
+        if path.is_symlink() or any((path / file).is_symlink() for file in (STATE, TENSORS, SUMS)):
+            raise CheckpointError(f"{path} is damaged: it leads out of its folder by a link")
+        if (size := (path / STATE).stat().st_size) > MAX_STATE_BYTES:
+            raise CheckpointError(
+                f"{path} is damaged: {STATE} has {size:,} bytes, at most {MAX_STATE_BYTES:,} are "
+                "expected"
+            )
+        files = {file: (path / file).read_bytes() for file in (STATE, TENSORS)}
+        with (path / SUMS).open() as sums:
+            expected = sums.read(1024)
+        for file, data in files.items():
+            if f"{hashlib.sha256(data).hexdigest()}  {file}\n" not in expected:
+                raise CheckpointError(f"{path} is damaged: {file} is not what {SUMS} says")
+        state = json.loads(files[STATE])
+        if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+            raise CheckpointError(f"{path} is damaged: {STATE} is no state of a run")
+        if state["format"] > FORMAT:
+            raise CheckpointError(
+                f"{path} has format {state['format']}, this version of pyro_vae reads up to "
+                f"{FORMAT}: upgrade pyro_vae"
+            )
+        return safetensors.torch.load(files[TENSORS]), state
+    except (OSError, SafetensorError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush the folder's own entries, without which a rename may be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
