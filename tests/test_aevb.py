@@ -1,0 +1,210 @@
+"""The scripts on the paper: each runs as a user runs it, and their mathematics is exact."""
+
+import importlib
+import json
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+import pyro_vae as pv
+from tests.linear_gaussian import linear_vae
+from tests.test_examples import ROOT, run
+
+FOLDER = ROOT / "examples" / "aevb"
+SHARED = {"paper.py", "baselines.py"}  # imported by the scripts
+SCRIPTS = {
+    "appendix_f.py": "appendix_f",
+    "estimators.py": "estimators",
+    "figure_2.py": "figure_2",
+    "figure_4_5.py": "figure_4_5",
+}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_no_script_is_forgotten():
+    assert {path.name for path in FOLDER.glob("*.py")} == set(SCRIPTS) | SHARED
+
+
+def test_scripts_are_short():
+    for path in FOLDER.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 150, path.name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_draws_its_picture_and_writes_its_curves(name, tmp_path):
+    done = run([FOLDER / name, "--quick", "--out", "run", "--seed", "3"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    stem = SCRIPTS[name]
+    assert list((tmp_path / "run").glob("*.png"))
+    for picture in (tmp_path / "run").glob("*.png"):
+        assert picture.stat().st_size > 5000
+    text = (tmp_path / "run" / f"{stem}.json").read_text()
+    assert '"seed": 3' in text
+    assert '"binarization": "dynamic"' in text
+    assert '"samples": ' in text
+    json.loads(text)
+
+
+class LinearEncoder(nn.Module):
+    """A linear map to loc and to what softplus makes the scale."""
+
+    def __init__(self, dim, latent_dim):
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * latent_dim, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def exact_elbo(vae, x):
+    """ELBO of a diagonal Gaussian guide on the linear-Gaussian model, in closed form."""
+    decoder, q = vae.model.likelihood, vae.encode(x)
+    s2 = (2 * decoder.log_scale).exp()
+    residual = x - q.mean @ decoder.weight.T - decoder.mean
+    spread = q.variance @ decoder.weight.square().sum(dim=0)
+    log_likelihood = -0.5 * (
+        (residual.square().sum(dim=-1) + spread) / s2 + x.shape[1] * (2 * math.pi * s2).log()
+    )
+    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(dim=-1)
+    return (log_likelihood - kl).mean()
+
+
+@pytest.mark.parametrize(
+    "name", ["score function", "A (eq. 6)", "B (eq. 7)", "sticking the landing"]
+)
+def test_each_estimator_is_unbiased(script, name):
+    estimators = script("estimators")
+    vae, x = linear_vae(dim=4, latent_dim=2)
+    guide = pv.guides.DiagonalNormal(LinearEncoder(4, 2))
+    vae = vae.replace(guide=guide)
+    parameters = [*vae.guide.parameters(), *vae.model.parameters()]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    gradient = torch.autograd.grad(exact_elbo(vae, x[:20]), parameters)
+    exact = torch.cat([part.flatten() for part in gradient])
+    draws = 600
+    mean, variance, _ = estimators.gradient_moments(vae, x[:20], name, draws)
+    assert len(mean) == len(exact)
+    error = (mean - exact).abs()
+    assert (error < 5 * (variance / draws).sqrt() + 1e-9).all()
+    # The gradient is far from zero on this scale, so that a sign or a factor would show.
+    assert (exact.abs() > 10 * (variance / draws).sqrt()).any()
+
+
+def test_the_score_function_has_the_highest_variance(script):
+    estimators = script("estimators")
+    vae, x = linear_vae(dim=4, latent_dim=2)
+    vae = vae.replace(guide=pv.guides.DiagonalNormal(LinearEncoder(4, 2)))
+    variances = {
+        name: estimators.gradient_moments(vae, x[:20], name, 100)[1][:20].sum()
+        for name in estimators.ESTIMATORS
+    }
+    assert variances["score function"] > 2 * max(
+        variance for name, variance in variances.items() if name != "score function"
+    )
+
+
+def test_wake_sleep_follows_both_of_its_gradients(script):
+    """Theta climbs the ELBO; phi climbs E_p(x,z) log q(z|x), in closed form for a linear loc."""
+    wake_sleep = script("baselines").wake_sleep
+    vae, x = linear_vae(dim=4, latent_dim=2)
+    encoder = LinearEncoder(4, 2)
+    with torch.no_grad():
+        encoder.linear.weight[2:] = 0  # a scale that does not depend on x
+    vae = vae.replace(guide=pv.guides.DiagonalNormal(encoder))
+    x, decoder = x[:20], vae.model.likelihood
+    A, b = encoder.linear.weight[:2], encoder.linear.bias[:2]
+    marginal = decoder.marginal()
+    second = marginal.covariance_matrix + torch.outer(decoder.mean, decoder.mean)  # E x x'
+    variance = vae.encode(x).variance[0]
+    sleep = torch.cat(
+        [
+            (decoder.weight.T - A @ second - torch.outer(b, decoder.mean)) / variance[:, None],
+            (-(A @ decoder.mean + b) / variance)[:, None],
+        ],
+        dim=1,
+    )
+    theta = [decoder.weight, decoder.mean, decoder.log_scale]
+    wake = torch.cat([part.flatten() for part in torch.autograd.grad(exact_elbo(vae, x), theta)])
+    exact = torch.cat([wake, sleep.flatten()]).detach()
+
+    programs = [pv.objectives.per_datum(p, len(x)) for p in (vae.model, vae.guide)]
+    draws = []
+    for _ in range(600):
+        loss = -wake_sleep(*programs, x)
+        phi = [encoder.linear.weight, encoder.linear.bias]
+        *of_theta, weight, bias = torch.autograd.grad(loss, [*theta, *phi])
+        of_phi = torch.cat([weight[:2], bias[:2, None]], dim=1)
+        draws.append(torch.cat([part.flatten() for part in [*of_theta, of_phi]]))
+    draws = torch.stack(draws)
+    error = draws.std(dim=0) / math.sqrt(len(draws))
+    assert ((draws.mean(dim=0) - exact).abs() < 5 * error).all()
+    for part in (slice(len(wake)), slice(len(wake), None)):
+        assert (exact[part].abs() > 10 * error[part]).any()
+
+
+def test_figure_2_goes_on_where_it_stopped(script, tmp_path, capsys):
+    main = script("figure_2").main
+    short = {"quick": True, "data": "mnist", "latent_dim": [3], "out": tmp_path}
+    main(**short)
+    printed = capsys.readouterr().out
+    path = tmp_path / "figure_2.json"
+    kept = json.loads(path.read_text())
+    main(**short, optimizer="adam")
+    both = json.loads(path.read_text())
+    assert both[: len(kept)] == kept
+    assert [(c["method"], c["optimizer"]) for c in both] == [
+        ("AEVB", "adagrad"), ("wake-sleep", "adagrad"), ("AEVB", "adam"), ("wake-sleep", "adam"),
+    ]  # fmt: skip
+    for curve in both:
+        assert curve["seen"][-1] == curve["samples"]
+        assert curve["train"][-1] > curve["train"][0]
+    capsys.readouterr()
+    main(**short)
+    assert capsys.readouterr().out == printed  # the very same seconds: nothing was trained
+    assert json.loads(path.read_text()) == both
+
+
+def test_figure_2_takes_the_grey_frames_of_frey_face(script, tmp_path):
+    ramp = np.linspace(0, 255, 560).reshape(1, 28, 20)
+    frames = ramp * np.random.default_rng(0).uniform(0.5, 1, (1965, 1, 1))
+    np.savez(tmp_path / "frey_faces.npz", images=frames.astype(np.uint8))
+    short = {"quick": True, "data": "frey", "latent_dim": [2], "data_root": tmp_path}
+    script("figure_2").main(**short, out=tmp_path)
+    for curve in json.loads((tmp_path / "figure_2.json").read_text()):
+        assert curve["binarization"] == "none"
+        # A uniform density on [0, 1] scores 0; one that has learned the ramp is far above.
+        assert curve["test"][-1] > 100
+
+
+def test_full_variational_bayes_weighs_the_weights_once_for_all_data(script):
+    """Eq. 24: per datum KL(q(theta)||p(theta)) is divided by N, whatever the minibatch."""
+    paper, appendix_f = script("paper"), script("appendix_f")
+    x = torch.rand(7, 1, 4, 4).round()
+    data = pv.data.Dataset(x, binarization="static")
+    vae = paper.build(data, 2, 5, 0.3)
+    full = appendix_f.FullVB(vae)
+    z = torch.randn(7, 2)
+    torch.testing.assert_close(full.decode(z, full.weights.loc).mean, vae.decode(z).mean)
+
+    def loss(num_data):
+        torch.manual_seed(1)
+        with pyro.get_param_store().scope(), torch.no_grad():
+            programs = [pv.objectives.per_datum(p, num_data) for p in (full.model, full.guide)]
+            return TraceMeanField_ELBO().loss(*programs, x)
+
+    q = full.weights
+    kl = kl_divergence(Normal(q.loc, q.log_scale.exp()), Normal(0.0, 1.0)).sum().item()
+    assert kl > 100
+    assert loss(50) - loss(200) == pytest.approx(kl / 50 - kl / 200, rel=1e-4)
