@@ -88,6 +88,8 @@ class CompiledStep:
         changes nothing and returns NaN.
         """
         self._follow_rates()
+        for owner in self.owners or ():
+            owner.note_step()
         with torch.no_grad():
             results = self._compiled(*inputs, *self._tensors)
         return self._parted(results)

@@ -51,7 +51,7 @@ class Compiler:
         self._counts: dict[Any, int] = {}
         self._programs: dict[Any, CompiledStep] = {}
         self._watched: list[Tensor] = []
-        self._update_outside = False
+        self.update_outside = False
         self._unstable = 0
         self._seen: tuple[Any, ...] = ()
         self.num_steps = 0
@@ -90,6 +90,12 @@ class Compiler:
             self._update(program, losses, gradients)
         self.num_steps += 1
         return losses
+
+    def prepare(self, args: Any, kwargs: Any) -> None:
+        """Compile for arguments of these shapes, as the first step of a resumed run would."""
+        inputs, fixed = split(args, kwargs)
+        if self.enabled and self._at_once and fixed is not None and self._has_started():
+            self._consider((fixed, self._signature(inputs)), inputs, args, kwargs)
 
     def repeat_eagerly(self, args: Any, kwargs: Any) -> Any:
         """Take eagerly the step that a program declined, on the random numbers that it had."""
@@ -142,7 +148,7 @@ class Compiler:
 
     def _usable(self, program: CompiledStep, consecutive: bool) -> bool:
         if not program.is_current():
-            self._update_outside = True  # hyperparameters that change, or a state that was loaded
+            self.update_outside = True  # hyperparameters that change, or a state that was loaded
             return False
         if any(p.grad is not None for p in program.capture.parameters):
             return False
@@ -214,7 +220,7 @@ class Compiler:
         tolerance = self._tolerance(recorded.parameters)
         self._compare(recorded, inputs, loss, gradients, tolerance, after)
         with self._restored():
-            outside = self._update_outside
+            outside = self.update_outside
             owners = None if outside else owners_of(self.svi.optim, recorded.parameters)
             try:
                 return CompiledStep(recorded, inputs, owners, tolerance)

@@ -213,6 +213,7 @@ class Run:
                 for objective in _objectives(self.svi)
             ],
             "trained": [names[parameter] for parameter in self.svi.trained],
+            "update_outside": self.svi.update_outside,
             "optimizer": {"groups": [], "numbers": {}},
         }
         if (optimizer := self.svi.optim.optimizer) is not None:
@@ -270,6 +271,7 @@ class Run:
             for then, group in zip(groups, now, strict=True):
                 _refuse_other("optimizer or schedule", then["settings"], group)
             optimizer.load_state_dict(self._optimizer_state(optimizer, saved, state))
+        self.svi.update_outside = state["update_outside"]
         self.svi.trained.update(named[name] for name in state["trained"])
         with torch.no_grad():
             for name, tensor in named.items():

@@ -105,6 +105,23 @@ class SVI(pyro.infer.SVI):
             return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs))
         return loss[0]
 
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Compile at once for arguments of these shapes, where `compile=True` and a run is resumed.
+
+        A run that goes on in the middle then has the programs that it had before, whatever the
+        shape of its next batch. Nothing is changed and no random number is drawn.
+        """
+        self._compiler.prepare(args, kwargs)
+
+    @property
+    def update_outside(self) -> bool:
+        """Whether the optimizer updates outside of compiled steps: its hyperparameters change."""
+        return self._compiler.update_outside
+
+    @update_outside.setter
+    def update_outside(self, value: bool) -> None:
+        self._compiler.update_outside = value
+
     @property
     def num_compiled_steps(self) -> int:
         """Number of steps that compiled programs have taken; the others ran eagerly."""

@@ -191,6 +191,8 @@ def fit(
         if checkpoints is not None:
             identity = describe(svi, programs, total_steps, data, held_out)
             run.open(settings | identity | {"patience": patience}, resume, data.batch(slice(2)))
+            if run.progress.step and run.progress.stopped is None:
+                svi.prepare(*data.batch(slice(batch_size)))
         now = run.progress
         while now.stopped is None:
             run.start_epoch()

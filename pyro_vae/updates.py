@@ -69,6 +69,10 @@ class Owner:
         """Tell whether state and hyperparameters are still those that a graph was made with."""
         return self.optimizer.state is self._all_states and self._hyperparameters() == self._fixed
 
+    def note_step(self) -> None:
+        """Mark the optimizer as stepped, else schedules warn that they go before it."""
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
     def traceable(self) -> bool:
         """Tell whether torch can run this update on tensors alone, without side effects."""
         hooks = (
