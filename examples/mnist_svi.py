@@ -42,6 +42,7 @@ def main(
         int | None, Option(help="Stop after so many epochs without a better validation ELBO")
     ] = None,
     seed: Annotated[int, Option(help="Repeats the run")] = 0,
+    resume: Annotated[bool, Option(help="Go on from the newest checkpoint in --out")] = False,
     device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, Option(help="Folder for results")] = Path("runs/mnist_svi"),
 ) -> None:
@@ -85,6 +86,7 @@ def main(
         seed=seed,
         device=device,
         out=out,
+        resume=resume,
     )
 
     vae.save(out / "model")
