@@ -246,7 +246,7 @@ def fit(
 def _say_how_to_resume(run: Run, folder: Path) -> None:
     print(
         f"interrupted at step {run.progress.step}; the last checkpoint in {folder} is of step "
-        f"{run.saved_step}. The same call with resume=True (examples/mnist_svi.py: --resume) goes on",
+        f"{run.saved_step}. The same call with resume=True goes on",
         file=sys.stderr,
     )
 
