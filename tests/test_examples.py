@@ -83,7 +83,7 @@ KEYS = {
 }  # fmt: skip
 FILES = {
     "metrics.json", "history.json", "posterior.nc", "model", "learning_curve.png", "samples.png",
-    "reconstructions.png", "latents.png",
+    "reconstructions.png", "latents.png", "checkpoints", ".lock",
 }  # fmt: skip
 
 
