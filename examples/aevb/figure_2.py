@@ -29,7 +29,6 @@ from typer import Option
 
 import pyro_vae as pv
 
-HIDDEN = {"mnist": 500, "frey": 200}
 LATENTS = {"mnist": (3, 5, 10, 20, 200), "frey": (2, 5, 10, 20)}
 # Where the paper's AEVB test curves end, read off its figure: to 3 nats, and 100 on Frey Face.
 ENDS = {
@@ -101,7 +100,7 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
-    optimizer: Annotated[str, Option(help="adagrad (the paper's) or adam")] = "adagrad",
+    optimizer: paper.OptimizerName = "adagrad",
     pilot: Annotated[float, Option(help="Samples on which step sizes are compared")] = 5e4,
     data: Annotated[str, Option(help="mnist, frey or both")] = "both",
     latent_dim: Annotated[list[int] | None, Option(help="N_z; the paper's by default")] = None,
@@ -124,7 +123,7 @@ def main(
             print(f"Frey Face is left out: {error}")
             continue
         for dim in latent_dim or (LATENTS[name][:2] if quick else LATENTS[name]):
-            options = {"latent_dim": dim, "hidden": 50 if quick else HIDDEN[name]}
+            options = {"latent_dim": dim, "hidden": 50 if quick else paper.HIDDEN[name]}
             options |= {"init_sd": init_sd, "pilot": int(pilot), "num_scored": num_scored}
             shared = paper.settings(split[0], samples, seed, panel=name, **options)
             for method in LOSSES:

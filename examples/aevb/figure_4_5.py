@@ -29,7 +29,6 @@ from typer import Option
 
 import pyro_vae as pv
 
-HIDDEN = {"mnist": 500, "frey": 200}
 SIDE = 20  # images along each side of a manifold
 SHOWN = 10  # images along each side of a panel of samples
 
@@ -64,7 +63,7 @@ def panels(images: dict[str, Tensor]) -> Figure:
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
-    optimizer: Annotated[str, Option(help="adagrad (the paper's) or adam")] = "adagrad",
+    optimizer: paper.OptimizerName = "adagrad",
     step_size: Annotated[float, Option(help="Of the optimizer")] = 0.02,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
@@ -78,7 +77,7 @@ def main(
 
     def trained(name: str, latent_dim: int) -> pv.VAE:
         train, test = paper.load(name, quick, data_root, binarize, seed)
-        hidden = 100 if quick else HIDDEN[name]
+        hidden = 100 if quick else paper.HIDDEN[name]
         torch.manual_seed(seed)
         vae = paper.build(train, latent_dim, hidden, init_sd)
         optim = paper.optimizer(optimizer, step_size, vae, len(train))

@@ -32,11 +32,13 @@ DataRoot = Annotated[Path | None, Option(help="Folder with the data [default: $P
 Binarize = Annotated[str, Option(help="Of MNIST: dynamic, static or threshold")]
 InitSd = Annotated[float, Option(help="Standard deviation of the parameters at the start")]
 Seed = Annotated[int, Option(help="Repeats the run")]
+OptimizerName = Annotated[str, Option("--optimizer", help="adagrad (the paper's) or adam")]
 Out = Annotated[Path, Option(help="Folder for the picture and the JSON")]
 
 # Section 5 offers Adagrad these steps; Adam, which came later, gets three around its usual one.
 STEP_SIZES = {"adagrad": (0.01, 0.02, 0.1), "adam": (3e-4, 1e-3, 3e-3)}
 BATCH_SIZE = 100  # M
+HIDDEN = {"mnist": 500, "frey": 200}
 
 
 def load(name: str, quick: bool, root: Path | None, binarize: str, seed: int) -> pv.data.Split:
