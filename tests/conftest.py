@@ -15,6 +15,6 @@ def _seeded():
 @pytest.fixture
 def mnist_root():
     root = os.environ.get("PYRO_VAE_DATA")
-    if root is None:
+    if not root:  # unset or empty, as the package reads it
         pytest.skip("real MNIST is tested where PYRO_VAE_DATA names its folder")
     return root
