@@ -1,36 +1,43 @@
 """Auto-Encoding Variational Bayes on MNIST (Kingma & Welling, 2013), sections 2 and 3.
 
-    python examples/mnist_svi.py                       20 latents, a few minutes on two cores
-    python examples/mnist_svi.py --latent-dim 2        draws the latent manifold of Figure 4
-    python examples/mnist_svi.py --help                all options
+    python examples/mnist_svi.py                   20 latents, a few minutes on two cores
+    python examples/mnist_svi.py --latent-dim 2    draws the latent manifold of Figure 4
+    python examples/mnist_svi.py --prior vamp --guide full-normal    other parts; see --help
 
 The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three parts that can be
-swapped; `SVI` with `Trace_ELBO` trains them, so that Pyro builds the reparameterized bound.
+swapped; `SVI` with `Trace_ELBO` trains them. The first choice of each kind is the paper's.
 """
 
 import functools
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from rich import print
 from torch.optim.lr_scheduler import OneCycleLR
 from typer import Option
 
 import pyro_vae as pv
 
+Prior = Literal["standard-normal", "mixture", "vamp", "flow"]
+Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal", "discretized-logistic"]
+Guide = Literal["diagonal-normal", "full-normal", "flow"]
+Objective = Literal["elbo", "analytic-kl", "importance-weighted", "sticking-the-landing"]
+
 
 def main(
-    data: Annotated[str, Option(help="mnist, fashion-mnist or mnist-5k")] = "mnist",
-    data_root: Annotated[
-        Path | None, Option(help="Folder with the data [default: $PYRO_VAE_DATA or a cache]")
-    ] = None,
+    prior: Annotated[Prior, Option(help="p(z)")] = "standard-normal",
+    likelihood: Annotated[Likelihood, Option(help="p(x|z)")] = "bernoulli",
+    guide: Annotated[Guide, Option(help="q(z|x)")] = "diagonal-normal",
+    objective: Annotated[Objective, Option(help="The bound to climb, with L particles")] = "elbo",
+    data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
+    data_root: Annotated[Path | None, Option(help="Its folder, or else $PYRO_VAE_DATA")] = None,
     binarize: Annotated[
-        str, Option(help="dynamic (fresh draws each epoch), static or threshold")
-    ] = "dynamic",
+        str | None, Option(help="dynamic (for bernoulli), static, threshold or none (for others)")
+    ] = None,
     epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
     latent_dim: Annotated[int, Option(help="N_z, the number of latents")] = 20,
     hidden: Annotated[int, Option(help="Hidden units of encoder and decoder")] = 500,
@@ -38,62 +45,71 @@ def main(
     num_particles: Annotated[int, Option(help="L, draws of z for each datum and step")] = 1,
     learning_rate: Annotated[float, Option(help="The highest of the one-cycle schedule")] = 3e-3,
     num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 500,
-    patience: Annotated[
-        int | None, Option(help="Stop after so many epochs without a better validation ELBO")
-    ] = None,
+    patience: Annotated[int | None, Option(help="Stop after so many epochs without gain")] = None,
     seed: Annotated[int, Option(help="Repeats the run")] = 0,
     resume: Annotated[bool, Option(help="Go on from the newest checkpoint in --out")] = False,
     device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, Option(help="Folder for results")] = Path("runs/mnist_svi"),
 ) -> None:
     """Train a variational autoencoder on images by SVI, score it, and draw what it learned."""
+    if likelihood != "bernoulli" and binarize not in (None, "none"):
+        raise ValueError(f"--likelihood {likelihood} needs --binarize none, got {binarize}")
+    binarize = binarize or ("dynamic" if likelihood == "bernoulli" else "none")
     train, test = pv.data.load(data, binarize=binarize, root=data_root, seed=seed)
     train, validation = train.hold_out(len(train) // 12)
-    x_shape = train.event_shape
     torch.manual_seed(seed)
 
-    # The generative model (section 2.1): a prior p(z) = N(z; 0, I) and a likelihood p(x|z) whose
-    # parameters a decoder network computes. Its output starts at the data's mean.
-    prior = pv.priors.StandardNormal(latent_dim)
-    decoder = pv.networks.MLP(latent_dim, [hidden], x_shape, output_bias=train.log_odds())
-    likelihood = pv.likelihoods.Bernoulli(decoder)
+    # The likelihood p(x|z) (section 2.1): a decoder network computes its parameters. It starts at
+    # the data's mean.
+    mean = train.log_odds() if likelihood.endswith("bernoulli") else train.mean()
+    decoder = pv.networks.MLP(latent_dim, [hidden], train.event_shape, output_bias=mean)
+    p_x = {
+        "bernoulli": pv.likelihoods.Bernoulli,
+        "continuous-bernoulli": pv.likelihoods.ContinuousBernoulli,
+        "normal": pv.likelihoods.Normal,
+        "discretized-logistic": lambda net: pv.likelihoods.DiscretizedLogistic(net, "learned"),
+    }[likelihood](decoder)
 
-    # The recognition model q(z|x) (eq. 9): an encoder network computes its mean and scale.
-    encoder = pv.networks.MLP(x_shape, [hidden], 2 * latent_dim)
-    guide = pv.guides.DiagonalNormal(encoder)
+    # The recognition model q(z|x) (eq. 9): an encoder network computes its parameters.
+    encoder = functools.partial(pv.networks.MLP, train.event_shape, [hidden])
+    full_size = pv.guides.FullNormal.num_outputs(latent_dim)
+    q = {
+        "diagonal-normal": lambda: pv.guides.DiagonalNormal(encoder(2 * latent_dim)),
+        "full-normal": lambda: pv.guides.FullNormal(encoder(full_size)),
+        "flow": lambda: pv.guides.Flow(encoder(3 * latent_dim), latent_dim),
+    }[guide]()
 
-    # Swap any of the three: the rest stays as it is.
-    vae = pv.VAE(prior, likelihood, guide)
+    # The prior p(z): N(0, I) in the paper.
+    p_z = {
+        "standard-normal": lambda: pv.priors.StandardNormal(latent_dim),
+        "mixture": lambda: pv.priors.MixtureOfGaussians(latent_dim, num_components=10),
+        "vamp": lambda: pv.priors.VampPrior(q, 200, train.event_shape, pseudo_inputs=train[:200]),
+        "flow": lambda: pv.priors.Flow(latent_dim),
+    }[prior]()
+
+    vae = pv.VAE(prior=p_z, likelihood=p_x, guide=q)
     print(vae.check(train[:8]))
-
     # The estimator of the bound (eq. 6, reparameterized) is Pyro's, as for any Pyro program.
-    svi = pv.SVI(
-        vae.model,
-        vae.guide,
-        optim=functools.partial(torch.optim.Adam, lr=learning_rate, fused=True),
-        loss=Trace_ELBO(num_particles, vectorize_particles=True, max_plate_nesting=1),
-    )
+    elbo = {
+        "elbo": Trace_ELBO,
+        "analytic-kl": TraceMeanField_ELBO,  # eq. 7, where the KL divergence has a closed form
+        "importance-weighted": pv.objectives.ImportanceWeighted,
+        "sticking-the-landing": pv.objectives.StickingTheLanding,
+    }[objective]
+    loss = elbo(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    optim = functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
+    svi = pv.SVI(vae.model, vae.guide, optim, loss)
 
     # Algorithm 1: minibatches, noise, gradients, updates.
     fit = pv.fit(
-        svi,
-        train,
-        validation=validation,
-        epochs=epochs,
-        batch_size=batch_size,
+        svi, train, validation=validation, epochs=epochs, batch_size=batch_size, patience=patience,
         schedule=lambda optimizer, steps: OneCycleLR(optimizer, learning_rate, total_steps=steps),
-        patience=patience,
-        seed=seed,
-        device=device,
-        out=out,
-        resume=resume,
-    )
+        seed=seed, device=device, out=out, resume=resume,
+    )  # fmt: skip
 
-    vae.save(out / "model")
-    scores = pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed)
-    print(scores)
-    print(f"{fit.stopped} after {len(fit.history)} epochs and {fit.seconds:.0f} s; best epoch")
-    print(f"by validation ELBO: {fit.best['epoch']}. Metrics, pictures, posterior.nc, model: {out}")
+    print(pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed))
+    print(f"{fit.stopped} after {len(fit.history)} epochs and {fit.seconds:.0f} s, best epoch by")
+    print(f"validation ELBO {fit.best['epoch']}; metrics, pictures, posterior.nc, model: {out}")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class ValueReader(TorchFunctionMode):
         if func in SCALED and isinstance(kwargs.get("alpha", kwargs.get("value")), Tensor):
             scale: Any = kwargs.get("alpha", kwargs.get("value"))
             return args[0].add_(scale * SCALED[func](*args[1:]))
+        if func is Tensor.lerp_ and isinstance(args[2], Tensor):
+            return args[0].lerp_(args[1], args[2].to(args[0].dtype))
         return func(*args, **kwargs)
 
     def _run(self, hook: Callable[[Tensor], Any], gradient: Tensor) -> Any:

@@ -5,6 +5,8 @@ parameters and the optimizer's state, so that no update rule is written here. Th
 then changes the real ones in place: `optimizer.state_dict()` is right after every step.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.capture import Capture, NotCompilable, ValueReader
 from pyro_vae.lowering import compile_graph, functional, share_scalars
-from pyro_vae.updates import Owner
+from pyro_vae.updates import Owner, scheduled
 
 # Rounding: between a graph and its compiled form, sums are taken in another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -61,16 +63,21 @@ class CompiledStep:
         self.runs = self.misses = 0
         groups = {id(owner.group): owner.group for owner in owners or ()}
         self._groups = list(groups.values())
-        self._rates = [torch.tensor(0.0, dtype=torch.double) for _ in self._groups]
-        self._last_rates: list[float | None] = [None for _ in self._groups]
-        self._follow_rates()
+        # Each group's learning rate and betas, by position; see `_follow_schedule`.
+        self._scheduled = [
+            [torch.zeros((), dtype=torch.double) for _ in scheduled(group)]
+            for group in self._groups
+        ]
+        self._last = [[math.nan for _ in values] for values in self._scheduled]
+        self._follow_schedule()
         entries = [entry for owner in owners or () for entry in owner.state.items()]
         self._steps = [value for key, value in entries if key == "step"]
         moments = [value for key, value in entries if key != "step"]
         # Parameters that have taken as many steps share their bias corrections in the graph.
         self._leaders = _leaders(self._steps)
         # The scalars come last; see `_compile`.
-        self._tensors = [*capture.tensors, *moments, *self._steps, *self._rates]
+        self._scalars = [*self._steps, *itertools.chain(*self._scheduled)]
+        self._tensors = [*capture.tensors, *moments, *self._scalars]
         self._compiled = self._compile(inputs, tolerance)
 
     def is_current(self) -> bool:
@@ -87,7 +94,7 @@ class CompiledStep:
         A step whose loss is not finite, or which read other values than the program was made for,
         changes nothing and returns NaN.
         """
-        self._follow_rates()
+        self._follow_schedule()
         for owner in self.owners or ():
             owner.note_step()
         with torch.no_grad():
@@ -99,20 +106,19 @@ class CompiledStep:
         num_losses = len(results) - num_gradients
         return list(results[:num_losses]), list(results[num_losses:])
 
-    def _follow_rates(self) -> None:
-        for i, (group, tensor) in enumerate(zip(self._groups, self._rates, strict=True)):
-            rate = group["lr"]
-            if isinstance(rate, Tensor):
-                tensor.copy_(rate.detach().squeeze())
-            elif rate != self._last_rates[i]:
-                tensor.fill_(rate)
-                self._last_rates[i] = rate
+    def _follow_schedule(self) -> None:
+        for group, tensors, last in zip(self._groups, self._scheduled, self._last, strict=True):
+            for i, value in enumerate(scheduled(group)):
+                if isinstance(value, Tensor):
+                    tensors[i].copy_(value.detach().squeeze())
+                elif value != last[i]:
+                    tensors[i].fill_(value)
+                    last[i] = value
 
     def _compile(self, inputs: list[Tensor], tolerance: float) -> Callable[..., Any]:
         flat = [*inputs, *self._tensors]
         graph = functional(self._step, [tensor.detach().clone() for tensor in flat])
-        num_scalars = len(self._steps) + len(self._rates)
-        share_scalars(graph, range(len(flat) - num_scalars, len(flat)))
+        share_scalars(graph, range(len(flat) - len(self._scalars), len(flat)))
         compiled = compile_graph(graph, flat)
         random = torch.get_rng_state()
         outcomes = []
@@ -162,7 +168,10 @@ class CompiledStep:
     ) -> dict[int, Tensor]:
         """Return the parameters and the optimizers' states after the update, by identity."""
         new: dict[int, Tensor] = {}
-        rates = {id(g): old[id(rate)] for g, rate in zip(self._groups, self._rates, strict=True)}
+        values = {
+            id(group): [old[id(tensor)] for tensor in tensors]
+            for group, tensors in zip(self._groups, self._scheduled, strict=True)
+        }
         leader = {
             id(step): self._steps[i] for step, i in zip(self._steps, self._leaders, strict=True)
         }
@@ -173,7 +182,7 @@ class CompiledStep:
                     key: old[id(leader.get(id(value), value))].clone()
                     for key, value in owner.state.items()
                 }
-                owner.update(parameter, gradient, state, rates[id(owner.group)])
+                owner.update(parameter, gradient, state, [*values[id(owner.group)]])
                 if state.keys() != owner.state.keys():
                     raise NotCompilable("the optimizer has no state for a parameter yet")
                 new[id(owner.parameter)] = parameter
@@ -191,7 +200,7 @@ class CompiledStep:
             return [*losses, *gradients]
         for owner, gradient in zip(self.owners, gradients, strict=True):
             state = {key: current[id(value)] for key, value in owner.state.items()}
-            owner.update(current[id(owner.parameter)], gradient, state, owner.group["lr"])
+            owner.update(current[id(owner.parameter)], gradient, state, scheduled(owner.group))
         return losses
 
 

@@ -73,13 +73,17 @@ class Evaluation:
         known = ~np.isnan(self.khat)
         return float((self.khat[known] > self.khat_threshold).mean()) if known.any() else math.nan
 
-    def metrics(self) -> dict[str, float | int | str]:
-        """Return means and standard errors under the names that `metrics.json` has them."""
-        result: dict[str, float | int | str] = {"num_importance_samples": self.num_samples}
+    def metrics(self) -> dict[str, float | int | None]:
+        """Return means and standard errors under the names that `metrics.json` has them.
+
+        What K is too small to say is None, as JSON knows no NaN.
+        """
+        result: dict[str, float | int | None] = {"num_importance_samples": self.num_samples}
         for score in DESCRIPTIONS:
             result[f"test_{score}"] = self.mean(score)
             result[f"test_{score}_se"] = self.se(score)
-        return {**result, "test_khat_share_above_threshold": self.share_unreliable}
+        share = self.share_unreliable
+        return {**result, "test_khat_share_above_threshold": None if math.isnan(share) else share}
 
     def __rich__(self) -> Table:
         unreliable = self.share_unreliable

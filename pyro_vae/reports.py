@@ -55,7 +55,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
     vae.save(out / "model")
-    write_metrics(out / "metrics.json", fit, scores)
+    write_metrics(out / "metrics.json", vae, fit, scores)
     device = device_of(vae.model, vae.guide)
     test = test.to(device)
     shown = test[: min(SHOWN, len(test))]
@@ -77,9 +77,10 @@ def report(
     return scores
 
 
-def write_metrics(path: Path, fit: Fit, scores: Evaluation) -> dict[str, Any]:
+def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[str, Any]:
     """Write settings, scores (nats per datum) and history to `path`, replacing it at once."""
     metrics: dict[str, Any] = {
+        **{kind: type(part).__name__ for kind, part in vae.parts.items()},
         **fit.settings,
         "num_test": scores.num_data,
         **scores.metrics(),
@@ -127,10 +128,19 @@ def _figures(vae: VAE, fit: Fit, test: Dataset, shown: Tensor) -> dict[str, Figu
 
 
 def _encoded(vae: VAE, test: Dataset) -> tuple[Tensor, Tensor]:
-    """Return posterior means and standard deviations, each `(num_data, latent_dim)`."""
+    """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
+
+    Where q(z|x) has none in closed form, as a flow has none, 100 draws estimate them.
+    """
     rows = data_per_chunk(test.event_shape, 1)
     posteriors = [vae.encode(test[i : i + rows]) for i in range(0, len(test), rows)]
-    return torch.cat([q.mean for q in posteriors]), torch.cat([q.stddev for q in posteriors])
+    try:
+        moments = [(q.mean, q.stddev) for q in posteriors]
+    except NotImplementedError:
+        draws = [q.sample((100,)) for q in posteriors]
+        moments = [(z.mean(dim=0), z.std(dim=0)) for z in draws]
+    means, scales = zip(*moments, strict=True)
+    return torch.cat(means), torch.cat(scales)
 
 
 def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
@@ -151,12 +161,12 @@ def _manifold(vae: VAE, title: str) -> Figure:
     z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
     z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
     images = vae.decode(z.to(device_of(vae))).mean
-    return plots.mosaic(images.cpu(), f"{title}\nE[x|z] over the quantiles of the prior")
+    return plots.mosaic(images.cpu(), f"{title}\nE[x|z] over the quantiles of N(0, I)")
 
 
 def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
     """Vary one latent at a time, from -2.5 to 2.5, the most used latents first."""
-    # A latent carries the more, the smaller its posterior variance against the prior's.
+    # KL(q(z_i|x) || N(0, 1)): a latent carries the more, the further its posterior is from that.
     kl = 0.5 * (means.square() + scales.square() - 1) - scales.log()
     order = kl.mean(dim=0).argsort(descending=True)[:20]
     values = torch.linspace(-2.5, 2.5, STEPS, device=means.device)
@@ -164,5 +174,5 @@ def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
     for row, latent in enumerate(order):
         z[row, :, latent] = values
     labels = [f"z{int(i) + 1}: {kl[:, i].mean():.1f} nats" for i in order]
-    caption = f"{title}\nE[x|z] for the first test datum, one latent varied from -2.5 to 2.5"
+    caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
     return plots.mosaic(vae.decode(z).mean.cpu(), caption, labels)

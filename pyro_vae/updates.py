@@ -14,6 +14,9 @@ from pyro_vae.capture import NotCompilable
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 
+# What schedules change from step to step, and optimizers also take as tensors: inputs of a graph.
+SCHEDULED = ("lr", "betas")
+
 
 class TorchOptim(PyroOptim):
     """One torch optimizer for all parameters, where `pyro.optim` keeps one for each and is slow.
@@ -49,6 +52,11 @@ class TorchOptim(PyroOptim):
             self.optimizer.add_param_group({"params": new})
 
 
+def scheduled(group: dict[str, Any]) -> list[float | Tensor]:
+    """Return the hyperparameters of a parameter group that a graph takes as inputs."""
+    return [group["lr"], *group.get("betas", ())]
+
+
 class Owner:
     """The optimizer of one parameter, and what of it a graph takes as fixed or as an input."""
 
@@ -63,7 +71,8 @@ class Owner:
         self._fixed = self._hyperparameters()
 
     def _hyperparameters(self) -> dict[str, Any]:
-        return {k: v for k, v in self.group.items() if k not in ("params", "lr", "initial_lr")}
+        others = ("params", "initial_lr", *SCHEDULED)
+        return {key: value for key, value in self.group.items() if key not in others}
 
     def is_current(self) -> bool:
         """Tell whether state and hyperparameters are still those that a graph was made with."""
@@ -86,14 +95,27 @@ class Owner:
         )
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: Tensor | float
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        values: list[float | Tensor],
     ) -> None:
-        """Let the optimizer's own code update `parameter` and `state`, its own ones untouched."""
+        """Let the optimizer's own code update `parameter` and `state`, its own ones untouched.
+
+        Args:
+            parameter: is changed in place.
+            gradient: the parameter's.
+            state: the optimizer's entries for the parameter; they are changed in place.
+            values: the hyperparameters that `scheduled` names.
+        """
         stand_in = object.__new__(type(self.optimizer))
         stand_in.__dict__.update(self.optimizer.__dict__)
         parameter.grad = gradient
         plain = {"foreach": False, "fused": False, "capturable": False}
-        stand_in.param_groups = [{**self.group, **plain, "params": [parameter], "lr": rate}]
+        rate, *betas = values
+        now = {"params": [parameter], "lr": rate} | ({"betas": tuple(betas)} if betas else {})
+        stand_in.param_groups = [{**self.group, **plain, **now}]
         stand_in.state = defaultdict(dict, {parameter: state})
         inspect.unwrap(type(self.optimizer).step)(stand_in)  # without the profiler's wrapper
         parameter.grad = None

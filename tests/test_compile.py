@@ -539,14 +539,32 @@ def test_learning_rates_that_change_in_pyros_optimizers():
 
 
 @pytest.mark.usefixtures("graph_only")
-def test_hyperparameters_that_change_are_the_optimizers_own():
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam", "Adamax"])
+def test_betas_that_change_need_no_other_program(kind):
     def cycle(i, svi):
         for group in svi.optim.optimizer.param_groups if i else ():
-            group["betas"] = (0.9 - 0.05 * i, 0.999)
+            group["betas"] = (0.9 - 0.05 * i, 0.999 - 0.01 * i)
 
-    ours, eager = (train(OPTIMIZERS["Adam"], compile, cycle) for compile in (True, False))
+    optim = functools.partial(getattr(torch.optim, kind), lr=0.01)
+    ours, eager = (train(optim, compile, cycle) for compile in (True, False))
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps == 7
+    (program,) = ours[0]._compiler._programs.values()
+    assert program.owners is not None
+    assert program.runs == 7
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_other_hyperparameters_that_change_are_the_optimizers_own():
+    def decay(i, svi):
+        for group in svi.optim.optimizer.param_groups if i else ():
+            group["weight_decay"] = 0.1 * i
+
+    ours, eager = (train(OPTIMIZERS["AdamW"], compile, decay) for compile in (True, False))
+    assert_same(ours, eager)
+    assert ours[0].num_compiled_steps == 7
+    (program,) = ours[0]._compiler._programs.values()
+    assert program.owners is None
 
 
 @pytest.mark.usefixtures("graph_only")

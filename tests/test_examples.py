@@ -122,6 +122,30 @@ def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     assert metrics["test_elbo"] > -160
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"prior": "vamp", "guide": "full-normal", "objective": "sticking-the-landing"},
+        {"prior": "flow", "likelihood": "normal", "objective": "importance-weighted"},
+        {"prior": "mixture", "likelihood": "discretized-logistic", "guide": "flow"},
+    ],
+)
+def test_mnist_svi_takes_other_parts(tmp_path, parts):
+    options = [word for kind, name in parts.items() for word in (f"--{kind}", name)]
+    command = [ROOT / "examples/mnist_svi.py", *EXAMPLES["mnist_svi.py"], *options]
+    done = run([*command, "--data", "mnist-5k", "--latent-dim", "3", "--out", "run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    chosen = {
+        "vamp": "VampPrior", "flow": "Flow", "mixture": "MixtureOfGaussians", "normal": "Normal",
+        "discretized-logistic": "DiscretizedLogistic", "full-normal": "FullNormal",
+        "sticking-the-landing": "StickingTheLanding", "importance-weighted": "ImportanceWeighted",
+    }  # fmt: skip
+    assert {kind: metrics[kind] for kind in parts} == {k: chosen[v] for k, v in parts.items()}
+    assert metrics["binarization"] == ("none" if "likelihood" in parts else "dynamic")
+    assert len(metrics["history"]) == 1
+
+
 def test_posterior_arviz_goes_from_training_to_the_trust_card(tmp_path):
     command = [ROOT / "examples" / "posterior_arviz.py", *EXAMPLES["posterior_arviz.py"]]
     done = run(command, tmp_path)
@@ -165,6 +189,7 @@ def test_a_first_look_draws_its_picture(tmp_path, name, picture):
         (["--epochs", "0"], "error: epochs must be a whole number of at least 1, got 0"),
         (["--device", "cuda:99"], "error: device 'cuda:99' is not there"),
         (["--binarize", "none"], "error: .*binarize"),
+        (["--likelihood", "normal", "--binarize", "static"], "normal needs --binarize none"),
         (["--out", "/dev/null/run"], "error: the output folder '/dev/null/run' cannot be written"),
     ],
 )
