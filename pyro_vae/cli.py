@@ -153,14 +153,19 @@ def _open(run: Path, device: str) -> tuple[Any, dict[str, Any]]:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{run / 'metrics.json'} is damaged: {error}") from error
     if missing:
-        raise ValueError(f"{run / 'metrics.json'} does not say the run's {', '.join(missing)}")
+        raise ValueError(
+            f"{run / 'metrics.json'} does not say the run's {', '.join(sorted(missing))}"
+        )
     return pv.load(run / "model", pv.resolve_device(device)), metrics
 
 
 def _test_data(metrics: dict[str, Any], root: Path | None) -> pv.data.Dataset:
     """Return the data that a run was scored on."""
-    name = metrics["dataset"]
-    _, test = pv.data.load(name, binarize=metrics["binarization"], root=root, seed=metrics["seed"])
+    name, binarize, seed = (metrics[key] for key in ("dataset", "binarization", "seed"))
+    try:
+        _, test = pv.data.load(name, binarize=binarize, root=root, seed=seed)
+    except pv.data.DataError as error:
+        raise ValueError(f"the run's test data cannot be had: {error}") from error
     if test.name != name:
         raise ValueError(
             f"the run's test data, of {name}, cannot be had, and those of {test.name} may be what "

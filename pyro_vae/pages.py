@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyro
+import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -26,11 +28,10 @@ from pyro_vae.vae import Autoencoder
 
 TEMPLATE = "report.html.jinja"
 SHOWN = 10  # data beside what their latents predict
-LIBRARIES = {"pyro_vae": "pyro-vae", "pyro": "pyro-ppl", "torch": "torch", "arviz": "arviz-base"}
 VERDICTS = {
     "safe": "Nothing that was measured speaks against relying on this posterior.",
-    "inspect": "Look at what is listed here before you build on this posterior.",
-    "don't": "Do not rely on this posterior where what is listed here matters.",
+    "inspect": "Look at these before you build on this posterior.",
+    "don't": "Do not rely on this posterior: this speaks against it.",
 }
 
 
@@ -234,6 +235,11 @@ def _described(value: Any) -> str:
 
 def _versions(trained: dict[str, str]) -> list[tuple[str, str, str]]:
     """Return for each library its version in training, where recorded, and its version now."""
-    now = {"python": platform.python_version()}
-    now |= {name: version(distribution) for name, distribution in LIBRARIES.items()}
+    now = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "pyro_vae": version("pyro-vae"),
+        "arviz-base": version("arviz-base"),
+    }
     return [(name, trained.get(name, "not recorded"), found) for name, found in now.items()]

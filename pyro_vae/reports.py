@@ -162,6 +162,6 @@ def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
     z = means[:1].expand(len(order), STEPS, -1).clone()
     for row, latent in enumerate(order):
         z[row, :, latent] = values
-    labels = [f"z{int(i) + 1}: {kl[:, i].mean():.1f} nats" for i in order]
+    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
     caption = f"{title}\nE[x|z] for the first test datum, one latent varied from -2.5 to 2.5"
     return plots.mosaic(vae.decode(z).mean.cpu(), caption, labels)

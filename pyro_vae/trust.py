@@ -65,6 +65,8 @@ class Finding:
             return "not known"
         if self.unit in ("of the data", "of coverage"):
             return f"{self.value:.1%} {self.unit}"
+        if self.unit == "p-value":
+            return "p < 0.0001" if self.value < 1e-4 else f"p = {self.value:.2g}"
         return f"{self.value:.3g} {self.unit}"
 
 
@@ -291,7 +293,8 @@ def _gap_findings(split: Gaps) -> list[Finding]:
             "nats",
             safe=1,
             dont=20,
-            meaning="and so much since the encoder does not find the best q of its family",
+            meaning="the ELBO loses so much more since the encoder does not find the best q of its "
+            "family",
         ),
     ]
 
