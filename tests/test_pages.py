@@ -239,6 +239,7 @@ def test_a_browser_shows_all_pictures_and_no_sideways_scrolling(inspected, tmp_p
           const root = page.documentElement;
           document.querySelector("#seen").textContent = JSON.stringify({{
             width: root.clientWidth, needed: root.scrollWidth,
+            boxes: Array.from(page.querySelectorAll(".box"), b => b.scrollWidth - b.clientWidth),
             images: Array.from(page.images, image => image.naturalWidth),
             shown: Array.from(page.images, image => image.width),
           }});
@@ -258,6 +259,7 @@ def test_a_browser_shows_all_pictures_and_no_sideways_scrolling(inspected, tmp_p
     seen = json.loads(re.search(r'id="seen">(.+?)</p>', done.stdout)[1])
     assert width - 20 <= seen["width"] <= width  # but for a scroll bar
     assert seen["needed"] <= seen["width"]
+    assert set(seen["boxes"]) == {0}
     assert len(seen["images"]) == len(Page(inspected[1]).images)
     assert min(seen["images"]) > 100
     assert min(seen["shown"]) > 100
