@@ -89,9 +89,24 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose "
-            "another one (out=)"
+            "another one"
         ) from error
     return folder
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file aside, then rename it: it appears whole, in the old one's place, or not at all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class _Describer:

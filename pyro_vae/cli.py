@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from typer import Argument, Option
 
 import pyro_vae as pv
-from pyro_vae import plots
+from pyro_vae import pages, plots
+from pyro_vae.checkpoints import writable_folder
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: train, evaluate, sample.",
@@ -85,13 +86,38 @@ def evaluate(
 ) -> None:
     """Score a run's model on its test data: ELBO, log p(x), with standard errors."""
     vae, metrics = _open(run, device)
-    _, test = pv.data.load(
-        metrics["dataset"],
-        binarize=metrics["binarization"],
-        root=data_root,
-        seed=metrics["seed"],
-    )
+    test = _test_data(metrics, data_root)
     print(pv.evaluate(vae, test, num_samples=num_samples, seed=seed))
+
+
+@app.command()
+def inspect(
+    run: Run,
+    html: Annotated[Path | None, Option(help="Page to write: the card, pictures, scores")] = None,
+    data_root: DataRoot = None,
+    num_data: Annotated[int, Option(help="How many of the test data to look at")] = 1000,
+    num_samples: Annotated[int, Option(help="K, draws from the guide for each datum")] = 500,
+    seed: Seed = 0,
+    device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Say how far a run's posterior can be trusted, and why; with --html, on a page of its own."""
+    if num_data < 2:
+        raise ValueError(f"num_data must be at least 2, to tell data apart, got {num_data}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
+    vae, metrics = _open(run, device)
+    if html is not None and html.is_dir():
+        raise ValueError(f"--html is the file to write, and {html} is a folder: name a file in it")
+    writable_folder(run)
+    writable_folder(run if html is None else html.parent)
+    x = _test_data(metrics, data_root)[:num_data]
+    card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
+    print(card)
+    card.save(run / "trust.json")
+    print(f"The card is in {run / 'trust.json'}")
+    if html is not None:
+        pages.write(html, run, metrics, vae, x, card)
+        print(f"The page is {html}")
 
 
 @app.command()
@@ -115,10 +141,37 @@ def sample(
 
 
 def _open(run: Path, device: str) -> tuple[Any, dict[str, Any]]:
-    metrics = run / "metrics.json"
-    if not metrics.is_file():
-        raise ValueError(f"{run} is no folder of a training run: it has no metrics.json")
-    return pv.load(run / "model", pv.resolve_device(device)), json.loads(metrics.read_text())
+    """Return a run's model and its metrics."""
+    if not run.is_dir():
+        raise ValueError(f"{run} is no folder of a training run: there is no such folder")
+    for name in ("metrics.json", "model"):
+        if not (run / name).exists():
+            raise ValueError(f"{run} is no folder of a training run: it has no {name}")
+    try:
+        metrics = json.loads((run / "metrics.json").read_text())
+        missing = {"dataset", "binarization", "seed"} - metrics.keys()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{run / 'metrics.json'} is damaged: {error}") from error
+    if missing:
+        raise ValueError(
+            f"{run / 'metrics.json'} does not say the run's {', '.join(sorted(missing))}"
+        )
+    return pv.load(run / "model", pv.resolve_device(device)), metrics
+
+
+def _test_data(metrics: dict[str, Any], root: Path | None) -> pv.data.Dataset:
+    """Return the data that a run was scored on."""
+    name, binarize, seed = (metrics[key] for key in ("dataset", "binarization", "seed"))
+    try:
+        _, test = pv.data.load(name, binarize=binarize, root=root, seed=seed)
+    except pv.data.DataError as error:
+        raise ValueError(f"the run's test data cannot be had: {error}") from error
+    if test.name != name:
+        raise ValueError(
+            f"the run's test data, of {name}, cannot be had, and those of {test.name} may be what "
+            "it was trained on: name the folder by --data-root or PYRO_VAE_DATA"
+        )
+    return test
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
@@ -37,6 +38,7 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
         # The first epoch's climb from nothing would flatten all that follows.
         top, low = max(finite), float(np.quantile(finite, 0.1))
         axes.set_ylim(low - 0.2 * (top - low), top + 0.1 * (top - low))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     return figure
@@ -124,7 +126,7 @@ def khat(elpd: Any, images: Any | None = None, count: int = 10) -> Figure:
     """Plot k-hat of each datum, and below it the images of the data with the highest.
 
     Args:
-        elpd: of `pyro_vae.elpd_marginal`.
+        elpd: of `pyro_vae.elpd_marginal`, or anything with its `pareto_k` and `good_k`.
         images: of all data, shape `(num_data, [channels,] height, width)`.
         count: how many images to show.
     """
@@ -205,7 +207,7 @@ def aggregate_posterior(draws: Any, title: str, count: int = 8) -> Figure:
     draws = np.asarray(draws)
     off = np.abs(draws.mean(0)) + np.abs(np.log(draws.std(0)))
     chosen = np.argsort(-off)[:count]
-    columns = min(4, len(chosen))
+    columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(2.5 * columns, 2.2 * rows), layout="constrained")
     grid = np.linspace(-4, 4, 200)

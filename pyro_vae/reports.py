@@ -14,6 +14,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.checkpoints import write_text
 from pyro_vae.data import Dataset
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.inspection import from_pyro_svi
@@ -96,9 +97,7 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[st
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(metrics, indent=1) + "\n")
-    aside.replace(path)
+    write_text(path, json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
@@ -173,6 +172,6 @@ def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
     z = means[:1].expand(len(order), STEPS, -1).clone()
     for row, latent in enumerate(order):
         z[row, :, latent] = values
-    labels = [f"z{int(i) + 1}: {kl[:, i].mean():.1f} nats" for i in order]
+    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
     caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
     return plots.mosaic(vae.decode(z).mean.cpu(), caption, labels)

@@ -59,14 +59,19 @@ class Sampler:
         batch: some data, shape `(num_data, *event)`; or a tuple of them and what else the programs
             take for each datum.
 
+        given_globals: take pairs with global latents, too: data are scored given a draw of these,
+            whose own densities, which belong to no datum, are left out.
+
     Raises:
-        PairError: when a site stands outside the plate over the data.
+        PairError: when a latent stands outside the plate over the data and `given_globals` is
+            False, or when data cannot be treated one by one.
     """
 
-    def __init__(self, pair: PairLike, batch: Data) -> None:
+    def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
         few = tuple(rows[:2] for rows in _arguments(batch))
         self.programs = Programs(pair.model, pair.guide, few)
-        if not self.programs.all_local:
+        given_globals = given_globals and self.programs.separable
+        if not (self.programs.all_local or given_globals):
             raise PairError(
                 "a latent stands outside the plate over the data, so that no datum has a log "
                 "weight of its own: put it into pyro.plate('data', len(x)), or look at the "
@@ -101,15 +106,17 @@ class Sampler:
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
     def _draws(self, guide: Sites, model: Sites) -> Draws:
+        log_likelihood = self._sum(model, observed=True)
         return Draws(
             latents={name: site.value for name, site in model.items() if not site.observed},
-            log_likelihood=self._sum(model, observed=True),
-            log_prior=self._sum(model, observed=False),
-            log_q=self._sum(guide, observed=False),
+            log_likelihood=log_likelihood,
+            log_prior=self._sum(model, observed=False).expand_as(log_likelihood),
+            log_q=self._sum(guide, observed=False).expand_as(log_likelihood),
         )
 
     def _sum(self, sites: Sites, observed: bool) -> Tensor:
-        terms = [s.per_datum(self.plate) for s in sites.values() if s.observed == observed]
+        local = [s for s in sites.values() if s.observed == observed and self.plate in s.plates]
+        terms = [site.per_datum(self.plate) for site in local] or [torch.zeros(())]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
 

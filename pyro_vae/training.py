@@ -325,11 +325,14 @@ def _check_data(pair: PairLike, objective: object, *datasets: Dataset | None) ->
 
 
 def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
-    """One draw for each validation datum, the same noise every epoch, so that epochs compare."""
+    """One draw for each validation datum, the same noise every epoch, so that epochs compare.
+
+    Global latents are drawn from the guide; their KL divergence belongs to the training data.
+    """
     total: list[Tensor] = []
     rows = data_per_chunk(data.event_shape, 1)
     with torch.random.fork_rng():
-        sampler = Sampler(pair, data.batch(slice(2)))
+        sampler = Sampler(pair, data.batch(slice(2)), given_globals=True)
         torch.manual_seed(seed)
         for start in range(0, len(data), rows):
             batch = data.batch(slice(start, start + rows))

@@ -8,7 +8,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.calibration import sbc
+from pyro_vae.checkpoints import write_text
 from pyro_vae.collapse import Collapse, collapse
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
@@ -58,6 +58,17 @@ class Finding:
             return "safe"
         return "inspect" if sign * self.value <= sign * self.dont else "don't"
 
+    @property
+    def text(self) -> str:
+        """The value, rounded, with its unit."""
+        if math.isnan(self.value):
+            return "not known"
+        if self.unit in ("of the data", "of coverage"):
+            return f"{self.value:.1%} {self.unit}"
+        if self.unit == "p-value":
+            return "p < 0.0001" if self.value < 1e-4 else f"p = {self.value:.2g}"
+        return f"{self.value:.3g} {self.unit}"
+
 
 @dataclass(frozen=True)
 class TrustCard:
@@ -70,6 +81,8 @@ class TrustCard:
         gaps: of the first data; None where the guide has no encoder to optimize.
         calibration: the tree of `pyro_vae.sbc`; None where data cannot be simulated.
         khat_threshold: above it, a datum's log p(x) is not to be relied on.
+        num_samples: K, draws from the guide for each datum.
+        seed: of all draws.
     """
 
     findings: tuple[Finding, ...]
@@ -78,6 +91,13 @@ class TrustCard:
     gaps: Gaps | None
     calibration: xr.DataTree | None
     khat_threshold: float
+    num_samples: int
+    seed: int
+
+    @property
+    def num_data(self) -> int:
+        """Number of data that were looked at."""
+        return self.per_datum.sizes["data"]
 
     @property
     def verdict(self) -> str:
@@ -89,7 +109,7 @@ class TrustCard:
         """What speaks against trusting, the gravest first; empty where nothing does."""
         doubtful = [finding for finding in self.findings if finding.verdict != "safe"]
         doubtful.sort(key=lambda finding: -VERDICTS.index(finding.verdict))
-        return [f"{finding.verdict}: {finding.name} is {_text(finding)}" for finding in doubtful]
+        return [f"{finding.verdict}: {finding.name} is {finding.text}" for finding in doubtful]
 
     def worst(self, count: int) -> np.ndarray:
         """Return the indices of the data with the highest k-hat, the highest first."""
@@ -100,6 +120,9 @@ class TrustCard:
         return {
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "num_data": self.num_data,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
             "latents": self.latents.verdict,
             "findings": {
                 finding.name: {
@@ -113,8 +136,8 @@ class TrustCard:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the card as JSON."""
-        Path(path).write_text(json.dumps(self.summary(), indent=1) + "\n")
+        """Write the card as JSON, whole or not at all."""
+        write_text(path, json.dumps(self.summary(), indent=1) + "\n")
 
     def __rich__(self) -> Table:
         table = Table(
@@ -123,10 +146,10 @@ class TrustCard:
             "value",
             "in plain words",
             title=f"Trust card: {self.verdict}",
-            caption=f"{len(self.per_datum['khat'])} data; {self.latents.verdict}",
+            caption=f"{self.num_data} data; {self.latents.verdict}",
         )
         for finding in self.findings:
-            table.add_row(finding.verdict, finding.name, _text(finding), finding.meaning)
+            table.add_row(finding.verdict, finding.name, finding.text, finding.meaning)
         return table
 
     def __str__(self) -> str:
@@ -176,7 +199,9 @@ def diagnose(
         *(() if split is None else _gap_findings(split)),
         *(() if calibration is None else _calibration_findings(calibration)),
     ]
-    return TrustCard(tuple(findings), per_datum, latents, split, calibration, threshold)
+    return TrustCard(
+        tuple(findings), per_datum, latents, split, calibration, threshold, num_samples, seed
+    )
 
 
 def _per_datum(pair: PairLike, data: Dataset, num_samples: int, seed: int) -> xr.Dataset:
@@ -268,7 +293,8 @@ def _gap_findings(split: Gaps) -> list[Finding]:
             "nats",
             safe=1,
             dont=20,
-            meaning="and so much since the encoder does not find the best q of its family",
+            meaning="the ELBO loses so much more since the encoder does not find the best q of its "
+            "family",
         ),
     ]
 
@@ -299,9 +325,3 @@ def _calibration_findings(tree: xr.DataTree) -> list[Finding]:
             "(SBC, worst latent, Bonferroni)",
         ),
     ]
-
-
-def _text(finding: Finding) -> str:
-    if finding.unit in ("of the data", "of coverage"):
-        return f"{finding.value:.1%} {finding.unit}"
-    return f"{finding.value:.3g} {finding.unit}"

@@ -229,8 +229,9 @@ def test_minibatches_of_global_and_local_latents_reach_the_exact_posterior():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal((x - w) / 2, 0.5**0.5))  # exact, given w
 
+    pair = pv.Pair(model, guide)
     fit = pv.fit(
-        pv.Pair(model, guide),
+        pair,
         x,
         epochs=60,
         batch_size=20,
@@ -245,6 +246,10 @@ def test_minibatches_of_global_and_local_latents_reach_the_exact_posterior():
     marginal = dist.MultivariateNormal(x.new_zeros(num_data), covariance)
     exact = marginal.log_prob(x).item() / num_data
     assert fit.history[-1]["train_elbo"] == pytest.approx(exact, abs=0.02)
+    # Given w, z integrates out: the validation ELBO is log N(x; w, 2) at one draw of w.
+    given_w = dist.Normal(pyro.param("loc"), 2**0.5).log_prob(x[:40]).mean().item()
+    fit = pv.fit(pair, x, validation=x[:40], epochs=1, learning_rate=1e-9)
+    assert fit.history[-1]["validation_elbo"] == pytest.approx(given_w, abs=0.1)
 
 
 def test_a_user_s_plates_inside_a_datum():

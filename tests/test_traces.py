@@ -105,6 +105,23 @@ def test_a_sampler_refuses_a_global_latent():
         Sampler(SimpleNamespace(model=pair.model, guide=pair.guide), *pair.args)
 
 
+def test_data_are_scored_given_a_draw_of_the_global_latents():
+    """x_n = w + z_n + noise, with the guide exact for z given w: log weights are log p(x_n|w)."""
+    pair = EXACT_PAIRS["hierarchy"]()
+    programs = SimpleNamespace(model=pair.model, guide=pair.guide)
+    draws = Sampler(programs, *pair.args, given_globals=True).draw(*pair.args, 5)
+    exact = dist.Normal(draws.latents["w"][:, None], 2**0.5).log_prob(*pair.args)
+    torch.testing.assert_close(draws.log_weights, exact)
+
+
+def test_data_without_latents_of_their_own_are_scored_given_the_global_ones():
+    pair = EXACT_PAIRS["global"]()
+    programs = SimpleNamespace(model=pair.model, guide=pair.guide)
+    draws = Sampler(programs, *pair.args, given_globals=True).draw(*pair.args, 5)
+    exact = dist.Normal(draws.latents["w"][:, None], 1.0).log_prob(*pair.args)
+    torch.testing.assert_close(draws.log_weights, exact)
+
+
 def test_given_latents_have_gradients_and_the_densities_of_their_draws():
     vae, x = linear_vae()
     sampler = Sampler(vae, x)
