@@ -17,6 +17,7 @@ EXAMPLES = {
     "missing_data.py": ["--quick"],
     "tabular_mixed.py": ["--quick"],
     "conditional.py": ["--quick"],
+    "swap_parts.py": ["--quick"],
     "semi_supervised.py": ["--quick"],
     "your_own_model.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
@@ -66,7 +67,9 @@ def test_examples_are_short():
         assert len((ROOT / "examples" / name).read_text().splitlines()) < 120, name
 
 
-@pytest.mark.parametrize("name", ["count_data.py", "missing_data.py", "tabular_mixed.py"])
+@pytest.mark.parametrize(
+    "name", ["count_data.py", "missing_data.py", "tabular_mixed.py", "swap_parts.py"]
+)
 def test_an_example_runs_and_draws_its_picture(name, tmp_path):
     done = run([ROOT / "examples" / name, *EXAMPLES[name], "--out", "run"], tmp_path)
     assert done.returncode == 0, done.stderr
