@@ -2,7 +2,8 @@
 
 A guide fits a prior when both have the same support. Twenty steps each: the loss falls, and the
 pair is scored, draws, and comes back from a file. A likelihood and a guide meet in z alone, so that
-two likelihoods, of a discrete and a continuous x, stand for all in front of most priors and guides.
+two likelihoods, of a discrete and a continuous x, stand for all in front of most priors and guides;
+`pytest -m slow tests/test_grid.py` runs the rest of the full product, some minutes.
 """
 
 import functools
@@ -48,10 +49,13 @@ def train(vae, x):
 def grid():
     everywhere = itertools.product(fitting_pairs(), SOME_LIKELIHOODS)
     others = itertools.product([("StandardNormal", "DiagonalNormal")], LIKELIHOODS)
-    return dict.fromkeys((*pair, likelihood) for pair, likelihood in [*everywhere, *others])
+    fast = {(*pair, likelihood) for pair, likelihood in [*everywhere, *others]}
+    for pair, likelihood in itertools.product(fitting_pairs(), LIKELIHOODS):
+        entry = (*pair, likelihood)
+        yield pytest.param(*entry, marks=() if entry in fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("prior", "guide", "likelihood"), grid())
+@pytest.mark.parametrize(("prior", "guide", "likelihood"), [*grid()])
 def test_a_pair_trains_scores_draws_and_saves(prior, guide, likelihood, tmp_path):
     prior, guide = PRIORS[prior], GUIDES[guide]
     build_likelihood = LIKELIHOODS[likelihood].build
