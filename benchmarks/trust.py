@@ -98,12 +98,12 @@ def main(
     vae = pv.load(model) if model else train(digits, epochs, seed)
     results = {"K": num_samples, "num_gaps": num_gaps, "seed": seed}
     histogram = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = histogram.add_subplot(xlabel="k-hat", ylabel="share of images")
+    axes = histogram.add_subplot(xlabel="k-hat", ylabel="density")
     for stem, data in (("digits", test), ("others", out_of_distribution(test, data_root))):
         chosen = dataclasses.replace(data, values=data.values[:num_data], labels=None)
         results[data.name], card, split = study(vae, chosen, num_samples, num_gaps, seed)
         khat, worst = card.per_datum["khat"].to_numpy(), card.worst(20)
-        axes.hist(khat, 60, weights=np.full(len(khat), 1 / len(khat)), alpha=0.6, label=data.name)
+        axes.hist(khat, bins=40, density=True, alpha=0.6, label=data.name)
         title = f"{data.name}: the highest k-hat, {khat[worst[-1]]:.2f} and above"
         figure = plots.image_grid(chosen[torch.from_numpy(worst)], title, 10)
         figure.savefig(out / f"worst-{stem}.png")
