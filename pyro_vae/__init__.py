@@ -11,6 +11,7 @@ from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.gaps import Gaps, gaps
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.ladder import LadderVAE
+from pyro_vae.mcmc import mcmc_draws
 from pyro_vae.mixed import MixedVAE
 from pyro_vae.pairs import Pair, PairError
 from pyro_vae.parts import Part, resolve_device
@@ -50,6 +51,7 @@ __all__ = [
     "guides",
     "likelihoods",
     "load",
+    "mcmc_draws",
     "networks",
     "objectives",
     "priors",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
+from pyro_vae.sites import is_enumerated
 from pyro_vae.supports import check_latent_support, check_support, kind_of, support_name
 
 
@@ -205,7 +206,7 @@ def _check_latents(model: poutine.Trace, guide: poutine.Trace, complete: bool) -
         if name in posteriors:
             _check_shapes(name, prior["fn"], posteriors[name]["fn"])
             check_latent_support(name, prior["fn"], posteriors[name])
-        elif not _enumerated(prior):
+        elif not is_enumerated(prior):
             raise PairError(
                 f"the model draws the latent {name!r}, the guide does not: it would silently be "
                 f"drawn from its prior. Sample {name!r} in the guide, or observe it in the model"
@@ -217,10 +218,6 @@ def _check_latents(model: poutine.Trace, guide: poutine.Trace, complete: bool) -
                 "model under that name, or mark a helper variable of the guide by "
                 "infer={'is_auxiliary': True}"
             )
-
-
-def _enumerated(node: Any) -> bool:
-    return node["infer"].get("enumerate") == "parallel"
 
 
 def _check_shapes(name: str, prior: Any, posterior: Any) -> None:
@@ -276,7 +273,7 @@ def _check_objective(model: poutine.Trace, guide: poutine.Trace, objective: obje
     )
     enumerates = isinstance(objective, TraceEnum_ELBO)
     for name, node in {**_latents(model), **_latents(guide)}.items():
-        if _enumerated(node) and not enumerates:
+        if is_enumerated(node) and not enumerates:
             raise PairError(
                 f"latent {name!r} is marked for enumeration, but {type(objective).__name__} does "
                 "not enumerate: take TraceEnum_ELBO(max_plate_nesting=1), or leave the mark out"

@@ -119,6 +119,12 @@ def check_sites(guide: dict[str, Any], model: dict[str, Any]) -> None:
     """Raise `PairError` unless guide and model have the same latents and something is observed."""
     latents = [name for name, node in model.items() if not node["is_observed"]]
     for name in latents:
+        if name not in guide and is_enumerated(model[name]):
+            raise PairError(
+                f"the latent {name!r} is enumerated in the model and absent from the guide, so "
+                "that no draw has a log weight: sum it out in the model (a mixture "
+                f"distribution), or sample {name!r} in the guide"
+            )
         if name not in guide:
             raise PairError(
                 f"the model draws the latent {name!r}, the guide does not: it would silently be "
@@ -135,6 +141,11 @@ def check_sites(guide: dict[str, Any], model: dict[str, Any]) -> None:
             "the model has no observed site, so that there is no likelihood: give one of its "
             "pyro.sample statements the data by obs="
         )
+
+
+def is_enumerated(node: Any) -> bool:
+    """Return whether a site is marked for `TraceEnum_ELBO` to sum out."""
+    return node["infer"].get("enumerate") == "parallel"
 
 
 def values_of(trace: poutine.Trace) -> dict[str, Any]:

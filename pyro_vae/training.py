@@ -157,6 +157,9 @@ def fit(
         precision,
     )  # fmt: skip
     _check_data(pair, svi.objective, data, held_out)
+    if held_out is not None:
+        # Raises now what a validation would raise after an epoch.
+        Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass out=")
     folder = None if out is None else writable_folder(out)

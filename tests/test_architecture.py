@@ -16,7 +16,7 @@ FLOORS = [
     {"ladder", "mixed"},
     {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},
     {"training", "evaluation", "inspection", "plots", "trust"},
-    {"reports", "pages"},
+    {"reports", "pages", "mcmc"},
     {"__init__"},
     {"cli"},
     {"__main__"},

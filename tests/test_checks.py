@@ -292,6 +292,38 @@ def test_enumeration_is_the_objective_s_to_do():
     assert "enumerated" in str(table)
 
 
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda pair: pv.evaluate(pair, X, num_samples=2),
+        lambda pair: pv.from_pyro_svi(pair.model, pair.guide, model_args=(X,), num_samples=2),
+        lambda pair: pv.mcmc_draws(pair, X, num_samples=2),
+        lambda pair: pv.fit(
+            pair,
+            X,
+            validation=X,
+            epochs=1,
+            batch_size=5,
+            objective=TraceEnum_ELBO(max_plate_nesting=1),
+        ),
+    ],
+)
+def test_what_is_enumerated_in_the_model_alone_has_no_log_weight(score):
+    def fair(x):
+        return dist.Bernoulli(torch.tensor(0.5))
+
+    sizes = []
+
+    def recorded(x):
+        sizes.append(len(x))
+        in_the_model.guide(x)
+
+    in_the_model = pair(fair, None, infer={"enumerate": "parallel"})
+    with pytest.raises(pv.PairError, match="'w' is enumerated in the model and absent from the g"):
+        score(pv.Pair(in_the_model.model, recorded))
+    assert 5 not in sizes  # no step of training was spent
+
+
 def test_what_goes_with_x_has_its_rows():
     both = pair(standard, normal)
     labelled = pv.Pair(lambda x, y: both.model(x), lambda x, y: both.guide(x))
