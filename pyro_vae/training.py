@@ -189,8 +189,10 @@ def fit(
         torch.manual_seed(int(noise_seed))
         run = Run(svi, programs, generator, schedule, total_steps, checkpoints, checkpoint_seconds)
         if checkpoints is not None:
+            # Compiled sums are rounded otherwise: such a run would not go on bit for bit.
+            settled = settings | {"patience": patience, "compile": svi.compile}
             identity = describe(svi, programs, total_steps, data, held_out)
-            run.open(settings | identity | {"patience": patience}, resume, data.batch(slice(2)))
+            run.open(settled | identity, resume, data.batch(slice(2)))
             if run.progress.step and run.progress.stopped is None:
                 svi.prepare(*data.batch(slice(batch_size)))
         now = run.progress

@@ -17,9 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
+from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, runs, training
+from pyro_vae import cli, compiled_step, runs, training
 from pyro_vae.annealing import Beta, Linear
 from tests.test_vae import small_vae
 
@@ -207,6 +208,8 @@ def half_a_run(folder, monkeypatch, steps=STEPS + 2):
         ({"epochs": 5}, "epochs was 4 and is 5"),
         ({"batch_size": 8}, "batch_size was 16 and is 8"),
         ({"patience": 2}, "patience was None and is 2"),
+        ({"precision": "bf16"}, "precision was 'fp32' and is 'bf16'"),
+        ({"compile": True}, "compile was False and is True"),
         ({"train": pixels(5)}, "train_sha256 was"),
         ({"validation": pixels(5, 20)}, "validation_sha256 was"),
         ({"validation": None}, "validation_sha256 was"),
@@ -372,16 +375,39 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
     train(tmp_path)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    whole, real = train(tmp_path / "whole"), training.Run.count
+def interrupt_after(patch, steps):
+    real = training.Run.count
 
     def count(self, loss, num_data):
         real(self, loss, num_data)
-        if self.progress.step == STEPS + 2:
+        if self.progress.step == steps:
             signal.raise_signal(signal.SIGINT)
 
+    patch.setattr(training.Run, "count", count)
+
+
+def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(pv, "report", lambda *args, **kwargs: None)  # scores and pictures
+
+    def command(out, *options):
+        size = ["--data", "mnist-5k", "--hidden", "8", "--latent-dim", "2", "--epochs", "2"]
+        done = CliRunner().invoke(cli.app, ["train", *size, "--out", str(out), *options])
+        assert done.exit_code == 0, done.exception
+        return list(pv.load(out / "model").parameters())
+
+    whole = command(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "count", count)
+        interrupt_after(patch, 40)
+        part = command(tmp_path / "parts")
+    resumed = command(tmp_path / "parts", "--resume")
+    assert not torch.equal(part[0], whole[0])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(resumed, whole, strict=True))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, STEPS + 2)
         fit, *_ = train(tmp_path / "parts")
     assert (fit.stopped, fit.num_steps) == ("interrupted", STEPS + 2)
     told = capsys.readouterr().err
