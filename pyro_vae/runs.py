@@ -110,27 +110,31 @@ class Checkpoints:
                 # Out of sight at once: a half-removed checkpoint is never taken for one.
                 _remove((self.path / old).rename(self.path / f".old-{old}"))
 
-    def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, with a warning for each that is not.
+    def whole(self) -> Iterator[Checkpoint]:
+        """Read the checkpoints that are whole, newest first, with a warning for each that is not.
 
-        Returns:
-            Its tensors and the rest; None where no checkpoint was ever written.
+        Yields:
+            Its tensors and the rest.
+        """
+        for name in reversed(self.names()):
+            try:
+                yield read(self.path / name)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=4)
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole; None where no checkpoint was ever written.
 
         Raises:
             CheckpointError: when there are checkpoints and none is whole.
         """
-        names = self.names()
-        for name in reversed(names):
-            try:
-                return read(self.path / name)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=3)
-        if names:
+        checkpoint = next(self.whole(), None)
+        if checkpoint is None and (names := self.names()):
             raise CheckpointError(
                 f"none of the {len(names)} checkpoints in {self.path} is whole: start again "
                 "without resume"
             )
-        return None
+        return checkpoint
 
     def set_aside(self) -> None:
         """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there."""

@@ -10,7 +10,7 @@ FLOORS = [
     | {"transforms", "sites", "arguments", "lowering", "updates"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
-    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"},
+    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
     {"likelihoods", "traces", "resuming"},
     {"vae"},
     {"ladder", "mixed"},
