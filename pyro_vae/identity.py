@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.checkpoints import CheckpointError
 from pyro_vae.data import Dataset
+from pyro_vae.folders import CheckpointError
 
 OBJECTIVE_STATE = ("num_steps", "max_plate_nesting")  # what Beta counts, and what Pyro guesses
 

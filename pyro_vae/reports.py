@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.data import Dataset
 from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.folders import write_file
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.parts import device_of, evaluating
 from pyro_vae.traces import data_per_chunk
@@ -95,9 +96,7 @@ def write_metrics(path: Path, fit: Fit, scores: Evaluation) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(metrics, indent=1) + "\n")
-    aside.replace(path)
+    write_file(path, (json.dumps(metrics, indent=1) + "\n").encode())
     return metrics
 
 

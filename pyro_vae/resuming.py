@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.checkpoints import CheckpointError
+from pyro_vae.folders import CheckpointError
 from pyro_vae.identity import (
     OBJECTIVE_STATE,
     differences,

@@ -32,9 +32,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_vae.checkpoints import save, writable_folder
+from pyro_vae.checkpoints import describe as describe_part
+from pyro_vae.checkpoints import save
 from pyro_vae.checks import check
 from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.folders import writable_folder, write_file
 from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
@@ -173,6 +175,8 @@ def fit(
             "checkpoints (out=, on_nan='backtrack') need a torch optimizer, the SVI has one of "
             "pyro.optim: give pv.SVI functools.partial(torch.optim.Adam, lr=1e-3), say"
         )
+    if out is not None and isinstance(pair, Part):
+        describe_part(pair)  # what cannot be saved is better said before it is trained
     folder = None if out is None else writable_folder(out)
 
     noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
@@ -263,11 +267,10 @@ def fit(
         now = run.progress
         run.restore_best()
         settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
+        assert now.stopped is not None
         result = Fit(now.history, now.best, now.stopped, now.step, run.seconds, settings)
         if folder is not None:
-            if isinstance(pair, Part):
-                save(pair, folder / "model")
-            (folder / "history.json").write_text(json.dumps(result.history, indent=1) + "\n")
+            _write_results(pair, result, folder)
             if now.stopped == "interrupted":
                 _say_how_to_resume(run, folder)
     if interrupted() == signal.SIGTERM:
@@ -287,6 +290,21 @@ def _checkpoints(folder: Path | None, on_nan: str) -> Iterator[Checkpoints | Non
             yield checkpoints
     else:
         yield None
+
+
+def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
+    """Write model and history; where the disk refuses, warn: what was trained is not lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(pair, Part):
+            save(pair, folder / "model")
+        write_file(folder / "history.json", (json.dumps(fit.history, indent=1) + "\n").encode())
+    except OSError as error:
+        warnings.warn(
+            f"the trained model and its history cannot be written into {folder} ({error}); the "
+            "weights are in the pair, and the result is returned",
+            stacklevel=3,
+        )
 
 
 def _say_how_to_resume(run: Run, folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
-    {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture"},
+    {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture", "folders"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms", "sites", "arguments", "lowering", "updates"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import cli, compiled_step, runs, training
+from pyro_vae import cli, compiled_step, folders, runs, training
 from pyro_vae.annealing import Beta, Linear
 from pyro_vae.vae import expose_parameters
 from tests.test_vae import small_vae
@@ -264,7 +264,7 @@ def replace_by_link(path):
 DAMAGE = {
     "flipped tensors": lambda path: flip(path / runs.TENSORS),
     "flipped state": lambda path: flip(path / runs.STATE),
-    "flipped sums": lambda path: flip(path / runs.SUMS),
+    "flipped sums": lambda path: flip(path / folders.SUMS),
     "truncated tensors": lambda path: os.truncate(path / runs.TENSORS, 999),
     "truncated state": lambda path: os.truncate(path / runs.STATE, 99),
     "empty": lambda path: os.truncate(path / runs.TENSORS, 0),
@@ -307,7 +307,7 @@ def forge(path, change):
     change(tensors, state)
     (path / runs.TENSORS).write_bytes(safetensors.torch.save(tensors))
     (path / runs.STATE).write_text(json.dumps(state))
-    (path / runs.SUMS).write_text(
+    (path / folders.SUMS).write_text(
         "".join(
             f"{hashlib.sha256((path / file).read_bytes()).hexdigest()}  {file}\n"
             for file in (runs.STATE, runs.TENSORS)
@@ -477,14 +477,14 @@ def test_what_cannot_go_back_is_refused():
 
 
 def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch):
-    real = runs._write
+    real = folders._write
 
     def full(path, data):
         if len(list((tmp_path / "checkpoints").glob("[0-9]*"))) >= 2:
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    monkeypatch.setattr(runs, "_write", full)
+    monkeypatch.setattr(folders, "_write", full)
     with pytest.warns(UserWarning, match="No space left.*training goes on, the last one is of"):
         fit, *_ = train(tmp_path)
     assert fit.stopped == "finished"
