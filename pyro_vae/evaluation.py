@@ -186,8 +186,8 @@ def _smaller(rows: int, draws: int, error: BaseException) -> tuple[int, int]:
         ) from error
     rows, draws = (max(1, rows // 2), draws) if rows > 1 else (1, draws // 2)
     warnings.warn(
-        f"memory ran out: scoring goes on with chunks of {rows} data and {draws} draws, whose noise "
-        "is another than with full memory",
+        f"memory ran out: scoring goes on with chunks of {rows} data and {draws} draws, whose "
+        "noise is another than with full memory",
         MemoryWarning,
         stacklevel=3,
     )

@@ -166,8 +166,8 @@ class Run:
             for tensor, copy in self._best:
                 tensor.copy_(copy)
 
-    def backtrack(self, last: int) -> bool:
-        """Go back to the newest checkpoint up to step `last`, and halve the learning rate.
+    def backtrack(self) -> bool:
+        """Go back to the newest checkpoint of an earlier step, and halve the learning rate.
 
         Returns:
             Whether it did: not after `MAX_BACKTRACKS` times, nor where no step can be taken anew.
@@ -177,7 +177,7 @@ class Run:
         if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
             return False
         for tensors, state in self.checkpoints.whole():
-            if state["progress"]["step"] <= last:
+            if state["progress"]["step"] < failed.step:
                 self.restore(tensors, state)
                 self.started = started  # what was in vain has taken its time all the same
                 rate_factor = failed.rate_factor / 2

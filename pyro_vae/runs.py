@@ -69,9 +69,8 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints that are there, oldest first."""
-        return sorted(
-            path.name for path in self.path.iterdir() if re.fullmatch(r"\d{8}", path.name)
-        )
+        found = self.path.glob("*")  # nothing where the folder has vanished
+        return sorted(path.name for path in found if re.fullmatch(r"\d{8}", path.name))
 
     def next_name(self) -> str:
         """Return the name that the next checkpoint gets."""

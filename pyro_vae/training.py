@@ -225,15 +225,17 @@ def fit(
             for index in run.batches(len(data), batch_size):
                 batch = data.draw_batch(index, generator)
                 loss = svi.step(*batch)
+                finite = math.isfinite(loss)
+                if finite:
+                    run.count(loss, len(index))
+                    report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
                 due = run.is_due()
-                ends = interrupted() is not None or now.batch + 1 == steps_per_epoch
+                ends = interrupted() is not None or now.batch == steps_per_epoch
                 # Weights that are kept, in a checkpoint or as an epoch's, are finite.
-                culprit = run.not_finite() if due or ends else None
-                if culprit or not math.isfinite(loss):
-                    _handle_nan(pair, batch, run, culprit, on_nan)
+                parameter = run.not_finite() if finite and (due or ends) else None
+                if parameter or not finite:
+                    _handle_nan(pair, batch, run, parameter, on_nan)
                     break
-                run.count(loss, len(index))
-                report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
                 if ends:
                     break
                 if due:
@@ -408,13 +410,12 @@ def _handle_nan(
 ) -> None:
     """Go back to a checkpoint with a lower learning rate, if asked, or raise `TrainingError`."""
     x, now = batch[0], run.progress
-    what = f"parameter {parameter!r} is" if parameter else "the loss is"
+    what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
     failure = (
-        f"{what} not finite at step {now.step + 1} (epoch {now.epoch}), batch of {len(x)} data "
+        f"{what} is not finite at step {step} (epoch {now.epoch}), batch of {len(x)} data "
         f"with values in [{x.min().item():g}, {x.max().item():g}]: {_first_bad_site(pair, batch)}"
     )
-    # A parameter was broken by the step just taken; a loss by what the steps before it made.
-    if on_nan == "backtrack" and run.backtrack(now.step if parameter else now.step - 1):
+    if on_nan == "backtrack" and run.backtrack():
         there = run.progress
         print(
             f"{failure}; back at step {there.step}, with {there.rate_factor:g} times the learning "
