@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.checks import check
+from pyro_vae.checks import check_data
 from pyro_vae.data import Data, as_dataset
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
@@ -131,7 +131,7 @@ def evaluate(
         progress: show a progress bar; by default where standard error is a terminal.
 
     Raises:
-        ValueError: when K is below 1 or the data do not fit the pair.
+        ValueError: when K is below 1, the data do not fit the pair, or a score is not finite.
         MemoryError: when there is no memory for one draw of one datum.
 
     Warns:
@@ -140,7 +140,7 @@ def evaluate(
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     dataset = as_dataset(data).to(device_of(pair.model, pair.guide))
-    check(pair, dataset.batch(slice(8)))
+    check_data(pair, dataset)
     rows, draws = data_per_chunk(dataset.event_shape, num_samples), min(num_samples, CHUNK_DRAWS)
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
@@ -162,8 +162,15 @@ def evaluate(
                 continue
             start += rows
             bar.update(task, completed=start)
+    scores = {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
+    bad = ~np.isfinite(scores["log_likelihood"])
+    if bad.any():
+        raise ValueError(
+            f"log p(x) of {bad.sum()} data is not finite (first of datum {bad.argmax()}): rescale "
+            "x, or look at the networks' weights"
+        )
     return Evaluation(
-        **{name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]},
+        **scores,
         num_samples=num_samples,
         seed=seed,
         dataset=dataset.name,

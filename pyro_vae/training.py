@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
-from pyro_vae.checks import check
+from pyro_vae.checks import check_data
 from pyro_vae.data import Data, Dataset, as_dataset
 from pyro_vae.folders import writable_folder, write_file
 from pyro_vae.identity import describe
@@ -44,7 +44,6 @@ from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
 from pyro_vae.resuming import Run, Schedule
 from pyro_vae.runs import Checkpoints, opened
-from pyro_vae.supports import check_support
 from pyro_vae.svi import SVI, Compile, Precision
 from pyro_vae.traces import Sampler, data_per_chunk
 from pyro_vae.updates import OptimizerFactory, TorchOptim
@@ -167,7 +166,9 @@ def fit(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
     )  # fmt: skip
-    _check_data(pair, svi.objective, data, held_out)
+    for dataset in (data, held_out):
+        if dataset is not None:
+            check_data(pair, dataset, objective=svi.objective)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass out=")
     if (out is not None or on_nan == "backtrack") and not isinstance(svi.optim, TorchOptim):
@@ -369,25 +370,6 @@ def _check_settings(
         raise ValueError("patience needs validation data: pass validation=, or leave patience out")
     if objective is not None and num_particles != 1:
         raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")
-
-
-def _check_data(pair: PairLike, objective: object, *datasets: Dataset | None) -> None:
-    """Check a first batch of each data set in depth, and the support of all the rest."""
-    for data in datasets:
-        if data is None:
-            continue
-        check(pair, data.batch(slice(8)), objective=objective)
-        if data.values.dtype == torch.uint8:
-            continue  # a data set's own pixels: in range by construction
-        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-            first = data.batch(slice(1))
-            guide = poutine.trace(pair.guide).get_trace(*first)
-            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
-        for name in model.observation_nodes:
-            fn: Any = model.nodes[name]["fn"]
-            # One datum's distribution, whose support all data share.
-            if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
-                check_support(fn, data[:], name)
 
 
 def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:

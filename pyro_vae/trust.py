@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.calibration import sbc
+from pyro_vae.checks import check_data
 from pyro_vae.collapse import Collapse, collapse
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
@@ -161,6 +162,9 @@ def diagnose(
         ValueError: for fewer than two data.
     """
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    if len(data) < 2:
+        raise ValueError(f"at least two data are needed to compare, got {len(data)}")
+    check_data(pair, data)
     per_datum = _per_datum(pair, data, num_samples, seed)
     latents = collapse(pair, data, seed=seed)
     few = data[: min(num_gap_data, len(data))]
