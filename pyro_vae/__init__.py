@@ -3,11 +3,12 @@
 from pyro_vae import data, guides, likelihoods, networks, objectives, priors
 from pyro_vae.annealed_importance import Annealed, ais, bidirectional
 from pyro_vae.calibration import sbc
-from pyro_vae.checkpoints import CheckpointError, load
+from pyro_vae.checkpoints import load
 from pyro_vae.checks import check
 from pyro_vae.collapse import Collapse, collapse
 from pyro_vae.elpd import elpd_marginal
 from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.folders import CheckpointError
 from pyro_vae.gaps import Gaps, gaps
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.ladder import LadderVAE

@@ -1,8 +1,9 @@
 """Saves and loads parts: what was built as data (JSON), what was learned as tensors (safetensors).
 
-A saved part is a folder of two files. `architecture.json` holds class names and arguments, no code;
-`weights.safetensors` holds parameters and buffers. Loading looks the names up among the `Part`
-classes that are already imported and runs nothing that the folder says.
+A saved part is a folder of two files and their checksums (`folders`). `architecture.json` holds
+class names and arguments, no code; `weights.safetensors` holds parameters and buffers. Loading
+looks the names up among the `Part` classes that are already imported and runs nothing that the
+folder says. Format 1 had no checksums; it is read all the same.
 """
 
 import json
@@ -12,101 +13,151 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from torch import Tensor
 
+from pyro_vae.folders import SUMS, CheckpointError, read_file, read_files, sync, write_files
 from pyro_vae.parts import Part
 
-FORMAT = 1
+FORMAT = 2
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
-
-
-class CheckpointError(ValueError):
-    """A saved part that cannot be written, read or built; the message says why."""
+MAX_ARCHITECTURE_BYTES = 2**20  # some ten thousand parts
 
 
 def save(part: Part, path: str | os.PathLike[str]) -> None:
-    """Save a part, such as a `VAE`, into the folder `path`, which appears whole or not at all.
+    """Save a part, such as a `VAE`, into the folder `path`.
+
+    A model that is there already is replaced; killed at any instant, the old one or the new one is
+    there whole for `load`.
 
     Raises:
-        CheckpointError: when an argument of a part cannot be written as data.
-        OSError: when the folder cannot be written.
+        CheckpointError: when an argument of a part cannot be written as data, or when `path` has
+            other files than a saved part's, which would be lost.
+        OSError: when the folder cannot be written; what was there stays.
     """
     path = Path(path)
-    described = {"format": FORMAT, "part": _Describer().describe(part)}
+    described = {"format": FORMAT, "part": describe(part)}
+    tensors = {names[0]: tensor for tensor, names in _tensors(part).items()}
+    files = {
+        ARCHITECTURE: (json.dumps(described, indent=1) + "\n").encode(),
+        # Cloned, since safetensors takes no two tensors that share memory.
+        WEIGHTS: safetensors.torch.save(
+            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        ),
+    }
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    old = _old(path)
     try:
-        (aside / ARCHITECTURE).write_text(json.dumps(described, indent=1) + "\n")
-        save_model(part, str(aside / WEIGHTS))
+        write_files(aside, files)
         aside.chmod(0o755)
         if path.exists():
-            old = aside.with_name(aside.name + "-old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)  # found by `load` until the new one is in its place
+        aside.rename(path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
-    """Build the part saved in the folder `path` and give it its weights.
+    """Build the part saved in the folder `path` and give it its weights, of the type they had.
 
     Raises:
         CheckpointError: when a file is missing or damaged, or when a class is not imported.
     """
     path = Path(path)
+    if not path.exists() and _old(path).exists():
+        path = _old(path)  # a save was killed between its two renames
+    limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
+    if (path / SUMS).exists():
+        files = read_files(path, limits)
+    else:
+        files = {name: read_file(path, name, limit) for name, limit in limits.items()}
     try:
-        described = json.loads((path / ARCHITECTURE).read_text())
-        if described["format"] > FORMAT:
+        described = json.loads(files[ARCHITECTURE])
+        version = int(described["format"])
+        if version > FORMAT:
             raise CheckpointError(
-                f"{path} has format {described['format']}, this version of pyro_vae reads up to "
-                f"{FORMAT}: upgrade pyro_vae"
+                f"{path} has format {version}, this version of pyro_vae reads up to {FORMAT}: "
+                "upgrade pyro_vae"
             )
+        if version > 1 and not (path / SUMS).exists():
+            raise CheckpointError(f"{path} is damaged: {SUMS} is missing")
         part = _Builder().build(described["part"])
-        load_model(part, path / WEIGHTS)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is no saved part: {error.filename} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a constructor says to damaged arguments
         raise CheckpointError(f"{path / ARCHITECTURE} is damaged: {error!r}") from error
-    except (SafetensorError, RuntimeError) as error:
+    if not isinstance(part, Part):
+        raise CheckpointError(f"{path / ARCHITECTURE} is damaged: it describes no part")
+    try:
+        _fill(part, safetensors.torch.load(files[WEIGHTS]))
+    except (SafetensorError, CheckpointError) as error:
         raise CheckpointError(
             f"{path / WEIGHTS} is damaged or of another model: {error}"
         ) from error
     return part.to(device)
 
 
-def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Make the folder `path` where it is missing; raise `CheckpointError` if it is not writable."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CheckpointError(
-            f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose "
-            "another one"
-        ) from error
-    return folder
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file aside, then rename it: it appears whole, in the old one's place, or not at all.
+def describe(part: Part) -> Any:
+    """Return a part as data for JSON: class names and arguments.
 
     Raises:
-        OSError: when it cannot be written.
+        CheckpointError: when an argument of a part cannot be written as data.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return _Describer().describe(part)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _check_replaceable(path: Path) -> None:
+    if not path.exists():
+        return
+    others = (
+        sorted({entry.name for entry in path.iterdir()} - {ARCHITECTURE, WEIGHTS, SUMS})
+        if path.is_dir()
+        else [path.name]
+    )
+    if others:
+        raise CheckpointError(
+            f"{path} is there and no saved part ({others[0]!r}): choose another folder, since "
+            "saving replaces all that is in it"
+        )
+
+
+def _tensors(part: Part) -> dict[Tensor, list[str]]:
+    """Return parameters and buffers, each with its names: a shared one has several."""
+    named: dict[Tensor, list[str]] = {}
+    for name, tensor in part.state_dict(keep_vars=True).items():
+        named.setdefault(tensor, []).append(name)
+    return named
+
+
+def _fill(part: Part, saved: dict[str, Tensor]) -> None:
+    """Give a part its tensors, in the type that they were saved in."""
+    unused = set(saved)
+    for tensor, names in _tensors(part).items():
+        found = [name for name in names if name in saved]
+        if not found:
+            raise CheckpointError(f"the tensor {names[0]!r} is missing")
+        value = saved[found[0]]
+        unused -= {*found}
+        kinds = tensor.is_floating_point(), value.is_floating_point()
+        if value.shape != tensor.shape or kinds[0] != kinds[1]:
+            raise CheckpointError(
+                f"{found[0]!r} is {value.dtype} of shape {tuple(value.shape)}, the model has "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+        tensor.data = value
+    if unused:
+        raise CheckpointError(f"the model has no tensor {min(unused)!r}")
 
 
 class _Describer:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pyro_vae.data import Dataset
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
 from pyro_vae.sites import is_enumerated
@@ -104,6 +105,26 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         if node["type"] == "sample" and node["is_observed"]:
             _check_observation(name, node)
     return table
+
+
+def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> None:
+    """Check a first batch of a data set in depth, and the support of all the rest.
+
+    Raises:
+        PairError: as `check`.
+    """
+    check(pair, data.batch(slice(8)), objective=objective)
+    if data.values.dtype == torch.uint8:
+        return  # a data set's own pixels: in range by construction
+    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        first = data.batch(slice(1))
+        guide = poutine.trace(pair.guide).get_trace(*first)
+        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
+    for name in model.observation_nodes:
+        fn: Any = model.nodes[name]["fn"]
+        # One datum's distribution, whose support all data share.
+        if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
+            check_support(fn, data[:], name)
 
 
 def check_values(x: Tensor, *others: Tensor) -> None:

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 import pyro_vae as pv
 from pyro_vae import pages, plots
-from pyro_vae.checkpoints import writable_folder
+from pyro_vae.folders import writable_folder
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: train, evaluate, sample.",
@@ -44,6 +44,7 @@ def train(
     ] = None,
     num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 500,
     seed: Seed = 0,
+    resume: Annotated[bool, Option(help="Go on from the newest checkpoint in --out")] = False,
     device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, Option(help="Folder for results")] = Path("runs/train"),
 ) -> None:
@@ -71,6 +72,7 @@ def train(
         seed=seed,
         device=device,
         out=out,
+        resume=resume,
     )
     print(pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed))
     print(f"Metrics, pictures, posterior.nc and the model are in {out}")

@@ -4,22 +4,23 @@ Nothing here changes a weight. All scores are read off one array of log weights.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.checks import check
+from pyro_vae.checks import check_data
 from pyro_vae.data import Data, as_dataset
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
-from pyro_vae.traces import Sampler, data_per_chunk
+from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -27,6 +28,10 @@ DESCRIPTIONS = {
     "kl": "KL(q(z|x) || p(z))",
     "log_likelihood": "log p(x)",
 }
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out, and smaller chunks are taken."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a pair on data by `num_samples` draws from the guide for each datum.
 
-    Memory is bounded by a chunk of draws and data, whatever their number. A data set whose
-    binarization is dynamic is scored on its fixed draws, the same for every model.
+    Memory is bounded by a chunk of draws and data, whatever their number; where even that is not to
+    be had, chunks are halved, with a warning. A data set whose binarization is dynamic is scored on
+    its fixed draws, the same for every model.
 
     Args:
         pair: anything with `.model` and `.guide`.
@@ -129,26 +135,46 @@ def evaluate(
         progress: show a progress bar; by default where standard error is a terminal.
 
     Raises:
-        ValueError: when K is below 1 or the data do not fit the pair.
+        ValueError: when K is below 1, the data do not fit the pair, or a score is not finite.
+        MemoryError: when there is no memory for one draw of one datum.
+
+    Warns:
+        MemoryWarning: when memory ran out and smaller chunks are taken, whose noise is another.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     dataset = as_dataset(data).to(device_of(pair.model, pair.guide))
-    check(pair, dataset.batch(slice(8)))
-    rows = data_per_chunk(dataset.event_shape, num_samples)
+    check_data(pair, dataset)
+    rows, draws = data_per_chunk(dataset.event_shape, num_samples), min(num_samples, CHUNK_DRAWS)
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
-    chunks = []
-    with torch.random.fork_rng():
+    chunks: list[dict[str, Tensor]] = []
+    bar = Progress(console=console, disable=not shown, transient=True)
+    with torch.random.fork_rng(), bar:
+        task = bar.add_task("evaluating", total=len(dataset))
         sampler = Sampler(pair, dataset.batch(slice(2)))
         torch.manual_seed(seed)
-        starts = range(0, len(dataset), rows)
-        for start in track(
-            starts, "evaluating", console=console, disable=not shown, transient=True
-        ):
-            chunks.append(_scores(sampler, dataset.batch(slice(start, start + rows)), num_samples))
+        start = 0
+        while start < len(dataset):
+            try:
+                batch = dataset.batch(slice(start, start + rows))
+                chunks.append(_scores(sampler, batch, num_samples, draws))
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                rows, draws = _smaller(rows, draws, error)
+                continue
+            start += rows
+            bar.update(task, completed=start)
+    scores = {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
+    bad = ~np.isfinite(scores["log_likelihood"])
+    if bad.any():
+        raise ValueError(
+            f"log p(x) of {bad.sum()} data is not finite (first of datum {bad.argmax()}): rescale "
+            "x, or look at the networks' weights"
+        )
     return Evaluation(
-        **{name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]},
+        **scores,
         num_samples=num_samples,
         seed=seed,
         dataset=dataset.name,
@@ -156,8 +182,33 @@ def evaluate(
     )
 
 
-def _scores(sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int) -> dict[str, Tensor]:
-    draws = sampler.log_weights(batch, num_samples)
+def _out_of_memory(error: BaseException) -> bool:
+    # torch has a type of its own for a GPU's memory, and none for the processor's.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _smaller(rows: int, draws: int, error: BaseException) -> tuple[int, int]:
+    """Halve the data of a chunk, and where it is one, its draws."""
+    if rows == draws == 1:
+        raise MemoryError(
+            "there is no memory to score a single draw of a single datum: take a smaller network, "
+            "or free memory"
+        ) from error
+    rows, draws = (max(1, rows // 2), draws) if rows > 1 else (1, draws // 2)
+    warnings.warn(
+        f"memory ran out: scoring goes on with chunks of {rows} data and {draws} draws, whose "
+        "noise is another than with full memory",
+        MemoryWarning,
+        stacklevel=3,
+    )
+    return rows, draws
+
+
+def _scores(
+    sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int, chunk_draws: int
+) -> dict[str, Tensor]:
+    draws = sampler.log_weights(batch, num_samples, chunk_draws)
     weights = draws.log_weights
     reconstruction = elbo(draws.log_likelihood)
     scores = {

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.checkpoints import write_text
 from pyro_vae.evaluation import DESCRIPTIONS
+from pyro_vae.folders import write_file
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.parts import Part, device_of
 from pyro_vae.trust import TrustCard
@@ -171,7 +171,7 @@ def write(
         ],
         versions=_versions(metrics.get("versions", {})),
     )
-    write_text(path, page)
+    write_file(path, page.encode())
 
 
 def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:

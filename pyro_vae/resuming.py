@@ -5,8 +5,6 @@ states, writes them all as a checkpoint and puts them back.
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import sys
 import time
@@ -22,24 +20,36 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.checkpoints import CheckpointError
-from pyro_vae.data import Dataset
+from pyro_vae.folders import CheckpointError
+from pyro_vae.identity import (
+    OBJECTIVE_STATE,
+    differences,
+    objectives_of,
+    plain,
+    refuse_other,
+    versions,
+)
 from pyro_vae.parts import evaluating
 from pyro_vae.runs import Checkpoints
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
-OBJECTIVE_STATE = ("num_steps", "max_plate_nesting")  # what Beta counts, and what Pyro guesses
+MAX_BACKTRACKS = 5  # then the learning rate is 1/32 of what was asked for
 
 
 @dataclass
 class Progress:
-    """How far a run is. `total` is the objective summed over the `num_seen` data of the epoch."""
+    """How far a run is. `total` is the objective summed over the `num_seen` data of the epoch.
+
+    `rate_factor` is what the learning rate is multiplied by: a half for each time that the run
+    went back, a power of two, so that dividing by it is exact.
+    """
 
     epoch: int = 1
     batch: int = 0
     step: int = 0
     total: float = 0.0
     num_seen: int = 0
+    rate_factor: float = 1.0
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     best_checkpoint: str | None = None
@@ -55,6 +65,7 @@ class Run:
         svi: the step, an `SVI`; with checkpoints its optimizer is a `TorchOptim`.
         programs: model and guide, whose parameters and buffers are the weights.
         generator: draws the order of the data and their binarization.
+        batch: a few data, for the programs to show their parameters on.
         schedule: makes the learning rate schedule, of the optimizer and `total_steps`.
         total_steps: steps of the whole run.
         checkpoints: where they are written; None for a run that writes none.
@@ -66,6 +77,7 @@ class Run:
         svi: Any,
         programs: tuple[Any, ...],
         generator: torch.Generator,
+        batch: tuple[Tensor, ...],
         schedule: Schedule | None,
         total_steps: int,
         checkpoints: Checkpoints | None,
@@ -79,29 +91,28 @@ class Run:
         self.started = self.epoch_started = self.saved = time.perf_counter()
         self.saved_step = 0
         self._scheduler: LRScheduler | None = None
-        self._best: list[tuple[Tensor, Tensor]] = []
+        self._unscheduled: list[dict[str, Any]] | None = None  # the optimizer's own settings
         self._order_state = generator.get_state()  # before the epoch's permutation was drawn
-        self._met: dict[str, Tensor] = {}  # parameters that are not in a module
+        self._met = self._meet_parameters(batch)
+        self._best = self._copies()
 
     @property
     def seconds(self) -> float:
         """How long the run has taken, pauses between its parts left out."""
         return time.perf_counter() - self.started
 
-    def open(self, settings: dict[str, Any], resume: bool, batch: tuple[Tensor, ...]) -> None:
+    def open(self, settings: dict[str, Any], resume: bool) -> None:
         """Begin a run that has checkpoints: at the newest one, or afresh.
 
         Args:
             settings: what has to be the same for the run to be resumed, as JSON has it.
             resume: whether to look for a checkpoint.
-            batch: a few data, for the programs to show their parameters on.
 
         Raises:
             CheckpointError: when all are damaged, or the newest is of another run.
         """
         assert self.checkpoints is not None
         self.settings = json.loads(json.dumps(settings))
-        self._meet_parameters(batch)
         if not resume:
             self.checkpoints.set_aside()
         elif (checkpoint := self.checkpoints.newest()) is not None:
@@ -133,7 +144,7 @@ class Run:
         self.progress.batch += 1
         self.progress.total -= loss * num_data
         self.progress.num_seen += num_data
-        self._advance_schedule()
+        self._advance_schedule(self.progress.rate_factor)
 
     def end_epoch(self, entry: dict[str, float]) -> None:
         """Enter an epoch into the history; keep its weights where they are the best so far."""
@@ -147,7 +158,7 @@ class Run:
         progress.best = entry
         if self.checkpoints is not None:
             progress.best_checkpoint = self.checkpoints.next_name()
-        self._best = [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
+        self._best = self._copies()
 
     def restore_best(self) -> None:
         """Give the pair the best weights and buffers so far."""
@@ -155,10 +166,34 @@ class Run:
             for tensor, copy in self._best:
                 tensor.copy_(copy)
 
-    def all_finite(self) -> bool:
-        """Whether no parameter or buffer is NaN or infinite."""
-        floats = [tensor for tensor in self.tensors().values() if tensor.is_floating_point()]
-        return all(bool(tensor.isfinite().all()) for tensor in floats)
+    def backtrack(self) -> bool:
+        """Go back to the newest checkpoint of an earlier step, and halve the learning rate.
+
+        Returns:
+            Whether it did: not after `MAX_BACKTRACKS` times, nor where no step can be taken anew.
+        """
+        assert self.checkpoints is not None
+        failed, started = self.progress, self.started
+        if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
+            return False
+        for tensors, state in self.checkpoints.whole():
+            if state["progress"]["step"] < failed.step:
+                self.restore(tensors, state)
+                self.started = started  # what was in vain has taken its time all the same
+                rate_factor = failed.rate_factor / 2
+                _scale_rates(self.svi.optim.optimizer, rate_factor / self.progress.rate_factor)
+                self.progress.rate_factor = rate_factor
+                return True
+        return False
+
+    def not_finite(self) -> str | None:
+        """Name a parameter that is not finite or a buffer with NaN (infinite ones are masks)."""
+        for name, tensor in self.tensors().items():
+            if tensor.is_floating_point():
+                bad = ~tensor.isfinite() if tensor.requires_grad else tensor.isnan()
+                if bad.any():
+                    return name
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, each once."""
@@ -169,15 +204,15 @@ class Run:
                     named.setdefault(tensor, f"{role}.{name}")
         store = {tensor: name for name, tensor in pyro.get_param_store().named_parameters()}
         met = {tensor: name for name, tensor in self._met.items()}
-        for number, tensor in enumerate(self.svi.parameters):
+        for number, tensor in enumerate(dict.fromkeys(met) | self.svi.parameters):
             name = met.get(tensor, store.get(tensor, f"number {number}"))
             named.setdefault(tensor, f"param.{name}")
         return {name: tensor for tensor, name in named.items()}
 
-    def save_if_due(self) -> None:
-        """Write a checkpoint when the last one is `checkpoint_seconds` old."""
-        if time.perf_counter() - self.saved >= self.checkpoint_seconds:
-            self.save()
+    def is_due(self) -> bool:
+        """Tell whether the last checkpoint is `checkpoint_seconds` old."""
+        age = time.perf_counter() - self.saved
+        return self.checkpoints is not None and age >= self.checkpoint_seconds
 
     def save(self) -> None:
         """Write a checkpoint; where the disk refuses, warn and leave the older ones."""
@@ -207,10 +242,10 @@ class Run:
         state: dict[str, Any] = {
             "progress": dataclasses.asdict(self.progress),
             "settings": self.settings,
-            "versions": _versions(),
+            "versions": versions(),
             "objective": [
                 {key: getattr(objective, key) for key in OBJECTIVE_STATE if hasattr(objective, key)}
-                for objective in _objectives(self.svi)
+                for objective in objectives_of(self.svi)
             ],
             "trained": [names[parameter] for parameter in self.svi.trained],
             "update_outside": self.svi.update_outside,
@@ -218,7 +253,7 @@ class Run:
         }
         if (optimizer := self.svi.optim.optimizer) is not None:
             state["optimizer"]["groups"] = [
-                {"parameters": [names[p] for p in group["params"]], "settings": _plain(group)}
+                {"parameters": [names[p] for p in group["params"]], "settings": plain(group)}
                 for group in optimizer.param_groups
             ]
             for parameter, entries in optimizer.state.items():
@@ -245,40 +280,29 @@ class Run:
         self.saved_step = self.progress.step
 
     def _restore(self, saved: dict[str, Tensor], state: dict[str, Any]) -> None:
-        _refuse_other("settings", state["settings"], self.settings)
-        if differences := _differences(state["versions"], _versions()):
-            warnings.warn(f"resumed, but perhaps not bit for bit: {differences}", stacklevel=4)
+        refuse_other("settings", state["settings"], self.settings)
+        if told := differences(state["versions"], versions()):
+            warnings.warn(f"resumed, but perhaps not bit for bit: {told}", stacklevel=4)
         groups = state["optimizer"]["groups"]
-        known = self.tensors() | {f"param.{name}": tensor for name, tensor in self._met.items()}
+        named = self.tensors()
         for group in groups:
-            parameters = [known[name] for name in group["parameters"]]
+            parameters = [named[name] for name in group["parameters"]]
             self.svi.parameters |= dict.fromkeys(parameters)
             self.svi.optim.add(parameters)
-        named = self.tensors()
         progress = Progress(**state["progress"])
         for kind in ("now", "best") if progress.best else ("now",):
             for name, tensor in named.items():
                 _check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
 
-        # A schedule is a function of the step: its steps are taken again, whatever it is made of.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for _ in range(progress.step):
-                self._advance_schedule()
-        optimizer = self.svi.optim.optimizer
-        if optimizer is not None and groups:
-            now = [_plain(group) for group in optimizer.param_groups]
-            for then, group in zip(groups, now, strict=True):
-                _refuse_other("optimizer or schedule", then["settings"], group)
-            optimizer.load_state_dict(self._optimizer_state(optimizer, saved, state))
+        self._restore_optimizer(saved, state, progress)
         self.svi.update_outside = state["update_outside"]
         self.svi.trained.update(named[name] for name in state["trained"])
         with torch.no_grad():
             for name, tensor in named.items():
                 tensor.copy_(saved[f"now/{name}"])
-        if progress.best:
-            self._best = [(t, saved[f"best/{name}"].to(t.device)) for name, t in named.items()]
-        for objective, entries in zip(_objectives(self.svi), state["objective"], strict=True):
+        best = {t: saved[f"best/{name}"] for name, t in named.items() if f"best/{name}" in saved}
+        self._best = [(tensor, copy.to(tensor.device)) for tensor, copy in best.items()]
+        for objective, entries in zip(objectives_of(self.svi), state["objective"], strict=True):
             for key in OBJECTIVE_STATE:
                 if key in entries:
                     setattr(objective, key, entries[key])
@@ -290,15 +314,42 @@ class Run:
         self.progress = progress
         self.started = time.perf_counter() - progress.seconds
 
-    def _optimizer_state(
-        self, optimizer: Optimizer, saved: dict[str, Tensor], state: dict[str, Any]
-    ) -> dict[str, Any]:
-        names = {tensor: name for name, tensor in self.tensors().items()}
+    def _restore_optimizer(
+        self, saved: dict[str, Tensor], state: dict[str, Any], progress: Progress
+    ) -> None:
+        optimizer = self.svi.optim.optimizer
+        if optimizer is None:
+            return  # at step 0
+        self._reset_schedule(progress)
+        if state["optimizer"]["groups"]:
+            now = [plain(group) for group in optimizer.param_groups]
+            for then, group in zip(state["optimizer"]["groups"], now, strict=True):
+                refuse_other("optimizer or schedule", then["settings"], group)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        entries = self._optimizer_state(parameters, saved, state)
+        live = [optimizer.state.get(parameter, {}) for parameter in parameters]
+        if all(mine.keys() == entry.keys() for mine, entry in zip(live, entries, strict=True)):
+            # In place, since a compiled step holds these tensors.
+            for mine, entry in zip(live, entries, strict=True):
+                for key, value in entry.items():
+                    if isinstance(value, Tensor):
+                        mine[key].copy_(value)
+                    else:
+                        mine[key] = value
+        else:
+            groups = optimizer.state_dict()["param_groups"]
+            filled = {i: entry for i, entry in enumerate(entries) if entry}
+            optimizer.load_state_dict({"state": filled, "param_groups": groups})
+
+    def _optimizer_state(
+        self, parameters: list[Tensor], saved: dict[str, Tensor], state: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return what a checkpoint has of the optimizer's state for each parameter."""
+        names = {tensor: name for name, tensor in self.tensors().items()}
         index = {names[parameter]: i for i, parameter in enumerate(parameters)}
-        entries: dict[int, dict[str, Any]] = {}
+        entries: list[dict[str, Any]] = [{} for _ in parameters]
         for name, numbers in state["optimizer"]["numbers"].items():
-            entries.setdefault(index[name], {}).update(numbers)
+            entries[index[name]].update(numbers)
         for name, tensor in saved.items():
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
@@ -306,17 +357,42 @@ class Run:
                 parameter = parameters[index[parameter_name]]
                 if tensor.shape not in ((), parameter.shape):
                     _check_tensor(name, parameter, tensor)
-                entries.setdefault(index[parameter_name], {})[key] = tensor
-        return {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}
+                entries[index[parameter_name]][key] = tensor
+        return entries
 
-    def _advance_schedule(self) -> None:
+    def _advance_schedule(self, rate_factor: float) -> None:
+        """Step the schedule, which never sees that the rates are multiplied by a factor."""
+        optimizer = self.svi.optim.optimizer
+        if self._unscheduled is None and optimizer is not None:
+            self._unscheduled = [_settings(group) for group in optimizer.param_groups]
         if self.schedule is None:
             return
+        _scale_rates(optimizer, 1 / rate_factor)
         if self._scheduler is None:
             # Made after the first step, when the optimizer has its parameters.
-            self._scheduler = self.schedule(self.svi.optim.optimizer, self.total_steps)
+            self._scheduler = self.schedule(optimizer, self.total_steps)
         else:
             self._scheduler.step()
+        _scale_rates(optimizer, rate_factor)
+
+    def _reset_schedule(self, progress: Progress) -> None:
+        """Put the schedule where a run stands, and multiply its learning rates.
+
+        A schedule is a function of the step: its steps are taken again, whatever it is made of.
+        """
+        optimizer, self._scheduler = self.svi.optim.optimizer, None
+        for group, settings in zip(optimizer.param_groups, self._unscheduled or (), strict=False):
+            parameters = group["params"]
+            group.clear()
+            group.update(settings, params=parameters)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(progress.step):
+                self._advance_schedule(1.0)
+        _scale_rates(optimizer, progress.rate_factor)
+
+    def _copies(self) -> list[tuple[Tensor, Tensor]]:
+        return [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
 
     def _random_states(self) -> dict[str, Tensor]:
         states = {
@@ -328,8 +404,8 @@ class Run:
             states["cuda"] = torch.cuda.get_rng_state(self.generator.device)
         return states
 
-    def _meet_parameters(self, batch: tuple[Tensor, ...]) -> None:
-        """Run both programs once to learn which parameters they have and what these are called."""
+    def _meet_parameters(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Run both programs once; return their parameters by the names that they have there."""
         with (
             torch.random.fork_rng(),
             torch.no_grad(),
@@ -339,104 +415,22 @@ class Run:
             guide = poutine.trace(self.svi.guide).get_trace(*batch)
             poutine.replay(self.svi.model, trace=guide)(*batch)
         sites: Any = capture.trace.nodes.items()
-        self._met = {name: site["value"].unconstrained() for name, site in sites}
+        return {name: site["value"].unconstrained() for name, site in sites}
 
 
-def describe(
-    svi: Any,
-    programs: tuple[Any, ...],
-    total_steps: int,
-    data: Dataset,
-    validation: Dataset | None,
-) -> dict[str, Any]:
-    """Return what besides the plain settings makes a run this run: data, programs, objective."""
-    model, guide = map(_describe_program, programs)
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Copy a parameter group's settings; a learning rate may be a tensor that is changed."""
     return {
-        "train_sha256": _fingerprint(data),
-        "validation_sha256": None if validation is None else _fingerprint(validation),
-        "model": model,
-        "guide": guide,
-        "objectives": [_describe_objective(item, total_steps) for item in _objectives(svi)],
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key != "params"
     }
 
 
-def _fingerprint(data: Dataset) -> str:
-    """Return the SHA-256 of data and context, and of how they are fed."""
-    kind = [(str(rows.dtype), tuple(rows.shape)) for rows in (data.values, *data.context)]
-    digest = hashlib.sha256(repr((kind, data.binarization, data.seed)).encode())
-    for rows in (data.values, *data.context):
-        for chunk in rows.split(4096):
-            digest.update(chunk.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _describe_program(program: Any) -> list[str]:
-    if isinstance(program, nn.Module):
-        return repr(program).splitlines()
-    return [getattr(program, "__qualname__", type(program).__qualname__)]
-
-
-def _describe_objective(objective: Any, total_steps: int) -> dict[str, Any]:
-    public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
-    entry = {k: v for k, v in _plain(public).items() if k not in (*OBJECTIVE_STATE, "beta")}
-    entry["class"] = getattr(objective, "__name__", type(objective).__name__)
-    if callable(schedule := getattr(objective, "schedule", None)):
-        steps = range(0, total_steps + 1, max(total_steps // 16, 1))
-        entry["beta"] = [schedule(step) for step in steps]
-    return entry
-
-
-def _objectives(svi: Any) -> list[Any]:
-    """The objective, and what it is built around."""
-    found, objective = [], svi.objective
-    while objective is not None:
-        found.append(objective)
-        objective = getattr(objective, "objective", None)
-    return found
-
-
-def _plain(entries: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that are numbers, strings or lists of them, as JSON gives them back."""
-    items = {
-        key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        for key, value in entries.items()
-    }
-    kept = {
-        key: value
-        for key, value in items.items()
-        if key != "params" and isinstance(value, bool | int | float | str | tuple | None)
-    }
-    return json.loads(json.dumps(kept))
-
-
-def _versions() -> dict[str, str]:
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {
-        name: importlib.metadata.version(name) for name in ("pyro-vae", "pyro-ppl", "torch")
-    }
-
-
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    told = []
-    for key in {**then, **now}:
-        old, new = then.get(key), now.get(key)
-        if old == new:
-            continue
-        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
-        if isinstance(old, dict) and isinstance(new, dict):
-            told.append(f"{key}: {_differences(old, new)}")
-        else:
-            told.append(f"{key} was {old!r} and is {new!r}")
-    return "; ".join(told)
-
-
-def _refuse_other(what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    if differences := _differences(then, now):
-        raise CheckpointError(
-            f"the run cannot be resumed with other {what}: {differences}. Resume it as it was, "
-            "or start another run in another folder (out=)"
-        )
+def _scale_rates(optimizer: Optimizer, factor: float) -> None:
+    if factor != 1.0:
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
 
 
 def _check_tensor(name: str, expected: Tensor, saved: Tensor | None) -> None:

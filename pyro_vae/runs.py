@@ -1,12 +1,10 @@
 """A training run's folder: one run at a time, and checkpoints that are whole or not there.
 
-A checkpoint is a folder of three files. `tensors.safetensors` holds the tensors and `state.json`
-all the rest; `SHA256SUMS` has the checksums of both, as `sha256sum --check` reads them. Nothing is
-unpickled, and no name that a file says is ever used as a path.
+A checkpoint is a folder of two files and their checksums (`folders`). `tensors.safetensors` holds
+the tensors and `state.json` all the rest. Nothing is unpickled.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -21,10 +19,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyro_vae.checkpoints import CheckpointError
+from pyro_vae.folders import CheckpointError, read_files, sync, write_files
 
 FORMAT = 1
-STATE, TENSORS, SUMS = "state.json", "tensors.safetensors", "SHA256SUMS"
+STATE, TENSORS = "state.json", "tensors.safetensors"
 MAX_STATE_BYTES = 16 * 2**20  # the history of 100,000 epochs; more is no state of a run
 KEEP_LAST = 2
 
@@ -65,15 +63,14 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "checkpoints"
         self.path.mkdir(exist_ok=True)
-        _sync(folder)
+        sync(folder)
         for leftover in self.path.glob(".*"):  # of a run that was killed at a checkpoint
             _remove(leftover)
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints that are there, oldest first."""
-        return sorted(
-            path.name for path in self.path.iterdir() if re.fullmatch(r"\d{8}", path.name)
-        )
+        found = self.path.glob("*")  # nothing where the folder has vanished
+        return sorted(path.name for path in found if re.fullmatch(r"\d{8}", path.name))
 
     def next_name(self) -> str:
         """Return the name that the next checkpoint gets."""
@@ -93,44 +90,44 @@ class Checkpoints:
             STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
             TENSORS: safetensors.torch.save(tensors),
         }
-        sums = [f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in files.items()]
-        files[SUMS] = "".join(sums).encode()
         aside = Path(tempfile.mkdtemp(dir=self.path, prefix=".new-"))
         try:
-            for file, data in files.items():
-                _write(aside / file, data)
+            write_files(aside, files)
             read(aside)
-            _sync(aside)
             aside.rename(self.path / name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        _sync(self.path)
+        sync(self.path)
         for old in self.names()[:-KEEP_LAST]:
             if old != best:
                 # Out of sight at once: a half-removed checkpoint is never taken for one.
                 _remove((self.path / old).rename(self.path / f".old-{old}"))
 
-    def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, with a warning for each that is not.
+    def whole(self) -> Iterator[Checkpoint]:
+        """Read the checkpoints that are whole, newest first, with a warning for each that is not.
 
-        Returns:
-            Its tensors and the rest; None where no checkpoint was ever written.
+        Yields:
+            Its tensors and the rest.
+        """
+        for name in reversed(self.names()):
+            try:
+                yield read(self.path / name)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=4)
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole; None where no checkpoint was ever written.
 
         Raises:
             CheckpointError: when there are checkpoints and none is whole.
         """
-        names = self.names()
-        for name in reversed(names):
-            try:
-                return read(self.path / name)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=3)
-        if names:
+        checkpoint = next(self.whole(), None)
+        if checkpoint is None and (names := self.names()):
             raise CheckpointError(
                 f"none of the {len(names)} checkpoints in {self.path} is whole: start again "
                 "without resume"
             )
-        return None
+        return checkpoint
 
     def set_aside(self) -> None:
         """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there."""
@@ -139,7 +136,7 @@ class Checkpoints:
             shutil.rmtree(before, ignore_errors=True)
             self.path.rename(before)
             self.path.mkdir()
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
 
 def read(path: Path) -> Checkpoint:
@@ -148,20 +145,10 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: unless it is whole.
     """
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is damaged: it leads out of its folder by a link")
+    files = read_files(path, {STATE: MAX_STATE_BYTES, TENSORS: None})
     try:
-        if path.is_symlink() or any((path / file).is_symlink() for file in (STATE, TENSORS, SUMS)):
-            raise CheckpointError(f"{path} is damaged: it leads out of its folder by a link")
-        if (size := (path / STATE).stat().st_size) > MAX_STATE_BYTES:
-            raise CheckpointError(
-                f"{path} is damaged: {STATE} has {size:,} bytes, at most {MAX_STATE_BYTES:,} are "
-                "expected"
-            )
-        files = {file: (path / file).read_bytes() for file in (STATE, TENSORS)}
-        with (path / SUMS).open() as sums:
-            expected = sums.read(1024)
-        for file, data in files.items():
-            if f"{hashlib.sha256(data).hexdigest()}  {file}\n" not in expected:
-                raise CheckpointError(f"{path} is damaged: {file} is not what {SUMS} says")
         state = json.loads(files[STATE])
         if not isinstance(state, dict) or not isinstance(state.get("format"), int):
             raise CheckpointError(f"{path} is damaged: {STATE} is no state of a run")
@@ -171,9 +158,7 @@ def read(path: Path) -> Checkpoint:
                 f"{FORMAT}: upgrade pyro_vae"
             )
         return safetensors.torch.load(files[TENSORS]), state
-    except (OSError, SafetensorError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (SafetensorError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -182,19 +167,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Flush the folder's own entries, without which a rename may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

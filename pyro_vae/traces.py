@@ -94,14 +94,14 @@ class Sampler:
         model = self.programs.run_model(batch_of(batch), num_samples, latents)
         return self._sum(model, observed=False), self._sum(model, observed=True)
 
-    def log_weights(self, batch: Data, num_samples: int) -> Draws:
+    def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
         """Return the log densities of `num_samples` draws for each datum, chunk by chunk.
 
         As `draw`, but the draws themselves are let go: `latents` is empty.
         """
         parts = []
-        for start in range(0, num_samples, CHUNK_DRAWS):
-            part = self.draw(batch, min(CHUNK_DRAWS, num_samples - start))
+        for start in range(0, num_samples, chunk_draws):
+            part = self.draw(batch, min(chunk_draws, num_samples - start))
             parts.append((part.log_likelihood, part.log_prior, part.log_q))
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 

@@ -12,13 +12,14 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -31,19 +32,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_vae.checkpoints import save, writable_folder
-from pyro_vae.checks import check
+from pyro_vae.checkpoints import describe as describe_part
+from pyro_vae.checkpoints import save
+from pyro_vae.checks import check_data
 from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.folders import writable_folder, write_file
+from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
-from pyro_vae.resuming import Run, Schedule, describe
-from pyro_vae.runs import opened
-from pyro_vae.supports import check_support
+from pyro_vae.resuming import Run, Schedule
+from pyro_vae.runs import Checkpoints, opened
 from pyro_vae.svi import SVI, Compile, Precision
 from pyro_vae.traces import Sampler, data_per_chunk
-from pyro_vae.updates import OptimizerFactory
+from pyro_vae.updates import OptimizerFactory, TorchOptim
 
 # Compiling takes ten seconds or so, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
@@ -98,6 +101,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    on_nan: Literal["stop", "backtrack"] = "stop",
     progress: bool | None = None,
 ) -> Fit:
     """Train a model/guide pair by stochastic variational inference.
@@ -131,6 +135,9 @@ def fit(
         resume: go on from the newest checkpoint in `out`, bit for bit, with the same settings and
             data; from the beginning where there is none. A run that has ended returns its result.
         checkpoint_seconds: time between checkpoints within an epoch; each epoch's end writes one.
+        on_nan: what a loss or a parameter that is not finite does: `"stop"`; or `"backtrack"` to
+            the newest checkpoint of an earlier step and go on with half the learning rate, at most
+            five times, then stop. The history's `rate_factor` says what the rate is multiplied by.
         progress: show a progress bar; by default where standard error is a terminal.
 
     Returns:
@@ -140,8 +147,11 @@ def fit(
         ValueError: for settings or data that cannot be trained on, before anything is changed.
         CheckpointError: when another run holds the folder, when all checkpoints are damaged, or
             when the run to resume had other settings or data.
-        TrainingError: when the loss stops being finite; the last good weights are kept.
+        TrainingError: when the loss or a parameter stops being finite; the last good weights are
+            kept.
     """
+    if on_nan not in ("stop", "backtrack"):
+        raise ValueError(f"on_nan must be 'stop' or 'backtrack', got {on_nan!r}")
     _check_settings(epochs, batch_size, num_particles, patience, validation, objective)
     programs = (pair.model, pair.guide)
     torch_device = device_of(*programs) if device is None else resolve_device(device)
@@ -156,12 +166,21 @@ def fit(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
     )  # fmt: skip
-    _check_data(pair, svi.objective, data, held_out)
+    for dataset in (data, held_out):
+        if dataset is not None:
+            check_data(pair, dataset, objective=svi.objective)
     if held_out is not None:
         # Raises now what a validation would raise after an epoch.
         Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass out=")
+    if (out is not None or on_nan == "backtrack") and not isinstance(svi.optim, TorchOptim):
+        raise ValueError(
+            "checkpoints (out=, on_nan='backtrack') need a torch optimizer, the SVI has one of "
+            "pyro.optim: give pv.SVI functools.partial(torch.optim.Adam, lr=1e-3), say"
+        )
+    if out is not None and isinstance(pair, Part):
+        describe_part(pair)  # what cannot be saved is better said before it is trained
     folder = None if out is None else writable_folder(out)
 
     noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
@@ -181,7 +200,7 @@ def fit(
     }
     curve = "train_elbo" if is_elbo(svi.objective) else "train_objective"
     with (
-        contextlib.nullcontext() if folder is None else opened(folder) as checkpoints,
+        _checkpoints(folder, on_nan) as checkpoints,
         torch.random.fork_rng(),
         pyro.validation_enabled(False),  # `check` has validated all that is static
         warnings.catch_warnings(),
@@ -190,25 +209,43 @@ def fit(
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error of its own
         torch.manual_seed(int(noise_seed))
-        run = Run(svi, programs, generator, schedule, total_steps, checkpoints, checkpoint_seconds)
+        few = data.batch(slice(2))
+        run = Run(
+            svi, programs, generator, few, schedule, total_steps, checkpoints, checkpoint_seconds
+        )
         if checkpoints is not None:
+            # Compiled sums are rounded otherwise: such a run would not go on bit for bit.
+            settled = settings | {"patience": patience, "compile": svi.compile}
             identity = describe(svi, programs, total_steps, data, held_out)
-            run.open(settings | identity | {"patience": patience}, resume, data.batch(slice(2)))
+            run.open(settled | identity, resume)
             if run.progress.step and run.progress.stopped is None:
                 svi.prepare(*data.batch(slice(batch_size)))
-        now = run.progress
-        while now.stopped is None:
+            if on_nan == "backtrack" and not run.progress.step:
+                run.save()  # to have something to go back to
+        steps_per_epoch = total_steps // epochs
+        while run.progress.stopped is None:
+            now = run.progress
             run.start_epoch()
             for index in run.batches(len(data), batch_size):
                 batch = data.draw_batch(index, generator)
                 loss = svi.step(*batch)
-                if not math.isfinite(loss):
-                    _stop_on_nan(pair, batch, run)
-                run.count(loss, len(index))
-                report(len(index), now.epoch, epochs, now.total / now.num_seen)
-                if interrupted():
+                finite = math.isfinite(loss)
+                if finite:
+                    run.count(loss, len(index))
+                    report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
+                due = run.is_due()
+                ends = interrupted() is not None or now.batch == steps_per_epoch
+                # Weights that are kept, in a checkpoint or as an epoch's, are finite.
+                parameter = run.not_finite() if finite and (due or ends) else None
+                if parameter or not finite:
+                    _handle_nan(pair, batch, run, parameter, on_nan)
                     break
-                run.save_if_due()
+                if ends:
+                    break
+                if due:
+                    run.save()
+            if run.progress is not now:
+                continue  # it went back
             cut_short = interrupted()
             if cut_short:
                 run.save()  # before the epoch is closed: it goes on when the run is resumed
@@ -220,6 +257,8 @@ def fit(
                 curve: now.total / now.num_seen,
                 "seconds": time.perf_counter() - run.epoch_started,
             }
+            if on_nan == "backtrack":
+                entry["rate_factor"] = now.rate_factor
             if held_out is not None:
                 entry |= _validate(pair, held_out, int(noise_seed))
             run.end_epoch(entry)
@@ -231,19 +270,47 @@ def fit(
                 run.save()
             if interrupted() and now.stopped is None:
                 now.stopped = "interrupted"
+        now = run.progress
         run.restore_best()
         settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
+        assert now.stopped is not None
         result = Fit(now.history, now.best, now.stopped, now.step, run.seconds, settings)
         if folder is not None:
-            if isinstance(pair, Part):
-                save(pair, folder / "model")
-            (folder / "history.json").write_text(json.dumps(result.history, indent=1) + "\n")
-            if now.stopped == "interrupted" and checkpoints is not None:
+            _write_results(pair, result, folder)
+            if now.stopped == "interrupted":
                 _say_how_to_resume(run, folder)
     if interrupted() == signal.SIGTERM:
         sys.stdout.flush()
         signal.raise_signal(signal.SIGTERM)  # now to whoever handled it before, or to the end
     return result
+
+
+@contextlib.contextmanager
+def _checkpoints(folder: Path | None, on_nan: str) -> Iterator[Checkpoints | None]:
+    """Open the checkpoints in a run's folder, or those that it needs to go back in another one."""
+    if folder is not None:
+        with opened(folder) as checkpoints:
+            yield checkpoints
+    elif on_nan == "backtrack":
+        with tempfile.TemporaryDirectory() as temporary, opened(Path(temporary)) as checkpoints:
+            yield checkpoints
+    else:
+        yield None
+
+
+def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
+    """Write model and history; where the disk refuses, warn: what was trained is not lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(pair, Part):
+            save(pair, folder / "model")
+        write_file(folder / "history.json", (json.dumps(fit.history, indent=1) + "\n").encode())
+    except OSError as error:
+        warnings.warn(
+            f"the trained model and its history cannot be written into {folder} ({error}); the "
+            "weights are in the pair, and the result is returned",
+            stacklevel=3,
+        )
 
 
 def _say_how_to_resume(run: Run, folder: Path) -> None:
@@ -308,25 +375,6 @@ def _check_settings(
         raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")
 
 
-def _check_data(pair: PairLike, objective: object, *datasets: Dataset | None) -> None:
-    """Check a first batch of each data set in depth, and the support of all the rest."""
-    for data in datasets:
-        if data is None:
-            continue
-        check(pair, data.batch(slice(8)), objective=objective)
-        if data.values.dtype == torch.uint8:
-            continue  # a data set's own pixels: in range by construction
-        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-            first = data.batch(slice(1))
-            guide = poutine.trace(pair.guide).get_trace(*first)
-            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
-        for name in model.observation_nodes:
-            fn: Any = model.nodes[name]["fn"]
-            # One datum's distribution, whose support all data share.
-            if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
-                check_support(fn, data[:], name)
-
-
 def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     """One draw for each validation datum, the same noise every epoch, so that epochs compare.
 
@@ -345,17 +393,31 @@ def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
 
 
-def _stop_on_nan(pair: PairLike, batch: tuple[Tensor, ...], run: Run) -> NoReturn:
-    culprit, x, now = _first_bad_site(pair, batch), batch[0], run.progress
-    if run.all_finite():
+def _handle_nan(
+    pair: PairLike, batch: tuple[Tensor, ...], run: Run, parameter: str | None, on_nan: str
+) -> None:
+    """Go back to a checkpoint with a lower learning rate, if asked, or raise `TrainingError`."""
+    x, now = batch[0], run.progress
+    what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
+    failure = (
+        f"{what} is not finite at step {step} (epoch {now.epoch}), batch of {len(x)} data "
+        f"with values in [{x.min().item():g}, {x.max().item():g}]: {_first_bad_site(pair, batch)}"
+    )
+    if on_nan == "backtrack" and run.backtrack():
+        there = run.progress
+        print(
+            f"{failure}; back at step {there.step}, with {there.rate_factor:g} times the learning "
+            "rate",
+            file=sys.stderr,
+        )
+        return
+    if run.not_finite() is None:
         kept = "the weights of the step before are kept"
     else:
         kept = f"the weights are back at epoch {int(now.best.get('epoch', 0))}"
         run.restore_best()
     raise TrainingError(
-        f"the loss is not finite at step {now.step + 1} (epoch {now.epoch}), batch of {len(x)} "
-        f"data with values in [{x.min().item():g}, {x.max().item():g}]: {culprit}; {kept}. Try a "
-        "lower learning rate, or look at the data of this batch"
+        f"{failure}; {kept}. Try a lower learning rate, or look at the data of this batch"
     )
 
 
@@ -369,7 +431,7 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
                     fn: Any = node["fn"]
                     if not torch.isfinite(fn.log_prob(node["value"])).all():
                         return f"site {name!r} of the {role} has a log density that is not finite"
-    return "the sum over sites overflows, while each site's log density is finite"
+    return "each site's log density is finite, and their sum or its gradient overflows"
 
 
 @contextlib.contextmanager
@@ -426,11 +488,11 @@ def _progress_bar(show: bool | None, total_steps: int) -> Iterator[Callable[...,
     )  # fmt: skip
     level = log.level
 
-    def report(num_data: int, epoch: int, epochs: int, elbo: float) -> None:
+    def report(step: int, num_data: int, epoch: int, epochs: int, elbo: float) -> None:
         nonlocal seen
         seen += num_data
         rate = seen / (time.perf_counter() - started)
-        bar.update(task, advance=1, epoch=f"{epoch}/{epochs}", rate=rate, elbo=elbo)
+        bar.update(task, completed=step, epoch=f"{epoch}/{epochs}", rate=rate, elbo=elbo)
 
     with bar:
         if not bar.disable:

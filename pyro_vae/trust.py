@@ -18,10 +18,11 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.calibration import sbc
-from pyro_vae.checkpoints import write_text
+from pyro_vae.checks import check_data
 from pyro_vae.collapse import Collapse, collapse
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
+from pyro_vae.folders import write_file
 from pyro_vae.gaps import Gaps, gaps
 from pyro_vae.importance import effective_sample_size, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
@@ -137,7 +138,7 @@ class TrustCard:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the card as JSON, whole or not at all."""
-        write_text(path, json.dumps(self.summary(), indent=1) + "\n")
+        write_file(path, (json.dumps(self.summary(), indent=1) + "\n").encode())
 
     def __rich__(self) -> Table:
         table = Table(
@@ -184,6 +185,9 @@ def diagnose(
         ValueError: for fewer than two data.
     """
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    if len(data) < 2:
+        raise ValueError(f"at least two data are needed to compare, got {len(data)}")
+    check_data(pair, data)
     per_datum = _per_datum(pair, data, num_samples, seed)
     latents = collapse(pair, data, seed=seed)
     few = data[: min(num_gap_data, len(data))]

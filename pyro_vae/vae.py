@@ -154,9 +154,11 @@ class VAE(Autoencoder):
 
         Raises:
             ValueError: for a `num_samples` below 1.
+            PairError: when x does not fit the model.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        self.check(x)
         with evaluating(self):
             z = self.encode(x).sample((num_samples,))
             return torch.where(x.isnan(), self.decode(z).sample(), x)

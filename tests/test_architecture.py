@@ -5,12 +5,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
-    {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture"},
+    {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture", "folders"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms", "sites", "arguments", "lowering", "updates"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
-    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"},
+    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
     {"likelihoods", "traces", "resuming"},
     {"vae"},
     {"ladder", "mixed"},

@@ -17,7 +17,6 @@ import pytest
 
 import pyro_vae as pv
 from pyro_vae import cli, pages
-from pyro_vae.checkpoints import write_text
 
 EVIL = "<script>alert('x')</script>&\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -213,16 +212,6 @@ def test_a_mistake_is_a_sentence_before_any_work(
     said = inspect(monkeypatch, *arguments)
     assert re.match(f"error: .*{sentence}", str(said)), said
     assert not list(tmp_path.rglob("trust.json"))
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    write_text(tmp_path / "page", "old")
-    write_text(tmp_path / "page", "new ẑ")
-    assert (tmp_path / "page").read_text(encoding="utf-8") == "new ẑ"
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "page", "half of it \ud800")
-    assert [path.name for path in tmp_path.iterdir()] == ["page"]
-    assert (tmp_path / "page").read_text(encoding="utf-8") == "new ẑ"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is on PATH to open the page with")

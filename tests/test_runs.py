@@ -16,11 +16,14 @@ import pyro
 import pytest
 import safetensors.torch
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, runs, training
+from pyro_vae import cli, compiled_step, folders, runs, training
 from pyro_vae.annealing import Beta, Linear
+from pyro_vae.vae import expose_parameters
 from tests.test_vae import small_vae
 
 STEPS = 4  # in an epoch of DATA and BATCH
@@ -207,6 +210,8 @@ def half_a_run(folder, monkeypatch, steps=STEPS + 2):
         ({"epochs": 5}, "epochs was 4 and is 5"),
         ({"batch_size": 8}, "batch_size was 16 and is 8"),
         ({"patience": 2}, "patience was None and is 2"),
+        ({"precision": "bf16"}, "precision was 'fp32' and is 'bf16'"),
+        ({"compile": True}, "compile was False and is True"),
         ({"train": pixels(5)}, "train_sha256 was"),
         ({"validation": pixels(5, 20)}, "validation_sha256 was"),
         ({"validation": None}, "validation_sha256 was"),
@@ -259,7 +264,7 @@ def replace_by_link(path):
 DAMAGE = {
     "flipped tensors": lambda path: flip(path / runs.TENSORS),
     "flipped state": lambda path: flip(path / runs.STATE),
-    "flipped sums": lambda path: flip(path / runs.SUMS),
+    "flipped sums": lambda path: flip(path / folders.SUMS),
     "truncated tensors": lambda path: os.truncate(path / runs.TENSORS, 999),
     "truncated state": lambda path: os.truncate(path / runs.STATE, 99),
     "empty": lambda path: os.truncate(path / runs.TENSORS, 0),
@@ -302,7 +307,7 @@ def forge(path, change):
     change(tensors, state)
     (path / runs.TENSORS).write_bytes(safetensors.torch.save(tensors))
     (path / runs.STATE).write_text(json.dumps(state))
-    (path / runs.SUMS).write_text(
+    (path / folders.SUMS).write_text(
         "".join(
             f"{hashlib.sha256((path / file).read_bytes()).hexdigest()}  {file}\n"
             for file in (runs.STATE, runs.TENSORS)
@@ -348,15 +353,138 @@ def test_a_path_in_the_state_is_never_followed(tmp_path, monkeypatch):
     assert precious.is_dir()
 
 
+class Mean(nn.Module):
+    """x ~ Normal(loc, 1): a step of rate r multiplies loc - mean(x) by 1 - r, exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        expose_parameters(self, "model")
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pyro.distributions.Normal(self.loc, 1.0), obs=x)
+
+
+def fit_mean(rate, *, model=None, epochs=40, **settings):
+    model = model or Mean()
+    fit = pv.fit(
+        pv.Pair(model, lambda x: None),
+        torch.full((8,), 2.0),
+        epochs=epochs,
+        batch_size=2,
+        optimizer=settings.pop("optimizer", functools.partial(torch.optim.SGD, lr=rate)),
+        progress=False,
+        **settings,
+    )
+    return fit, model
+
+
+def one_cycle_of_3(optimizer, steps):
+    # Constant at first, so that it diverges, with a momentum that follows.
+    return OneCycleLR(optimizer, 3.0, total_steps=steps, div_factor=1.0, cycle_momentum=False)
+
+
+def constant(optimizer, steps):
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule": constant},
+        {"compile": True},
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=torch.tensor(3.0))},
+    ],
+)
+def test_a_diverging_run_goes_back_and_converges_at_half_the_rate(settings, monkeypatch, capsys):
+    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
+    with pytest.raises(pv.TrainingError, match=r"at step 6\d .*the weights of the step before"):
+        fit_mean(3.0, **settings)  # |loc - 2| doubles at each step until its square overflows
+    fit, model = fit_mean(3.0, **settings, on_nan="backtrack")
+    factors = [entry["rate_factor"] for entry in fit.history]
+    assert sorted({*factors}) == [0.5, 1.0]
+    assert factors == sorted(factors, reverse=True)
+    assert len(factors) == 40  # epochs taken anew stand there once
+    assert fit.num_steps == 160
+    assert model.loc.item() == 2.0
+    told = capsys.readouterr().err
+    assert "the loss is not finite at step 6" in told
+    assert "back at step 60, with 0.5 times the learning rate" in told
+    if settings.get("compile"):
+        assert fit.settings["engine"] == "compiled"
+
+
+def test_a_run_goes_back_five_times_and_then_stops():
+    model = Mean()
+    with pytest.raises(pv.TrainingError, match="the loss is not finite"):
+        fit_mean(1e3, model=model, on_nan="backtrack", epochs=300)
+    assert model.loc.isfinite()
+    fit, model = fit_mean(40.0, on_nan="backtrack", epochs=300)
+    assert fit.history[-1]["rate_factor"] == 1 / 32  # a rate of 1.25
+    assert model.loc.item() == 2.0
+
+
+def test_a_parameter_that_breaks_in_the_last_step_is_noticed():
+    class Breaking(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            steps.append(1)
+            if len(steps) % 4 == 0 and self.param_groups[0]["lr"] > 0.5:
+                self.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    steps, breaking = [], functools.partial(Breaking, lr=1.0)
+    broken = Mean()
+    with pytest.raises(pv.TrainingError, match=r"'model\.loc' is not finite at step 4 "):
+        fit_mean(1.0, model=broken, optimizer=breaking)
+    assert broken.loc.item() == 0.0  # as before the first epoch
+    steps.clear()
+    fit, model = fit_mean(1.0, optimizer=breaking, on_nan="backtrack", epochs=9)
+    assert fit.history[0]["rate_factor"] == 0.5
+    assert model.loc.item() == pytest.approx(2.0)
+
+
+def test_a_run_that_went_back_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    settings = {"on_nan": "backtrack", "schedule": one_cycle_of_3}
+    whole, model = fit_mean(3.0, out=tmp_path / "whole", **settings)
+    assert whole.history[-1]["rate_factor"] == 0.5
+    for steps in (30, 70, 75):  # before it goes back, and twice after
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Stop):
+                fit_mean(3.0, out=tmp_path / str(steps), **settings)
+        resumed, other = fit_mean(3.0, out=tmp_path / str(steps), resume=True, **settings)
+        assert without_seconds(resumed.history) == without_seconds(whole.history)
+        assert torch.equal(model.loc, other.loc)
+
+
+def test_a_run_that_stopped_at_nan_can_be_resumed_going_back(tmp_path):
+    with pytest.raises(pv.TrainingError):
+        fit_mean(3.0, out=tmp_path)
+    with pytest.raises(pv.TrainingError):
+        fit_mean(3.0, out=tmp_path, resume=True)
+    _, model = fit_mean(3.0, out=tmp_path, resume=True, on_nan="backtrack")
+    assert model.loc.item() == 2.0
+
+
+def test_what_cannot_go_back_is_refused():
+    with pytest.raises(ValueError, match="on_nan must be 'stop' or 'backtrack', got 'ignore'"):
+        fit_mean(1.0, on_nan="ignore")
+    svi = pv.SVI(Mean(), lambda x: None, pyro.optim.SGD({"lr": 1.0}))
+    with pytest.raises(ValueError, match=r"need a torch optimizer, the SVI has one of pyro\.optim"):
+        pv.fit(svi, torch.full((8,), 2.0), on_nan="backtrack")
+
+
 def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch):
-    real = runs._write
+    real = folders._write
 
     def full(path, data):
         if len(list((tmp_path / "checkpoints").glob("[0-9]*"))) >= 2:
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    monkeypatch.setattr(runs, "_write", full)
+    monkeypatch.setattr(folders, "_write", full)
     with pytest.warns(UserWarning, match="No space left.*training goes on, the last one is of"):
         fit, *_ = train(tmp_path)
     assert fit.stopped == "finished"
@@ -372,16 +500,39 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
     train(tmp_path)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    whole, real = train(tmp_path / "whole"), training.Run.count
+def interrupt_after(patch, steps):
+    real = training.Run.count
 
     def count(self, loss, num_data):
         real(self, loss, num_data)
-        if self.progress.step == STEPS + 2:
+        if self.progress.step == steps:
             signal.raise_signal(signal.SIGINT)
 
+    patch.setattr(training.Run, "count", count)
+
+
+def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(pv, "report", lambda *args, **kwargs: None)  # scores and pictures
+
+    def command(out, *options):
+        size = ["--data", "mnist-5k", "--hidden", "8", "--latent-dim", "2", "--epochs", "2"]
+        done = CliRunner().invoke(cli.app, ["train", *size, "--out", str(out), *options])
+        assert done.exit_code == 0, done.exception
+        return list(pv.load(out / "model").parameters())
+
+    whole = command(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "count", count)
+        interrupt_after(patch, 40)
+        part = command(tmp_path / "parts")
+    resumed = command(tmp_path / "parts", "--resume")
+    assert not torch.equal(part[0], whole[0])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(resumed, whole, strict=True))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, STEPS + 2)
         fit, *_ = train(tmp_path / "parts")
     assert (fit.stopped, fit.num_steps) == ("interrupted", STEPS + 2)
     told = capsys.readouterr().err

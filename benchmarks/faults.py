@@ -1,0 +1,352 @@
+"""Brings about what ends training runs and damages their files, and counts what is lost.
+
+    python benchmarks/faults.py                  all faults, some minutes; prints two tables
+    python benchmarks/faults.py --kills 20       fewer kills
+
+Each fault strikes a small run that writes a checkpoint after every step; the run is then resumed,
+and lost unless it ends in the very weights of a run that nothing befell. Children are forked: Linux
+and macOS only.
+"""
+
+import functools
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer import Option
+
+import pyro_vae as pv
+from pyro_vae import runs, training
+
+FORK = multiprocessing.get_context("fork")
+EPOCHS, DATA, BATCH = 6, 64, 16
+STEPS = EPOCHS * DATA // BATCH
+taken = FORK.Value("i", 0)  # steps that the child has taken
+
+
+@dataclass
+class Outcome:
+    """What a fault did: how often it was tried, and what was lost by it."""
+
+    tried: int = 0
+    runs_lost: int = 0
+    steps_lost: int = 0
+    files_corrupt: int = 0
+
+
+def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
+    """Train a small VAE, or go on with it, and return its weights."""
+    real = training.Run.count
+
+    def count(self: Any, loss: float, num_data: int) -> None:
+        real(self, loss, num_data)
+        taken.value = self.progress.step
+        time.sleep(pause)
+
+    torch.manual_seed(0)
+    x = (torch.rand(DATA, 1, 4, 4) < 0.3).float()
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(2, [8], (1, 4, 4))),
+        pv.guides.DiagonalNormal(pv.networks.MLP((1, 4, 4), [8], 4)),
+    )
+    training.Run.count = count  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pv.fit(
+                vae, x, epochs=EPOCHS, batch_size=BATCH, out=folder, resume=True,
+                checkpoint_seconds=0.0, progress=False,
+            )  # fmt: skip
+    finally:
+        training.Run.count = real  # type: ignore[method-assign]
+    return [parameter.detach() for parameter in vae.parameters()]
+
+
+def in_child(work: Callable[[], Any], strike: Callable[[Any], None] | None = None) -> None:
+    """Run `work` in a process of its own, silently, and let `strike` befall it."""
+
+    def silent() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        work()
+
+    child = FORK.Process(target=silent)
+    child.start()
+    if strike is not None:
+        strike(child)
+    child.join()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that are there, oldest first."""
+    return sorted((folder / "checkpoints").glob("[0-9]*"))
+
+
+def wholes(folder: Path) -> Iterator[int | None]:
+    """Yield the step of each checkpoint, None for one that is not whole."""
+    for path in checkpoints(folder):
+        try:
+            yield runs.read(path)[1]["progress"]["step"]
+        except pv.CheckpointError:
+            yield None
+
+
+def same(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    """Tell whether two lists of weights are equal to the bit."""
+    return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def half_a_run(folder: Path) -> None:
+    """Train until a third of the steps are done, and kill the run."""
+
+    def strike(child: Any) -> None:
+        while len(checkpoints(folder)) < 2 or taken.value < STEPS // 3:
+            time.sleep(0.002)
+        child.kill()
+
+    taken.value = 0
+    in_child(functools.partial(train, folder, 0.01), strike)
+
+
+class Faults:
+    """The faults, each a method that tries it and returns its outcome."""
+
+    def __init__(self, kills: int, seed: int, scratch: Path) -> None:
+        self.kills, self.draw, self.scratch = kills, random.Random(seed), scratch
+        self.whole = train(scratch / "whole")
+        self.number = 0
+
+    def folder(self) -> Path:
+        """Return a new folder for a run."""
+        self.number += 1
+        return self.scratch / str(self.number)
+
+    def finish(self, folder: Path, outcome: Outcome) -> None:
+        """Resume a run and count it as lost unless it ends as the one that nothing befell."""
+        try:
+            outcome.runs_lost += not same(train(folder), self.whole)
+        except (ValueError, OSError, pv.TrainingError):
+            outcome.runs_lost += 1
+
+    def killed_at_random(self) -> Outcome:
+        """SIGKILL at a random moment of training."""
+        outcome, folder = Outcome(), self.folder()
+        while outcome.tried < self.kills:
+            taken.value = 0
+            wait = self.draw.uniform(0.0, 0.5)
+            in_child(
+                functools.partial(train, folder, 0.005),
+                lambda child, wait=wait: (child.join(wait), child.kill()),
+            )
+            outcome.tried += 1
+            steps = list(wholes(folder))
+            outcome.files_corrupt += steps.count(None)
+            kept = max((step for step in steps if step is not None), default=0)
+            outcome.steps_lost += max(taken.value - kept, 0)
+            if kept == STEPS:
+                self.finish(folder, outcome)
+                folder = self.folder()
+        self.finish(folder, outcome)
+        return outcome
+
+    def killed_at_each_stage(self) -> Outcome:
+        """SIGKILL before each call that touches the disk, from first to last."""
+        outcome, stage, ended = Outcome(), 0, False
+        while not ended and outcome.tried < self.kills:
+            stage, folder, done = stage + 1, self.folder(), FORK.Value("i", 0)
+            in_child(functools.partial(_die_at, stage, folder, done))
+            ended = bool(done.value)
+            outcome.tried += not ended
+            outcome.files_corrupt += list(wholes(folder)).count(None)
+            self.finish(folder, outcome)
+        return outcome
+
+    def disk_full(self) -> Outcome:
+        """A file size limit of a random number of bytes, from a random step on."""
+        outcome = Outcome()
+        for _ in range(max(self.kills // 10, 1)):
+            folder, size = self.folder(), self.draw.randrange(10**4)
+            half_a_run(folder)
+
+            def full(folder: Path = folder, size: int = size) -> None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+                train(folder)
+
+            in_child(full)
+            outcome.tried += 1
+            outcome.files_corrupt += list(wholes(folder)).count(None)
+            self.finish(folder, outcome)
+        return outcome
+
+    def damaged(self, damage: Callable[[Path], None]) -> Outcome:
+        """The newest checkpoint is damaged; the one before it has to serve."""
+        outcome = Outcome()
+        half, canary = self.folder(), self.scratch / "canary"
+        half_a_run(half)
+        for _ in range(max(self.kills // 4, 1)):
+            folder = self.folder()
+            shutil.copytree(half, folder)
+            before = max(step for step in wholes(folder) if step is not None)
+            damage(checkpoints(folder)[-1] / self.draw.choice([runs.TENSORS, runs.STATE]))
+            kept = max((step for step in wholes(folder) if step is not None), default=0)
+            outcome.tried += 1
+            outcome.steps_lost += before - kept
+            self.finish(folder, outcome)
+        outcome.files_corrupt = int(canary.exists())  # what unpickling it would have left
+        return outcome
+
+    def flip(self, path: Path) -> None:
+        """Flip a random bit of a file."""
+        data = bytearray(path.read_bytes())
+        data[self.draw.randrange(len(data))] ^= 1 << self.draw.randrange(8)
+        path.write_bytes(bytes(data))
+
+    def truncate(self, path: Path) -> None:
+        """Cut a file off at a random place."""
+        os.truncate(path, self.draw.randrange(path.stat().st_size))
+
+    def pickled(self, path: Path) -> None:
+        """Put a pickle in a file's place that leaves a file behind when it is loaded."""
+        path.write_bytes(pickle.dumps(Canary(self.scratch / "canary")))
+
+    def two_runs(self) -> Outcome:
+        """A second run into the folder of one at work: refused, and the first goes on."""
+        outcome, folder = Outcome(), self.folder()
+
+        def strike(child: Any) -> None:
+            while not checkpoints(folder):
+                time.sleep(0.002)
+            for _ in range(5):
+                outcome.tried += 1
+                try:
+                    train(folder)
+                    outcome.runs_lost += 1
+                except pv.CheckpointError:
+                    pass
+
+        in_child(functools.partial(train, folder, 0.05), strike)
+        self.finish(folder, outcome)
+        return outcome
+
+    def folder_vanishes(self) -> Outcome:
+        """The folder is removed at a random step: the run ends all the same, with its model."""
+        outcome = Outcome()
+        for _ in range(max(self.kills // 20, 1)):
+            folder, wait = self.folder(), self.draw.uniform(0.0, 0.3)
+
+            def strike(child: Any, folder: Path = folder, wait: float = wait) -> None:
+                time.sleep(wait)
+                shutil.rmtree(folder, ignore_errors=True)
+
+            in_child(functools.partial(train, folder, 0.02), strike)
+            outcome.tried += 1
+            loaded = pv.load(folder / "model")
+            outcome.runs_lost += not same(list(loaded.parameters()), self.whole)
+        return outcome
+
+
+class Canary:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def _die_at(stage: int, folder: Path, done: Any) -> None:
+    calls = []
+
+    def fatal(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(real)
+            if len(calls) == stage:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for owner, name in [(os, "fsync"), (Path, "rename"), (Path, "open"), (runs, "_remove")]:
+        setattr(owner, name, fatal(getattr(owner, name)))
+    train(folder)
+    done.value = 1
+
+
+def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
+    """Return the seconds of a checkpoint at the default size and of 100 steps, interleaved."""
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        pv.priors.StandardNormal(20),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(20, [500], (1, 28, 28))),
+        pv.guides.DiagonalNormal(pv.networks.MLP((1, 28, 28), [500], 40)),
+    )
+    x = (torch.rand(12_800, 1, 28, 28) < 0.2).float()
+    saves, blocks, real, since = [], [], training.Run.save, time.perf_counter()
+
+    def save(self: Any) -> None:
+        nonlocal since
+        started = time.perf_counter()
+        blocks.append(started - since)
+        real(self)
+        since = time.perf_counter()
+        saves.append(since - started)
+
+    training.Run.save = save  # type: ignore[method-assign]
+    pv.fit(vae, x, epochs=rounds + 1, out=scratch / "cost", compile=False, progress=False)
+    training.Run.save = real  # type: ignore[method-assign]
+    return float(np.median(saves[1:])), float(np.median(blocks[1:]))
+
+
+def main(
+    kills: Annotated[int, Option(help="Kills at a random moment; other faults less often")] = 200,
+    seed: Annotated[int, Option(help="Of the moments, bytes and sizes")] = 0,
+    rounds: Annotated[int, Option(help="Checkpoints timed, 100 steps before each")] = 20,
+) -> None:
+    """Try every fault and print what was lost."""
+    console = Console(width=100)
+    torch.set_num_threads(1)  # before the first fork
+    with tempfile.TemporaryDirectory() as name:
+        scratch, started = Path(name), time.perf_counter()
+        faults = Faults(kills, seed, scratch)
+        table = Table("fault", "times tried", "runs lost", "steps lost", "files corrupt")
+        for fault, strike in {
+            "SIGKILL at a random moment": faults.killed_at_random,
+            "SIGKILL at each stage of a checkpoint": faults.killed_at_each_stage,
+            "disk full": faults.disk_full,
+            "a flipped bit": lambda: faults.damaged(faults.flip),
+            "a truncated file": lambda: faults.damaged(faults.truncate),
+            "a pickle in a file's place": lambda: faults.damaged(faults.pickled),
+            "two runs into one folder": faults.two_runs,
+            "the folder vanishes": faults.folder_vanishes,
+        }.items():
+            outcome = strike()
+            counts = (outcome.tried, outcome.runs_lost, outcome.steps_lost, outcome.files_corrupt)
+            table.add_row(fault, *map(str, counts))
+            console.print(f"{fault}: done at {time.perf_counter() - started:.0f} s")
+        console.print(table)
+        seconds, block = cost_of_checkpoints(rounds, scratch)
+    console.print(
+        f"784-500-20, batch 128, eager: a checkpoint {seconds:.3f} s, 100 steps {block:.3f} s "
+        f"(medians of {rounds}, interleaved): every minute it costs {seconds / 60:.2%} of the time"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
