@@ -13,15 +13,17 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
-from tests.linear_gaussian import linear_vae
+from pyro_vae import hmc
+from tests.linear_gaussian import LinearDecoder, linear_vae
 from tests.test_examples import ROOT, run
 
 FOLDER = ROOT / "examples" / "aevb"
-SHARED = {"paper.py", "baselines.py"}  # imported by the scripts
+SHARED = {"paper.py", "baselines.py", "marginal_likelihood.py"}  # imported by the scripts
 SCRIPTS = {
     "appendix_f.py": "appendix_f",
     "estimators.py": "estimators",
     "figure_2.py": "figure_2",
+    "figure_3.py": "figure_3",
     "figure_4_5.py": "figure_4_5",
 }
 
@@ -186,6 +188,75 @@ def test_figure_2_takes_the_grey_frames_of_frey_face(script, tmp_path):
         assert curve["binarization"] == "none"
         # A uniform density on [0, 1] scores 0; one that has learned the ramp is far above.
         assert curve["test"][-1] > 100
+
+
+def test_appendix_d_finds_the_evidence_of_the_linear_gaussian_model(script):
+    log_marginal_likelihood = script("marginal_likelihood").log_marginal_likelihood
+    vae, x = linear_vae()
+    exact = vae.model.likelihood.marginal().log_prob(x)
+    error = log_marginal_likelihood(vae, x, num_samples=300) - exact
+    assert error.abs().max() < 0.1
+    assert error.mean().abs() < 5 * error.std() / math.sqrt(len(error)) < 0.05
+    # With the paper's 50 draws a datum is off by more, their mean is not.
+    error = log_marginal_likelihood(vae, x) - exact
+    assert error.mean().abs() < 0.1
+
+
+def test_appendix_d_agrees_with_importance_sampling(script):
+    log_marginal_likelihood = script("marginal_likelihood").log_marginal_likelihood
+    decoder = pv.networks.MLP(2, [10], (20,))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(decoder),
+        pv.guides.DiagonalNormal(pv.networks.MLP((20,), [], 4)),
+    )
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_()
+        for parameter in vae.guide.parameters():
+            parameter.zero_()
+    x = vae.sample(40)
+    scores = pv.evaluate(vae, x, num_samples=50_000)
+    error = log_marginal_likelihood(vae, x, num_samples=300).numpy() - scores.log_likelihood
+    # A posterior may have a bend, or a mode that one chain does not find: not each datum, the mean.
+    assert abs(error.mean()) < 0.1
+    assert np.median(abs(error)) < 0.1
+    assert scores.log_likelihood.std() > 1
+
+
+def test_equal_steps_can_stand_still_and_jittered_ones_do_not():
+    """Four leapfrog steps of sqrt(2) turn a standard normal by 4 quarter circles, exactly."""
+
+    def target(z):
+        return -0.5 * z.square().sum(-1), 0 * z.sum(-1)
+
+    start = hmc.Point.at(target, torch.randn(50, 2, dtype=torch.float64))
+    step = torch.tensor(math.sqrt(2), dtype=torch.float64)
+    after, moved = hmc.transition(target, start, step, 4)
+    assert moved.all()
+    torch.testing.assert_close(after.state, start.state, rtol=0, atol=1e-12)
+    after, moved = hmc.transition(target, start, hmc.jittered(step), 4)
+    assert (after.state - start.state).abs()[moved].min() > 1e-6
+
+
+def test_monte_carlo_em_climbs_to_the_maximum_likelihood(script):
+    """Tipping & Bishop (1999), in closed form as in test_exact.py; EM's fixed point is it."""
+    truth, _ = linear_vae(dim=5, latent_dim=2)
+    x = truth.model.likelihood.marginal().sample((400,))
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    log_det = eigenvalues[:2].log().sum() + 3 * eigenvalues[2:].mean().log()
+    maximum = -0.5 * (5 * math.log(2 * math.pi) + log_det + 5)
+
+    decoder = LinearDecoder(torch.randn(5, 2, dtype=torch.float64), x.mean(0), 1.0)
+    vae = truth.replace(likelihood=decoder)
+    data = pv.data.Dataset(x)
+    before = decoder.marginal().log_prob(x).mean()
+    optim = torch.optim.Adagrad(decoder.parameters(), lr=0.1)
+    train = script("baselines").monte_carlo_em
+    assert list(train(vae, data, 250_000, optim, seed=0, points=2))[-1] == 250_000
+    evidence = decoder.marginal().log_prob(x).mean()
+    assert before < maximum - 0.5
+    assert maximum - 0.05 < evidence <= maximum
 
 
 def test_full_variational_bayes_weighs_the_weights_once_for_all_data(script):
