@@ -124,7 +124,7 @@ def main(
             shown.append(c)
             print(f"N_train = {size}, {method}: {c['train'][-1]:.1f} train,", end=" ")
             print(f"{c['test'][-1]:.1f} test, step {c['step_size']}, {c['seconds']:.0f} s")
-            draw(shown).savefig(out / "figure_3.png", dpi=150)
+    draw(shown).savefig(out / "figure_3.png", dpi=150)
 
 
 if __name__ == "__main__":
