@@ -36,10 +36,14 @@ FEW = 10_000  # training data, up to which Monte Carlo EM takes part
 
 
 def curve(
-    split: pv.data.Split, settings: dict[str, Any], step_size: float, samples: int, points: int
+    data: dict[str, pv.data.Dataset],
+    settings: dict[str, Any],
+    step_size: float,
+    samples: int,
+    points: int,
 ) -> dict[str, Any]:
-    """Train from the start; return log p(x) of train and test data against samples evaluated."""
-    train, test = split
+    """Train from the start on `data["train"]`; return log p(x) of all data as training goes on."""
+    train = data["train"]
     method, seed, scored = settings["method"], settings["seed"], settings["num_scored"]
     torch.manual_seed(seed)
     vae = paper.build(train, settings["latent_dim"], settings["hidden"], settings["init_sd"])
@@ -49,22 +53,24 @@ def curve(
     else:
         training = paper.algorithm_1(vae, train, samples, optim, LOSSES[method], seed, points)
     options = {"num_samples": settings["draws"], "warm_up": settings["warm_up"]}
-    found: dict[str, Any] = {"seen": [], "train": [], "test": [], "step_size": step_size}
+    found: dict[str, Any] = {"seen": [], "step_size": step_size} | {name: [] for name in data}
     started = time.perf_counter()
     for seen in training:
         found["seen"].append(seen)
-        for name, data in (("train", train), ("test", test)):
-            score = log_marginal_likelihood(vae, data[:scored], **options)
+        for name, split in data.items():
+            score = log_marginal_likelihood(vae, split[:scored], **options)
             found[name].append(score.mean().item())
     return found | {"seconds": time.perf_counter() - started}
 
 
 def best_curve(split: pv.data.Split, settings: dict[str, Any]) -> dict[str, Any]:
     """Choose the step size by the training data after `pilot` samples, then train at length."""
+    train, test = split
     steps, pilot = paper.STEP_SIZES["adagrad"], settings["pilot"]
-    early = [curve(split, settings, step, pilot, points=1)["train"][-1] for step in steps]
+    early = [curve({"train": train}, settings, step, pilot, 1)["train"][-1] for step in steps]
     best = steps[int(np.nan_to_num(early, nan=-np.inf).argmax())]
-    return settings | curve(split, settings, best, settings["samples"], settings["points"])
+    samples, points = settings["samples"], settings["points"]
+    return settings | curve({"train": train, "test": test}, settings, best, samples, points)
 
 
 def draw(curves: list[dict[str, Any]]) -> Figure:
