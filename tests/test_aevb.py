@@ -20,7 +20,12 @@ from tests.linear_gaussian import ExactPosterior, LinearDecoder, linear_vae
 from tests.test_examples import ROOT, run
 
 FOLDER = ROOT / "examples" / "aevb"
-SHARED = {"paper.py", "baselines.py", "marginal_likelihood.py"}  # imported by the scripts
+SHARED = {
+    "paper.py",
+    "baselines.py",
+    "full_vb.py",
+    "marginal_likelihood.py",
+}  # imported by the scripts
 SCRIPTS = {
     "appendix_f.py": "appendix_f",
     "estimators.py": "estimators",
@@ -316,13 +321,29 @@ def test_a_trained_linear_vae_finds_the_principal_components(script):
     torch.testing.assert_close(learned.norm(dim=0), exact.norm(dim=0), rtol=0.05, atol=0)
 
 
+def test_appendix_f_goes_on_where_it_stopped(script, tmp_path, capsys):
+    short = {"quick": True, "num_train": [100], "samples": 500, "out": tmp_path}
+    main = script("appendix_f").main
+    main(**short)
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "appendix_f.json").read_text())
+    assert [(r["method"], r["seed"]) for r in kept] == [
+        ("MAP", 0), ("MAP", 1), ("full VB", 0), ("full VB", 1),
+    ]  # fmt: skip
+    assert len({r["test"] for r in kept}) == len({r["own"] for r in kept}) == 4
+    assert f"{np.mean([r['test'] for r in kept[:2]]):.2f} ±" in printed
+    main(**short)
+    assert json.loads((tmp_path / "appendix_f.json").read_text()) == kept
+    assert capsys.readouterr().out == printed
+
+
 def test_full_variational_bayes_weighs_the_weights_once_for_all_data(script):
     """Eq. 24: per datum KL(q(theta)||p(theta)) is divided by N, whatever the minibatch."""
-    paper, appendix_f = script("paper"), script("appendix_f")
+    paper, full_vb = script("paper"), script("full_vb")
     x = torch.rand(7, 1, 4, 4).round()
     data = pv.data.Dataset(x, binarization="static")
     vae = paper.build(data, 2, 5, 0.3)
-    full = appendix_f.FullVB(vae)
+    full = full_vb.FullVB(vae, weight_sd=0.05)
     z = torch.randn(7, 2)
     torch.testing.assert_close(full.decode(z, full.weights.loc).mean, vae.decode(z).mean)
 
