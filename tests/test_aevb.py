@@ -267,6 +267,19 @@ def test_monte_carlo_em_climbs_to_the_maximum_likelihood(script):
     assert maximum - 0.05 < evidence <= maximum
 
 
+def test_figure_3_shows_every_curve_s_end(script):
+    def curve(size, method, end):
+        found = {"num_train": size, "method": method, "seen": [1e6, 2e6]}
+        return found | {"train": [-400, end], "test": [-400, end - 5]}
+
+    curves = [curve(9, "AEVB", -120), curve(9, "MCEM", -130), curve(99, "AEVB", -200)]
+    few, many = script("figure_3").draw(curves).axes
+    assert len(few.lines) == 4
+    assert few.get_ylim()[0] == -160
+    assert many.get_ylim()[0] == -215
+    np.testing.assert_array_equal(many.lines[0].get_xdata(), [1, 2])
+
+
 def spread_data(num_data=400, dim=6):
     """Data with well separated variances along random directions."""
     directions = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64)).Q

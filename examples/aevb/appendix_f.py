@@ -71,6 +71,7 @@ def trained(train: pv.data.Dataset, settings: dict[str, Any]) -> list[pv.VAE]:
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
+    data: Annotated[str, Option(help="mnist, or mnist-5k, which needs no download")] = "mnist",
     num_train: Annotated[list[int] | None, Option(help="N [default: 100, 300, 1000]")] = None,
     seeds: Annotated[int, Option(min=2, help="Repetitions, from --seed on")] = 5,
     draws: Annotated[int, Option(help="Draws of theta that data are scored by")] = 10,
@@ -93,7 +94,7 @@ def main(
     if quick:
         sizes, num_scored, num_samples, hidden = num_train or [100, 300], 100, 20, 30
         samples, seeds, draws = min(samples, 3e3), 2, 2
-    everything, test = paper.load("mnist", quick, data_root, binarize, seed)
+    everything, test = paper.load(data, quick, data_root, binarize, seed)
     options = {"latent_dim": latent_dim, "hidden": hidden, "init_sd": init_sd, "draws": draws}
     options |= {"step_size": step_size, "num_scored": num_scored, "num_samples": num_samples}
     options |= {"weight_step_size": weight_step_size, "weight_sd": weight_sd}
@@ -109,9 +110,9 @@ def main(
                 if found is None:
                     vaes = trained(train, settings)
                     own = torch.cat([vae.sample(num_scored // len(vaes)) for vae in vaes])
-                    data = {"test": test[:num_scored], "own": own}
+                    scored = {"test": test[:num_scored], "own": own}
                     found = settings | {
-                        k: log_likelihood(vaes, x, num_samples) for k, x in data.items()
+                        k: log_likelihood(vaes, x, num_samples) for k, x in scored.items()
                     }
                     results.append(found)
                     paper.write(path, results)

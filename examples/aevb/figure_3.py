@@ -79,11 +79,13 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5 * len(sizes), 4), layout="constrained")
     for place, size in enumerate(sizes, start=1):
         axes = figure.add_subplot(1, len(sizes), place, title=f"$N_{{train}}$ = {size}")
-        for c in (c for c in curves if c["num_train"] == size):
+        panel = [c for c in curves if c["num_train"] == size]
+        for c in panel:
             millions, colour = np.array(c["seen"]) / 1e6, COLOURS[c["method"]]
             axes.plot(millions, c["train"], "--", color=colour, label=f"{c['method']} (train)")
             axes.plot(millions, c["test"], color=colour, label=f"{c['method']} (test)")
-        axes.set_ylim(bottom=-170)
+        ends = (c[split][-1] for c in panel for split in ("train", "test"))
+        axes.set_ylim(bottom=min(-160, min(ends) - 10))  # the paper's -160, or less on the way
         axes.set(xlabel="training samples evaluated (millions)", ylabel="log p(x) (nats per datum)")
         axes.legend(fontsize=7)
     return figure
