@@ -15,7 +15,6 @@ Roy 2016). The schedule and the transitions are those of Wu et al. (2017).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +23,13 @@ from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
 from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.sites import untouched
 from pyro_vae.traces import Sampler, batch_of, data_per_chunk, simulate
 
 TARGET_ACCEPTANCE = 0.65
-STEP_CHANGE = 1.02
-FIRST_STEP = 0.1
-
-LogDensities = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -199,80 +195,19 @@ def _anneal(
 ) -> tuple[Tensor, Tensor]:
     """Run chains up the schedule, or down; return log weights `(chains, data)` and acceptance."""
     betas = schedule(num_temperatures)
-    step = torch.full(states.shape[:2], FIRST_STEP, dtype=states.dtype, device=states.device)
+    first = torch.full(states.shape[:2], FIRST_STEP, dtype=states.dtype, device=states.device)
+    step = StepSizes(first, TARGET_ACCEPTANCE)  # each chain's own
     weights = torch.zeros(states.shape[:2], dtype=torch.float64, device=states.device)
-    accepted, rate = torch.zeros_like(weights), torch.full_like(step, TARGET_ACCEPTANCE)
-    point = _evaluate(target, states)
+    accepted = torch.zeros_like(weights)
+    point = Point.at(target, states)
     order = range(num_temperatures, 0, -1) if reverse else range(1, num_temperatures + 1)
     for t in order:
         change = float(betas[t] - betas[t - 1])
-        if reverse:
-            # Back from f_t to f_{t-1}: move under f_t, then weigh.
-            point, moved = _hmc(target, point, float(betas[t]), step, num_leapfrog)
+        if not reverse:
             weights += change * point.log_likelihood.double()
-        else:
+        point, moved = transition(target, point, step.values, num_leapfrog, float(betas[t]))
+        if reverse:  # back from f_t to f_{t-1}: move under f_t, then weigh
             weights += change * point.log_likelihood.double()
-            point, moved = _hmc(target, point, float(betas[t]), step, num_leapfrog)
         accepted += moved
-        # Wu et al. (2017): each chain's own step size follows its own recent acceptance.
-        rate = 0.9 * rate + 0.1 * moved
-        step = torch.where(rate > TARGET_ACCEPTANCE, step * STEP_CHANGE, step / STEP_CHANGE)
+        step.follow(moved)
     return weights, accepted.mean(0) / num_temperatures
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A state with its log densities `(chains, data)` and their gradients, of the state's shape."""
-
-    state: Tensor
-    log_prior: Tensor
-    log_likelihood: Tensor
-    prior_gradient: Tensor
-    likelihood_gradient: Tensor
-
-    def log_density(self, beta: float) -> Tensor:
-        return self.log_prior + beta * self.log_likelihood
-
-    def gradient(self, beta: float) -> Tensor:
-        return self.prior_gradient + beta * self.likelihood_gradient
-
-
-def _evaluate(target: LogDensities, state: Tensor) -> _Point:
-    state = state.detach().requires_grad_()
-    with torch.enable_grad():
-        log_prior, log_likelihood = target(state)
-        likelihood_gradient = torch.autograd.grad(log_likelihood.sum(), state, retain_graph=True)[0]
-        prior_gradient = torch.autograd.grad(log_prior.sum(), state)[0]
-    return _Point(
-        state.detach(),
-        log_prior.detach(),
-        log_likelihood.detach(),
-        prior_gradient,
-        likelihood_gradient,
-    )
-
-
-def _hmc(
-    target: LogDensities, start: _Point, beta: float, step: Tensor, num_leapfrog: int
-) -> tuple[_Point, Tensor]:
-    """Make one Hamiltonian transition (Neal 2011) of every chain; return them, and who moved."""
-    momentum = torch.randn_like(start.state)
-    energy = -start.log_density(beta) + 0.5 * momentum.square().sum(-1)
-    size = step[..., None]
-    point = start
-    momentum = momentum + 0.5 * size * point.gradient(beta)
-    for i in range(num_leapfrog):
-        point = _evaluate(target, point.state + size * momentum)
-        last = i == num_leapfrog - 1
-        momentum = momentum + (0.5 if last else 1.0) * size * point.gradient(beta)
-    new_energy = -point.log_density(beta) + 0.5 * momentum.square().sum(-1)
-    moved = torch.rand_like(energy).log() < energy - new_energy
-    where = moved[..., None]
-    kept = _Point(
-        torch.where(where, point.state, start.state),
-        torch.where(moved, point.log_prior, start.log_prior),
-        torch.where(moved, point.log_likelihood, start.log_likelihood),
-        torch.where(where, point.prior_gradient, start.prior_gradient),
-        torch.where(where, point.likelihood_gradient, start.likelihood_gradient),
-    )
-    return kept, moved

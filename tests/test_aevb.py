@@ -3,26 +3,36 @@
 import importlib
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from sklearn import decomposition
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
-from tests.linear_gaussian import linear_vae
+from pyro_vae import hmc
+from tests.linear_gaussian import ExactPosterior, LinearDecoder, linear_vae
 from tests.test_examples import ROOT, run
 
 FOLDER = ROOT / "examples" / "aevb"
-SHARED = {"paper.py", "baselines.py"}  # imported by the scripts
+SHARED = {
+    "paper.py",
+    "baselines.py",
+    "full_vb.py",
+    "marginal_likelihood.py",
+}  # imported by the scripts
 SCRIPTS = {
     "appendix_f.py": "appendix_f",
     "estimators.py": "estimators",
     "figure_2.py": "figure_2",
+    "figure_3.py": "figure_3",
     "figure_4_5.py": "figure_4_5",
+    "pca.py": "pca",
 }
 
 
@@ -52,7 +62,7 @@ def test_a_script_draws_its_picture_and_writes_its_curves(name, tmp_path):
         assert picture.stat().st_size > 5000
     text = (tmp_path / "run" / f"{stem}.json").read_text()
     assert '"seed": 3' in text
-    assert '"binarization": "dynamic"' in text
+    assert f'"binarization": "{"none" if stem == "pca" else "dynamic"}"' in text
     assert '"samples": ' in text
     json.loads(text)
 
@@ -188,13 +198,165 @@ def test_figure_2_takes_the_grey_frames_of_frey_face(script, tmp_path):
         assert curve["test"][-1] > 100
 
 
+def test_appendix_d_finds_the_evidence_of_the_linear_gaussian_model(script):
+    log_marginal_likelihood = script("marginal_likelihood").log_marginal_likelihood
+    vae, x = linear_vae()
+    exact = vae.model.likelihood.marginal().log_prob(x)
+    error = log_marginal_likelihood(vae, x, num_samples=300) - exact
+    assert error.abs().max() < 0.1
+    assert error.mean().abs() < 5 * error.std() / math.sqrt(len(error)) < 0.05
+    # With the paper's 50 draws a datum is off by more, their mean is not.
+    error = log_marginal_likelihood(vae, x) - exact
+    assert error.mean().abs() < 0.1
+
+
+def test_appendix_d_agrees_with_importance_sampling(script):
+    log_marginal_likelihood = script("marginal_likelihood").log_marginal_likelihood
+    decoder = pv.networks.MLP(2, [10], (20,))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(decoder),
+        pv.guides.DiagonalNormal(pv.networks.MLP((20,), [], 4)),
+    )
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_()
+        for parameter in vae.guide.parameters():
+            parameter.zero_()
+    x = vae.sample(40)
+    scores = pv.evaluate(vae, x, num_samples=50_000)
+    error = log_marginal_likelihood(vae, x, num_samples=300).numpy() - scores.log_likelihood
+    # A posterior may have a bend, or a mode that one chain does not find: not each datum, the mean.
+    assert abs(error.mean()) < 0.1
+    assert np.median(abs(error)) < 0.1
+    assert scores.log_likelihood.std() > 1
+
+
+def test_equal_steps_can_stand_still_and_jittered_ones_do_not():
+    """Four leapfrog steps of sqrt(2) turn a standard normal by 4 quarter circles, exactly."""
+
+    def target(z):
+        return -0.5 * z.square().sum(-1), 0 * z.sum(-1)
+
+    start = hmc.Point.at(target, torch.randn(50, 2, dtype=torch.float64))
+    step = torch.tensor(math.sqrt(2), dtype=torch.float64)
+    after, moved = hmc.transition(target, start, step, 4)
+    assert moved.all()
+    torch.testing.assert_close(after.state, start.state, rtol=0, atol=1e-12)
+    after, moved = hmc.transition(target, start, hmc.jittered(step), 4)
+    assert (after.state - start.state).abs()[moved].min() > 1e-6
+
+
+def test_monte_carlo_em_climbs_to_the_maximum_likelihood(script):
+    """Tipping & Bishop (1999), in closed form as in test_exact.py; EM's fixed point is it."""
+    truth, _ = linear_vae(dim=5, latent_dim=2)
+    x = truth.model.likelihood.marginal().sample((400,))
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    log_det = eigenvalues[:2].log().sum() + 3 * eigenvalues[2:].mean().log()
+    maximum = -0.5 * (5 * math.log(2 * math.pi) + log_det + 5)
+
+    decoder = LinearDecoder(torch.randn(5, 2, dtype=torch.float64), x.mean(0), 1.0)
+    vae = truth.replace(likelihood=decoder)
+    data = pv.data.Dataset(x)
+    before = decoder.marginal().log_prob(x).mean()
+    optim = torch.optim.Adagrad(decoder.parameters(), lr=0.1)
+    train = script("baselines").monte_carlo_em
+    assert list(train(vae, data, 250_000, optim, seed=0, points=2))[-1] == 250_000
+    evidence = decoder.marginal().log_prob(x).mean()
+    assert before < maximum - 0.5
+    assert maximum - 0.05 < evidence <= maximum
+
+
+def test_figure_3_shows_every_curve_s_end(script):
+    def curve(size, method, end):
+        found = {"num_train": size, "method": method, "seen": [1e6, 2e6]}
+        return found | {"train": [-400, end], "test": [-400, end - 5]}
+
+    curves = [curve(9, "AEVB", -120), curve(9, "MCEM", -130), curve(99, "AEVB", -200)]
+    few, many = script("figure_3").draw(curves).axes
+    assert len(few.lines) == 4
+    assert few.get_ylim()[0] == -160
+    assert many.get_ylim()[0] == -215
+    np.testing.assert_array_equal(many.lines[0].get_xdata(), [1, 2])
+
+
+def spread_data(num_data=400, dim=6):
+    """Data with well separated variances along random directions."""
+    directions = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64)).Q
+    deviations = torch.tensor([3.0, 2.0, 1.2, 0.5, 0.5, 0.5], dtype=torch.float64)
+    return torch.randn(num_data, dim, dtype=torch.float64) * deviations @ directions.T + 1
+
+
+def test_maximum_likelihood_of_the_linear_model_is_pca(script):
+    """The closed form is a stationary point of the exact evidence, and it spans PCA's subspace."""
+    pca, x = script("pca"), spread_data()
+    weight, noise = pca.maximum_likelihood(x, 3)
+    decoder = LinearDecoder(weight, x.mean(0), noise.sqrt().item())
+    evidence = decoder.marginal().log_prob(x).mean()
+    for gradient in torch.autograd.grad(evidence, list(decoder.parameters())):
+        assert gradient.abs().max() < 1e-9
+    sklearn_pca = decomposition.PCA(3).fit(x.numpy())
+    components = torch.tensor(sklearn_pca.components_.T)
+    assert pca.angles(weight, components).max() < 1e-4
+    assert pca.angles(weight, components[:, [0, 1]] + 0.1).max() > 1
+    assert noise.item() == pytest.approx(sklearn_pca.noise_variance_ * 399 / 400, rel=1e-9)
+
+
+def test_reconstructions_become_pca_s_projections_without_noise(script):
+    """Section 4: s2 -> 0. The way there is s2: E[x|z=E[z|x]] = U (1 - s2/L) U'(x - mu) + mu."""
+    pca, x = script("pca"), spread_data()
+    directions, variances = pca.principal_components(x, 3)
+    scores = (x - x.mean(0)) @ directions
+    for s2 in (1e-1, 1e-4, 1e-8):
+        weight = directions * (variances[:3] - s2).sqrt()
+        decoder = LinearDecoder(weight, x.mean(0), math.sqrt(s2))
+        vae, _ = linear_vae(dim=6)
+        vae = vae.replace(likelihood=decoder, guide=ExactPosterior(decoder))
+        shrunk = scores * (1 - s2 / variances[:3]) @ directions.T + x.mean(0)
+        torch.testing.assert_close(vae.reconstruct(x), shrunk, rtol=0, atol=1e-6)
+    projected = scores @ directions.T + x.mean(0)
+    torch.testing.assert_close(vae.reconstruct(x), projected, rtol=0, atol=1e-6)
+
+
+def test_a_trained_linear_vae_finds_the_principal_components(script):
+    """The columns themselves, not the subspace alone: a diagonal guide fixes the rotation."""
+    pca, x = script("pca"), spread_data()
+    vae = pca.linear_vae(x, 3)
+    optim = partial(torch.optim.Adam, lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR
+    pv.fit(vae, x, epochs=200, batch_size=100, optimizer=optim, schedule=schedule,
+           objective=TraceMeanField_ELBO())  # fmt: skip
+    exact, _ = pca.maximum_likelihood(x, 3)
+    learned = pca.decoder_matrix(vae)
+    assert pca.angles(learned, exact).max() < 2
+    cosines = torch.nn.functional.cosine_similarity(learned, exact, dim=0).abs()
+    assert cosines.min() > 0.99
+    torch.testing.assert_close(learned.norm(dim=0), exact.norm(dim=0), rtol=0.05, atol=0)
+
+
+def test_appendix_f_goes_on_where_it_stopped(script, tmp_path, capsys):
+    short = {"quick": True, "num_train": [100], "samples": 500, "out": tmp_path}
+    main = script("appendix_f").main
+    main(**short)
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "appendix_f.json").read_text())
+    assert [(r["method"], r["seed"]) for r in kept] == [
+        ("MAP", 0), ("MAP", 1), ("full VB", 0), ("full VB", 1),
+    ]  # fmt: skip
+    assert len({r["test"] for r in kept}) == len({r["own"] for r in kept}) == 4
+    assert f"{np.mean([r['test'] for r in kept[:2]]):.2f} ±" in printed
+    main(**short)
+    assert json.loads((tmp_path / "appendix_f.json").read_text()) == kept
+    assert capsys.readouterr().out == printed
+
+
 def test_full_variational_bayes_weighs_the_weights_once_for_all_data(script):
     """Eq. 24: per datum KL(q(theta)||p(theta)) is divided by N, whatever the minibatch."""
-    paper, appendix_f = script("paper"), script("appendix_f")
+    paper, full_vb = script("paper"), script("full_vb")
     x = torch.rand(7, 1, 4, 4).round()
     data = pv.data.Dataset(x, binarization="static")
     vae = paper.build(data, 2, 5, 0.3)
-    full = appendix_f.FullVB(vae)
+    full = full_vb.FullVB(vae, weight_sd=0.05)
     z = torch.randn(7, 2)
     torch.testing.assert_close(full.decode(z, full.weights.loc).mean, vae.decode(z).mean)
 

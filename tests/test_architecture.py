@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts", "pairs", "batches", "elpd", "trees", "surroundings", "capture", "folders"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
-    | {"transforms", "sites", "arguments", "lowering", "updates"},
+    | {"transforms", "sites", "arguments", "lowering", "updates", "hmc"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
     {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},

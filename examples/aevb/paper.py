@@ -12,7 +12,7 @@ what is chosen here (each an option of the scripts where it matters):
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from typer import Option
 
 import pyro_vae as pv
@@ -35,6 +36,7 @@ Seed = Annotated[int, Option(help="Repeats the run")]
 OptimizerName = Annotated[str, Option("--optimizer", help="adagrad (the paper's) or adam")]
 Out = Annotated[Path, Option(help="Folder for the picture and the JSON")]
 
+Step = Callable[[Tensor, torch.Generator], None]  # a minibatch's indices, and what binarizes it
 # Section 5 offers Adagrad these steps; Adam, which came later, gets three around its usual one.
 STEP_SIZES = {"adagrad": (0.01, 0.02, 0.1), "adam": (3e-4, 1e-3, 3e-3)}
 BATCH_SIZE = 100  # M
@@ -97,23 +99,31 @@ def algorithm_1(
 ) -> Iterator[int]:
     """Climb the bound on random minibatches of M data.
 
-    Yields the number of training samples seen, `points` times, evenly on a logarithmic axis; the
-    last is all of them.
+    Yields the samples seen, `points` times, evenly on a logarithmic axis.
     """
     programs = (pv.objectives.per_datum(p, len(data)) for p in (vae.model, vae.guide))  # N/M, eq. 8
     svi = pv.SVI(*programs, optim, loss)
+
+    def step(index: Tensor, generator: torch.Generator) -> None:
+        svi.step(*data.draw_batch(index, generator))
+
+    yield from minibatches(step, len(data), samples, seed, points)
+
+
+def minibatches(
+    step: Step, num_data: int, samples: int, seed: int, points: int, updates: int = 1
+) -> Iterator[int]:
+    """Call `step` on random minibatches; yield as `algorithm_1`, M data for each of its updates."""
     generator = torch.Generator().manual_seed(seed)
-    steps = max(1, samples // BATCH_SIZE)
+    steps = max(1, samples // (BATCH_SIZE * updates))
     marks = set(np.geomspace(max(1, steps / 1000), steps, points + 1)[1:].round().astype(int))
     console = Console(stderr=True)
-    for step in track(
-        range(1, steps + 1), "training", console=console, disable=not console.is_terminal
-    ):
-        index = torch.randint(len(data), (BATCH_SIZE,), generator=generator)
+    hidden = not console.is_terminal
+    for count in track(range(1, steps + 1), "training", console=console, disable=hidden):
         with pyro.validation_enabled(False):
-            svi.step(*data.draw_batch(index, generator))
-        if step in marks:
-            yield step * BATCH_SIZE
+            step(torch.randint(num_data, (BATCH_SIZE,), generator=generator), generator)
+        if count in marks:
+            yield count * BATCH_SIZE * updates
 
 
 def bound(vae: pv.VAE, data: pv.data.Dataset, count: int) -> float:
@@ -127,8 +137,8 @@ def bound(vae: pv.VAE, data: pv.data.Dataset, count: int) -> float:
 
 def settings(data: pv.data.Dataset, samples: float, seed: int, **options: Any) -> dict[str, Any]:
     """Return what repeats a result, to stand beside it in its JSON."""
-    data_settings = {"dataset": data.name, "binarization": data.binarization}
-    return {**data_settings, "samples": int(samples), "seed": seed, **options}
+    of_data = {"dataset": data.name, "binarization": data.binarization}
+    return {**of_data, "samples": int(samples), "seed": seed, **options}
 
 
 def write(path: Path, results: Any) -> None:
