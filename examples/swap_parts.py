@@ -9,10 +9,10 @@ such as a Normal's, would not, and does not belong into this table. Every VAE sc
 data: what stands beside the first row is the mean of the paired differences, with its standard
 error over test data. The spread over seeds is not in it (--seed).
 
-What to see in differences.png: what to swap first. With seed 0 a mixture of logistics gains some 4 to
-6 nats on one logistic, while a free choice among levels, which has most to learn, loses some 3 to 7
-on these few images. A learned prior gains 2 to 4 nats in front of any likelihood; a full covariance
-in the guide gains at most 1.5, and nothing in most rows.
+What to see in differences.png: what to swap first. With seed 0 a mixture of logistics gains 2 to 6
+nats on one logistic, while a free choice among levels, which has most to learn, loses 3 to 8 on
+these few images. A learned prior gains some 2 to 4 nats in front of any likelihood; a full
+covariance in the guide moves the score by less than 2, either way.
 """
 
 import argparse
