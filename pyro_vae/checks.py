@@ -75,7 +75,7 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             objective needs reparameterized draws of a latent that has none. The message says what
             to change.
     """
-    batch = x if isinstance(x, tuple) else (x,)
+    batch = x if isinstance(x, tuple) and x else (x,)
     check_values(*batch)
     with (
         torch.random.fork_rng(),
@@ -168,7 +168,7 @@ def _run(
     with poutine.trace() as tracer:
         try:
             program(*batch)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             x = batch[0]
             advice = ""
             if "Shape mismatch inside plate" in str(error):
