@@ -75,7 +75,9 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             objective needs reparameterized draws of a latent that has none. The message says what
             to change.
     """
-    batch = x if isinstance(x, tuple) and x else (x,)
+    batch = x if isinstance(x, tuple) else (x,)
+    if not batch:
+        raise PairError("x must hold at least one datum, got an empty tuple")
     check_values(*batch)
     with (
         torch.random.fork_rng(),

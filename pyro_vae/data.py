@@ -240,7 +240,7 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
             f"data must be a tensor, a numpy array or a pv.data.Dataset, got {type(x).__name__}"
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize <= 8:
-        x = as_tensor(x)
+        return Dataset(as_tensor(x), name=name)
     if isinstance(x, np.ndarray) or not x.is_floating_point():
         raise DataError(
             f"data have dtype {x.dtype}, floating point is expected: divide bytes 0..255 by "
