@@ -77,6 +77,8 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             to change.
     """
     batch = x if isinstance(x, tuple) else (x,)
+    if not batch:
+        raise PairError("x must hold at least one datum, got an empty tuple")
     check_values(*batch)
     with (
         torch.random.fork_rng(),
@@ -169,7 +171,7 @@ def _run(
     with poutine.trace() as tracer:
         try:
             program(*batch)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             x = batch[0]
             advice = ""
             if "Shape mismatch inside plate" in str(error):

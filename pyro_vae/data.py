@@ -75,6 +75,12 @@ class Dataset:
     context: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
+        for rows in (self.values, *self.context, *(() if self.labels is None else (self.labels,))):
+            if not isinstance(rows, Tensor):
+                raise DataError(
+                    f"a data set holds torch tensors, got {type(rows).__name__}: arrays become "
+                    "such by torch.as_tensor"
+                )
         if self.values.dim() == 0 or self.values.numel() == 0:
             raise DataError(f"data set {self.name!r} is empty: shape {tuple(self.values.shape)}")
         if self.binarization not in BINARIZATIONS:
@@ -201,6 +207,21 @@ def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (quarters < pixels.to(torch.int16).mul_(257).add_(-(2**15))).float()
 
 
+def as_tensor(x: Any) -> Any:
+    """Return an array as a tensor, and anything else as it is.
+
+    Raises:
+        DataError: for arrays of objects, strings and other types that torch has not.
+    """
+    if not isinstance(x, np.ndarray):
+        return x
+    try:
+        # Torch cannot hold read-only, reversed or foreign-endian arrays (a memmap, a view): copied.
+        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
+
+
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """Return x as a data set; arrays of floats, shape `(num_data, *event)`, are fed as they are.
 
@@ -213,16 +234,13 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         return x
     if isinstance(x, tuple) and x:
         data, *context = x
-        return dataclasses.replace(
-            as_dataset(data, name), context=tuple(torch.as_tensor(rows) for rows in context)
-        )
+        return dataclasses.replace(as_dataset(data, name), context=tuple(map(as_tensor, context)))
     if not isinstance(x, Tensor | np.ndarray):
         raise DataError(
             f"data must be a tensor, a numpy array or a pv.data.Dataset, got {type(x).__name__}"
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize <= 8:
-        # Torch cannot hold read-only, reversed or foreign-endian arrays (a memmap, a view): copied.
-        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+        return Dataset(as_tensor(x), name=name)
     if isinstance(x, np.ndarray) or not x.is_floating_point():
         raise DataError(
             f"data have dtype {x.dtype}, floating point is expected: divide bytes 0..255 by "

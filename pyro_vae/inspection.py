@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
 from pyro_vae.blocks import Blocks
-from pyro_vae.data import Dataset
+from pyro_vae.data import Dataset, as_tensor
 from pyro_vae.programs import Programs
 from pyro_vae.sites import untouched
 from pyro_vae.trees import Labels, TreeWriter
@@ -115,7 +114,7 @@ def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
 def _as_tensor(value: Any) -> Any:
     if isinstance(value, Dataset):
         return value[:]
-    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    return as_tensor(value)
 
 
 def _attributes(

@@ -41,7 +41,15 @@ from pyro_vae.sites import (
 )
 
 # How a program that was not written for one more dimension, or for fewer data, may fail.
-MISFITS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError)
+MISFITS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
 # Log densities of the same draws agree to rounding, of a float32 matrix product in another shape.
 RTOL, ATOL = 1e-4, 1e-3
 

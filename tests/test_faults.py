@@ -379,6 +379,7 @@ def test_a_data_loader_whose_worker_dies_leaves_no_half_step():
 
 
 @fork
+@pytest.mark.slow  # in a process of its own: what other tests have freed serves as memory, too
 def test_evaluation_that_runs_out_of_memory_takes_smaller_chunks_and_says_so(tmp_path):
     side = 400  # 640 kB a datum: the arrays of a chunk of 32 draws have 20 MB each
     vae = pv.VAE(
