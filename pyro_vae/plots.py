@@ -214,7 +214,8 @@ def aggregate_posterior(draws: Any, title: str, count: int = 8) -> Figure:
     normal = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
     for place, i in enumerate(chosen):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.hist(draws[:, i], bins=40, range=(-4, 4), density=True, alpha=0.6)
+        shown = np.clip(draws[:, i], -4, 4)  # what lies outside stands in the outermost bins
+        axes.hist(shown, bins=40, range=(-4, 4), density=True, alpha=0.6)
         axes.plot(grid, normal, color="0.2", lw=1)
         axes.set_title(
             f"z[{i}]: mean {draws[:, i].mean():.2f}, sd {draws[:, i].std():.2f}", fontsize=8
