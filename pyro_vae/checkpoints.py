@@ -18,7 +18,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyro_vae.folders import SUMS, CheckpointError, read_file, read_files, sync, write_files
+from pyro_vae.folders import (
+    SUMS,
+    CheckpointError,
+    json_bytes,
+    read_file,
+    read_files,
+    sync,
+    write_files,
+)
 from pyro_vae.parts import Part
 
 FORMAT = 2
@@ -41,7 +49,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
     described = {"format": FORMAT, "part": describe(part)}
     tensors = {names[0]: tensor for tensor, names in _tensors(part).items()}
     files = {
-        ARCHITECTURE: (json.dumps(described, indent=1) + "\n").encode(),
+        ARCHITECTURE: json_bytes(described),
         # Cloned, since safetensors takes no two tensors that share memory.
         WEIGHTS: safetensors.torch.save(
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -5,10 +5,12 @@ link is never followed, and no name that a file says is ever used as a path.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SUMS = "SHA256SUMS"
 
@@ -84,6 +86,16 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write what JSON can hold to a file, as `write_file` does."""
+    write_file(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return what JSON can hold as the text of a file."""
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:

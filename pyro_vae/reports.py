@@ -1,6 +1,5 @@
 """From a trained VAE to a run's folder: scores, pictures, posterior draws, and what repeats it."""
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.data import Dataset
 from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.folders import write_file
+from pyro_vae.folders import write_json
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.parts import device_of, evaluating
 from pyro_vae.traces import data_per_chunk
@@ -97,7 +96,7 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[st
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
-    write_file(path, (json.dumps(metrics, indent=1) + "\n").encode())
+    write_json(path, metrics)
     return metrics
 
 

@@ -6,7 +6,6 @@ lets the optimizer climb. What is reported is in nats per datum.
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import os
@@ -36,7 +35,7 @@ from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
 from pyro_vae.data import Data, Dataset, as_dataset
-from pyro_vae.folders import writable_folder, write_file
+from pyro_vae.folders import writable_folder, write_json
 from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
@@ -170,8 +169,7 @@ def fit(
         if dataset is not None:
             check_data(pair, dataset, objective=svi.objective)
     if held_out is not None:
-        # Raises now what a validation would raise after an epoch.
-        Sampler(pair, held_out.batch(slice(2)), given_globals=True)
+        sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass out=")
     if (out is not None or on_nan == "backtrack") and not isinstance(svi.optim, TorchOptim):
@@ -260,7 +258,7 @@ def fit(
             if on_nan == "backtrack":
                 entry["rate_factor"] = now.rate_factor
             if held_out is not None:
-                entry |= _validate(pair, held_out, int(noise_seed))
+                entry |= _validate(sampler, held_out, int(noise_seed))
             run.end_epoch(entry)
             if not cut_short:
                 if patience is not None and epoch - now.best["epoch"] >= patience:
@@ -304,7 +302,7 @@ def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(pair, Part):
             save(pair, folder / "model")
-        write_file(folder / "history.json", (json.dumps(fit.history, indent=1) + "\n").encode())
+        write_json(folder / "history.json", fit.history)
     except OSError as error:
         warnings.warn(
             f"the trained model and its history cannot be written into {folder} ({error}); the "
@@ -375,7 +373,7 @@ def _check_settings(
         raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")
 
 
-def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
+def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
     """One draw for each validation datum, the same noise every epoch, so that epochs compare.
 
     Global latents are drawn from the guide; their KL divergence belongs to the training data.
@@ -383,7 +381,6 @@ def _validate(pair: PairLike, data: Dataset, seed: int) -> dict[str, float]:
     total: list[Tensor] = []
     rows = data_per_chunk(data.event_shape, 1)
     with torch.random.fork_rng():
-        sampler = Sampler(pair, data.batch(slice(2)), given_globals=True)
         torch.manual_seed(seed)
         for start in range(0, len(data), rows):
             batch = data.batch(slice(start, start + rows))

@@ -4,7 +4,6 @@ Each finding has a line of plain words and a verdict: safe, inspect or don't. Th
 is the worst of them. The limits are conventions, named here, of what has been seen to mislead.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pyro_vae.checks import check_data
 from pyro_vae.collapse import Collapse, collapse
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
-from pyro_vae.folders import write_file
+from pyro_vae.folders import write_json
 from pyro_vae.gaps import Gaps, gaps
 from pyro_vae.importance import effective_sample_size, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
@@ -138,7 +137,7 @@ class TrustCard:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the card as JSON, whole or not at all."""
-        write_file(path, (json.dumps(self.summary(), indent=1) + "\n").encode())
+        write_json(path, self.summary())
 
     def __rich__(self) -> Table:
         table = Table(

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae import checkpoints, folders, training
-from tests.test_runs import Canary, assert_same_run, flip, replace_by_link, train
+from tests.test_runs import Canary, assert_same_run, flip, killing_at, replace_by_link, train
 from tests.test_vae import small_vae
 
 FIXTURE = Path(__file__).parent / "fixtures" / "model-format-1"
@@ -175,17 +175,7 @@ def test_saving_never_replaces_a_folder_of_something_else(tmp_path):
 
 
 def save_and_die(path, vae, stage):
-    calls = []
-
-    def fatal(real):
-        def call(*args, **kwargs):
-            calls.append(real)
-            if len(calls) == stage:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        return call
-
+    fatal = killing_at(stage)
     os.fsync = fatal(os.fsync)
     Path.rename = fatal(Path.rename)
     Path.open = fatal(Path.open)

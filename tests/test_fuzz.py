@@ -134,16 +134,19 @@ def gives_a_result_or_an_error_of_ours(call):
         return False
 
 
+repeatable = functools.partial(
+    settings,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
 def fuzz(entry, count):
     results = []
 
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @repeatable(max_examples=count)
     @given(st.sampled_from(sorted(pairs())), arrays())
     def case(pair, x):
         entered = gives_a_result_or_an_error_of_ours(lambda: ENTRIES[entry](pairs()[pair], x))
@@ -173,13 +176,7 @@ def fuzz_load(count, folder):
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     weights = next(pv.load(folder).parameters()).detach().clone()
 
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @repeatable(max_examples=count)
     @given(
         st.sampled_from(sorted(whole)),
         st.integers(0, 10**4),

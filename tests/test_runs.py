@@ -612,8 +612,8 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert child.exitcode == -signal.SIGTERM
 
 
-def train_and_die(folder, stage):
-    """A child's work: to be killed before the call of this number that touches the disk."""
+def killing_at(stage):
+    """Return a wrapper of functions, which kills the process at their call of this number."""
     calls = []
 
     def fatal(real):
@@ -625,6 +625,12 @@ def train_and_die(folder, stage):
 
         return call
 
+    return fatal
+
+
+def train_and_die(folder, stage):
+    """A child's work: to be killed before the call of this number that touches the disk."""
+    fatal = killing_at(stage)
     os.fsync = fatal(os.fsync)
     Path.rename = fatal(Path.rename)
     Path.open = fatal(Path.open)
