@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batches import Batch
+from pyro_vae.pairs import PairError
 from pyro_vae.programs import Programs
 from pyro_vae.sites import SiteDraws, Sites
 from pyro_vae.traces import CHUNK_ELEMENTS
@@ -58,6 +59,7 @@ class Blocks:
             self.posterior.append(self._without_data(guide))
         latent = {name: site for name, site in model.items() if not site.observed}
         data = {name: site for name, site in model.items() if site.observed and not site.is_factor}
+        self._check_values(latent, data)
         self._look_for_nans({**latent, **data}, batch)
         result = {
             "posterior": self._values(latent, batch),
@@ -148,6 +150,17 @@ class Blocks:
             for name, site in sites.items()
             if self.plate not in site.plates and (only is None or name in only)
         }
+
+    def _check_values(self, latent: Sites, data: Sites) -> None:
+        for name, site in latent.items():
+            if not torch.isfinite(site.value).all():
+                raise PairError(
+                    f"the guide's draw of latent {name!r} is not finite: look at the data for NaN "
+                    "and very large values, and at the encoder's weights"
+                )
+        for name, site in data.items():
+            if torch.isinf(site.value).any():  # NaN is a missing value, or warned of
+                raise PairError(f"observation {name!r} holds infinite values")
 
     def _look_for_nans(self, sites: Sites, batch: Batch) -> None:
         for name, site in sites.items():
