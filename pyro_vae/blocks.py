@@ -1,5 +1,6 @@
 """Runs a model and its guide batch by batch, and sorts what they give into ArviZ's groups."""
 
+import math
 import warnings
 from typing import Any
 
@@ -29,7 +30,7 @@ class Blocks:
         self.prior: list[dict[str, Tensor]] = []
         self.log_q = np.zeros(num_samples)
         self.log_p = np.zeros(num_samples)
-        self.nans: dict[str, str] = {}
+        self.not_finite: dict[str, str] = {}  # what a log density is, and where, by site
 
     def collect(self, batch: Batch) -> Variables:
         """Run a batch with all draws, in chunks of them, and return its groups."""
@@ -60,7 +61,7 @@ class Blocks:
         latent = {name: site for name, site in model.items() if not site.observed}
         data = {name: site for name, site in model.items() if site.observed and not site.is_factor}
         self._check_values(latent, data)
-        self._look_for_nans({**latent, **data}, batch)
+        self._look_for_not_finite({**latent, **data}, batch)
         result = {
             "posterior": self._values(latent, batch),
             "sample_stats": self._stats(guide, model, batch, draws),
@@ -162,21 +163,24 @@ class Blocks:
             if torch.isinf(site.value).any():  # NaN is a missing value, or warned of
                 raise PairError(f"observation {name!r} holds infinite values")
 
-    def _look_for_nans(self, sites: Sites, batch: Batch) -> None:
+    def _look_for_not_finite(self, sites: Sites, batch: Batch) -> None:
         for name, site in sites.items():
-            if name in self.nans or not torch.isnan(site.log_prob).any():
+            finite = torch.isfinite(site.log_prob)
+            if name in self.not_finite or finite.all():
                 continue
-            _draw, *place = torch.isnan(site.log_prob).nonzero()[0].tolist()
+            draw, *place = (~finite).nonzero()[0].tolist()
+            value = site.log_prob[(draw, *place)].item()
             where = dict(zip(site.plates, place, strict=True))
             if self.plate in where:
                 where[str(self.plate)] = int(batch.indices[where[str(self.plate)]])
-            self.nans[name] = ", ".join(f"{plate} {i}" for plate, i in where.items()) or "every one"
+            places = ", ".join(f"{plate} {i}" for plate, i in where.items()) or "every one"
+            self.not_finite[name] = f"{'NaN' if math.isnan(value) else value}, first at {places}"
 
     def warn(self) -> None:
         """Say what cannot be relied on in the tree."""
-        for name, where in self.nans.items():
+        for name, what in self.not_finite.items():
             warnings.warn(
-                f"the log density of site {name!r} is NaN, first at {where}: look at this datum, "
+                f"the log density of site {name!r} is {what}: look at this datum, "
                 "and at the values that the networks give for it",
                 stacklevel=3,
             )

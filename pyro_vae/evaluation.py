@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.checks import check_data
 from pyro_vae.data import Data, as_dataset
 from pyro_vae.elpd import khat_threshold
-from pyro_vae.importance import elbo, importance_bound, pareto_khat
+from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk
@@ -167,12 +167,7 @@ def evaluate(
             start += rows
             bar.update(task, completed=start)
     scores = {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
-    bad = ~np.isfinite(scores["log_likelihood"])
-    if bad.any():
-        raise ValueError(
-            f"log p(x) of {bad.sum()} data is not finite (first of datum {bad.argmax()}): rescale "
-            "x, or look at the networks' weights"
-        )
+    check_finite(scores["log_likelihood"])
     return Evaluation(
         **scores,
         num_samples=num_samples,

@@ -7,6 +7,7 @@ computed in float64.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,3 +42,13 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     posterior, give -inf; fewer than 25 draws have no tail and give NaN.
     """
     return torch.from_numpy(elpd.pareto_khat(log_weights.double().cpu().numpy()))
+
+
+def check_finite(log_likelihood: np.ndarray) -> None:
+    """Raise `ValueError` unless log p(x) of all data, shape `(num_data,)`, is finite."""
+    bad = ~np.isfinite(log_likelihood)
+    if bad.any():
+        raise ValueError(
+            f"log p(x) of {bad.sum()} data is not finite (first of datum {bad.argmax()}): rescale "
+            "x, or look at the networks' weights"
+        )

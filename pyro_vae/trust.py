@@ -23,7 +23,13 @@ from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.folders import write_json
 from pyro_vae.gaps import Gaps, gaps
-from pyro_vae.importance import effective_sample_size, elbo, importance_bound, pareto_khat
+from pyro_vae.importance import (
+    check_finite,
+    effective_sample_size,
+    elbo,
+    importance_bound,
+    pareto_khat,
+)
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.sites import untouched
@@ -219,6 +225,7 @@ def _per_datum(pair: PairLike, data: Dataset, num_samples: int, seed: int) -> xr
             scores["elbo"].append(elbo(weights))
             scores["log_likelihood"].append(importance_bound(weights))
     arrays = {name: ("data", torch.cat(parts).cpu().numpy()) for name, parts in scores.items()}
+    check_finite(arrays["log_likelihood"][1])
     return xr.Dataset(arrays, {"data": np.arange(len(data))})
 
 
