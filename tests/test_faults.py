@@ -1,6 +1,7 @@
 """What befalls a model's folder, a disk, the data, the memory: each fault really happens here."""
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -354,8 +355,15 @@ def test_a_data_loader_whose_worker_dies_leaves_no_half_step():
         adam = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
         svi = pv.SVI(vae.model, vae.guide, adam, compile=False)
         batches = DataLoader(Dying(), batch_size=8, num_workers=1, multiprocessing_context=FORK)
+
+        def steps_until_it_dies():
+            try:
+                losses.extend(svi.step(batch) for batch in batches)
+            finally:  # torch's handler would tell the death while it is being told already
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
         with pytest.raises((RuntimeError, ConnectionError)):  # torch's own words for it
-            losses.extend(svi.step(batch) for batch in batches)
+            steps_until_it_dies()
         steps = {int(entry["step"]) for entry in svi.optim.optimizer.state.values()}
         assert len(steps) == 1  # every parameter took the same steps, none of them half of one
         assert len(losses) <= steps.pop() <= 5
@@ -381,6 +389,7 @@ def test_evaluation_that_runs_out_of_memory_takes_smaller_chunks_and_says_so(tmp
     full = pv.evaluate(vae, x, num_samples=32)
 
     def with_little_memory():
+        gc.collect()  # what would be freed later is not to be had on top of the limit
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 40 * 2**20,) * 2)
         with warnings.catch_warnings(record=True) as told:
