@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,21 @@ def job_killed(folder):
 
     pv.SVI.step = step
     return numbers(*fit(folder / "run")) | {"restarts": restarts, "steps taken": len(steps)}
+
+
+def job_hosts(folder):
+    """Train slowly, with a checkpoint after each step; say at each step how many take it."""
+    real = pv.SVI.step
+
+    def step(self, *args):
+        time.sleep(0.1)
+        if pv.distributed.is_first():
+            with (folder / "steps").open("a") as file:
+                file.write(f"{pv.distributed.world_size()}\n")
+        return real(self, *args)
+
+    pv.SVI.step = step
+    return numbers(*fit(folder / "run", epochs=10, checkpoint_seconds=0.0))
 
 
 def job_wait(folder):

@@ -140,6 +140,89 @@ def test_one_process_alone_needs_no_group():
         distributed.from_first(lambda: {}["missing"])
 
 
+@pytest.fixture
+def hosts():
+    """Two network namespaces with an address each, joined by a cable."""
+    names, addresses = ("pyro-vae-a", "pyro-vae-b"), ("10.77.0.1", "10.77.0.2")
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "cable-a", "type", "veth", "peer", "name", "cable-b")
+        for name, address, cable in zip(names, addresses, ("cable-a", "cable-b"), strict=True):
+            ip("link", "set", cable, "netns", name)
+            ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
+            ip("-n", name, "link", "set", cable, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield list(zip(names, addresses, ("cable-a", "cable-b"), strict=True))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces cannot be made: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_together_and_one_goes_on_alone(hosts, tmp_path):
+    """With `--nnodes 1:2`, as docs/scaling.md says; the second host is lost with all it runs."""
+    endpoint = f"{hosts[0][1]}:29400"
+    options = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=job"]
+    options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    agents, logs = [], []
+    for name, address, cable in hosts:
+        # Host names, by which torchrun finds who serves, are the same in both.
+        serves = f"--rdzv-conf=last_call_timeout=5,is_host={int(address == hosts[0][1])}"
+        options_here = [*options, serves, f"--local-addr={address}"]
+        command = ["ip", "netns", "exec", name, *TORCHRUN, *options_here]
+        logs.append((tmp_path / f"{name}.log").open("w"))
+        agents.append(
+            subprocess.Popen(
+                [*command, str(SCRIPT), "hosts", str(tmp_path)],
+                env=environment() | {"GLOO_SOCKET_IFNAME": cable},
+                cwd=tmp_path, stdout=logs[-1], stderr=subprocess.STDOUT, start_new_session=True,
+            )
+        )  # fmt: skip
+
+    def steps():
+        path = tmp_path / "steps"
+        return path.read_text().split() if path.exists() else []
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert condition(), "\n".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+
+    try:
+        wait_for(lambda: steps().count("2") >= 6)
+        for process in pids_in(hosts[1][0]):
+            os.kill(process, signal.SIGKILL)
+        wait_for(lambda: agents[0].poll() is not None)
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+        for log in logs:
+            log.close()
+    said = (tmp_path / "pyro-vae-a.log").read_text()
+    assert agents[0].returncode == 0, said[-4000:]
+    assert steps().count("1") >= 10
+    # Each epoch's end has a checkpoint: at most one epoch is taken again at each restart.
+    assert len(steps()) <= 10 * processes.STEPS + 2 * processes.STEPS
+    found = json.loads((tmp_path / "hosts-1.json").read_text())
+    assert_same_numbers(found, processes.numbers(*processes.fit(epochs=10)))
+
+
+def pids_in(namespace):
+    command = ["ip", "netns", "pids", namespace]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
 @pytest.mark.slow
 def test_the_example_trains_compiled_in_two_processes(tmp_path):
     pytest.importorskip("torch._inductor")
