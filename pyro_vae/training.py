@@ -110,7 +110,9 @@ def fit(
             of such a pair, which then says what each step does.
         train: the training data, shape `(N, *event)`; a data set draws its binarization anew. A
             tuple `(data, y, ...)` has further rows for each datum, and the programs are called
-            on `(x, y, ...)`.
+            on `(x, y, ...)`. Of a `numpy.memmap` or a zarr array only what the next steps need is
+            in memory, and rows are shuffled within windows of it (`pyro_vae.streams`); a torch
+            `DataLoader` gives batches of x, or of `(x, y, ...)`, in its own order and size.
         validation: data for early stopping and for choosing the epoch whose weights are kept.
         epochs: passes over the training data.
         batch_size: M, data in a minibatch.
@@ -159,8 +161,8 @@ def fit(
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    batch_size = min(batch_size, len(data))
-    total_steps = epochs * math.ceil(len(data) / batch_size)
+    batch_size = getattr(data.values, "batch_size", min(batch_size, len(data)))
+    total_steps = epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
@@ -224,13 +226,12 @@ def fit(
         while run.progress.stopped is None:
             now = run.progress
             run.start_epoch()
-            for index in run.batches(len(data), batch_size):
-                batch = data.draw_batch(index, generator)
+            for batch in data.batches(run.order(data, batch_size), generator):
                 loss = svi.step(*batch)
                 finite = math.isfinite(loss)
                 if finite:
-                    run.count(loss, len(index))
-                    report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
+                    run.count(loss, len(batch[0]))
+                    report(now.step, len(batch[0]), now.epoch, epochs, now.total / now.num_seen)
                 due = run.is_due()
                 ends = interrupted() is not None or now.batch == steps_per_epoch
                 # Weights that are kept, in a checkpoint or as an epoch's, are finite.
