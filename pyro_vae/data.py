@@ -238,7 +238,7 @@ class Dataset:
 
     def _feed(self, batch: Tensor) -> Tensor:
         if self.binarization == "threshold":
-            return (batch >= 128).float()
+            return _where(torch.ge, batch, 128)
         return batch.float() / 255 if batch.dtype == torch.uint8 else batch
 
     @functools.cached_property
@@ -274,7 +274,12 @@ def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:
     words.random_(-(2**63), None, generator=generator)
     quarters = words.view(torch.int16)[:count].view(pixels.shape)
     # 257 * pixel - 2^15 fits into 16 bits, and its wrapped product is the right one.
-    return (quarters < pixels.to(torch.int16).mul_(257).add_(-(2**15))).float()
+    return _where(torch.lt, quarters, pixels.to(torch.int16).mul_(257).add_(-(2**15)))
+
+
+def _where(compare: Callable[..., Tensor], one: Tensor, other: Tensor | int) -> Tensor:
+    """Return 1.0 where a comparison holds and 0.0 elsewhere, without a slow way over bools."""
+    return compare(one, other, out=torch.empty(one.shape, device=one.device))
 
 
 def as_tensor(x: Any) -> Any:
