@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.data import Dataset
 from pyro_vae.distributed import (
     check_same,
     copy_from_first,
@@ -144,18 +145,18 @@ class Run:
         """Start the clock of an epoch, or of what is left of it."""
         self.epoch_started = time.perf_counter() - self.progress.epoch_seconds
 
-    def batches(self, num_data: int, batch_size: int) -> Iterator[Tensor]:
-        """Return the indices of the epoch's minibatches that are still to come."""
+    def order(self, data: Dataset, batch_size: int) -> Iterator[Any]:
+        """Return the epoch's minibatches that are still to come, for `data.batches`."""
         now = self.generator.get_state()
         under_way = self.progress.batch > 0
         if under_way:
             self.generator.set_state(self._order_state)
         else:
             self._order_state = now
-        order = torch.randperm(num_data, generator=self.generator, device=self.generator.device)
+        order = data.order(self.generator, batch_size, self.progress.batch)
         if under_way:
             self.generator.set_state(now)
-        yield from order.split(batch_size)[self.progress.batch :]
+        return order
 
     def count(self, loss: float, num_data: int) -> None:
         """Count a step that was taken, and step the schedule."""

@@ -127,7 +127,9 @@ def fit(
             of such a pair, which then says what each step does.
         train: the training data, shape `(N, *event)`; a data set draws its binarization anew. A
             tuple `(data, y, ...)` has further rows for each datum, and the programs are called
-            on `(x, y, ...)`.
+            on `(x, y, ...)`. Of a `numpy.memmap` or a zarr array only what the next steps need is
+            in memory, and rows are shuffled within windows of it (`pyro_vae.streams`); a torch
+            `DataLoader` gives batches of x, or of `(x, y, ...)`, in its own order and size.
         validation: data for early stopping and for choosing the epoch whose weights are kept.
         epochs: passes over the training data.
         batch_size: M, data in a minibatch.
@@ -179,8 +181,8 @@ def fit(
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    batch_size = min(batch_size, len(data))
-    total_steps = epochs * math.ceil(len(data) / batch_size)
+    batch_size = getattr(data.values, "batch_size", min(batch_size, len(data)))
+    total_steps = epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
@@ -248,14 +250,15 @@ def fit(
         while run.progress.stopped is None:
             now, cut_short = run.progress, None
             run.start_epoch()
-            for index in run.batches(len(data), batch_size):
-                batch, share = own_rows(data.draw_batch(index, generator))
+            for whole in data.batches(run.order(data, batch_size), generator):
+                num_rows = len(whole[0])
+                batch, share = own_rows(whole)
                 svi.share = share if world_size() > 1 else None
                 loss = svi.step(*batch)
                 finite = math.isfinite(loss)
                 if finite:
-                    run.count(loss, len(index))
-                    report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
+                    run.count(loss, num_rows)
+                    report(now.step, num_rows, now.epoch, epochs, now.total / now.num_seen)
                 last, due = now.batch == steps_per_epoch, False
                 if last or world_size() == 1 or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
                     cut_short, due = _signal_to_any(interrupted()), from_first(run.is_due)
