@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,8 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.started = self.epoch_started = self.saved = time.perf_counter()
         self.saved_step = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyro_vae")
+        self._writing: tuple[int, Future[None]] | None = None
         self._scheduler: LRScheduler | None = None
         self._unscheduled: list[dict[str, Any]] | None = None  # the optimizer's own settings
         self._order_state = generator.get_state()  # before the epoch's permutation was drawn
@@ -176,6 +179,7 @@ class Run:
         if best and not score >= best.get("validation_elbo", -torch.inf):
             return
         progress.best = entry
+        self.finish_writing()  # the name of the next one depends on it
         if self.checkpoints is not None:
             progress.best_checkpoint = self.checkpoints.next_name()
         self._best = self._copies()
@@ -194,6 +198,7 @@ class Run:
         """
         checkpoints, failed, started = self.checkpoints, self.progress, self.started
         assert checkpoints is not None
+        self.finish_writing()
         if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
             return False
         earlier = (c for c in checkpoints.whole() if c[1]["progress"]["step"] < failed.step)
@@ -241,25 +246,41 @@ class Run:
         return self.checkpoints is not None and age >= self.checkpoint_seconds
 
     def save(self) -> None:
-        """Write a checkpoint; where the disk refuses, warn and leave the older ones.
+        """Begin to write a checkpoint; where the disk refuses, warn and leave the older ones.
 
         It has the random states of all processes, and is for any number of them.
         """
         if self.checkpoints is None:
             return
+        self.finish_writing()
         self.share_buffers()
         tensors, state = self._snapshot()
+        self.saved, step = time.perf_counter(), self.progress.step
+        if is_first():
+            write, best = self.checkpoints.write, self.progress.best_checkpoint
+            self._writing = step, self._writer.submit(write, tensors, state, best)
+        else:
+            self.saved_step = step
+
+    def finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written, while steps are taken."""
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
         try:
-            if is_first():
-                self.checkpoints.write(tensors, state, self.progress.best_checkpoint)
-            self.saved_step = self.progress.step
+            writing.result()
+            self.saved_step = step
         except OSError as error:
             warnings.warn(
-                f"the checkpoint of step {self.progress.step} cannot be written ({error}); "
-                f"training goes on, the last one is of step {self.saved_step}",
+                f"the checkpoint of step {step} cannot be written ({error}); training goes on, "
+                f"the last one is of step {self.saved_step}",
                 stacklevel=2,
             )
-        self.saved = time.perf_counter()
+
+    def close(self) -> None:
+        """End the writing of checkpoints."""
+        self.finish_writing()
+        self._writer.shutdown()
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         self.progress.seconds = self.seconds

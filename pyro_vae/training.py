@@ -237,6 +237,7 @@ def fit(
         run = Run(
             svi, programs, generator, few, schedule, total_steps, checkpoints, checkpoint_seconds
         )
+        held.callback(run.close)  # before the folder is free for another run
         if checkpoints is not None:
             # Compiled sums are rounded otherwise: such a run would not go on bit for bit.
             settled = settings | {"patience": patience, "compile": svi.compile}
@@ -299,6 +300,7 @@ def fit(
             if now.stopped is None and (cut_short or _signal_to_any(interrupted())):
                 now.stopped = "interrupted"
         now = run.progress
+        run.finish_writing()
         run.restore_best()
         settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
         settings["num_processes"] = world_size()
