@@ -20,6 +20,7 @@ from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
+from pyro_vae.products import FastLayers
 from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk
 
 DESCRIPTIONS = {
@@ -150,7 +151,7 @@ def evaluate(
     shown = console.is_terminal if progress is None else progress
     chunks: list[dict[str, Tensor]] = []
     bar = Progress(console=console, disable=not shown, transient=True)
-    with torch.random.fork_rng(), bar:
+    with torch.random.fork_rng(), bar, FastLayers():
         task = bar.add_task("evaluating", total=len(dataset))
         sampler = Sampler(pair, dataset.batch(slice(2)))
         torch.manual_seed(seed)

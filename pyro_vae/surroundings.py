@@ -103,8 +103,8 @@ class Surroundings:
                 key.append((str(read[2]), by_value))
         self._key = tuple(key)
         groups: dict[Any, tuple[list[Any], list[Any], list[Any]]] = {}
-        for (read, owner, name), held in zip(self._reads, self._held, strict=True):
-            entries = groups.setdefault(read, ([], [], []))
+        for (function, owner, name), held in zip(self._reads, self._held, strict=True):
+            entries = groups.setdefault(function, ([], [], []))
             for entry, value in zip(entries, (owner, name, held), strict=True):
                 entry.append(value)
         self._groups = [(read, *entries) for read, entries in groups.items()]
