@@ -1,0 +1,70 @@
+"""Matrix products by oneDNN, and sums of log densities by products: the same numbers."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyro_vae import products
+from pyro_vae.distributions import Bits
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1000)
+    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: True)
+
+
+def test_products_are_torchs(fast):
+    a, b, bias = torch.randn(30, 50), torch.randn(50, 20), torch.randn(20)
+    for left in (a, a.t().contiguous().t()):
+        for right in (b, b.t().contiguous().t()):
+            torch.testing.assert_close(products.product(left, right), a @ b)
+            torch.testing.assert_close(products.product(left, right, bias), a @ b + bias)
+    assert products.product(a.double(), b.double()) is NotImplemented
+    assert products.product(a[:1], b[:, :1]) is NotImplemented
+
+
+def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
+    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: False)
+    assert products.product(torch.ones(200, 200), torch.ones(200, 200)) is NotImplemented
+
+
+def test_layers_are_fast_without_gradients_only(fast, monkeypatch):
+    taken = []
+    real = products.product
+    monkeypatch.setattr(products, "product", lambda *args: taken.append(1) or real(*args))
+    x, layer = torch.randn(3, 5, 40), torch.nn.Linear(40, 30)
+    expected = layer(x)
+    with products.FastLayers():
+        assert torch.equal(layer(x), expected)
+        assert not taken
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), expected)
+            torch.testing.assert_close(F.linear(x[0, 0], layer.weight), x[0, 0] @ layer.weight.T)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 784), (4, 1, 28, 28), (3, 7), (5, 113), (2, 3, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_the_bits_of_an_event_have_the_sum_of_their_log_densities(shape, dtype, tolerance):
+    logits = 20 * torch.randn(shape, dtype=dtype)
+    value = (torch.rand(shape[1:]) < 0.5).to(dtype)
+    bits = Bits(logits=logits, validate_args=False)
+    expected = bits.log_prob(value).double().flatten(1).sum(1)
+    event = bits.to_event(len(shape) - 1)
+    with torch.no_grad():
+        actual = event.log_prob(value)
+        wider = event.expand((2, shape[0])).log_prob(value)
+    assert actual.shape == event.batch_shape == (shape[0],)
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(wider, actual.expand(2, -1))
+    torch.testing.assert_close(event.log_prob(value), actual)
+
+
+def test_bits_that_are_certain():
+    logits = torch.tensor([[torch.inf, -torch.inf], [-torch.inf, 100.0], [torch.nan, 0.0]])
+    event = Bits(logits=logits, validate_args=False).to_event(1)
+    with torch.no_grad():
+        right, wrong, unknown = event.log_prob(torch.tensor([1.0, 0.0]))
+    assert (right, wrong) == (0, -torch.inf)
+    assert unknown.isnan()
