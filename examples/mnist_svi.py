@@ -3,6 +3,7 @@
     python examples/mnist_svi.py                   20 latents, a few minutes on two cores
     python examples/mnist_svi.py --latent-dim 2    draws the latent manifold of Figure 4
     python examples/mnist_svi.py --prior vamp --guide full-normal    other parts; see --help
+    torchrun --nproc-per-node 2 examples/mnist_svi.py    two processes, or machines
 
 The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three parts that can be
 swapped; `SVI` with `Trace_ELBO` trains them. The first choice of each kind is the paper's.
@@ -16,12 +17,13 @@ from typing import Annotated, Literal
 import torch
 import typer
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from rich import print
+from rich.console import Console
 from torch.optim.lr_scheduler import OneCycleLR
 from typer import Option
 
 import pyro_vae as pv
 
+print = Console(quiet=not pv.distributed.is_first()).print
 Prior = Literal["standard-normal", "mixture", "vamp", "flow"]
 Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal", "discretized-logistic"]
 Guide = Literal["diagonal-normal", "full-normal", "flow"]
@@ -35,9 +37,7 @@ def main(
     objective: Annotated[Objective, Option(help="The bound to climb, with L particles")] = "elbo",
     data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
     data_root: Annotated[Path | None, Option(help="Its folder, or else $PYRO_VAE_DATA")] = None,
-    binarize: Annotated[
-        str | None, Option(help="dynamic (for bernoulli), static, threshold or none (for others)")
-    ] = None,
+    binarize: Annotated[str | None, Option(help="dynamic, static, threshold or none")] = None,
     epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
     latent_dim: Annotated[int, Option(help="N_z, the number of latents")] = 20,
     hidden: Annotated[int, Option(help="Hidden units of encoder and decoder")] = 500,

@@ -1,11 +1,12 @@
 """Auto-Encoding Variational Bayes (Kingma & Welling, 2013) on Pyro."""
 
-from pyro_vae import data, guides, likelihoods, networks, objectives, priors
+from pyro_vae import data, distributed, guides, likelihoods, networks, objectives, priors
 from pyro_vae.annealed_importance import Annealed, ais, bidirectional
 from pyro_vae.calibration import sbc
 from pyro_vae.checkpoints import load
 from pyro_vae.checks import check
 from pyro_vae.collapse import Collapse, collapse
+from pyro_vae.distributed import DistributedError
 from pyro_vae.elpd import elpd_marginal
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.folders import CheckpointError
@@ -28,6 +29,7 @@ __all__ = [
     "Annealed",
     "CheckpointError",
     "Collapse",
+    "DistributedError",
     "Evaluation",
     "Fit",
     "Gaps",
@@ -44,6 +46,7 @@ __all__ = [
     "collapse",
     "data",
     "diagnose",
+    "distributed",
     "elpd_marginal",
     "evaluate",
     "fit",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batches import Batch
+from pyro_vae.distributed import gather
 from pyro_vae.pairs import PairError
 from pyro_vae.programs import Programs
 from pyro_vae.sites import SiteDraws, Sites
@@ -95,9 +96,14 @@ class Blocks:
         self.log_p[draws] += log_p.double().cpu().numpy()
         return {}
 
+    def forget_data(self) -> None:
+        """Leave the data of the batches so far to another process; keep the draws without data."""
+        self.log_q[:] = self.log_p[:] = 0.0
+
     def joint_stats(self) -> Variables:
         """Return the log weights and log q of all data and latents together, shape `(1, draws)`."""
-        terms = {"log_weight": self.log_p - self.log_q, "log_q": self.log_q}
+        log_p, log_q = (np.sum(gather(mine), axis=0) for mine in (self.log_p, self.log_q))
+        terms = {"log_weight": log_p - log_q, "log_q": log_q}
         stats = {name: (SAMPLE_DIMS, value[None]) for name, value in terms.items()}
         return {"sample_stats": self._unless_point_masses(stats)}
 

@@ -126,7 +126,7 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> No
         fn: Any = model.nodes[name]["fn"]
         # One datum's distribution, whose support all data share.
         if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
-            check_support(fn, data[:], name)
+            check_support(fn, data.sample(), name)
 
 
 def check_values(x: Tensor, *others: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import print
+from rich.console import Console
 from torch.optim.lr_scheduler import OneCycleLR
 from typer import Argument, Option
 
@@ -16,6 +16,7 @@ import pyro_vae as pv
 from pyro_vae import pages, plots
 from pyro_vae.folders import writable_folder
 
+print = Console(quiet=not pv.distributed.is_first()).print
 app = typer.Typer(
     help="Variational autoencoders on Pyro: train, evaluate, sample.",
     no_args_is_help=True,

@@ -61,8 +61,9 @@ class CompiledStep:
     ) -> None:
         self.capture, self.owners = capture, owners
         self.runs = self.misses = 0
-        groups = {id(owner.group): owner.group for owner in owners or ()}
-        self._groups = list(groups.values())
+        # One owner for each parameter group: what it says holds for all of the group.
+        self._heads = list({id(owner.group): owner for owner in owners or ()}.values())
+        self._groups = [owner.group for owner in self._heads]
         # Each group's learning rate and betas, by position; see `_follow_schedule`.
         self._scheduled = [
             [torch.zeros((), dtype=torch.double) for _ in scheduled(group)]
@@ -82,7 +83,7 @@ class CompiledStep:
 
     def is_current(self) -> bool:
         """Tell whether the optimizer is as it was when the program was made."""
-        return all(owner.is_current() for owner in self.owners or ())
+        return all(owner.is_current() for owner in self._heads)
 
     def in_step(self) -> bool:
         """Tell whether the parameters that had taken as many steps still have."""
@@ -95,7 +96,7 @@ class CompiledStep:
         changes nothing and returns NaN.
         """
         self._follow_schedule()
-        for owner in self.owners or ():
+        for owner in self._heads:
             owner.note_step()
         with torch.no_grad():
             results = self._compiled(*inputs, *self._tensors)

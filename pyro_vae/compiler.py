@@ -87,7 +87,7 @@ class Compiler:
         self._program = self._previous = program
         losses, gradients = program(inputs)
         if program.owners is None:
-            self._update(program, losses, gradients)
+            losses = self._update(program, losses, gradients)
         self.num_steps += 1
         return losses
 
@@ -103,6 +103,7 @@ class Compiler:
         assert program is not None
         self._previous = None
         self.num_steps -= 1
+        self.svi.any_process(True)
         set_random_state(self._random)
         loss = self.svi._eager_step(args, kwargs)
         if all(map(math.isfinite, numbers(loss))):
@@ -120,16 +121,15 @@ class Compiler:
         """Return losses in the form in which Pyro's loss returned them."""
         return values[0] if self._tuple is None else self._tuple(values)
 
-    def _update(self, program: CompiledStep, losses: list[Tensor], gradients: list[Tensor]) -> None:
-        """Let an optimizer that is not in the graph update, as Pyro does."""
-        if not all(math.isfinite(loss.item()) for loss in losses):
-            return
+    def _update(
+        self, program: CompiledStep, losses: list[Tensor], gradients: list[Tensor]
+    ) -> list[Tensor]:
+        """Let an optimizer that is not in the graph update, as Pyro does; return the losses."""
         parameters = program.capture.parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.svi.optim(parameters)
-        for parameter in parameters:
-            parameter.grad = None
+        values = self.svi.update(numbers(tuple(losses)), parameters)
+        return [torch.tensor(value, dtype=torch.double) for value in values]
 
     # -- which program ----------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Compiler:
         tolerance = self._tolerance(recorded.parameters)
         self._compare(recorded, inputs, loss, gradients, tolerance, after)
         with self._restored():
-            outside = self.update_outside
+            outside = self.update_outside or self.svi.share is not None
             owners = None if outside else owners_of(self.svi.optim, recorded.parameters)
             try:
                 return CompiledStep(recorded, inputs, owners, tolerance)

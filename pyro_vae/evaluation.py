@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pyro_vae.checks import check_data
 from pyro_vae.data import Data, as_dataset
+from pyro_vae.distributed import dealt, is_first
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
-from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk
+from pyro_vae.sites import untouched
+from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk, seed_chunk
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -123,6 +125,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a pair on data by `num_samples` draws from the guide for each datum.
 
+    Several processes (`torchrun`) share the data, and each returns all scores: those of one alone.
     Memory is bounded by a chunk of draws and data, whatever their number; where even that is not to
     be had, chunks are halved, with a warning. A data set whose binarization is dynamic is scored on
     its fixed draws, the same for every model.
@@ -148,25 +151,33 @@ def evaluate(
     rows, draws = data_per_chunk(dataset.event_shape, num_samples), min(num_samples, CHUNK_DRAWS)
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
-    chunks: list[dict[str, Tensor]] = []
-    bar = Progress(console=console, disable=not shown, transient=True)
-    with torch.random.fork_rng(), bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-        sampler = Sampler(pair, dataset.batch(slice(2)))
-        torch.manual_seed(seed)
-        start = 0
-        while start < len(dataset):
+    bar = Progress(console=console, disable=not (shown and is_first()), transient=True)
+    task = bar.add_task("evaluating", total=len(dataset))
+
+    def score(chunk: range) -> dict[str, Tensor]:
+        nonlocal rows, draws
+        parts: list[dict[str, Tensor]] = []
+        start = chunk.start
+        while start < chunk.stop:
+            stop = min(start + rows, chunk.stop)
             try:
-                batch = dataset.batch(slice(start, start + rows))
-                chunks.append(_scores(sampler, batch, num_samples, draws))
+                seed_chunk(seed, start)
+                batch = dataset.batch(slice(start, stop))
+                parts.append(_scores(sampler, batch, num_samples, draws))
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 rows, draws = _smaller(rows, draws, error)
                 continue
-            start += rows
-            bar.update(task, completed=start)
-    scores = {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
+            start = stop
+        bar.update(task, completed=chunk.stop)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    with untouched(), bar:
+        sampler = Sampler(pair, dataset.batch(slice(2)))
+        chunks = [range(i, min(i + rows, len(dataset))) for i in range(0, len(dataset), rows)]
+        found = list(dealt(chunks, score))
+    scores = {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
     check_finite(scores["log_likelihood"])
     return Evaluation(
         **scores,

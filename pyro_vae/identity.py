@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Dataset
 from pyro_vae.folders import CheckpointError
+from pyro_vae.streams import Loaded
 
 OBJECTIVE_STATE = ("num_steps", "max_plate_nesting")  # what Beta counts, and what Pyro guesses
 
@@ -34,11 +35,16 @@ def describe(
 
 
 def _fingerprint(data: Dataset) -> str:
-    """Return the SHA-256 of data and context, and of how they are fed."""
+    """Return the SHA-256 of data and context, and of how they are fed.
+
+    Of arrays on disk a sample of the rows counts, of a `DataLoader` the shape alone.
+    """
     kind = [(str(rows.dtype), tuple(rows.shape)) for rows in (data.values, *data.context)]
     digest = hashlib.sha256(repr((kind, data.binarization, data.seed)).encode())
     for rows in (data.values, *data.context):
-        for chunk in rows.split(4096):
+        if isinstance(rows, Loaded):
+            continue
+        for chunk in (rows if isinstance(rows, Tensor) else rows.some()).split(4096):
             digest.update(chunk.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 import xarray as xr
 
+from pyro_vae.batches import Batch
 from pyro_vae.blocks import Blocks
 from pyro_vae.data import Dataset, as_tensor
+from pyro_vae.distributed import dealt, from_first, is_first
 from pyro_vae.programs import Programs
 from pyro_vae.sites import untouched
-from pyro_vae.trees import Labels, TreeWriter
+from pyro_vae.traces import seed_chunk
+from pyro_vae.trees import Labels, TreeWriter, Variables
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
 PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
@@ -50,6 +53,7 @@ def from_pyro_svi(
     - `observed_data`; `posterior_predictive`: the observed sites drawn anew;
     - on request `prior`, `prior_predictive`, and `log_prior` at the posterior's draws.
 
+    Several processes (`torchrun`) share the batches; each returns the tree that one alone returns.
     Data are run batch by batch and draws in chunks, so that memory holds little more than the
     result, or with `store` a block of it. Modules are in evaluation mode; their mode, the random
     state and Pyro's parameter store are left as they were found.
@@ -83,15 +87,24 @@ def from_pyro_svi(
     attrs = _attributes(model, guide, model_args)
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
-    with torch.no_grad(), untouched(seed):
+    base = from_first(_draw_seed) if seed is None else seed
+    with torch.no_grad(), untouched(base):
         programs = Programs(model, guide, args, kwargs, obs_plate=obs_plate)
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
         blocks = Blocks(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
-        for batch in programs.batches(rows):
-            variables = blocks.collect(batch)
-            if writer.num_data == 0:
+        batches = list(enumerate(programs.batches(rows)))
+
+        def collect(item: tuple[int, Batch]) -> Variables:
+            seed_chunk(base, item[0])
+            return blocks.collect(item[1])
+
+        if not is_first():
+            collect(batches[0])  # what belongs to no datum is drawn with the first batch
+            blocks.forget_data()
+        for (place, batch), variables in zip(batches, dealt(batches, collect), strict=True):
+            if place == 0:
                 plate = programs.data_plate
                 labels.check(variables, {} if plate is None else {plate: programs.num_data})
             writer.add(variables, len(batch.indices) - batch.repeated)
@@ -99,6 +112,12 @@ def from_pyro_svi(
             writer.add(blocks.joint_stats())
     blocks.warn()
     return writer.finish()
+
+
+def _draw_seed() -> int:
+    """Draw a seed from torch's random state, which stays as it is."""
+    with torch.random.fork_rng():
+        return int(torch.randint(2**32, ()))
 
 
 def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:

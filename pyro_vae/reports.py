@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.data import Dataset
+from pyro_vae.distributed import is_first
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.folders import write_json
 from pyro_vae.inspection import from_pyro_svi
@@ -38,6 +39,7 @@ def report(
 ) -> Evaluation:
     """Score a trained VAE on test data and write all that there is to see into the folder `out`.
 
+    Several processes (`torchrun`) score together, and the first one writes.
     Writes `metrics.json`, the model (`model/`), posterior draws of some test data for ArviZ
     (`posterior.nc`), and for image data the pictures: `learning_curve.png`, `samples.png`,
     `reconstructions.png`, `latents.png`, and `manifold.png` for two latents (Kingma & Welling
@@ -52,12 +54,8 @@ def report(
         seed: of the draws.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
-    vae.save(out / "model")
-    write_metrics(out / "metrics.json", vae, fit, scores)
-    device = device_of(vae.model, vae.guide)
-    test = test.to(device)
+    test = test.to(device_of(vae.model, vae.guide))
     shown = test[: min(SHOWN, len(test))]
     tree = from_pyro_svi(
         vae.model,
@@ -66,6 +64,11 @@ def report(
         num_samples=500,
         seed=seed,
     )
+    if not is_first():
+        return scores
+    out.mkdir(parents=True, exist_ok=True)
+    vae.save(out / "model")
+    write_metrics(out / "metrics.json", vae, fit, scores)
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
     tree.to_netcdf(out / "posterior.nc")

@@ -20,6 +20,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.data import Dataset
+from pyro_vae.distributed import (
+    check_same,
+    copy_from_first,
+    from_first,
+    gather,
+    is_first,
+    rank,
+    world_size,
+)
 from pyro_vae.folders import CheckpointError
 from pyro_vae.identity import (
     OBJECTIVE_STATE,
@@ -30,7 +40,7 @@ from pyro_vae.identity import (
     versions,
 )
 from pyro_vae.parts import evaluating
-from pyro_vae.runs import Checkpoints
+from pyro_vae.runs import Checkpoint, Checkpoints
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
 MAX_BACKTRACKS = 5  # then the learning rate is 1/32 of what was asked for
@@ -94,6 +104,9 @@ class Run:
         self._unscheduled: list[dict[str, Any]] | None = None  # the optimizer's own settings
         self._order_state = generator.get_state()  # before the epoch's permutation was drawn
         self._met = self._meet_parameters(batch)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        check_same("parameters and buffers", shapes)
+        copy_from_first(self.tensors().values())
         self._best = self._copies()
 
     @property
@@ -111,32 +124,39 @@ class Run:
         Raises:
             CheckpointError: when all are damaged, or the newest is of another run.
         """
-        assert self.checkpoints is not None
         self.settings = json.loads(json.dumps(settings))
+        check_same("settings", self.settings)
+        checkpoint = from_first(lambda: self._found(resume))
+        if checkpoint is not None:
+            self.restore(*checkpoint)
+
+    def _found(self, resume: bool) -> Checkpoint | None:
+        assert self.checkpoints is not None
         if not resume:
             self.checkpoints.set_aside()
-        elif (checkpoint := self.checkpoints.newest()) is not None:
-            self.restore(*checkpoint)
-        else:
+            return None
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
             folder = self.checkpoints.path.parent
             print(f"{folder} has no checkpoint: training starts at step 0", file=sys.stderr)
+        return checkpoint
 
     def start_epoch(self) -> None:
         """Start the clock of an epoch, or of what is left of it."""
         self.epoch_started = time.perf_counter() - self.progress.epoch_seconds
 
-    def batches(self, num_data: int, batch_size: int) -> Iterator[Tensor]:
-        """Return the indices of the epoch's minibatches that are still to come."""
+    def order(self, data: Dataset, batch_size: int) -> Iterator[Any]:
+        """Return the epoch's minibatches that are still to come, for `data.batches`."""
         now = self.generator.get_state()
         under_way = self.progress.batch > 0
         if under_way:
             self.generator.set_state(self._order_state)
         else:
             self._order_state = now
-        order = torch.randperm(num_data, generator=self.generator, device=self.generator.device)
+        order = data.order(self.generator, batch_size, self.progress.batch)
         if under_way:
             self.generator.set_state(now)
-        yield from order.split(batch_size)[self.progress.batch :]
+        return order
 
     def count(self, loss: float, num_data: int) -> None:
         """Count a step that was taken, and step the schedule."""
@@ -172,19 +192,20 @@ class Run:
         Returns:
             Whether it did: not after `MAX_BACKTRACKS` times, nor where no step can be taken anew.
         """
-        assert self.checkpoints is not None
-        failed, started = self.progress, self.started
+        checkpoints, failed, started = self.checkpoints, self.progress, self.started
+        assert checkpoints is not None
         if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
             return False
-        for tensors, state in self.checkpoints.whole():
-            if state["progress"]["step"] < failed.step:
-                self.restore(tensors, state)
-                self.started = started  # what was in vain has taken its time all the same
-                rate_factor = failed.rate_factor / 2
-                _scale_rates(self.svi.optim.optimizer, rate_factor / self.progress.rate_factor)
-                self.progress.rate_factor = rate_factor
-                return True
-        return False
+        earlier = (c for c in checkpoints.whole() if c[1]["progress"]["step"] < failed.step)
+        checkpoint = from_first(lambda: next(earlier, None))
+        if checkpoint is None:
+            return False
+        self.restore(*checkpoint)
+        self.started = started  # what was in vain has taken its time all the same
+        rate_factor = failed.rate_factor / 2
+        _scale_rates(self.svi.optim.optimizer, rate_factor / self.progress.rate_factor)
+        self.progress.rate_factor = rate_factor
+        return True
 
     def not_finite(self) -> str | None:
         """Name a parameter that is not finite or a buffer with NaN (infinite ones are masks)."""
@@ -209,18 +230,28 @@ class Run:
             named.setdefault(tensor, f"param.{name}")
         return {name: tensor for tensor, name in named.items()}
 
+    def share_buffers(self) -> None:
+        """Give buffers, which each process changes by its own rows, those of the first process."""
+        tensors = self.tensors().values()
+        copy_from_first(tensor for tensor in tensors if not tensor.requires_grad)
+
     def is_due(self) -> bool:
         """Tell whether the last checkpoint is `checkpoint_seconds` old."""
         age = time.perf_counter() - self.saved
         return self.checkpoints is not None and age >= self.checkpoint_seconds
 
     def save(self) -> None:
-        """Write a checkpoint; where the disk refuses, warn and leave the older ones."""
+        """Write a checkpoint; where the disk refuses, warn and leave the older ones.
+
+        It has the random states of all processes, and is for any number of them.
+        """
         if self.checkpoints is None:
             return
+        self.share_buffers()
         tensors, state = self._snapshot()
         try:
-            self.checkpoints.write(tensors, state, self.progress.best_checkpoint)
+            if is_first():
+                self.checkpoints.write(tensors, state, self.progress.best_checkpoint)
             self.saved_step = self.progress.step
         except OSError as error:
             warnings.warn(
@@ -306,9 +337,7 @@ class Run:
             for key in OBJECTIVE_STATE:
                 if key in entries:
                     setattr(objective, key, entries[key])
-        torch.set_rng_state(saved["random/torch"])
-        if self.generator.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random/cuda"], self.generator.device)
+        self._restore_noise(saved)
         self.generator.set_state(saved["random/data"])
         self._order_state = saved["random/order"]
         self.progress = progress
@@ -395,14 +424,28 @@ class Run:
         return [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
 
     def _random_states(self) -> dict[str, Tensor]:
-        states = {
-            "torch": torch.get_rng_state(),
-            "data": self.generator.get_state(),
-            "order": self._order_state,
-        }
+        states = {"data": self.generator.get_state(), "order": self._order_state}
+        for number, state in enumerate(gather(self._noise_states())):
+            states |= {f"{name}{number or ''}": value for name, value in state.items()}
+        return states
+
+    def _noise_states(self) -> dict[str, Tensor]:
+        """Return the random states that each process has for itself."""
+        states = {"torch": torch.get_rng_state()}
         if self.generator.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.generator.device)
         return states
+
+    def _restore_noise(self, saved: dict[str, Tensor]) -> None:
+        number = rank() or ""
+        if f"random/torch{number}" in saved:
+            torch.set_rng_state(saved[f"random/torch{number}"])
+            if self.generator.device.type == "cuda":
+                state = saved[f"random/cuda{number}"]
+                torch.cuda.set_rng_state(state, self.generator.device)
+        else:  # of more processes than before
+            torch.set_rng_state(saved["random/torch"])
+            torch.manual_seed(int(torch.randint(2**62, (world_size(),))[rank()]))
 
     def _meet_parameters(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Run both programs once; return their parameters by the names that they have there."""

@@ -8,6 +8,7 @@ before every step; where one has changed, another trace has to stand for the pro
 import builtins
 import functools
 import itertools
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ class Surroundings:
         self._held: list[Any] = []
         self._last: list[Any] | None = None
         self._key: tuple[Any, ...] = ()
+        # The reads by their function: owners, names, and the objects that were read last.
+        self._groups: list[tuple[Callable[..., Any], list[Any], list[Any], list[Any]]] = []
         self.modules: list[nn.Module] = []
 
     def key(self) -> tuple[Any, ...]:
@@ -46,11 +49,23 @@ class Surroundings:
         Numbers, strings and what is in lists and dictionaries count by value, other objects only
         as themselves.
         """
+        if self._untouched():
+            return self._key
         values = self._read()
         if values != self._last:
             self._collect()
             self._last = self._read()
         return self._key
+
+    def _untouched(self) -> bool:
+        """Tell whether every read gives the very object that it gave, as it does in most steps."""
+        try:
+            return bool(self._groups) and all(
+                all(map(operator.is_, map(read, owners, names), held))
+                for read, owners, names, held in self._groups
+            )
+        except (LookupError, AttributeError, ValueError):  # something is gone
+            return False
 
     def difference(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
         """Name what differs between two keys."""
@@ -87,6 +102,12 @@ class Surroundings:
                 by_value = child if kind in ATOMS else kind if kind in CONTAINERS else id(child)
                 key.append((str(read[2]), by_value))
         self._key = tuple(key)
+        groups: dict[Any, tuple[list[Any], list[Any], list[Any]]] = {}
+        for (reader, owner, name), held in zip(self._reads, self._held, strict=True):
+            entries = groups.setdefault(reader, ([], [], []))
+            for entry, value in zip(entries, (owner, name, held), strict=True):
+                entry.append(value)
+        self._groups = [(reader, *entries) for reader, entries in groups.items()]
 
 
 def _get(read: Callable[[Any, Any], Any], owner: Any, name: Any) -> Any:
@@ -122,11 +143,11 @@ def _visible(value: Any) -> Iterator[Read]:
         )
     elif isinstance(value, dict) and len(value) <= LIMIT:
         yield from ((dict.get, value, key) for key in value)
-        yield _length, value, "len"
+        yield operator.length_hint, value, 0
     elif isinstance(value, list | tuple) and len(value) <= LIMIT:
         kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
         yield from ((kind, value, i) for i in range(len(value)))
-        yield _length, value, "len"
+        yield operator.length_hint, value, 0
     elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
         if not _from_library(type(value)):
             yield from ((dict.get, vars(value), name) for name in vars(value))
@@ -162,10 +183,6 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:  # functions inside the function
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
-
-
-def _length(value: Any, _: str) -> int:
-    return len(value)
 
 
 def _from_library(value: Any) -> bool:

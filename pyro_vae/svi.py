@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae import distributed
 from pyro_vae.annealing import Beta
 from pyro_vae.compiler import Compiler, numbers
 from pyro_vae.lowering import can_compile
@@ -76,6 +77,8 @@ class SVI(pyro.infer.SVI):
         # that keeps its order, which would otherwise differ from process to process.
         self.parameters: dict[Tensor, None] = {}
         self.trained: set[Tensor] = set()
+        # This process's share of the minibatch, where several processes take each step together.
+        self.share: float | None = None
         self._compiler = Compiler(self, loss, at_once=compile is True)
         if compile is False or (compile == "auto" and not can_compile()):
             self._compiler.enabled = False
@@ -139,13 +142,33 @@ class SVI(pyro.infer.SVI):
 
     def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         loss, parameters = self.gradients(args, kwargs)
-        values = numbers(loss)
+        values = self.update(numbers(loss), parameters)
+        if not all(map(math.isfinite, values)) and self.any_process(False):
+            return self._eager_step(args, kwargs)  # as those do whose program declined the step
+        return type(loss)(values) if isinstance(loss, tuple) else values[0]
+
+    def update(self, values: tuple[float, ...], parameters: list[Tensor]) -> tuple[float, ...]:
+        """Let the optimizer update parameters by their gradients, which are None afterwards.
+
+        Where several processes take the step, losses and gradients are averaged over them first.
+
+        Returns:
+            The losses; where one is not finite, nothing was updated.
+        """
+        if self.share is not None:
+            parameters = list(self.parameters)
+            values = distributed.average(values, parameters, self.share)
+            parameters = [p for p in parameters if p.grad is not None]
         if all(map(math.isfinite, values)):
             self.optim(parameters)
         self.trained.update(p for p in parameters if p.grad is not None)
         for parameter in parameters:
             parameter.grad = None
-        return type(loss)(values) if isinstance(loss, tuple) else values[0]
+        return values
+
+    def any_process(self, compiled: bool) -> bool:
+        """Tell whether the step was a compiled one, in any of the processes that took it."""
+        return compiled if self.share is None else any(distributed.gather(compiled))
 
     def gradients(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """Run the bound and its backward pass; return its loss and the parameters that have sites.

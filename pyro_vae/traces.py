@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -125,6 +127,14 @@ def data_per_chunk(event_shape: Iterable[int], num_samples: int) -> int:
     """Return how many data of this shape `log_weights` should take at a time."""
     rows = max(1, CHUNK_ELEMENTS // max(1, math.prod(event_shape)))
     return max(1, rows // min(num_samples, CHUNK_DRAWS))
+
+
+def seed_chunk(seed: int, place: int) -> None:
+    """Seed the noise of the chunk of data that begins at `place`, whoever runs it, and when.
+
+    So several processes draw what one would draw. Call it where the random state is restored.
+    """
+    pyro.set_rng_seed(int(np.random.SeedSequence([seed, place]).generate_state(1)[0]))
 
 
 def batch_of(data: Data) -> Batch:

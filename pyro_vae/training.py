@@ -6,16 +6,14 @@ lets the optimizer climb. What is reported is in nats per datum.
 
 import contextlib
 import functools
-import logging
 import math
 import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +23,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,20 +30,37 @@ from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
 from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.distributed import (
+    check_same,
+    dealt,
+    from_first,
+    gather,
+    is_first,
+    own_device,
+    own_rows,
+    rank,
+    was_restarted,
+    world_size,
+)
 from pyro_vae.folders import writable_folder, write_json
 from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
+from pyro_vae.progress import training_bar
 from pyro_vae.resuming import Run, Schedule
 from pyro_vae.runs import Checkpoints, opened
+from pyro_vae.signals import interruptible
+from pyro_vae.sites import untouched
 from pyro_vae.svi import SVI, Compile, Precision
-from pyro_vae.traces import Sampler, data_per_chunk
+from pyro_vae.traces import Sampler, data_per_chunk, seed_chunk
 from pyro_vae.updates import OptimizerFactory, TorchOptim
 
 # Compiling takes ten seconds or so, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
+# Of several processes; asking each other takes some tenths of a millisecond.
+STEPS_BETWEEN_AGREEMENTS = 10
 
 
 class TrainingError(RuntimeError):
@@ -105,12 +117,19 @@ def fit(
 ) -> Fit:
     """Train a model/guide pair by stochastic variational inference.
 
+    Started by `torchrun`, every process takes its rows of each minibatch, on its own noise, and
+    gradients are averaged: batch size, objective and history mean what they mean for one process.
+    The first one writes and shows progress. A group that torchrun starts again, because a process
+    was lost, goes on from the last checkpoint in `out`.
+
     Args:
         pair: anything with `.model` and `.guide` that take a batch, such as a `VAE`; or an `SVI`
             of such a pair, which then says what each step does.
         train: the training data, shape `(N, *event)`; a data set draws its binarization anew. A
             tuple `(data, y, ...)` has further rows for each datum, and the programs are called
-            on `(x, y, ...)`.
+            on `(x, y, ...)`. Of a `numpy.memmap` or a zarr array only what the next steps need is
+            in memory, and rows are shuffled within windows of it (`pyro_vae.streams`); a torch
+            `DataLoader` gives batches of x, or of `(x, y, ...)`, in its own order and size.
         validation: data for early stopping and for choosing the epoch whose weights are kept.
         epochs: passes over the training data.
         batch_size: M, data in a minibatch.
@@ -124,7 +143,8 @@ def fit(
         patience: stop after so many epochs without a better validation ELBO; never by default.
         seed: of the order of the data, their binarization and the noise. The same seed gives the
             same numbers; torch's global random state is left as it was found.
-        device: where to train, such as `"cuda"`; by default where the pair's parameters are.
+        device: where to train, such as `"cuda"`, of which each process of a machine takes its own;
+            by default where the pair's parameters are.
         compile: compile the step (`pv.SVI`); `"auto"` does so in runs of at least 5,000 steps,
             which earn back the time that compiling takes. Not with an `SVI`, which has its own.
         precision: `"fp32"`, or `"bf16"` for the networks' layers (`pv.SVI`); not with an `SVI`.
@@ -148,19 +168,21 @@ def fit(
             when the run to resume had other settings or data.
         TrainingError: when the loss or a parameter stops being finite; the last good weights are
             kept.
+        DistributedError: when the processes of a group were not started alike.
     """
     if on_nan not in ("stop", "backtrack"):
         raise ValueError(f"on_nan must be 'stop' or 'backtrack', got {on_nan!r}")
     _check_settings(epochs, batch_size, num_particles, patience, validation, objective)
     programs = (pair.model, pair.guide)
-    torch_device = device_of(*programs) if device is None else resolve_device(device)
+    kind = device_of(*programs) if device is None else resolve_device(device)
+    torch_device = own_device(kind)
     for program in programs:
         if isinstance(program, nn.Module):
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    batch_size = min(batch_size, len(data))
-    total_steps = epochs * math.ceil(len(data) / batch_size)
+    batch_size = getattr(data.values, "batch_size", min(batch_size, len(data)))
+    total_steps = epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
@@ -179,9 +201,11 @@ def fit(
         )
     if out is not None and isinstance(pair, Part):
         describe_part(pair)  # what cannot be saved is better said before it is trained
-    folder = None if out is None else writable_folder(out)
+    folder = None if out is None else from_first(lambda: writable_folder(out))
 
-    noise_seed, data_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+    # The order of the data is common to all processes, the noise is each one's own.
+    states = np.random.SeedSequence(seed).generate_state(1 + world_size(), np.uint64)
+    data_seed, noise_seeds = states[1], np.delete(states, 1)
     generator = torch.Generator(data.values.device).manual_seed(int(data_seed))
 
     settings = {
@@ -193,20 +217,22 @@ def fit(
         "objective": type(svi.objective).__name__,
         "num_particles": getattr(svi.objective, "num_particles", 1),
         "seed": seed,
-        "device": str(torch_device),
+        "device": str(kind),
         "precision": svi.precision,
     }
+    check_same("settings", settings)
     curve = "train_elbo" if is_elbo(svi.objective) else "train_objective"
     with (
-        _checkpoints(folder, on_nan) as checkpoints,
+        contextlib.ExitStack() as held,
         torch.random.fork_rng(),
         pyro.validation_enabled(False),  # `check` has validated all that is static
         warnings.catch_warnings(),
-        _interruptible(also_sigterm=folder is not None) as interrupted,
-        _progress_bar(progress, total_steps) as report,
+        interruptible(also_sigterm=folder is not None) as interrupted,
+        training_bar(progress if is_first() else False, total_steps) as report,
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error of its own
-        torch.manual_seed(int(noise_seed))
+        checkpoints = from_first(lambda: held.enter_context(_checkpoints(folder, on_nan)))
+        torch.manual_seed(int(noise_seeds[rank()]))
         few = data.batch(slice(2))
         run = Run(
             svi, programs, generator, few, schedule, total_steps, checkpoints, checkpoint_seconds
@@ -215,24 +241,28 @@ def fit(
             # Compiled sums are rounded otherwise: such a run would not go on bit for bit.
             settled = settings | {"patience": patience, "compile": svi.compile}
             identity = describe(svi, programs, total_steps, data, held_out)
-            run.open(settled | identity, resume)
+            run.open(settled | identity, resume or was_restarted())
             if run.progress.step and run.progress.stopped is None:
-                svi.prepare(*data.batch(slice(batch_size)))
+                svi.prepare(*own_rows(data.batch(slice(batch_size)))[0])
             if on_nan == "backtrack" and not run.progress.step:
                 run.save()  # to have something to go back to
         steps_per_epoch = total_steps // epochs
         while run.progress.stopped is None:
-            now = run.progress
+            now, cut_short = run.progress, None
             run.start_epoch()
-            for index in run.batches(len(data), batch_size):
-                batch = data.draw_batch(index, generator)
+            for whole in data.batches(run.order(data, batch_size), generator):
+                num_rows = len(whole[0])
+                batch, share = own_rows(whole)
+                svi.share = share if world_size() > 1 else None
                 loss = svi.step(*batch)
                 finite = math.isfinite(loss)
                 if finite:
-                    run.count(loss, len(index))
-                    report(now.step, len(index), now.epoch, epochs, now.total / now.num_seen)
-                due = run.is_due()
-                ends = interrupted() is not None or now.batch == steps_per_epoch
+                    run.count(loss, num_rows)
+                    report(now.step, num_rows, now.epoch, epochs, now.total / now.num_seen)
+                last, due = now.batch == steps_per_epoch, False
+                if last or world_size() == 1 or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
+                    cut_short, due = _signal_to_any(interrupted()), from_first(run.is_due)
+                ends = cut_short is not None or last
                 # Weights that are kept, in a checkpoint or as an epoch's, are finite.
                 parameter = run.not_finite() if finite and (due or ends) else None
                 if parameter or not finite:
@@ -244,7 +274,7 @@ def fit(
                     run.save()
             if run.progress is not now:
                 continue  # it went back
-            cut_short = interrupted()
+            run.share_buffers()
             if cut_short:
                 run.save()  # before the epoch is closed: it goes on when the run is resumed
             epoch = now.epoch
@@ -258,7 +288,7 @@ def fit(
             if on_nan == "backtrack":
                 entry["rate_factor"] = now.rate_factor
             if held_out is not None:
-                entry |= _validate(sampler, held_out, int(noise_seed))
+                entry |= _validate(sampler, held_out, int(noise_seeds[0]))
             run.end_epoch(entry)
             if not cut_short:
                 if patience is not None and epoch - now.best["epoch"] >= patience:
@@ -266,14 +296,15 @@ def fit(
                 elif epoch == epochs:
                     now.stopped = "finished"
                 run.save()
-            if interrupted() and now.stopped is None:
+            if now.stopped is None and (cut_short or _signal_to_any(interrupted())):
                 now.stopped = "interrupted"
         now = run.progress
         run.restore_best()
         settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
+        settings["num_processes"] = world_size()
         assert now.stopped is not None
         result = Fit(now.history, now.best, now.stopped, now.step, run.seconds, settings)
-        if folder is not None:
+        if folder is not None and is_first():
             _write_results(pair, result, folder)
             if now.stopped == "interrupted":
                 _say_how_to_resume(run, folder)
@@ -281,6 +312,11 @@ def fit(
         sys.stdout.flush()
         signal.raise_signal(signal.SIGTERM)  # now to whoever handled it before, or to the end
     return result
+
+
+def _signal_to_any(own: int | None) -> int | None:
+    """Return the signal that asks one of the processes to end, if any."""
+    return next((number for number in gather(own) if number is not None), None)
 
 
 @contextlib.contextmanager
@@ -378,14 +414,15 @@ def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
 
     Global latents are drawn from the guide; their KL divergence belongs to the training data.
     """
-    total: list[Tensor] = []
     rows = data_per_chunk(data.event_shape, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(data), rows):
-            batch = data.batch(slice(start, start + rows))
-            total.append(sampler.log_weights(batch, 1).log_weights[0])
-    elbo = torch.cat(total).double()
+
+    def score(start: int) -> Tensor:
+        seed_chunk(seed, start)
+        batch = data.batch(slice(start, start + rows))
+        return sampler.log_weights(batch, 1).log_weights[0].double().cpu()
+
+    with untouched():
+        elbo = torch.cat(list(dealt(range(0, len(data), rows), score)))
     se = elbo.std().item() / math.sqrt(len(elbo)) if len(elbo) > 1 else math.nan
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
 
@@ -402,11 +439,12 @@ def _handle_nan(
     )
     if on_nan == "backtrack" and run.backtrack():
         there = run.progress
-        print(
-            f"{failure}; back at step {there.step}, with {there.rate_factor:g} times the learning "
-            "rate",
-            file=sys.stderr,
-        )
+        if is_first():
+            print(
+                f"{failure}; back at step {there.step}, with {there.rate_factor:g} times the "
+                "learning rate",
+                file=sys.stderr,
+            )
         return
     if run.not_finite() is None:
         kept = "the weights of the step before are kept"
@@ -429,74 +467,3 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
                     if not torch.isfinite(fn.log_prob(node["value"])).all():
                         return f"site {name!r} of the {role} has a log density that is not finite"
     return "each site's log density is finite, and their sum or its gradient overflows"
-
-
-@contextlib.contextmanager
-def _interruptible(also_sigterm: bool) -> Iterator[Callable[[], int | None]]:
-    """Turn the first Ctrl-C into a request to end in order; a second one interrupts at once.
-
-    So with SIGTERM, where it is asked for. What is yielded returns the signal that came, if any.
-    """
-    came: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        restore()
-        came.append(signum)
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def first() -> int | None:
-        return came[0] if came else None
-
-    if threading.current_thread() is not threading.main_thread():
-        yield first  # signals reach the main thread only
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM] if also_sigterm else [signal.SIGINT]
-    previous = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield first
-    finally:
-        restore()
-
-
-@contextlib.contextmanager
-def _progress_bar(show: bool | None, total_steps: int) -> Iterator[Callable[..., None]]:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:,.0f} data/s"),
-        TimeRemainingColumn(),
-        TextColumn("ELBO {task.fields[elbo]:.2f} nats per datum"),
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal if show is None else show),
-        refresh_per_second=4,
-    )
-    task = bar.add_task("", total=total_steps, epoch="", rate=0.0, elbo=math.nan)
-    started, seen = time.perf_counter(), 0
-    # What takes long beside the steps, such as compiling, is said above the bar.
-    log, handler = logging.getLogger("pyro_vae"), RichHandler(
-        console=console, show_time=False, show_level=False, show_path=False
-    )  # fmt: skip
-    level = log.level
-
-    def report(step: int, num_data: int, epoch: int, epochs: int, elbo: float) -> None:
-        nonlocal seen
-        seen += num_data
-        rate = seen / (time.perf_counter() - started)
-        bar.update(task, completed=step, epoch=f"{epoch}/{epochs}", rate=rate, elbo=elbo)
-
-    with bar:
-        if not bar.disable:
-            log.addHandler(handler)
-            log.setLevel(logging.INFO)
-        try:
-            yield report
-        finally:
-            log.removeHandler(handler)
-            log.setLevel(level)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pyro_vae.distributed import from_first, is_first
+
 SAMPLE_DIMS = ("chain", "draw")
 # group -> variable -> (dims, values)
 Variables = dict[str, dict[str, tuple[tuple[str, ...], np.ndarray]]]
@@ -127,7 +129,7 @@ class TreeWriter:
             dataset.attrs = self.attrs
             if self.store is None:
                 self.blocks.setdefault(group, []).append(dataset)
-            else:
+            elif is_first():
                 self._append(group, dataset)
         self.num_data += num_data
 
@@ -137,10 +139,13 @@ class TreeWriter:
         along = None if first or self.plate not in dataset.dims else self.plate
         dataset.to_zarr(self.store, group=group, mode="a", append_dim=along, consolidated=False)
 
+    def _write_root(self) -> None:
+        xr.Dataset(attrs=self.attrs).to_zarr(self.store, mode="a", consolidated=False)
+
     def finish(self) -> xr.DataTree:
         """Return the tree; from a store, its arrays are read when they are looked at."""
         if self.store is not None:
-            xr.Dataset(attrs=self.attrs).to_zarr(self.store, mode="a", consolidated=False)
+            from_first(self._write_root)
             return xr.open_datatree(self.store, engine="zarr", consolidated=False)
         groups = {name: self._together(blocks) for name, blocks in self.blocks.items()}
         tree = xr.DataTree.from_dict(groups)

@@ -36,6 +36,7 @@ EXAMPLES = {
         "run",
     ],
     "svi_to_arviz.py": [],
+    "lightning_ddp.py": ["--data", "mnist-5k", "--epochs", "1"],
 }
 # A proxy that nobody listens at: the example finds no network, whatever the machine has.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
@@ -183,6 +184,18 @@ def test_a_first_look_draws_its_picture(tmp_path, name, picture):
     assert done.returncode == 0, done.stderr
     assert picture in done.stdout.replace("\n", "")
     assert (tmp_path / "runs" / name / picture).stat().st_size > 1000
+
+
+def test_lightning_trains_the_pair_on_two_processes(tmp_path):
+    pytest.importorskip("lightning")
+    path = ROOT / "examples/lightning_ddp.py"
+    assert len(path.read_text().splitlines()) < 60
+    done = run([path, *EXAMPLES["lightning_ddp.py"], "--out", "run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("KL(q(z|x)") == 1  # of two processes one prints
+    assert (tmp_path / "run/samples.png").stat().st_size > 5000
+    (elbo,) = re.findall(r"ELBO\s*│ (-\d+\.\d+)", done.stdout)
+    assert -230 < float(elbo) < -100  # fair coins score -543
 
 
 @pytest.mark.parametrize(

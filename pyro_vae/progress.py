@@ -1,0 +1,51 @@
+"""The bar of a training run: epoch, rate, time left, the bound so far."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def training_bar(show: bool | None, total_steps: int) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error, by default where that is a terminal; yield its `report`."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:,.0f} data/s"),
+        TimeRemainingColumn(),
+        TextColumn("ELBO {task.fields[elbo]:.2f} nats per datum"),
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal if show is None else show),
+        refresh_per_second=4,
+    )
+    task = bar.add_task("", total=total_steps, epoch="", rate=0.0, elbo=math.nan)
+    started, seen = time.perf_counter(), 0
+    # What takes long beside the steps, such as compiling, is said above the bar.
+    log, handler = logging.getLogger("pyro_vae"), RichHandler(
+        console=console, show_time=False, show_level=False, show_path=False
+    )  # fmt: skip
+    level = log.level
+
+    def report(step: int, num_data: int, epoch: int, epochs: int, elbo: float) -> None:
+        nonlocal seen
+        seen += num_data
+        rate = seen / (time.perf_counter() - started)
+        bar.update(task, completed=step, epoch=f"{epoch}/{epochs}", rate=rate, elbo=elbo)
+
+    with bar:
+        if not bar.disable:
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
+        try:
+            yield report
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
