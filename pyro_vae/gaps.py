@@ -6,7 +6,9 @@ Cremer, Li & Duvenaud (2018), eq. 7 and 8, for q* the best member of the family 
                           approximation gap         amortization gap
 
 The family is what the guide makes of any output of its encoder: q* is found for each datum by
-gradient ascent of its ELBO over that output, from the encoder's own.
+stochastic gradient ascent of its ELBO over that output, from the encoder's own. Noise of the
+gradients keeps the steps around q*, so that their mean is taken, the later ones weighing more
+(Shamir & Zhang 2013, polynomial-decay averaging).
 """
 
 import contextlib
@@ -74,7 +76,7 @@ def gaps(
     encoder: nn.Module | None = None,
     num_steps: int = 200,
     num_particles: int = 8,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.1,
     num_samples: int = 1000,
     seed: int = 0,
 ) -> Gaps:
@@ -85,9 +87,9 @@ def gaps(
         x: shape `(num_data, *event)`.
         encoder: the module of the guide whose output, one row for each datum, gives the parameters
             of q; by default `pair.guide.posterior.encoder`, as in a `VAE`.
-        num_steps: of Adam for each datum, at a rate that falls to zero along a cosine.
+        num_steps: of Adam for each datum.
         num_particles: draws for each datum and step.
-        learning_rate: the highest, in units of the encoder's output.
+        learning_rate: of Adam, in units of the encoder's output: no step is much longer.
         num_samples: draws for each datum for the bounds and log p(x).
         seed: of the draws; the random state is left as it was found. No parameter changes.
 
@@ -108,11 +110,15 @@ def gaps(
         sampler = Sampler(pair, data[:2])
         for start in range(0, len(data), rows):
             batch = data[start : start + rows]
-            before = _scores(sampler, batch, num_samples)
-            output = _optimize(sampler, encoder, batch, num_steps, num_particles, learning_rate)
-            with outputs(encoder, output):
-                after = _scores(sampler, batch, num_samples)
-            chunks.append((before[0], *after))
+            first = _encoded(sampler, encoder, batch)
+            with outputs(encoder, first):
+                before = sampler.log_weights(batch, num_samples, num_particles).log_weights
+            best = _optimize(
+                sampler, encoder, batch, first, num_steps, num_particles, learning_rate
+            )
+            with outputs(encoder, best):
+                after = sampler.log_weights(batch, num_samples, num_particles).log_weights
+            chunks.append((elbo(before), elbo(after), importance_bound(after), pareto_khat(after)))
     names = ("elbo", "best_elbo", "log_likelihood", "khat")
     columns = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]
     return Gaps(**dict(zip(names, columns, strict=True)))
@@ -122,17 +128,18 @@ def _optimize(
     sampler: Sampler,
     encoder: nn.Module,
     x: Tensor,
+    first: tuple[Tensor, ...],
     num_steps: int,
     num_particles: int,
     learning_rate: float,
 ) -> tuple[Tensor, ...]:
-    """Return the encoder's outputs that maximize the ELBO of each datum."""
-    leaves = [leaf.clone().requires_grad_() for leaf in _encoded(sampler, encoder, x)]
+    """Return the encoder's outputs that maximize the ELBO of each datum, from the first ones."""
+    leaves = [output.clone().requires_grad_() for output in first]
+    means = [output.clone() for output in first]
     # Each datum's ELBO depends on its own row, and Adam scales each number by its own gradients:
     # all data are optimized at once as they would be alone.
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for _ in range(num_steps):
+    for step in range(num_steps):
         with outputs(encoder, tuple(leaves)):
             loss = -sampler.rsample(x, num_particles).log_weights.mean(0).sum()
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
@@ -144,8 +151,10 @@ def _optimize(
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         optimizer.step()
-        schedule.step()
-    return tuple(leaf.detach() for leaf in leaves)
+        for mean, leaf in zip(means, leaves, strict=True):
+            # Of n steps so far, step t weighs t (t + 1): where the search began is forgotten.
+            mean.lerp_(leaf.detach(), 3 / (step + 3))
+    return tuple(means)
 
 
 def _encoded(sampler: Sampler, encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
@@ -175,8 +184,3 @@ def outputs(encoder: nn.Module, output: tuple[Tensor, ...]) -> Iterator[None]:
         yield
     finally:
         del encoder.forward
-
-
-def _scores(sampler: Sampler, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    weights = sampler.log_weights(x, num_samples).log_weights
-    return elbo(weights), importance_bound(weights), pareto_khat(weights)

@@ -137,6 +137,15 @@ def test_density_is_the_textbooks(likelihood, z, x, expected):
     assert log_prob.item() == pytest.approx(expected.sum(), abs=1e-9)
 
 
+def test_log_sigmoid_has_the_value_and_gradient_of_torchs():
+    logits = torch.tensor([0.0, 1e-3, -1e-3, 2, -2, 17, -17, 90, -90, 1e30, -1e30, torch.inf])
+    logits.requires_grad_()
+    ours, theirs = distributions.log_sigmoid(logits), nn.functional.logsigmoid(logits)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("loc", [-3.0, 0.0, 0.501, 1.0, 40.0])
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 10.0])
 def test_discretized_logistic_is_the_difference_of_distribution_functions(loc, scale):
