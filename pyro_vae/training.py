@@ -49,7 +49,8 @@ from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
 from pyro_vae.progress import training_bar
-from pyro_vae.resuming import Run, Schedule
+from pyro_vae.rates import Schedule
+from pyro_vae.resuming import Run
 from pyro_vae.runs import Checkpoints, opened
 from pyro_vae.signals import interruptible
 from pyro_vae.sites import untouched

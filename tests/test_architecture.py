@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
-    | {"progress", "streams", "products"},
+    | {"progress", "streams", "products", "rates"},
     {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms", "sites", "arguments", "lowering", "updates", "hmc", "trees", "signals"},
     {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
