@@ -50,6 +50,28 @@ def steps(rounds: int) -> dict[str, Result]:
     return {size: measure(Size(size), rounds, blocks[size]) for size in STEPS}
 
 
+def profile(rounds: int) -> dict[str, Result]:
+    """Where the microseconds of a compiled step go, by torch's profiler, which adds some itself."""
+    results: dict[str, Result] = {}
+    for size in (BASE, Size("784-200-10:20")):
+        x, count = size.data(), 60 * rounds
+        with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+            step = ours(size.vae())
+            repeat(step, x, 110)  # beyond the steps that are compared with Pyro's
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            started = time.perf_counter()
+            repeat(step, x, count)
+            total = (time.perf_counter() - started) / count * 1e6
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        parts = {
+            f"{e.key[:40]} {e.key[40:][-8:]}": {"median": e.self_cpu_time_total / count}
+            for e in events[:12]
+        }
+        rest = total - sum(part["median"] for part in parts.values())
+        results[size.name] = parts | {"the rest": {"median": rest}, "total": {"median": total}}
+    return results
+
+
 def growth(rounds: int) -> dict[str, Result]:
     """A compiled step as batch, particles and latents grow, beside a hand-written one."""
     results: dict[str, Result] = {}
@@ -309,8 +331,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 UNITS = {
-    "steps": "us a step", "growth": "us a step", "rows": "us a step", "epochs": "s",
-    "evaluation": "s", "memory": "MB", "compiling": "s",
+    "steps": "us a step", "profile": "us a step", "growth": "us a step", "rows": "us a step",
+    "epochs": "s", "evaluation": "s", "memory": "MB", "compiling": "s",
 }  # fmt: skip
 
 
@@ -326,6 +348,7 @@ def main(
     chosen = {name: python for name, python in peers.items() if python}
     sections: dict[str, Callable[[int], dict[str, Result]]] = {
         "steps": steps,
+        "profile": profile,
         "growth": growth,
         "rows": rows,
         "epochs": functools.partial(epochs, peers=chosen),
