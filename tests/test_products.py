@@ -1,10 +1,11 @@
 """Matrix products by oneDNN, and sums of log densities by products: the same numbers."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_vae import products
+from pyro_vae import lowering, products
 from pyro_vae.distributions import Bits
 
 
@@ -59,6 +60,21 @@ def test_the_bits_of_an_event_have_the_sum_of_their_log_densities(shape, dtype, 
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(wider, actual.expand(2, -1))
     torch.testing.assert_close(event.log_prob(value), actual)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
+def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
+    """Not even far out, where 1 + exp(-|x|) rounds to 1; against twice the precision."""
+    x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([0.0, 1e-8, -1e-8])]).to(dtype)
+    actual, _ = lowering._log_sigmoid(x)
+    u = np.exp(-np.abs(x.numpy().astype(np.longdouble)))
+    expected = np.minimum(x.numpy().astype(np.longdouble), 0) - np.log1p(u)
+    error = np.abs(actual.numpy().astype(np.longdouble) - expected)
+    tiny = np.finfo(actual.numpy().dtype).tiny  # below, exp flushes to zero
+    assert (error <= 4 * eps * np.abs(expected) + tiny).all()
+    certain, _ = lowering._log_sigmoid(torch.tensor([torch.inf, -torch.inf, torch.nan]))
+    assert certain[:2].tolist() == [0, -torch.inf]
+    assert certain[2].isnan()
 
 
 def test_bits_that_are_certain():
