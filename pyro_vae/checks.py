@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
 from pyro_vae.sites import is_enumerated

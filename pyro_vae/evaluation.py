@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.checks import check_data
-from pyro_vae.data import Data, as_dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.distributed import dealt, is_first
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.folders import CheckpointError
 from pyro_vae.streams import Loaded
 

@@ -19,7 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.distributed import (
     check_same,
     copy_from_first,

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
-from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.datasets import Data, Dataset, as_dataset
 from pyro_vae.distributed import (
     check_same,
     dealt,

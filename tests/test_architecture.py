@@ -7,9 +7,9 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
     | {"progress", "streams", "products", "rates"},
-    {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
+    {"networks", "datasets", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms", "sites", "arguments", "lowering", "updates", "hmc", "trees", "signals"},
-    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
+    {"data", "checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
     {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
     {"likelihoods", "traces", "resuming"},
