@@ -118,7 +118,12 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> No
     check(pair, data.batch(slice(8)), objective=objective)
     if data.values.dtype == torch.uint8:
         return  # a data set's own pixels: in range by construction
-    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        evaluating(pair.model, pair.guide),
+        pyro.validation_enabled(False),
+    ):
         first = data.batch(slice(1))
         guide = poutine.trace(pair.guide).get_trace(*first)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)

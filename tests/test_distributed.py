@@ -91,6 +91,13 @@ def test_the_noise_is_each_process_own(alone, together):
     assert not set(first) & set(second)
 
 
+def test_running_statistics_are_those_of_the_first_process(alone, together):
+    (one,), (first, second) = alone["buffers"], together["buffers"]
+    assert first == second
+    assert all(first[0])  # the running mean began at 0
+    assert first[0] != one[0]  # of its own rows, not of all
+
+
 def test_each_process_says_what_is_wrong_in_one(together):
     first, second = together["errors"]
     assert first[0] == second[0]
