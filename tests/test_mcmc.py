@@ -1,5 +1,7 @@
 """Chains draw from the exact posterior of the linear-Gaussian VAE, and show what a guide lacks."""
 
+import functools
+
 import arviz_plots
 import arviz_stats
 import numpy as np
@@ -8,9 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro.infer import HMC
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.mcmc import KERNELS
 from tests.linear_gaussian import linear_vae
 from tests.pairs import EXACT_PAIRS
 from tests.test_diagnostics import spoilt
@@ -47,6 +51,32 @@ def test_mean_and_covariance_are_those_of_the_exact_posterior(kernel):
     assert not tree["sample_stats/diverging"].any()
 
 
+def on_a_line():
+    """z ~ N(0, 1), x|z ~ N(z, 4), hence z|x ~ N(x/5, 4/5): the prior weighs more than x."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 5, 0.8**0.5))
+
+    return pv.Pair(model, guide)
+
+
+def test_prior_and_likelihood_weigh_what_they_should():
+    x = torch.tensor([-10.0, 10.0], dtype=torch.float64)
+    tree = pv.mcmc_draws(on_a_line(), x, num_samples=400, warmup_steps=100, num_chains=1)
+    centred = tree["posterior/z"] - xr.DataArray(x.numpy() / 5, dims="data")
+    for error in (centred, centred**2 - 0.8):
+        mcse = arviz_stats.mcse(error)
+        assert (np.abs(error.mean(("chain", "draw"))) < 5 * mcse).all()
+        # Without the prior the mean is 8 off, with half of the likelihood 0.9.
+        assert (mcse < 0.15).all()
+
+
 def test_a_guide_too_narrow_is_as_much_narrower_than_the_chains():
     vae, x = spoilt(scale=0.4)
     tree = pv.mcmc_draws(vae, x[:1], num_samples=400, warmup_steps=100, num_chains=1, kernel="hmc")
@@ -64,8 +94,8 @@ def few(pair, x, **settings):
 
 def test_the_tree_has_the_names_of_from_pyro_svi():
     vae, x = linear_vae()
-    tree = few(vae, pv.data.Dataset(x[:3]), num_chains=2)
-    svi = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x[:3],), num_samples=12, seed=0)
+    tree = few(vae, pv.data.Dataset(x[:3]), num_chains=2, seed=3)
+    svi = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x[:3],), num_samples=12, seed=3)
     for name in ("posterior/z", "sample_stats/log_weight"):
         drawn, expected = tree[f"encoder/{name}"], svi[name]
         assert drawn.dims == expected.dims
@@ -82,6 +112,56 @@ def test_the_tree_has_the_names_of_from_pyro_svi():
     assert len(np.unique(tree["sample_stats/step_size"])) == 6
     plot = arviz_plots.plot_forest({"MCMC": tree, "encoder": tree["encoder"]})
     assert list(plot.viz.children)
+
+
+def with_steps_of(size):
+    """Pyro's HMC with one step of this size, which stays."""
+    return functools.partial(
+        HMC, step_size=size, num_steps=1, adapt_step_size=False, adapt_mass_matrix=False
+    )
+
+
+def test_each_draw_stands_in_its_place(monkeypatch):
+    """Chains that do not move stay where the guide puts each latent."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
+            with pyro.plate("time", x.shape[1], dim=-1):
+                rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+                pyro.sample("x", dist.Exponential(rate), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(-x[:, None], 1e-9).to_event(1))
+            with pyro.plate("time", x.shape[1], dim=-1):
+                pyro.sample("rate", dist.LogNormal(x.log(), 1e-9))
+
+    monkeypatch.setitem(KERNELS, "nuts", with_steps_of(1e-9))
+    x = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(2, 3)
+    tree = few(pv.Pair(model, guide), x, num_chains=2)
+    for name, dim, expected in (("z", "latent_dim", -x), ("rate", "time", x)):
+        draws = tree[f"posterior/{name}"]
+        np.testing.assert_allclose(draws, expected.expand(2, 6, 2, 3), atol=1e-6)
+        assert draws.dims == ("chain", "draw", "data", dim)
+
+
+def test_a_chain_is_the_same_with_others_beside_it():
+    vae, x = linear_vae()
+    alone, beside = few(vae, x[:1], num_chains=1), few(vae, x[:1], num_chains=2)
+    for name in ("posterior/z", "sample_stats/diverging", "sample_stats/step_size"):
+        first, second = beside[name][:1], beside[name][1:]
+        np.testing.assert_array_equal(first, alone[name])
+        assert name == "sample_stats/diverging" or not np.isin(second, first).any()
+    assert not np.isin(few(vae, x[:1], kernel="hmc")["posterior/z"], beside["posterior/z"]).any()
+
+
+def test_divergences_are_reported_at_their_draws(monkeypatch):
+    monkeypatch.setitem(KERNELS, "nuts", with_steps_of(1e3))
+    stats = few(on_a_line(), torch.ones(2, dtype=torch.float64))["sample_stats"]
+    assert stats["diverging"].all()
+    assert (stats["acceptance_rate"] == 0).all()
+    assert (stats["step_size"] == 1e3).all()
 
 
 def test_a_chain_leaves_everything_as_it_was():
@@ -104,22 +184,6 @@ def test_a_chain_leaves_everything_as_it_was():
     assert all(parameter.grad is None for parameter in vae.parameters())
     xr.testing.assert_identical(one, few(vae, x[:1], num_chains=1))
     assert not one["posterior/z"].equals(few(vae, x[:1], num_chains=1, seed=1)["posterior/z"])
-
-
-def test_a_plate_on_the_right_of_the_data_and_a_positive_latent():
-    def model(x):
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("time", x.shape[1], dim=-1):
-            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
-            pyro.sample("x", dist.Exponential(rate), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("time", x.shape[1], dim=-1):
-            pyro.sample("rate", dist.Gamma(x.new_tensor(3.0), 1.0 + x))
-
-    tree = few(pv.Pair(model, guide), torch.rand(2, 3, dtype=torch.float64) + 0.1, num_chains=1)
-    assert tree["posterior/rate"].dims == ("chain", "draw", "data", "time")
-    assert tree["posterior/rate"].shape == (1, 6, 2, 3)
-    assert (tree["posterior/rate"] > 0).all()
 
 
 def binary(x):
