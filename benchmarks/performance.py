@@ -212,7 +212,7 @@ def epochs(rounds: int, peers: dict[str, str]) -> dict[str, Result]:
 
 def evaluation(rounds: int) -> dict[str, Result]:
     """Scoring with K = 5000 draws, beside the decoder's matrix products alone, in seconds."""
-    count, draws, chunk = 32, 5000, 2560
+    count, draws, chunk = 64, 5000, 2560
     vae, x = BASE.vae(), BASE.data()[:count]
     z, weights = torch.rand(chunk, BASE.latent_dim), torch.rand(BASE.latent_dim, BASE.hidden[0])
     hidden, others = torch.rand(chunk, BASE.hidden[0]), torch.rand(BASE.hidden[0], 784)

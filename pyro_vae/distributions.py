@@ -68,11 +68,11 @@ class _SumOfLogSigmoids(torch.autograd.Function):
     def forward(ctx: Any, margin: Tensor, ndims: int) -> Tensor:
         ctx.save_for_backward(margin)
         together = _SumOfLogSigmoids.TOGETHER
+        linear = margin.clamp(max=0).flatten(-ndims).sum(-1)  # its memory serves again below
         factors = margin.abs().sigmoid_().flatten(-ndims)
         even = factors.shape[-1] // together * together
         products = factors[..., :even].unflatten(-1, (-1, together)).prod(-1)
         rest = factors[..., even:].prod(-1)
-        linear = margin.clamp(max=0).flatten(-ndims).sum(-1)
         return linear + products.log().sum(-1) + rest.log()
 
     @staticmethod
