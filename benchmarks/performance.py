@@ -82,11 +82,13 @@ def growth(rounds: int) -> dict[str, Result]:
         blocks = {}
         for size in map(Size, names):
             for engine, step in {HAND: hand_written(size), OURS: ours(size.vae())}.items():
+                repeat(step, size.data(), 5)
                 blocks[f"{size.name}, {engine}"] = functools.partial(repeat, step, size.data(), 10)
         results[what] = interleaved(blocks, rounds, 10)
     blocks = {}
     for particles in (1, 8):
         step = ours(BASE.vae(), particles=particles)
+        repeat(step, BASE.data(), 5)
         blocks[f"K = {particles}"] = functools.partial(repeat, step, BASE.data(), 5)
     results["particles"] = interleaved(blocks, rounds, 5)
     return results
