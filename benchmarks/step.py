@@ -3,16 +3,18 @@
     python benchmarks/step.py                          all sizes, some minutes
     python benchmarks/step.py --sizes 784-400-20:128   400 hidden units, 20 latents, batch 128
 
-A Bernoulli VAE with one tanh layer in encoder and decoder. Each engine takes a block of steps in
-turn, round after round, so that the machine's swings fall on all alike; medians over the rounds are
-compared as ratios to the hand-written step.
+A Bernoulli VAE, by default with one tanh layer in encoder and decoder. Each engine takes a block of
+steps in turn, round after round, so that the machine's swings fall on all alike; medians over the
+rounds are compared as ratios to the hand-written step.
 """
 
 import functools
+import itertools
 import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +24,11 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 import typer
 from pyro.infer import Trace_ELBO
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from typer import Option
@@ -35,23 +37,67 @@ import pyro_vae as pv
 
 Step = Callable[[Tensor], Any]
 SIZES = ["784-400-20:128", "784-500-20:100", "784-200-10:20"]
+HAND, OURS = "hand-written, fused Adam", "pv.SVI, compiled"
 adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 
-def make_vae(hidden: int, latent_dim: int) -> pv.VAE:
-    """Build the pair that all of Pyro's engines train."""
-    torch.manual_seed(0)
-    return pv.VAE(
-        pv.priors.StandardNormal(latent_dim),
-        pv.likelihoods.Bernoulli(pv.networks.MLP(latent_dim, [hidden], (784,))),
-        pv.guides.DiagonalNormal(pv.networks.MLP((784,), [hidden], 2 * latent_dim)),
-    )
+@dataclass(frozen=True)
+class Size:
+    """A pair of networks and a batch: `784-400-20:128`, `784-200-200-50:512`, `conv-20:128`."""
+
+    name: str
+
+    @property
+    def batch(self) -> int:
+        """Data in a minibatch."""
+        return int(self.name.partition(":")[2])
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of latents."""
+        return int(self.name.partition(":")[0].split("-")[-1])
+
+    @property
+    def hidden(self) -> list[int]:
+        """Sizes of the hidden layers; none for convolutions."""
+        return [int(size) for size in self.name.partition(":")[0].split("-")[1:-1]]
+
+    def data(self) -> Tensor:
+        """Return a minibatch of sparse bits."""
+        shape = (1, 28, 28) if self.name.startswith("conv") else (784,)
+        generator = torch.Generator().manual_seed(0)
+        return (torch.rand(self.batch, *shape, generator=generator) < 0.2).float()
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Return an encoder to 2 * latent_dim numbers and a decoder."""
+        torch.manual_seed(0)
+        if self.name.startswith("conv"):
+            shape, channels = (1, 28, 28), [16, 32]
+            encoder = pv.networks.ConvEncoder(shape, channels, 2 * self.latent_dim)
+            return encoder, pv.networks.ConvDecoder(self.latent_dim, channels[::-1], shape)
+        return (
+            pv.networks.MLP((784,), self.hidden, 2 * self.latent_dim),
+            pv.networks.MLP(self.latent_dim, self.hidden[::-1], (784,)),
+        )
+
+    def vae(self) -> pv.VAE:
+        """Build the pair that all of Pyro's engines train."""
+        encoder, decoder = self.networks()
+        prior = pv.priors.StandardNormal(self.latent_dim)
+        likelihood = pv.likelihoods.Bernoulli(decoder)
+        return pv.VAE(prior, likelihood, pv.guides.DiagonalNormal(encoder))
 
 
-def matrix_products(hidden: int, latent_dim: int, batch: int) -> Step:
+def matrix_products(size: Size) -> Step:
     """The products of the step alone: three a layer, two for the first."""
-    sizes = [(784, hidden), (hidden, 2 * latent_dim), (latent_dim, hidden), (hidden, 784)]
-    layers = [(torch.rand(batch, m), torch.rand(m, n), torch.rand(batch, n)) for m, n in sizes]
+    ends = [784, *size.hidden], [size.latent_dim, *size.hidden[::-1]]
+    sizes = [
+        *itertools.pairwise([*ends[0], 2 * size.latent_dim]),
+        *itertools.pairwise([*ends[1], 784]),
+    ]
+    layers = [
+        (torch.rand(size.batch, m), torch.rand(m, n), torch.rand(size.batch, n)) for m, n in sizes
+    ]
 
     def step(_: Tensor) -> None:
         for i, (x, weight, gradient) in enumerate(layers):
@@ -62,17 +108,16 @@ def matrix_products(hidden: int, latent_dim: int, batch: int) -> Step:
     return step
 
 
-def hand_written(hidden: int, latent_dim: int, *, compile: bool) -> Step:
+def hand_written(size: Size, *, compile: bool = False, bf16: bool = False) -> Step:
     """The step as it is written without a framework."""
-    torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Linear(784, hidden), nn.Tanh(), nn.Linear(hidden, 2 * latent_dim))
-    decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.Tanh(), nn.Linear(hidden, 784))
+    encoder, decoder = size.networks()
     optimizer = adam([*encoder.parameters(), *decoder.parameters()])
 
     def loss_of(x: Tensor) -> Tensor:
-        loc, log_scale = encoder(x).chunk(2, -1)
-        scale = log_scale.exp()
-        logits = decoder(loc + scale * torch.randn_like(loc))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loc, log_scale = encoder(x).float().chunk(2, -1)
+            scale = log_scale.exp()
+            logits = decoder(loc + scale * torch.randn_like(loc)).float()
         kl = 0.5 * (loc.square() + scale.square() - 1 - 2 * log_scale).sum()
         nll = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         return (nll + kl) / len(x)
@@ -89,9 +134,24 @@ def hand_written(hidden: int, latent_dim: int, *, compile: bool) -> Step:
     return step
 
 
-def stock(vae: pv.VAE, *, validate: bool) -> Step:
-    """Return the step of `pyro.infer.SVI`, as everyone uses it."""
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+def stock(size: Size, name: str, *, validate: bool, loss: Any = None) -> Step:
+    """Return the step of `pyro.infer.SVI` on programs as Pyro's tutorial writes them."""
+    encoder, decoder = size.networks()
+
+    def model(x: Tensor) -> None:
+        pyro.module(f"{name} decoder", decoder)
+        with pyro.plate("data", len(x)):
+            prior = dist.Normal(x.new_zeros(len(x), size.latent_dim), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(x.dim() - 1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module(f"{name} encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss or Trace_ELBO())
 
     def step(x: Tensor) -> Any:
         with pyro.validation_enabled(validate):
@@ -100,9 +160,10 @@ def stock(vae: pv.VAE, *, validate: bool) -> Step:
     return step
 
 
-def ours(vae: pv.VAE, *, compile: bool) -> Step:
+def ours(vae: pv.VAE, *, compile: bool = True, particles: int = 1, **settings: Any) -> Step:
     """Return the step of `pv.SVI`."""
-    svi = pv.SVI(vae.model, vae.guide, adam, Trace_ELBO(), compile=compile)
+    elbo = Trace_ELBO(particles, vectorize_particles=particles > 1)
+    svi = pv.SVI(vae.model, vae.guide, adam, elbo, compile=compile, **settings)
 
     def step(x: Tensor) -> Any:
         with pyro.validation_enabled(False):  # as in pv.fit
@@ -111,71 +172,94 @@ def ours(vae: pv.VAE, *, compile: bool) -> Step:
     return step
 
 
-def engines(hidden: int, latent_dim: int, batch: int) -> dict[str, Step]:
-    """Return every engine's step for a network of this size."""
-    vae = functools.partial(make_vae, hidden, latent_dim)
-    return {
-        "matrix products alone": matrix_products(hidden, latent_dim, batch),
-        "hand-written, fused Adam": hand_written(hidden, latent_dim, compile=False),
-        "hand-written, torch.compile": hand_written(hidden, latent_dim, compile=True),
-        "Pyro's SVI": stock(vae(), validate=True),
-        "Pyro's SVI, validation off": stock(vae(), validate=False),
-        "pv.SVI, eager": ours(vae(), compile=False),
-        "pv.SVI, compiled": ours(vae(), compile=True),
+def engines(size: Size) -> dict[str, Step]:
+    """Return every engine's step for networks of this size."""
+    pyro.clear_param_store()
+    jit = pyro.infer.JitTrace_ELBO(ignore_jit_warnings=True)
+    products = {"matrix products alone": matrix_products(size)} if size.hidden else {}
+    return products | {
+        HAND: hand_written(size),
+        "hand-written, bf16": hand_written(size, bf16=True),
+        "hand-written, torch.compile": hand_written(size, compile=True),
+        "Pyro's SVI": stock(size, "validated", validate=True),
+        "Pyro's SVI, validation off": stock(size, "plain", validate=False),
+        "Pyro's SVI, JitTrace_ELBO": stock(size, "jit", validate=False, loss=jit),
+        "pv.SVI, eager": ours(size.vae(), compile=False),
+        OURS: ours(size.vae()),
+        "pv.SVI, compiled, bf16": ours(size.vae(), precision="bf16"),
     }
 
 
-def measure(size: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Return microseconds a step: median, quartiles, and the first steps' seconds."""
-    network, batch = size.split(":")
-    _, hidden, latent_dim = map(int, network.split("-"))
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.rand(int(batch), 784, generator=generator) < 0.2).float()
-    steps, first = engines(hidden, latent_dim, int(batch)), {}
-    for name, step in steps.items():
+def interleaved(
+    blocks: dict[str, Callable[[], None]], rounds: int, steps: int = 1
+) -> dict[str, dict[str, float]]:
+    """Run all blocks in turn; return microseconds of a step of each: median and quartiles."""
+    times: dict[str, list[float]] = {name: [] for name in blocks}
+    for _ in range(rounds):
+        for name, block in blocks.items():
+            started = time.perf_counter()
+            block()
+            times[name].append((time.perf_counter() - started) / steps * 1e6)
+    low, median, high = (
+        {n: float(np.percentile(t, q)) for n, t in times.items()} for q in (25, 50, 75)
+    )
+    return {n: {"median": median[n], "low": low[n], "high": high[n]} for n in blocks}
+
+
+def measure(size: Size, rounds: int, steps: int = 30) -> dict[str, dict[str, float]]:
+    """Return microseconds a step of each engine, their ratios, and the first steps' seconds."""
+    x, blocks, first = size.data(), {}, {}
+    for name, step in engines(size).items():
         started = time.perf_counter()
         for _ in range(5):  # Adam's state, compiling, warming up
             step(x)
         first[name] = time.perf_counter() - started
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in track(range(rounds), size, transient=True):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(30):
-                step(x)
-            times[name].append((time.perf_counter() - started) / 30 * 1e6)
-    hand = np.median(times["hand-written, fused Adam"])
-    return {
-        name: {
-            "median": float(np.median(t)),
-            "low": float(np.percentile(t, 25)),
-            "high": float(np.percentile(t, 75)),
-            "ratio": float(np.median(t) / hand),
-            "first": first[name],
-        }
-        for name, t in times.items()
-    }
+        blocks[name] = functools.partial(repeat, step, x, steps)
+    result = interleaved(blocks, rounds, steps)
+    for name, times in result.items():
+        times |= {"ratio": times["median"] / result[HAND]["median"], "first": first[name]}
+    return result
+
+
+def repeat(step: Step, x: Tensor, steps: int) -> None:
+    """Take some steps."""
+    for _ in range(steps):
+        step(x)
+
+
+def machine() -> str:
+    """Return what the figures depend on."""
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    return (
+        f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}"
+    )
+
+
+def show(console: Console, title: str, result: dict[str, dict[str, float]]) -> None:
+    """Print a table of engines."""
+    table = Table("engine", "us a step", "quartiles", "ratio", "first 5 steps", title=title)
+    for name, t in result.items():
+        quartiles, first = f"{t['low']:.0f} to {t['high']:.0f}", f"{t['first']:.1f} s"
+        table.add_row(name, f"{t['median']:.0f}", quartiles, f"{t['ratio']:.2f}", first)
+    console.print(table)
 
 
 def main(
-    sizes: Annotated[list[str], Option(help="784-HIDDEN-LATENTS:BATCH")] = SIZES,
+    sizes: Annotated[
+        list[str], Option(help="784-HIDDEN-LATENTS:BATCH, conv-LATENTS:BATCH")
+    ] = SIZES,
     rounds: Annotated[int, Option(help="Blocks of 30 steps for each engine")] = 20,
     out: Annotated[Path, Option(help="Folder for step.json and step.png")] = Path("runs/step"),
 ) -> None:
     """Time a training step of each engine."""
-    console, results = Console(), {}
-    console.print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}"
-    )
+    console = Console()
+    console.print(machine())
+    results = {}
     figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.2), layout="constrained")
     for size, axis in zip(sizes, np.atleast_1d(axes), strict=True):
-        result = results[size] = measure(size, rounds)
-        table = Table("engine", "us a step", "quartiles", "ratio", "first 5 steps", title=size)
-        for name, t in result.items():
-            quartiles, first = f"{t['low']:.0f} to {t['high']:.0f}", f"{t['first']:.1f} s"
-            table.add_row(name, f"{t['median']:.0f}", quartiles, f"{t['ratio']:.2f}", first)
-        console.print(table)
+        result = results[size] = measure(Size(size), rounds)
+        show(console, size, result)
         axis.barh(list(result), [t["ratio"] for t in result.values()])
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set(title=size, xlabel="time of the hand-written step")

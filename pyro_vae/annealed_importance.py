@@ -22,7 +22,7 @@ import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of

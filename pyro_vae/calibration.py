@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.special import chdtrc
 from torch import Tensor
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.pairs import PairLike
 from pyro_vae.sites import untouched
 from pyro_vae.traces import Sampler, data_per_chunk, simulate

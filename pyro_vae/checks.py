@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
 from pyro_vae.sites import is_enumerated, plate_nesting
@@ -122,7 +122,12 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
     table = check(pair, data.batch(slice(8)), objective=objective)
     if data.values.dtype == torch.uint8:
         return table  # a data set's own pixels: in range by construction
-    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        evaluating(pair.model, pair.guide),
+        pyro.validation_enabled(False),
+    ):
         first = data.batch(slice(1))
         guide = poutine.trace(pair.guide).get_trace(*first)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)

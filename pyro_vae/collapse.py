@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.sites import untouched

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of

@@ -1,5 +1,6 @@
 """What identifies a training run, so that another one is not taken for it when it is resumed."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.folders import CheckpointError
 from pyro_vae.streams import Loaded
 
@@ -88,6 +89,7 @@ def plain(entries: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
+@functools.cache  # it reads files for 15 ms, and each checkpoint asks
 def versions() -> dict[str, str]:
     """Return the versions on which the numbers of a run depend."""
     python = ".".join(map(str, sys.version_info[:3]))

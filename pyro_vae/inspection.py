@@ -10,7 +10,7 @@ import xarray as xr
 
 from pyro_vae.batches import Batch
 from pyro_vae.blocks import Blocks
-from pyro_vae.data import Dataset, as_tensor
+from pyro_vae.datasets import Dataset, as_tensor
 from pyro_vae.distributed import dealt, from_first, is_first
 from pyro_vae.programs import Programs
 from pyro_vae.sites import untouched

@@ -1,6 +1,5 @@
 """From a graph to machine code: what torch's compiler is to be given, and what it gives back."""
 
-import functools
 import logging
 import shutil
 import time
@@ -15,6 +14,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.capture import NotCompilable, first_line
+from pyro_vae.products import product
 
 aten = torch.ops.aten
 log = logging.getLogger("pyro_vae")
@@ -40,52 +40,12 @@ def _log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.clamp(max=0) - (w.log() - ((w - 1) - u) / w), x.new_empty(0)
 
 
-# oneDNN takes some 12 us to begin: smaller products are done by then.
-LARGE_PRODUCT = 2**21
-
-
-@functools.cache
-def _has_half_speed_blas() -> bool:
-    """Tell whether torch's BLAS leaves half of this processor idle, where oneDNN does not.
-
-    MKL's float32 products use AVX-512 on Intel's processors only: on AMD's, oneDNN takes half the
-    time (107 against 230 GFLOP/s of a core). Known from the processor and not measured, since a
-    run that is resumed must go on with the same rounding.
-    """
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    processor = torch.cpu.get_capabilities()
-    return bool(processor.get("avx512_f")) and "AMD" in str(processor.get("cpu_name"))
-
-
-def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", [], "")
-
-
-def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return a.new_empty(len(a), b.shape[1])
-
-
-# torch's compiler takes oneDNN's product for constant weights only, but any operation of ours.
-_library = torch.library.Library("pyro_vae", "DEF")
-_library.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-_library.impl("product", _onednn_product, "CPU")
-_library.impl("product", _product_shape, "Meta")
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
-    large = len(a) * b.numel() >= LARGE_PRODUCT and a.dtype == torch.float32
-    if not (large and a.device.type == "cpu" and _has_half_speed_blas()):
-        return NotImplemented
-    return torch.ops.pyro_vae.product(a, b, bias)
-
-
 def _sum_and_product(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    return _product(a, b, bias) if bias.dim() == beta == alpha == 1 else NotImplemented
+    return product(a, b, bias) if bias.dim() == beta == alpha == 1 else NotImplemented
 
 
 DECOMPOSITIONS: Any = {
-    aten.mm.default: _product,
+    aten.mm.default: product,
     aten.addmm.default: _sum_and_product,
     **get_decompositions([aten.binary_cross_entropy_with_logits, aten.log_sigmoid_backward]),
     aten.add.Tensor: _scaled(torch.add),

@@ -18,7 +18,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_vae.checks import check
-from pyro_vae.data import Data, as_dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of, evaluating

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.distributed import is_first
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.folders import write_json

@@ -9,7 +9,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,8 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.data import Dataset
+from pyro_vae.datasets import Dataset
 from pyro_vae.distributed import (
     check_same,
     copy_from_first,
@@ -40,9 +39,9 @@ from pyro_vae.identity import (
     versions,
 )
 from pyro_vae.parts import evaluating
+from pyro_vae.rates import Rates, Schedule, scale_rates
 from pyro_vae.runs import Checkpoint, Checkpoints
 
-Schedule = Callable[[Optimizer, int], LRScheduler]
 MAX_BACKTRACKS = 5  # then the learning rate is 1/32 of what was asked for
 
 
@@ -94,14 +93,14 @@ class Run:
         checkpoint_seconds: float,
     ) -> None:
         self.svi, self.programs, self.generator = svi, programs, generator
-        self.schedule, self.total_steps = schedule, total_steps
+        self.rates = Rates(schedule, total_steps)
         self.checkpoints, self.checkpoint_seconds = checkpoints, checkpoint_seconds
         self.progress = Progress()
         self.settings: dict[str, Any] = {}
         self.started = self.epoch_started = self.saved = time.perf_counter()
         self.saved_step = 0
-        self._scheduler: LRScheduler | None = None
-        self._unscheduled: list[dict[str, Any]] | None = None  # the optimizer's own settings
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyro_vae")
+        self._writing: tuple[int, Future[None]] | None = None
         self._order_state = generator.get_state()  # before the epoch's permutation was drawn
         self._met = self._meet_parameters(batch)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
@@ -164,7 +163,7 @@ class Run:
         self.progress.batch += 1
         self.progress.total -= loss * num_data
         self.progress.num_seen += num_data
-        self._advance_schedule(self.progress.rate_factor)
+        self.rates.advance(self.svi.optim.optimizer, self.progress.rate_factor)
 
     def end_epoch(self, entry: dict[str, float]) -> None:
         """Enter an epoch into the history; keep its weights where they are the best so far."""
@@ -176,6 +175,7 @@ class Run:
         if best and not score >= best.get("validation_elbo", -torch.inf):
             return
         progress.best = entry
+        self.finish_writing()  # the name of the next one depends on it
         if self.checkpoints is not None:
             progress.best_checkpoint = self.checkpoints.next_name()
         self._best = self._copies()
@@ -194,6 +194,7 @@ class Run:
         """
         checkpoints, failed, started = self.checkpoints, self.progress, self.started
         assert checkpoints is not None
+        self.finish_writing()
         if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
             return False
         earlier = (c for c in checkpoints.whole() if c[1]["progress"]["step"] < failed.step)
@@ -203,7 +204,7 @@ class Run:
         self.restore(*checkpoint)
         self.started = started  # what was in vain has taken its time all the same
         rate_factor = failed.rate_factor / 2
-        _scale_rates(self.svi.optim.optimizer, rate_factor / self.progress.rate_factor)
+        scale_rates(self.svi.optim.optimizer, rate_factor / self.progress.rate_factor)
         self.progress.rate_factor = rate_factor
         return True
 
@@ -241,25 +242,41 @@ class Run:
         return self.checkpoints is not None and age >= self.checkpoint_seconds
 
     def save(self) -> None:
-        """Write a checkpoint; where the disk refuses, warn and leave the older ones.
+        """Begin to write a checkpoint; where the disk refuses, warn and leave the older ones.
 
         It has the random states of all processes, and is for any number of them.
         """
         if self.checkpoints is None:
             return
+        self.finish_writing()
         self.share_buffers()
         tensors, state = self._snapshot()
+        self.saved, step = time.perf_counter(), self.progress.step
+        if is_first():
+            write, best = self.checkpoints.write, self.progress.best_checkpoint
+            self._writing = step, self._writer.submit(write, tensors, state, best)
+        else:
+            self.saved_step = step
+
+    def finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written, while steps are taken."""
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
         try:
-            if is_first():
-                self.checkpoints.write(tensors, state, self.progress.best_checkpoint)
-            self.saved_step = self.progress.step
+            writing.result()
+            self.saved_step = step
         except OSError as error:
             warnings.warn(
-                f"the checkpoint of step {self.progress.step} cannot be written ({error}); "
-                f"training goes on, the last one is of step {self.saved_step}",
+                f"the checkpoint of step {step} cannot be written ({error}); training goes on, "
+                f"the last one is of step {self.saved_step}",
                 stacklevel=2,
             )
-        self.saved = time.perf_counter()
+
+    def close(self) -> None:
+        """End the writing of checkpoints."""
+        self.finish_writing()
+        self._writer.shutdown()
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         self.progress.seconds = self.seconds
@@ -349,7 +366,7 @@ class Run:
         optimizer = self.svi.optim.optimizer
         if optimizer is None:
             return  # at step 0
-        self._reset_schedule(progress)
+        self.rates.reset(optimizer, progress.step, progress.rate_factor)
         if state["optimizer"]["groups"]:
             now = [plain(group) for group in optimizer.param_groups]
             for then, group in zip(state["optimizer"]["groups"], now, strict=True):
@@ -388,37 +405,6 @@ class Run:
                     _check_tensor(name, parameter, tensor)
                 entries[index[parameter_name]][key] = tensor
         return entries
-
-    def _advance_schedule(self, rate_factor: float) -> None:
-        """Step the schedule, which never sees that the rates are multiplied by a factor."""
-        optimizer = self.svi.optim.optimizer
-        if self._unscheduled is None and optimizer is not None:
-            self._unscheduled = [_settings(group) for group in optimizer.param_groups]
-        if self.schedule is None:
-            return
-        _scale_rates(optimizer, 1 / rate_factor)
-        if self._scheduler is None:
-            # Made after the first step, when the optimizer has its parameters.
-            self._scheduler = self.schedule(optimizer, self.total_steps)
-        else:
-            self._scheduler.step()
-        _scale_rates(optimizer, rate_factor)
-
-    def _reset_schedule(self, progress: Progress) -> None:
-        """Put the schedule where a run stands, and multiply its learning rates.
-
-        A schedule is a function of the step: its steps are taken again, whatever it is made of.
-        """
-        optimizer, self._scheduler = self.svi.optim.optimizer, None
-        for group, settings in zip(optimizer.param_groups, self._unscheduled or (), strict=False):
-            parameters = group["params"]
-            group.clear()
-            group.update(settings, params=parameters)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for _ in range(progress.step):
-                self._advance_schedule(1.0)
-        _scale_rates(optimizer, progress.rate_factor)
 
     def _copies(self) -> list[tuple[Tensor, Tensor]]:
         return [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
@@ -459,21 +445,6 @@ class Run:
             poutine.replay(self.svi.model, trace=guide)(*batch)
         sites: Any = capture.trace.nodes.items()
         return {name: site["value"].unconstrained() for name, site in sites}
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Copy a parameter group's settings; a learning rate may be a tensor that is changed."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }
-
-
-def _scale_rates(optimizer: Optimizer, factor: float) -> None:
-    if factor != 1.0:
-        for group in optimizer.param_groups:
-            group["lr"] *= factor
 
 
 def _check_tensor(name: str, expected: Tensor, saved: Tensor | None) -> None:

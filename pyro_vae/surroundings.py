@@ -103,11 +103,11 @@ class Surroundings:
                 key.append((str(read[2]), by_value))
         self._key = tuple(key)
         groups: dict[Any, tuple[list[Any], list[Any], list[Any]]] = {}
-        for (reader, owner, name), held in zip(self._reads, self._held, strict=True):
-            entries = groups.setdefault(reader, ([], [], []))
+        for (function, owner, name), held in zip(self._reads, self._held, strict=True):
+            entries = groups.setdefault(function, ([], [], []))
             for entry, value in zip(entries, (owner, name, held), strict=True):
                 entry.append(value)
-        self._groups = [(reader, *entries) for reader, entries in groups.items()]
+        self._groups = [(read, *entries) for read, entries in groups.items()]
 
 
 def _get(read: Callable[[Any, Any], Any], owner: Any, name: Any) -> Any:

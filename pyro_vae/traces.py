@@ -22,10 +22,10 @@ from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.programs import Batch, Programs
 from pyro_vae.sites import Sites
 
-# Elements of the largest array of one chunk: 2 MB of float32, so that a chunk of the decoder's
+# Elements of the largest array of one chunk: 4 MB of float32, so that a chunk of the decoder's
 # output and its log density stay near the processor's cache, and that the C library keeps what is
 # freed: larger arrays go back to the system each time, and half the time goes into new pages.
-CHUNK_ELEMENTS = 2**19
+CHUNK_ELEMENTS = 2**20
 # Draws of one datum that are evaluated together: enough to make the encoder's share negligible.
 CHUNK_DRAWS = 128
 

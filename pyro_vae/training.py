@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
-from pyro_vae.data import Data, Dataset, as_dataset
+from pyro_vae.datasets import Data, Dataset, as_dataset
 from pyro_vae.distributed import (
     check_same,
     dealt,
@@ -49,7 +49,8 @@ from pyro_vae.objectives import is_elbo, per_datum
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import Part, device_of, resolve_device
 from pyro_vae.progress import training_bar
-from pyro_vae.resuming import Run, Schedule
+from pyro_vae.rates import Schedule
+from pyro_vae.resuming import Run
 from pyro_vae.runs import Checkpoints, opened
 from pyro_vae.signals import interruptible
 from pyro_vae.sites import untouched
@@ -238,6 +239,7 @@ def fit(
         run = Run(
             svi, programs, generator, few, schedule, total_steps, checkpoints, checkpoint_seconds
         )
+        held.callback(run.close)  # before the folder is free for another run
         if checkpoints is not None:
             # Compiled sums are rounded otherwise: such a run would not go on bit for bit.
             settled = settings | {"patience": patience, "compile": svi.compile}
@@ -300,6 +302,7 @@ def fit(
             if now.stopped is None and (cut_short or _signal_to_any(interrupted())):
                 now.stopped = "interrupted"
         now = run.progress
+        run.finish_writing()
         run.restore_best()
         settings["engine"] = "compiled" if svi.num_compiled_steps else "eager"
         settings["num_processes"] = world_size()

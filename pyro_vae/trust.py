@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.calibration import sbc
 from pyro_vae.checks import check_data
 from pyro_vae.collapse import Collapse, collapse
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.datasets import Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.folders import write_json
 from pyro_vae.gaps import Gaps, gaps

@@ -60,9 +60,9 @@ class Model(nn.Module):
 class Guide(nn.Module):
     """q(z|x) with the noise of each datum given."""
 
-    def __init__(self):
+    def __init__(self, *layers):
         super().__init__()
-        self.encoder = nn.Linear(OBSERVED, LATENT, dtype=torch.double)
+        self.encoder = nn.Sequential(*layers, nn.Linear(OBSERVED, LATENT, dtype=torch.double))
         self.scale = nn.Parameter(torch.zeros(LATENT, dtype=torch.double))
 
     def forward(self, x, noise):
@@ -80,10 +80,10 @@ def data(num_data=61):
     return x, torch.randn(num_data, LATENT, generator=generator, dtype=torch.double)
 
 
-def fit(folder=None, **settings):
+def fit(folder=None, layers=(), num_data=61, **settings):
     """Train for 3 epochs of 4 steps; return the pair and the result."""
     torch.manual_seed(pv.distributed.rank())  # the first process's weights are everybody's
-    pair = pv.Pair(Model(), Guide())
+    pair = pv.Pair(Model(), Guide(*layers))
     options = {
         "validation": data(9),
         "epochs": 3,
@@ -93,7 +93,7 @@ def fit(folder=None, **settings):
         "out": folder,
         "progress": False,
     }
-    return pair, pv.fit(pair, data(), **(options | settings))
+    return pair, pv.fit(pair, data(num_data), **(options | settings))
 
 
 def numbers(pair, result):
@@ -165,6 +165,9 @@ def job_equal(folder):
     fit(validation=None, epochs=1)
     pv.SVI.step = real
     results["noise"] = pv.distributed.gather([float(value) for value in seen])
+    normalized, _ = fit(layers=[nn.BatchNorm1d(OBSERVED, dtype=torch.double)], num_data=60)
+    buffers = [buffer.flatten().tolist() for buffer in normalized.guide.buffers()]
+    results["buffers"] = pv.distributed.gather(buffers)
     results["errors"] = pv.distributed.gather(errors(folder))
     return results
 

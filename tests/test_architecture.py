@@ -6,10 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
-    | {"progress", "streams"},
-    {"networks", "data", "importance", "supports", "annealing", "distributions", "spherical"}
+    | {"progress", "streams", "products", "rates"},
+    {"networks", "datasets", "importance", "supports", "annealing", "distributions", "spherical"}
     | {"transforms", "sites", "arguments", "lowering", "updates", "hmc", "trees", "signals"},
-    {"checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
+    {"data", "checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
     {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
     {"likelihoods", "traces", "resuming"},

@@ -7,8 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.checks import check_data
 from tests.test_vae import small_vae
 
 
@@ -341,3 +343,25 @@ def test_check_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
     assert all(p.grad is None for p in vae.parameters())
+
+
+def test_data_are_checked_without_touching_running_statistics():
+    class Standardizing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Normal(pv.networks.MLP(2, [], 3)),
+        pv.guides.DiagonalNormal(Standardizing()),
+    )
+    # The programs run on a single datum, which alone has no statistics.
+    check_data(vae, pv.data.as_dataset(torch.randn(20, 3)))
+    _, variance, count = vae.guide.buffers()
+    assert torch.equal(variance, torch.ones(3))
+    assert count == 0
+    assert vae.guide.training

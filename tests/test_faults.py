@@ -379,7 +379,9 @@ def test_a_data_loader_whose_worker_dies_leaves_no_half_step():
 @fork
 @pytest.mark.slow  # in a process of its own: what other tests have freed serves as memory, too
 def test_evaluation_that_runs_out_of_memory_takes_smaller_chunks_and_says_so(tmp_path):
-    side = 400  # 640 kB a datum: the arrays of a chunk of 32 draws have 20 MB each
+    # 2.6 MB a datum: the arrays of a chunk of 32 draws have 82 MB each, too large (above 32 MB)
+    # for the C library to keep when they are freed.
+    side = 800
     vae = pv.VAE(
         pv.priors.StandardNormal(2),
         pv.likelihoods.Normal(pv.networks.MLP(2, [], (side, side))),
@@ -391,7 +393,7 @@ def test_evaluation_that_runs_out_of_memory_takes_smaller_chunks_and_says_so(tmp
     def with_little_memory():
         gc.collect()  # what would be freed later is not to be had on top of the limit
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 40 * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 120 * 2**20,) * 2)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", pv.evaluation.MemoryWarning)
             scores = pv.evaluate(vae, x, num_samples=32)

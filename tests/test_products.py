@@ -1,0 +1,101 @@
+"""Matrix products by oneDNN, and sums of log densities by products: the same numbers."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyro_vae import lowering, products
+from pyro_vae.distributions import Bits
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1000)
+    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: True)
+
+
+def test_products_are_torchs(fast):
+    a, b, bias = torch.randn(30, 50), torch.randn(50, 20), torch.randn(20)
+    for left in (a, a.t().contiguous().t()):
+        for right in (b, b.t().contiguous().t()):
+            torch.testing.assert_close(products.product(left, right), a @ b)
+            torch.testing.assert_close(products.product(left, right, bias), a @ b + bias)
+    assert products.product(a.double(), b.double()) is NotImplemented
+    assert products.product(a[:1], b[:, :1]) is NotImplemented
+
+
+def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
+    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: False)
+    assert products.product(torch.ones(200, 200), torch.ones(200, 200)) is NotImplemented
+
+
+def test_layers_are_fast_without_gradients_only(fast, monkeypatch):
+    taken = []
+    real = products.product
+    monkeypatch.setattr(products, "product", lambda *args: taken.append(1) or real(*args))
+    x, layer = torch.randn(3, 5, 40), torch.nn.Linear(40, 30)
+    expected = layer(x)
+    with products.FastLayers():
+        assert torch.equal(layer(x), expected)
+        assert not taken
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), expected)
+            torch.testing.assert_close(F.linear(x[0, 0], layer.weight), x[0, 0] @ layer.weight.T)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 784), (4, 1, 28, 28), (3, 7), (5, 113), (2, 3, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_the_bits_of_an_event_have_the_sum_of_their_log_densities(shape, dtype, tolerance):
+    logits = (20 * torch.randn(shape, dtype=dtype)).requires_grad_()
+    value = (torch.rand(shape[1:]) < 0.5).to(dtype)
+    bits = Bits(logits=logits, validate_args=False)
+    event = bits.to_event(len(shape) - 1)
+    expected, actual = bits.log_prob(value).double().flatten(1).sum(1), event.log_prob(value)
+    assert actual.shape == event.batch_shape == (shape[0],)
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(actual.double(), expected, **close)
+    weights = torch.randn(shape[0], dtype=dtype)
+    (one,) = torch.autograd.grad((weights * expected).sum(), logits)
+    (other,) = torch.autograd.grad((weights * actual).sum(), logits)
+    torch.testing.assert_close(other, one, **close)
+    wider = event.expand((2, shape[0])).log_prob(value)
+    torch.testing.assert_close(wider, actual.expand(2, -1))
+
+
+def test_the_bits_of_an_event_have_second_derivatives_and_a_slope_at_zero():
+    logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    value = torch.tensor([0.0, 1, 1, 0, 1], dtype=torch.float64)
+
+    def log_prob(logits):
+        return Bits(logits=logits, validate_args=False).to_event(1).log_prob(value)
+
+    assert torch.autograd.gradcheck(log_prob, logits)
+    assert torch.autograd.gradgradcheck(log_prob, logits)
+    zero = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(log_prob(zero).sum(), zero)
+    assert torch.equal(slope[0], value - 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
+def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
+    """Not even far out, where 1 + exp(-|x|) rounds to 1; against twice the precision."""
+    x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([0.0, 1e-8, -1e-8])]).to(dtype)
+    actual, _ = lowering._log_sigmoid(x)
+    u = np.exp(-np.abs(x.numpy().astype(np.longdouble)))
+    expected = np.minimum(x.numpy().astype(np.longdouble), 0) - np.log1p(u)
+    error = np.abs(actual.numpy().astype(np.longdouble) - expected)
+    tiny = np.finfo(actual.numpy().dtype).tiny  # below, exp flushes to zero
+    assert (error <= 4 * eps * np.abs(expected) + tiny).all()
+    certain, _ = lowering._log_sigmoid(torch.tensor([torch.inf, -torch.inf, torch.nan]))
+    assert certain[:2].tolist() == [0, -torch.inf]
+    assert certain[2].isnan()
+
+
+def test_bits_that_are_certain():
+    logits = torch.tensor([[torch.inf, -torch.inf], [-torch.inf, 100.0], [torch.nan, 0.0]])
+    event = Bits(logits=logits, validate_args=False).to_event(1)
+    right, wrong, unknown = event.log_prob(torch.tensor([1.0, 0.0]))
+    assert (right, wrong) == (0, -torch.inf)
+    assert unknown.isnan()
