@@ -96,7 +96,7 @@ def main(
         "importance-weighted": pv.objectives.ImportanceWeighted,
         "sticking-the-landing": pv.objectives.StickingTheLanding,
     }[objective]
-    loss = elbo(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    loss = elbo(num_particles=num_particles, vectorize_particles=True)
     optim = functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
     svi = pv.SVI(vae.model, vae.guide, optim, loss)
 

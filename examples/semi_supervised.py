@@ -61,7 +61,7 @@ class M2(nn.Module):
         known = label.any(-1, keepdim=True)
         with pyro.plate("data", len(x)):
             q_y = dist.OneHotCategorical(torch.where(known, label, self.classifier(x).softmax(-1)))
-            y = pyro.sample("y", q_y, infer={"enumerate": "parallel", "expand": True})
+            y = pyro.sample("y", q_y)
             joint = torch.cat([x.expand(*y.shape[:-1], self.dim), y], dim=-1)
             loc, scale = self.encoder(joint).chunk(2, dim=-1)
             pyro.sample("z", dist.Normal(loc, softplus(scale) + 1e-6).to_event(1))
@@ -97,7 +97,7 @@ def main(
         optimizer.step()
 
     m2 = M2(10, 100, pv.data.Dataset(x).log_odds(), weight=10.0)
-    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    objective = TraceEnum_ELBO()
     settings = {"objective": objective, "learning_rate": 3e-3, "batch_size": 256, "seed": seed}
     print(pv.check(m2, (x[:8], labels[:8]), objective=objective))
     pv.fit(m2, (x[often], labels[often]), epochs=epochs, **settings)

@@ -73,9 +73,7 @@ def main(
             pyro.sample("z2", normal(networks["z1 to z2"](z1)))
 
     pair = pv.Pair(model, guide)
-    objective = pv.objectives.ImportanceWeighted(
-        particles, doubly_reparameterized=True, max_plate_nesting=1
-    )
+    objective = pv.objectives.ImportanceWeighted(particles, doubly_reparameterized=True)
     print(pv.check(pair, train[:8], objective=objective))
     fit = pv.fit(pair, train, validation=validation, epochs=epochs, objective=objective, seed=seed)
     print(f"validation ELBO {fit.best['validation_elbo']:.2f} nats per datum")

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.datasets import Dataset
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
-from pyro_vae.sites import is_enumerated
+from pyro_vae.sites import is_enumerated, plate_nesting
 from pyro_vae.supports import check_latent_support, check_support, kind_of, support_name
 
 
@@ -36,10 +36,14 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteTable:
-    """The sample sites of a pair, those of the model beside those of the guide."""
+    """The sample sites of a pair, those of the model beside those of the guide.
+
+    `plate_nesting` is the number of batch dimensions that the plates of both take.
+    """
 
     model: dict[str, Site]
     guide: dict[str, Site]
+    plate_nesting: int
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
@@ -93,7 +97,7 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         # on the guide's draws, for what it then says of x. A latent of another size than its
         # decoder's makes it fail, but is better said of the latent.
         model, failure = _run("model", pair.model, batch)
-        table = SiteTable(_sites(model), _sites(guide))
+        table = SiteTable(_sites(model), _sites(guide), plate_nesting(model, guide))
         _check_latents(model, guide, complete=failure is None)
         if failure:
             raise failure
@@ -109,15 +113,15 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     return table
 
 
-def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> None:
-    """Check a first batch of a data set in depth, and the support of all the rest.
+def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
+    """Check a first batch of a data set in depth, as `check` does, and the support of the rest.
 
     Raises:
         PairError: as `check`.
     """
-    check(pair, data.batch(slice(8)), objective=objective)
+    table = check(pair, data.batch(slice(8)), objective=objective)
     if data.values.dtype == torch.uint8:
-        return  # a data set's own pixels: in range by construction
+        return table  # a data set's own pixels: in range by construction
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
@@ -132,6 +136,7 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> No
         # One datum's distribution, whose support all data share.
         if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
             check_support(fn, data.sample(), name)
+    return table
 
 
 def check_values(x: Tensor, *others: Tensor) -> None:
@@ -299,12 +304,12 @@ def _check_objective(model: poutine.Trace, guide: poutine.Trace, objective: obje
         "needs_reparameterization",
         isinstance(objective, TraceMeanField_ELBO | RenyiELBO),
     )
-    enumerates = isinstance(objective, TraceEnum_ELBO)
+    enumerates = isinstance(getattr(objective, "objective", objective), TraceEnum_ELBO)
     for name, node in {**_latents(model), **_latents(guide)}.items():
         if is_enumerated(node) and not enumerates:
             raise PairError(
                 f"latent {name!r} is marked for enumeration, but {type(objective).__name__} does "
-                "not enumerate: take TraceEnum_ELBO(max_plate_nesting=1), or leave the mark out"
+                "not enumerate: take TraceEnum_ELBO(), or leave the mark out"
             )
         if needed:
             check_reparameterized(name, node["fn"], objective)

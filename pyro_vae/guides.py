@@ -274,9 +274,8 @@ class PowerSpherical(_Guide):
 class Categorical(_Guide):
     """q(z|x) over one-hot codes; not reparameterized.
 
-    With `pyro.infer.config_enumerate(vae.guide)` and `TraceEnum_ELBO(max_plate_nesting=1)` the
-    codes are summed over, and gradients are exact; otherwise one is drawn, and gradients are
-    score-function estimates, of large variance.
+    `fit(vae, x, objective=TraceEnum_ELBO())` sums over the codes, and gradients are exact;
+    otherwise one is drawn, and gradients are score-function estimates, of large variance.
 
     Args:
         encoder: network from `(*batch, *event)` to logits, `(*batch, latent_dim)`.

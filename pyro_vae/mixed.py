@@ -4,9 +4,9 @@
     guide:  c ~ q(c|x),  z ~ q(z|x)
 
 As in Dupont (2018), "Learning Disentangled Joint Continuous and Discrete Representations", but
-without its relaxation of c. Pyro sums over the codes, exactly, where the guide says so:
+without its relaxation of c. Pyro sums over the codes, exactly:
 
-    SVI(vae.model, config_enumerate(vae.guide), optim, TraceEnum_ELBO(max_plate_nesting=1))
+    fit(vae, x, objective=TraceEnum_ELBO())
 """
 
 import pyro
@@ -27,7 +27,7 @@ class MixedVAE(Autoencoder):
     """A discrete latent c and a continuous z, at the sites `"c"` and `"z"`.
 
     Both are drawn, and the gradients for q(c|x) are then score-function estimates, of large
-    variance; `pyro.infer.config_enumerate` has c summed over instead.
+    variance; `TraceEnum_ELBO` has c summed over instead.
 
     Args:
         discrete_prior: p(c), such as `priors.Categorical(num_codes)`.

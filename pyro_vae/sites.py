@@ -175,6 +175,12 @@ def dims_of(frames: list[Any]) -> list[int]:
     return [frame.dim for frame in frames]
 
 
+def plate_nesting(*traces: poutine.Trace) -> int:
+    """Return how many batch dimensions the plates of traced programs take."""
+    nodes = [node for trace in traces for _, node in sample_sites(trace)]
+    return -min((dim for node in nodes for dim in dims_of(frames_of(node))), default=0)
+
+
 def split_shape(shape: torch.Size, event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split a shape into its batch and its event dimensions."""
     return tuple(shape[: len(shape) - event_dim]), tuple(shape[len(shape) - event_dim :])

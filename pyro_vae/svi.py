@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae import distributed
 from pyro_vae.annealing import Beta
 from pyro_vae.compiler import Compiler, numbers
+from pyro_vae.identity import objectives_of
 from pyro_vae.lowering import can_compile
+from pyro_vae.sites import plate_nesting
 from pyro_vae.updates import OptimizerFactory, TorchOptim
 
 Compile = bool | Literal["auto"]
@@ -79,13 +81,14 @@ class SVI(pyro.infer.SVI):
         self.trained: set[Tensor] = set()
         # This process's share of the minibatch, where several processes take each step together.
         self.share: float | None = None
+        self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
         if compile is False or (compile == "auto" and not can_compile()):
             self._compiler.enabled = False
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
-        self._advance()
+        self._begin(args, kwargs)
         loss = self._compiler.step(args, kwargs)
         if loss is None:
             return self._eager_step(args, kwargs)
@@ -100,7 +103,7 @@ class SVI(pyro.infer.SVI):
         On a GPU this does not wait for the step to be done: read the loss every so many steps. NaN
         means that the step's loss was not finite and that the parameters are as they were.
         """
-        self._advance()
+        self._begin(args, kwargs)
         loss = self._compiler.step(args, kwargs)
         if loss is None:
             return torch.as_tensor(self._eager_step(args, kwargs))
@@ -132,10 +135,27 @@ class SVI(pyro.infer.SVI):
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Return an estimate of the loss, a float; arguments go to model and guide."""
+        self._find_plates(args, kwargs)
         with self.arithmetic():
             return super().evaluate_loss(*args, **kwargs)
 
-    def _advance(self) -> None:
+    def nest_plates(self, depth: int) -> None:
+        """Tell objectives that need to know how many batch dimensions the programs' plates take."""
+        for objective in self._without_plates:
+            particles = objective.vectorize_particles and objective.num_particles > 1
+            objective.max_plate_nesting = depth + particles
+        self._without_plates = []
+
+    def _find_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._without_plates:
+            # As Pyro's objectives do themselves, which announce it, too.
+            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(self.model, trace=guide)
+            model = poutine.trace(replayed).get_trace(*args, **kwargs)
+            self.nest_plates(plate_nesting(model, guide))
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._find_plates(args, kwargs)
         # Outside of what is traced: a graph reads beta, it does not count.
         if isinstance(self.objective, Beta):
             self.objective.advance()
@@ -189,6 +209,13 @@ class SVI(pyro.infer.SVI):
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the programs run, for this precision."""
         return _LayersInBFloat16() if self.precision == "bf16" else contextlib.nullcontext()
+
+
+def _needs_plates(objective: Any) -> bool:
+    """Tell whether an objective has yet to learn what dimensions are left of the plates'."""
+    enumerates = isinstance(objective, pyro.infer.TraceEnum_ELBO | pyro.infer.TraceTMC_ELBO)
+    needs = enumerates or getattr(objective, "vectorize_particles", False)
+    return needs and objective.max_plate_nesting == math.inf
 
 
 class _LayersInBFloat16(TorchFunctionMode):

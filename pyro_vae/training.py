@@ -22,7 +22,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -135,6 +135,8 @@ def fit(
         epochs: passes over the training data.
         batch_size: M, data in a minibatch.
         objective: the bound to climb, `Trace_ELBO(num_particles)` by default; not with an `SVI`.
+            `TraceEnum_ELBO()` sums over the guide's discrete latents, save those whose site has an
+            `infer["enumerate"]` of its own.
         num_particles: L, draws of z for each datum and step, where `objective` is the default.
         optimizer: a torch optimizer or a callable that makes one of a list of parameters;
             by default fused Adam at `learning_rate`; not with an `SVI`.
@@ -188,10 +190,9 @@ def fit(
         pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
     )  # fmt: skip
-    for dataset in (data, held_out):
-        if dataset is not None:
-            check_data(pair, dataset, objective=svi.objective)
+    svi.nest_plates(check_data(pair, data, objective=svi.objective).plate_nesting)
     if held_out is not None:
+        check_data(pair, held_out, objective=svi.objective)
         sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass out=")
@@ -371,6 +372,7 @@ def _per_datum_svi(
 ) -> SVI:
     """Return the step to train with: the pair's own if it is an `SVI`, in nats per datum."""
     optim: Any
+    guide = pair.guide
     if isinstance(pair, SVI):
         own = objective is None and optimizer is None and num_particles == 1
         if not own or compile != "auto" or precision != "fp32":
@@ -384,9 +386,11 @@ def _per_datum_svi(
         # Draws stand in a plate on the left; networks take any leading dimensions.
         bound = objective or Trace_ELBO(num_particles, vectorize_particles=num_particles > 1)
         optim = optimizer or functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
+        if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
+            guide = config_enumerate(guide, expand=True)
     if compile == "auto":
         compile = total_steps >= STEPS_WORTH_COMPILING and can_compile()
-    model, guide = per_datum(pair.model, num_data), per_datum(pair.guide, num_data)
+    model, guide = per_datum(pair.model, num_data), per_datum(guide, num_data)
     return SVI(model, guide, optim, bound, compile=compile, precision=precision)
 
 

@@ -1,6 +1,7 @@
 """`fit` and its step: equal to stock SVI, repeatable, and in order when something goes wrong."""
 
 import functools
+import logging
 import math
 import os
 import signal
@@ -10,11 +11,13 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.distributions import Categorical, Normal, constraints
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 import pyro_vae as pv
 from pyro_vae.objectives import per_datum
-from tests.linear_gaussian import linear_vae
+from tests.linear_gaussian import MeanFieldPosterior, linear_vae
+from tests.pairs import EXACT_PAIRS, LOG_SHARES, MEANS
 from tests.test_vae import small_vae
 
 
@@ -74,6 +77,64 @@ def test_svi_takes_stock_programs_with_the_parameter_store():
         assert pyro.param("loc").item() == pytest.approx(3.0, abs=1e-4)
     assert "loc" not in pyro.get_param_store()
     assert store
+
+
+@pytest.mark.parametrize("infer", [{}, {"enumerate": "sequential"}])
+def test_fit_sums_over_discrete_latents_as_they_are_marked_or_at_once(infer):
+    pair, weights = EXACT_PAIRS["discrete"](), torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+    calls = []
+
+    def guide(x):
+        calls.append(x)
+        q = Categorical(pyro.param("q", weights, constraints.simplex))
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", q, infer=infer)
+
+    frozen = functools.partial(torch.optim.SGD, lr=0.0)
+    settings = {"objective": TraceEnum_ELBO(), "optimizer": frozen}
+    with pyro.get_param_store().scope():
+        pv.fit(pv.Pair(pair.model, guide), *pair.args, epochs=1, **settings)
+        once = len(calls)
+        fit = pv.fit(pv.Pair(pair.model, guide), *pair.args, epochs=3, **settings)
+    one_by_one = len(calls) - 2 * once > 2  # two more epochs of one step
+    assert one_by_one == bool(infer)
+    log_p = torch.stack(
+        [LOG_SHARES[k] + Normal(MEANS[k], 1.0).log_prob(*pair.args) for k in range(3)], dim=-1
+    )
+    torch.testing.assert_close(log_p.logsumexp(-1), pair.evidence)  # of all three
+    bound = (weights * (log_p - weights.log())).sum(-1).mean().item()
+    assert [entry["train_elbo"] for entry in fit.history] == pytest.approx([bound] * 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        None,
+        pv.objectives.ImportanceWeighted(5),
+        pv.objectives.Beta(1.0, pv.objectives.StickingTheLanding(5)),
+        TraceMeanField_ELBO(5, vectorize_particles=True),
+        TraceEnum_ELBO(strict_enumeration_warning=False),
+    ],
+)
+def test_fit_knows_how_plates_are_nested(objective, monkeypatch):
+    monkeypatch.delattr(ELBO, "_guess_max_plate_nesting")  # which runs the programs and says so
+    vae, x = linear_vae(MeanFieldPosterior)
+    pv.fit(vae, x, epochs=1, objective=objective, num_particles=1 if objective else 5)
+
+
+@pytest.mark.parametrize("first", ["step", "evaluate_loss"])
+def test_svi_finds_the_plates_as_pyro_does_but_says_nothing(first, caplog):
+    losses = []
+    for kind in (pyro.infer.SVI, pv.SVI):
+        torch.manual_seed(0)
+        vae, x = linear_vae(MeanFieldPosterior)
+        bound = Trace_ELBO(5, vectorize_particles=True)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), bound)
+        with caplog.at_level(logging.INFO):
+            losses.append([getattr(svi, first)(x), svi.step(x)])
+        assert bound.max_plate_nesting == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert caplog.text.count("Guessed") <= 1  # by Pyro's own
 
 
 def test_the_minibatch_scale_is_unbiased_for_local_and_global_latents():
