@@ -165,8 +165,7 @@ def main(
         for variant in variants.split(","):
             folder = out / f"{variant}-{seed}"
             if not (folder / "summary.json").exists():
-                # Spread over all: the test data of static MNIST are sorted by class.
-                scored = test[:: len(test) // (num_test or len(test))][:num_test]
+                scored = test.spread(num_test or len(test))
                 run(variant, train, scored, epochs, learning_rate, num_samples, seed, folder)
     Console(width=110).print(compare(out, numbers))
 

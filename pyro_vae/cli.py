@@ -113,7 +113,7 @@ def inspect(
         raise ValueError(f"--html is the file to write, and {html} is a folder: name a file in it")
     writable_folder(run)
     writable_folder(run if html is None else html.parent)
-    x = _test_data(metrics, data_root)[:num_data]
+    x = _test_data(metrics, data_root).spread(num_data)
     card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
     print(card)
     card.save(run / "trust.json")

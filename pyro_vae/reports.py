@@ -56,7 +56,7 @@ def report(
     out = Path(out)
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
     test = test.to(device_of(vae.model, vae.guide))
-    shown = test[: min(SHOWN, len(test))]
+    shown = test.spread(SHOWN)
     tree = from_pyro_svi(
         vae.model,
         vae.guide,

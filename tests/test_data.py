@@ -343,3 +343,9 @@ def test_the_real_sets(mnist_root):
     assert set(static[:].unique().tolist()) == {0.0, 1.0}
     frey, _ = load("frey")
     assert 0.4 < frey.mean().mean() < 0.8
+
+
+def test_data_are_taken_from_evenly_spaced_places():
+    data = Dataset(torch.arange(10.0)[:, None])
+    assert data.spread(3).flatten().tolist() == [0, 3, 6]
+    assert data.spread(10).flatten().tolist() == data.spread(99).flatten().tolist() == [*range(10)]
