@@ -141,13 +141,13 @@ def average(
     for parameter in parameters:
         kind = torch.promote_types(kind, parameter.dtype)
     device = parameters[0].device if parameters else torch.device("cpu")
-    head = torch.tensor([*values], dtype=kind) * share
+    head = torch.tensor([*values], dtype=kind)
     has = torch.tensor([float(p.grad is not None) for p in parameters], dtype=kind)
     gradients = [
         p.new_zeros(p.numel(), dtype=kind) if p.grad is None else p.grad.reshape(-1).to(kind)
         for p in parameters
     ]
-    flat = torch.cat([head.to(device), has.to(device), *(g * share for g in gradients)])
+    flat = torch.cat([head.to(device), has.to(device), *gradients]).mul_(share)
     dist.all_reduce(flat)
     head, has, body = flat.split([len(values), len(parameters), len(flat) - len(values) - len(has)])
     pieces = body.split([p.numel() for p in parameters])
