@@ -21,7 +21,15 @@ import scipy.io
 import torch
 from torch import Tensor
 
-from pyro_vae.datasets import BINARIZATIONS, Data, Dataset, Split, as_dataset, bernoulli
+from pyro_vae.datasets import (
+    BINARIZATIONS,
+    Data,
+    Dataset,
+    Split,
+    as_dataset,
+    as_tensor,
+    bernoulli,
+)
 from pyro_vae.streams import DataError
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "Dataset",
     "Split",
     "as_dataset",
+    "as_tensor",
     "bernoulli",
     "fashion_mnist",
     "frey_face",
