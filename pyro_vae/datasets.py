@@ -99,8 +99,7 @@ class Dataset:
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return a batch for training, shape `(len(index), *event)`: dynamic ones drawn anew."""
-        # Several times faster than values[index].
-        return self._draw(self.values.index_select(0, index), generator)
+        return self.draw_batch(index, generator)[0]
 
     def _draw(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         return bernoulli(batch, generator) if self.binarization == "dynamic" else self._feed(batch)
@@ -156,11 +155,16 @@ class Dataset:
             read = ahead(order, self._select)
         else:
             read = map(self._select, order)
-        for x, *context in read:
-            yield (self._draw(x, generator), *context)
+        for rows in read:
+            yield self._drawn(rows, generator)
 
     def _select(self, index: Tensor) -> tuple[Tensor, ...]:
+        # Several times faster than values[index].
         return tuple(rows.index_select(0, index) for rows in (self.values, *self.context))
+
+    def _drawn(self, rows: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        x, *context = rows
+        return (self._draw(x, generator), *context)
 
     def sample(self) -> Tensor:
         """Return the data as they are scored: all that are in memory, or some of the others."""
@@ -170,8 +174,7 @@ class Dataset:
 
     def draw_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the arguments of a pair's programs, for training: x and its context."""
-        context = (rows.index_select(0, index) for rows in self.context)
-        return (self.draw(index, generator), *context)
+        return self._drawn(self._select(index), generator)
 
     def mean(self) -> Tensor:
         """Return the mean datum, as it is fed on average, shape `(*event)`."""
