@@ -7,7 +7,6 @@ and nothing here does anything. All functions that a group calls together (those
 average, and with them `fit`, `evaluate` and `from_pyro_svi`) have to be called by every process.
 """
 
-import atexit
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -166,5 +165,4 @@ def _joined() -> bool:
         store, number, size = next(dist.rendezvous("env://"))
         group = f"{os.environ['TORCHELASTIC_RESTART_COUNT']}/{size}"
         dist.init_process_group(store=dist.PrefixStore(group, store), rank=number, world_size=size)
-        atexit.register(dist.destroy_process_group)
     return dist.is_initialized()
