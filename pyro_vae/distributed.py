@@ -7,6 +7,7 @@ and nothing here does anything. All functions that a group calls together (those
 average, and with them `fit`, `evaluate` and `from_pyro_svi`) have to be called by every process.
 """
 
+import atexit
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -165,4 +166,7 @@ def _joined() -> bool:
         store, number, size = next(dist.rendezvous("env://"))
         group = f"{os.environ['TORCHELASTIC_RESTART_COUNT']}/{size}"
         dist.init_process_group(store=dist.PrefixStore(group, store), rank=number, world_size=size)
+        # While Python can still be entered: gloo's threads may hold the last reference to a tensor,
+        # and one that lets go of it later, while Python ends, aborts the process.
+        atexit.register(dist.destroy_process_group)
     return dist.is_initialized()
