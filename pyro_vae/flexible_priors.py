@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vae.distributions import Mixture
 from pyro_vae.networks import Shape, shape_of
 from pyro_vae.parts import Part
 from pyro_vae.transforms import (
@@ -50,7 +51,7 @@ class MixtureOfGaussians(Part):
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
         scales = softplus(self.raw_scales) + MIN_SCALE
-        return dist.MixtureSameFamily(
+        return Mixture(
             dist.Categorical(logits=self.logits), dist.Normal(self.locs, scales).to_event(1)
         )
 
@@ -106,7 +107,7 @@ class VampPrior(Part):
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
         components = self.guide(self.pseudo_inputs)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return Mixture(dist.Categorical(logits=self.logits), components)
 
 
 class Flow(Part):

@@ -1,11 +1,13 @@
 """Priors beyond their laws: exact values, what they learn, and what they refuse."""
 
+import copy
 import math
 
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch.nn.functional import softplus
 
 import pyro_vae as pv
 from pyro_vae.networks import MLP
@@ -72,6 +74,33 @@ def test_a_mixture_recovers_planted_clusters():
     torch.testing.assert_close(
         described.mixture_distribution.probs.detach(), torch.full((3,), 1 / 3), rtol=0, atol=0.05
     )
+
+
+def test_a_mixtures_density_is_the_sum_over_its_components_to_rounding():
+    # Components far out and a hundred times narrower than they are far: float32 products of their
+    # squares would be off by several nats.
+    prior = pv.priors.MixtureOfGaussians(3, 4, locs=torch.tensor(3.0) * torch.randn(4, 3))
+    with torch.no_grad():
+        prior.raw_scales.copy_(torch.linspace(-4.6, 0.5, 12).reshape(4, 3))
+        prior.logits.copy_(torch.tensor([0.0, 1.0, -1.0, 2.0]))
+    described = prior()
+    z = described.sample((5, 6))
+
+    def by_hand(z, locs, scales, weights):
+        each = dist.Normal(locs, scales).log_prob(z.unsqueeze(-2)).sum(-1)
+        return (each + weights).logsumexp(-1)
+
+    exact = copy.deepcopy(prior).double()
+    scales = softplus(exact.raw_scales) + 1e-6
+    expected = by_hand(z.double(), exact.locs, scales, exact.logits.log_softmax(-1))
+    torch.testing.assert_close(described.log_prob(z), expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(exact().log_prob(z.double()), expected, rtol=1e-9, atol=1e-9)
+    in_a_plate = exact().expand((6,))
+    assert in_a_plate.batch_shape == (6,)
+    torch.testing.assert_close(in_a_plate.log_prob(z.double()), expected, rtol=1e-9, atol=1e-9)
+    parameters = list(exact.parameters())
+    mine = torch.autograd.grad(exact().log_prob(z.double()).sum(), parameters)
+    torch.testing.assert_close(mine, torch.autograd.grad(expected.sum(), parameters))
 
 
 class TestVampPrior:
