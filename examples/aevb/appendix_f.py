@@ -22,7 +22,7 @@ ten times the step size, and `--weight-step-size` is worth a look where a run is
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import paper
@@ -71,7 +71,9 @@ def trained(train: pv.data.Dataset, settings: dict[str, Any]) -> list[pv.VAE]:
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
-    data: Annotated[str, Option(help="mnist, or mnist-5k, which needs no download")] = "mnist",
+    data: Annotated[
+        Literal["mnist", "mnist-5k"], Option(help="mnist-5k needs no download")
+    ] = "mnist",
     num_train: Annotated[list[int] | None, Option(help="N [default: 100, 300, 1000]")] = None,
     seeds: Annotated[int, Option(min=2, help="Repetitions, from --seed on")] = 5,
     draws: Annotated[int, Option(help="Draws of theta that data are scored by")] = 10,

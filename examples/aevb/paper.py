@@ -14,7 +14,7 @@ what is chosen here (each an option of the scripts where it matters):
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
@@ -30,10 +30,10 @@ import pyro_vae as pv
 Samples = Annotated[float, Option(help="Training samples seen, as on the paper's axis: 1e6, ...")]
 Quick = Annotated[bool, Option("--quick", help="Seconds on mnist-5k: shows that it runs, no more")]
 DataRoot = Annotated[Path | None, Option(help="Folder with the data [default: $PYRO_VAE_DATA]")]
-Binarize = Annotated[str, Option(help="Of MNIST: dynamic, static or threshold")]
+Binarize = Annotated[Literal["dynamic", "static", "threshold"], Option(help="Of MNIST")]
 InitSd = Annotated[float, Option(help="Standard deviation of the parameters at the start")]
 Seed = Annotated[int, Option(help="Repeats the run")]
-OptimizerName = Annotated[str, Option("--optimizer", help="adagrad (the paper's) or adam")]
+OptimizerName = Annotated[Literal["adagrad", "adam"], Option(help="The paper's is adagrad")]
 Out = Annotated[Path, Option(help="Folder for the picture and the JSON")]
 
 Step = Callable[[Tensor, torch.Generator], None]  # a minibatch's indices, and what binarizes it
