@@ -121,3 +121,14 @@ def refuse_other(what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
             f"the run cannot be resumed with other {what}: {told}. Resume it as it was, "
             "or start another run in another folder (out=)"
         )
+
+
+def check_tensor(name: str, expected: Tensor, saved: Tensor | None) -> None:
+    """Raise `CheckpointError` unless a checkpoint's tensor can take the place of the run's."""
+    if saved is None:
+        raise CheckpointError(f"the checkpoint lacks the tensor {name!r}")
+    if saved.shape != expected.shape or saved.dtype != expected.dtype:
+        raise CheckpointError(
+            f"the checkpoint has {name!r} as {saved.dtype} of shape {tuple(saved.shape)}, this "
+            f"run as {expected.dtype} of shape {tuple(expected.shape)}"
+        )

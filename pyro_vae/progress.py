@@ -12,7 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @contextlib.contextmanager
-def training_bar(show: bool | None, total_steps: int) -> Iterator[Callable[..., None]]:
+def training_bar(
+    show: bool | None, total_steps: int, epochs: int
+) -> Iterator[Callable[[int, int, int, float], None]]:
     """Show a bar on standard error, by default where that is a terminal; yield its `report`."""
     console = Console(stderr=True)
     bar = Progress(
@@ -34,7 +36,7 @@ def training_bar(show: bool | None, total_steps: int) -> Iterator[Callable[..., 
     )  # fmt: skip
     level = log.level
 
-    def report(step: int, num_data: int, epoch: int, epochs: int, elbo: float) -> None:
+    def report(step: int, num_data: int, epoch: int, elbo: float) -> None:
         nonlocal seen
         seen += num_data
         rate = seen / (time.perf_counter() - started)

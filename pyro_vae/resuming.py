@@ -19,6 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae import optimizer_state
 from pyro_vae.datasets import Dataset
 from pyro_vae.distributed import (
     check_same,
@@ -32,9 +33,9 @@ from pyro_vae.distributed import (
 from pyro_vae.folders import CheckpointError
 from pyro_vae.identity import (
     OBJECTIVE_STATE,
+    check_tensor,
     differences,
     objectives_of,
-    plain,
     refuse_other,
     versions,
 )
@@ -297,20 +298,9 @@ class Run:
             ],
             "trained": [names[parameter] for parameter in self.svi.trained],
             "update_outside": self.svi.update_outside,
-            "optimizer": {"groups": [], "numbers": {}},
         }
-        if (optimizer := self.svi.optim.optimizer) is not None:
-            state["optimizer"]["groups"] = [
-                {"parameters": [names[p] for p in group["params"]], "settings": plain(group)}
-                for group in optimizer.param_groups
-            ]
-            for parameter, entries in optimizer.state.items():
-                for key, value in entries.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer/{key}/{names[parameter]}"] = value
-                    else:
-                        numbers = state["optimizer"]["numbers"]
-                        numbers.setdefault(names[parameter], {})[key] = value
+        more, state["optimizer"] = optimizer_state.saved(self.svi.optim.optimizer, names)
+        tensors |= more
         # Cloned, since safetensors takes no two tensors that share memory.
         copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         return copies, state
@@ -340,9 +330,12 @@ class Run:
         progress = Progress(**state["progress"])
         for kind in ("now", "best") if progress.best else ("now",):
             for name, tensor in named.items():
-                _check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
+                check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
 
-        self._restore_optimizer(saved, state, progress)
+        if (optimizer := self.svi.optim.optimizer) is not None:  # None at step 0
+            self.rates.reset(optimizer, progress.step, progress.rate_factor)
+            names = {tensor: name for name, tensor in named.items()}
+            optimizer_state.restore(optimizer, names, saved, state["optimizer"])
         self.svi.update_outside = state["update_outside"]
         self.svi.trained.update(named[name] for name in state["trained"])
         with torch.no_grad():
@@ -359,52 +352,6 @@ class Run:
         self._order_state = saved["random/order"]
         self.progress = progress
         self.started = time.perf_counter() - progress.seconds
-
-    def _restore_optimizer(
-        self, saved: dict[str, Tensor], state: dict[str, Any], progress: Progress
-    ) -> None:
-        optimizer = self.svi.optim.optimizer
-        if optimizer is None:
-            return  # at step 0
-        self.rates.reset(optimizer, progress.step, progress.rate_factor)
-        if state["optimizer"]["groups"]:
-            now = [plain(group) for group in optimizer.param_groups]
-            for then, group in zip(state["optimizer"]["groups"], now, strict=True):
-                refuse_other("optimizer or schedule", then["settings"], group)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        entries = self._optimizer_state(parameters, saved, state)
-        live = [optimizer.state.get(parameter, {}) for parameter in parameters]
-        if all(mine.keys() == entry.keys() for mine, entry in zip(live, entries, strict=True)):
-            # In place, since a compiled step holds these tensors.
-            for mine, entry in zip(live, entries, strict=True):
-                for key, value in entry.items():
-                    if isinstance(value, Tensor):
-                        mine[key].copy_(value)
-                    else:
-                        mine[key] = value
-        else:
-            groups = optimizer.state_dict()["param_groups"]
-            filled = {i: entry for i, entry in enumerate(entries) if entry}
-            optimizer.load_state_dict({"state": filled, "param_groups": groups})
-
-    def _optimizer_state(
-        self, parameters: list[Tensor], saved: dict[str, Tensor], state: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Return what a checkpoint has of the optimizer's state for each parameter."""
-        names = {tensor: name for name, tensor in self.tensors().items()}
-        index = {names[parameter]: i for i, parameter in enumerate(parameters)}
-        entries: list[dict[str, Any]] = [{} for _ in parameters]
-        for name, numbers in state["optimizer"]["numbers"].items():
-            entries[index[name]].update(numbers)
-        for name, tensor in saved.items():
-            kind, _, rest = name.partition("/")
-            if kind == "optimizer":
-                key, _, parameter_name = rest.partition("/")
-                parameter = parameters[index[parameter_name]]
-                if tensor.shape not in ((), parameter.shape):
-                    _check_tensor(name, parameter, tensor)
-                entries[index[parameter_name]][key] = tensor
-        return entries
 
     def _copies(self) -> list[tuple[Tensor, Tensor]]:
         return [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
@@ -445,13 +392,3 @@ class Run:
             poutine.replay(self.svi.model, trace=guide)(*batch)
         sites: Any = capture.trace.nodes.items()
         return {name: site["value"].unconstrained() for name, site in sites}
-
-
-def _check_tensor(name: str, expected: Tensor, saved: Tensor | None) -> None:
-    if saved is None:
-        raise CheckpointError(f"the checkpoint lacks the tensor {name!r}")
-    if saved.shape != expected.shape or saved.dtype != expected.dtype:
-        raise CheckpointError(
-            f"the checkpoint has {name!r} as {saved.dtype} of shape {tuple(saved.shape)}, this "
-            f"run as {expected.dtype} of shape {tuple(expected.shape)}"
-        )

@@ -271,11 +271,16 @@ class Loaded:
         return iter(()) if first is None else itertools.chain([first], batches)
 
     def _checked(self) -> Iterator[Rows]:
-        batches = iter(self._loader)
-        while True:
+        batches, expected = iter(self._loader), len(self._loader)
+        for count in itertools.count():
             try:
                 batch = next(batches)
             except StopIteration:
+                if count < expected:
+                    raise DataError(
+                        f"the DataLoader ended after {count} batches, and its length says "
+                        f"{expected}: give its data set the length that it has"
+                    ) from None
                 return
             except Exception as error:  # of the data set's code, or a worker that was killed
                 raise DataError(f"the DataLoader fails: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,6 +41,7 @@ from pyro_vae.distributed import (
     was_restarted,
     world_size,
 )
+from pyro_vae.failures import TrainingError, described
 from pyro_vae.folders import writable_folder, write_json
 from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
@@ -62,10 +62,6 @@ from pyro_vae.updates import OptimizerFactory, TorchOptim
 STEPS_WORTH_COMPILING = 5000
 # Of several processes; asking each other takes some tenths of a millisecond.
 STEPS_BETWEEN_AGREEMENTS = 10
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step, the site and the batch."""
 
 
 @dataclass
@@ -230,7 +226,7 @@ def fit(
         pyro.validation_enabled(False),  # `check` has validated all that is static
         warnings.catch_warnings(),
         interruptible(also_sigterm=folder is not None) as interrupted,
-        training_bar(progress if is_first() else False, total_steps) as report,
+        training_bar(progress if is_first() else False, total_steps, epochs) as report,
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error of its own
         checkpoints = from_first(lambda: held.enter_context(_checkpoints(folder, on_nan)))
@@ -249,33 +245,13 @@ def fit(
                 svi.prepare(*own_rows(data.batch(slice(batch_size)))[0])
             if on_nan == "backtrack" and not run.progress.step:
                 run.save()  # to have something to go back to
-        steps_per_epoch = total_steps // epochs
         while run.progress.stopped is None:
-            now, cut_short = run.progress, None
-            run.start_epoch()
-            for whole in data.batches(run.order(data, batch_size), generator):
-                num_rows = len(whole[0])
-                batch, share = own_rows(whole)
-                svi.share = share if world_size() > 1 else None
-                loss = svi.step(*batch)
-                finite = math.isfinite(loss)
-                if finite:
-                    run.count(loss, num_rows)
-                    report(now.step, num_rows, now.epoch, epochs, now.total / now.num_seen)
-                last, due = now.batch == steps_per_epoch, False
-                if last or world_size() == 1 or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
-                    cut_short, due = _signal_to_any(interrupted()), from_first(run.is_due)
-                ends = cut_short is not None or last
-                # Weights that are kept, in a checkpoint or as an epoch's, are finite.
-                parameter = run.not_finite() if finite and (due or ends) else None
-                if parameter or not finite:
-                    _handle_nan(pair, batch, run, parameter, on_nan)
-                    break
-                if ends:
-                    break
-                if due:
-                    run.save()
-            if run.progress is not now:
+            now = run.progress
+            cut_short, failed = _take_steps(
+                run, data, batch_size, total_steps // epochs, interrupted, report
+            )
+            if failed:
+                _handle_nan(pair, *failed, run, on_nan)
                 continue  # it went back
             run.share_buffers()
             if cut_short:
@@ -316,6 +292,46 @@ def fit(
         sys.stdout.flush()
         signal.raise_signal(signal.SIGTERM)  # now to whoever handled it before, or to the end
     return result
+
+
+def _take_steps(
+    run: Run,
+    data: Dataset,
+    batch_size: int,
+    num_steps: int,
+    interrupted: Callable[[], int | None],
+    report: Callable[..., None],
+) -> tuple[int | None, tuple[tuple[Tensor, ...], str | None] | None]:
+    """Take the steps of an epoch that are still to come.
+
+    Returns:
+        The signal that cut the epoch short, if any; and where something stopped being finite, the
+        batch and the name of the parameter (None for the loss).
+    """
+    now, svi = run.progress, run.svi
+    run.start_epoch()
+    for whole in data.batches(run.order(data, batch_size), run.generator):
+        num_rows = len(whole[0])
+        batch, share = own_rows(whole)
+        svi.share = share if world_size() > 1 else None
+        loss = svi.step(*batch)
+        finite = math.isfinite(loss)
+        if finite:
+            run.count(loss, num_rows)
+            report(now.step, num_rows, now.epoch, now.total / now.num_seen)
+        last, due, came = now.batch == num_steps, False, None
+        if last or world_size() == 1 or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
+            came, due = _signal_to_any(interrupted()), from_first(run.is_due)
+        ends = came is not None or last
+        # Weights that are kept, in a checkpoint or as an epoch's, are finite.
+        parameter = run.not_finite() if finite and (due or ends) else None
+        if parameter or not finite:
+            return came, (batch, parameter)
+        if ends:
+            return came, None
+        if due:
+            run.save()
+    return None, None  # resumed after a signal that came at the epoch's last step
 
 
 def _signal_to_any(own: int | None) -> int | None:
@@ -435,15 +451,12 @@ def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
 
 
 def _handle_nan(
-    pair: PairLike, batch: tuple[Tensor, ...], run: Run, parameter: str | None, on_nan: str
+    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, run: Run, on_nan: str
 ) -> None:
     """Go back to a checkpoint with a lower learning rate, if asked, or raise `TrainingError`."""
-    x, now = batch[0], run.progress
+    now = run.progress
     what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
-    failure = (
-        f"{what} is not finite at step {step} (epoch {now.epoch}), batch of {len(x)} data "
-        f"with values in [{x.min().item():g}, {x.max().item():g}]: {_first_bad_site(pair, batch)}"
-    )
+    failure = described(what, step, now.epoch, pair, batch)
     if on_nan == "backtrack" and run.backtrack():
         there = run.progress
         if is_first():
@@ -461,16 +474,3 @@ def _handle_nan(
     raise TrainingError(
         f"{failure}; {kept}. Try a lower learning rate, or look at the data of this batch"
     )
-
-
-def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
-    with torch.no_grad(), pyro.validation_enabled(False):
-        guide = poutine.trace(pair.guide).get_trace(*batch)
-        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*batch)
-        for role, trace in (("guide", guide), ("model", model)):
-            for name, node in trace.nodes.items():
-                if node["type"] == "sample":
-                    fn: Any = node["fn"]
-                    if not torch.isfinite(fn.log_prob(node["value"])).all():
-                        return f"site {name!r} of the {role} has a log density that is not finite"
-    return "each site's log density is finite, and their sum or its gradient overflows"

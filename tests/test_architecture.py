@@ -8,12 +8,22 @@ FLOORS = [
     {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
     | {"progress", "streams", "products", "rates"},
     {"networks", "datasets", "importance", "supports", "annealing", "distributions", "spherical"}
-    | {"transforms", "sites", "arguments", "lowering", "updates", "hmc", "trees", "signals"},
+    | {
+        "transforms",
+        "sites",
+        "arguments",
+        "lowering",
+        "updates",
+        "hmc",
+        "trees",
+        "signals",
+        "failures",
+    },
     {"data", "checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
     | {"compiled_step"},
     {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
-    {"likelihoods", "traces", "resuming"},
-    {"vae"},
+    {"likelihoods", "traces", "optimizer_state"},
+    {"vae", "resuming"},
     {"ladder", "mixed"},
     {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},
     {"training", "evaluation", "inspection", "plots", "trust"},

@@ -215,6 +215,11 @@ class Counted(IterableDataset):
         return itertools.repeat(self.item, 5)
 
 
+class Short(Counted):
+    def __len__(self):
+        return 6
+
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -229,6 +234,7 @@ class Deadly(TensorDataset):
     ("make", "message"),
     [
         (lambda x: DataLoader(Counted(x[0])), "needs a length"),
+        (lambda x: DataLoader(Short(x[0])), "ended after 5 batches, and its length says 6"),
         (lambda x: DataLoader([{"x": row} for row in x]), "gives tensors, or tuples of tensors"),
         (lambda x: DataLoader(x[:0]), "the DataLoader is empty"),
         (lambda x: DataLoader(x.long()), "divide bytes 0..255"),
