@@ -63,6 +63,7 @@ class ValueReader(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.read: list[tuple[Tensor, Any]] = []
+        self._selected: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -87,6 +88,17 @@ class ValueReader(TorchFunctionMode):
             return func(args[0], lambda gradient: self._run(args[1], gradient))
         if func is DATA:
             return args[0].detach()
+        # `a[mask] = b[mask]`, as Pyro's splines have it, needs no selection, whose size depends on
+        # the data. One that goes elsewhere, too, stays in the record, and is refused there.
+        if func is Tensor.__getitem__ and _is_mask(args[1], args[0]):
+            part = func(*args)
+            self._selected[id(part)] = part, args[0], args[1]
+            return part
+        if func is Tensor.__setitem__ and id(args[2]) in self._selected:
+            _, source, mask = self._selected[id(args[2])]
+            if mask is args[1] and source.shape == args[0].shape:
+                args[0].copy_(torch.where(mask, source, args[0]))
+                return None
         # An optimizer scales by numbers (`alpha`, `value`) which here are tensors.
         if func in SCALED and isinstance(kwargs.get("alpha", kwargs.get("value")), Tensor):
             scale: Any = kwargs.get("alpha", kwargs.get("value"))
@@ -98,6 +110,10 @@ class ValueReader(TorchFunctionMode):
     def _run(self, hook: Callable[[Tensor], Any], gradient: Tensor) -> Any:
         with self:
             return hook(gradient)
+
+
+def _is_mask(index: Any, tensor: Tensor) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape
 
 
 DATA = Tensor.data.__get__  # type: ignore[attr-defined]
@@ -176,6 +192,9 @@ def _record(function: Callable[..., Any], inputs: list[Tensor]) -> Capture:
             parameter.grad = None
     if versions != [tensor._version for tensor in inputs]:
         raise NotCompilable("it changes its arguments in place")
+    for node in reversed(graph.graph.nodes):
+        if node.target is aten.index.Tensor and not node.users:
+            graph.graph.erase_node(node)  # a selection by a mask that `ValueReader` did without
     for node in graph.graph.nodes:
         if _has_dynamic_shape(node):
             raise NotCompilable(f"the shape of a result depends on the data ({node.target})")

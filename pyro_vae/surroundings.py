@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 Read = tuple[Callable[[Any, Any], Any], Any, Any]
 
@@ -24,6 +25,8 @@ LIMIT = 100  # entries of lists and dictionaries: more are data, not settings
 CONTAINERS = {dict, list, tuple}
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # hooks and the like, which every module has
+# What transforms keep of their last call: each step has its own, and finds no other step's.
+CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
 
 
 class Surroundings:
@@ -136,10 +139,11 @@ def _visible(value: Any) -> Iterator[Read]:
             yield getattr, value, name
     elif isinstance(value, nn.Module):
         own = not _from_library(type(value))  # a library's modules rebuild caches in every run
+        passing = PLUMBING | CACHES if isinstance(value, Transform) else PLUMBING
         yield from (
             (dict.get, vars(value), name)
             for name, child in vars(value).items()
-            if name in STRUCTURE or type(child) in ATOMS or (own and name not in PLUMBING)
+            if name in STRUCTURE or type(child) in ATOMS or (own and name not in passing)
         )
     elif isinstance(value, dict) and len(value) <= LIMIT:
         yield from ((dict.get, value, key) for key in value)

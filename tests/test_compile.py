@@ -317,6 +317,22 @@ def reads_array(x):
     return 1.0 + float(x.numpy().mean())
 
 
+def replaces_by_mask(x):
+    scale, row = torch.ones(6), x[:, 1].exp()
+    chosen = x[:, 0] > 0.4
+    scale[chosen] = row[chosen]
+    scale[~chosen] = 2.0
+    return scale
+
+
+def selects_by_mask(x):
+    scale, row = torch.ones(6), x[:, 1].exp()
+    chosen = x[:, 0] > 0.4
+    part = row[chosen]
+    scale[chosen] = part
+    return scale + part.sum()
+
+
 SETTINGS = {"scale": 1.0}
 calls = 0
 
@@ -366,12 +382,19 @@ def test_a_branch_on_the_data_takes_the_branch():
         (draws_from_numpy, "Python's or numpy's random"),
         (makes_tensor_from_numpy, "tensors of numpy arrays"),
         (reads_array, "into Python by numpy"),
+        (selects_by_mask, "the shape of a result depends on the data"),
     ],
 )
 def test_what_cannot_be_compiled_runs_eagerly_and_says_why(scale_of, reason):
     with pytest.warns(CompilationWarning, match=reason):
         svi = both(scale_of)
     assert svi.num_compiled_steps == 0
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_entries_replaced_by_a_mask_are_of_any_number():
+    # The batches have different numbers of them.
+    assert both(replaces_by_mask).num_compiled_steps == 13
 
 
 @pytest.mark.usefixtures("graph_only")

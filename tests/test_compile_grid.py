@@ -13,7 +13,6 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_e
 
 import pyro_vae as pv
 from pyro_vae import compiled_step
-from pyro_vae.compiler import CompilationWarning
 from pyro_vae.objectives import Beta, FreeBits, ImportanceWeighted, Linear, StickingTheLanding
 from tests.catalogue import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_grid import fitting_pairs
@@ -73,21 +72,10 @@ def train(case, compile):
     return svi, losses, [p.detach() for p in vae.parameters()]
 
 
-def compiles(case):
-    """Pyro's splines select by boolean masks, whose shapes depend on the data."""
-    return case[0] not in ("Flow", "Flow, spline", "Flow, spline autoregressive")
-
-
-@pytest.mark.parametrize("case", list(filter(compiles, dict.fromkeys(cases()))), ids=", ".join)
+@pytest.mark.parametrize("case", list(dict.fromkeys(cases())), ids=", ".join)
 def test_the_graph_equals_the_eager_step(case):
     ours, eager = train(case, True), train(case, False)
     assert ours[0].num_compiled_steps == 2
     np.testing.assert_allclose(ours[1], eager[1], rtol=1e-9)
     for actual, expected in zip(ours[2], eager[2], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_spline_says_that_it_is_not_compiled():
-    with pytest.warns(CompilationWarning, match="shape of a result depends on the data"):
-        svi, _, _ = train(("Flow, spline", "DiagonalNormal", "Normal", "Trace_ELBO"), True)
-    assert svi.num_compiled_steps == 0
