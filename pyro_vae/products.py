@@ -9,10 +9,12 @@ from torch.overrides import TorchFunctionMode
 
 # oneDNN takes some 12 us to begin: smaller products are done by then.
 LARGE_PRODUCT = 2**21
+# Where gradients are asked for, a function mode has to earn what it costs, some 0.2 ms a step.
+LARGE_LAYER = 2**24
 
 
 @functools.cache
-def _has_half_speed_blas() -> bool:
+def has_half_speed_blas() -> bool:
     """Tell whether torch's BLAS leaves half of this processor idle, where oneDNN does not.
 
     MKL's float32 products use AVX-512 on Intel's processors only: on AMD's, oneDNN takes half the
@@ -44,21 +46,68 @@ _library.impl("product", _product_shape, "Meta")
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
     """Return a @ b + bias of matrices, without gradients; `NotImplemented` where torch's serves."""
-    large = len(a) * b.numel() >= LARGE_PRODUCT and a.dtype == b.dtype == torch.float32
-    if not (large and a.device.type == "cpu" and _has_half_speed_blas()):
+    if len(a) * b.numel() < LARGE_PRODUCT or not serves(a, b):
         return NotImplemented
     return torch.ops.pyro_vae.product(a, b, bias)
 
 
+def serves(a: Tensor, b: Tensor) -> bool:
+    """Tell whether oneDNN is the library to multiply these."""
+    suited = a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"
+    batched = torch._C._are_functorch_transforms_active()  # which know no such operation
+    return suited and not batched and has_half_speed_blas()
+
+
 class FastLayers(TorchFunctionMode):
-    """Computes linear layers by `product`, where no gradients are asked for."""
+    """Computes linear layers by `product`: large ones only, where gradients are asked for.
+
+    Attributes:
+        count: layers so computed that gradients were asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.nn.functional.linear and not torch.is_grad_enabled() and not kwargs:
-            x, weight, *bias = args
-            result = product(x.flatten(0, -2), weight.t(), *bias) if x.dim() > 1 else NotImplemented
+        if func is torch.nn.functional.linear and not kwargs and args[0].dim() > 1:
+            result = self._linear(*args)
             if result is not NotImplemented:
-                return result.unflatten(0, x.shape[:-1])
+                return result
         return func(*args, **(kwargs or {}))
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+        if not torch.is_grad_enabled():
+            result = product(x.flatten(0, -2), weight.t(), bias)
+        elif x.numel() * len(weight) >= LARGE_LAYER and serves(x, weight):
+            self.count += 1
+            result = _Linear.apply(x.flatten(0, -2), weight, bias)
+        else:
+            return NotImplemented
+        return result if result is NotImplemented else result.unflatten(0, x.shape[:-1])
+
+
+class _Linear(torch.autograd.Function):
+    """x @ weight^T + bias and its gradients, each by `product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.pyro_vae.product(x, weight.t(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _multiplied(gradient, weight) if of_x else None,
+            _multiplied(gradient.t(), x) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+def _multiplied(a: Tensor, b: Tensor) -> Tensor:
+    result = NotImplemented if torch.is_grad_enabled() else product(a, b)
+    return a @ b if result is NotImplemented else result

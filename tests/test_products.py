@@ -1,18 +1,21 @@
 """Matrix products by oneDNN, and sums of log densities by products: the same numbers."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_vae import lowering, products
+import pyro_vae as pv
+from pyro_vae import lowering, products, svi
 from pyro_vae.distributions import Bits
 
 
 @pytest.fixture
 def fast(monkeypatch):
     monkeypatch.setattr(products, "LARGE_PRODUCT", 1000)
-    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: True)
+    monkeypatch.setattr(products, "has_half_speed_blas", lambda: True)
 
 
 def test_products_are_torchs(fast):
@@ -26,23 +29,70 @@ def test_products_are_torchs(fast):
 
 
 def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
-    monkeypatch.setattr(products, "_has_half_speed_blas", lambda: False)
+    monkeypatch.setattr(products, "has_half_speed_blas", lambda: False)
     assert products.product(torch.ones(200, 200), torch.ones(200, 200)) is NotImplemented
 
 
-def test_layers_are_fast_without_gradients_only(fast, monkeypatch):
+def test_layers_are_fast_and_torchs(fast, monkeypatch):
     taken = []
     real = products.product
     monkeypatch.setattr(products, "product", lambda *args: taken.append(1) or real(*args))
     x, layer = torch.randn(3, 5, 40), torch.nn.Linear(40, 30)
     expected = layer(x)
-    with products.FastLayers():
-        assert torch.equal(layer(x), expected)
+    with products.FastLayers() as layers:
+        assert torch.equal(layer(x), expected)  # too small, where gradients are asked for
         assert not taken
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
             torch.testing.assert_close(F.linear(x[0, 0], layer.weight), x[0, 0] @ layer.weight.T)
     assert len(taken) == 1
+    assert layers.count == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_fast_layers_are_torchs(fast, monkeypatch, bias):
+    monkeypatch.setattr(products, "LARGE_LAYER", 1000)
+    layer = torch.nn.Linear(40, 30, bias=bias)
+    x = torch.randn(3, 5, 40, requires_grad=True)
+    given, weight = [x, *layer.parameters()], torch.randn(3, 5, 30)
+
+    def gradients(create_graph):
+        return torch.autograd.grad(
+            (weight * layer(x).tanh()).sum(), given, create_graph=create_graph
+        )
+
+    def penalty():
+        return torch.autograd.grad(sum((g**2).sum() for g in gradients(True)), given)
+
+    expected = gradients(False), penalty()
+    with products.FastLayers() as layers:
+        torch.testing.assert_close(gradients(False), expected[0])
+        torch.testing.assert_close(penalty(), expected[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+    assert layers.count == 3
+
+
+def test_eager_steps_take_fast_layers_where_these_are_large(fast, monkeypatch):
+    def train(num_data):
+        torch.manual_seed(0)
+        vae = pv.VAE(
+            pv.priors.StandardNormal(2),
+            pv.likelihoods.Bernoulli(pv.networks.MLP(2, [20], 30)),
+            pv.guides.DiagonalNormal(pv.networks.MLP(30, [20], 4)),
+        )
+        optim = functools.partial(torch.optim.Adam, lr=0.01)
+        steps = pv.SVI(vae.model, vae.guide, optim, compile=False)
+        x = (torch.rand(num_data, 30) < 0.5).float()
+        return [steps.step(x) for _ in range(3)], steps._layers.count
+
+    monkeypatch.setattr(products, "LARGE_LAYER", 50 * 600)
+    losses, count = train(50)
+    assert count == 6  # of 12: those between 30 pixels and 20 hidden units
+    assert train(49)[1] == 0
+    monkeypatch.setattr(svi, "has_half_speed_blas", lambda: False)
+    plain, count = train(50)
+    assert count == 0
+    np.testing.assert_allclose(losses, plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 784), (4, 1, 28, 28), (3, 7), (5, 113), (2, 3, 1)])
