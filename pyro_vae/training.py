@@ -308,19 +308,20 @@ def _take_steps(
         The signal that cut the epoch short, if any; and where something stopped being finite, the
         batch and the name of the parameter (None for the loss).
     """
-    now, svi = run.progress, run.svi
+    now, svi, alone = run.progress, run.svi, world_size() == 1
     run.start_epoch()
     for whole in data.batches(run.order(data, batch_size), run.generator):
         num_rows = len(whole[0])
-        batch, share = own_rows(whole)
-        svi.share = share if world_size() > 1 else None
+        batch, svi.share = (whole, None) if alone else own_rows(whole)
         loss = svi.step(*batch)
         finite = math.isfinite(loss)
         if finite:
             run.count(loss, num_rows)
             report(now.step, num_rows, now.epoch, now.total / now.num_seen)
         last, due, came = now.batch == num_steps, False, None
-        if last or world_size() == 1 or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
+        if alone:
+            came, due = interrupted(), run.is_due()
+        elif last or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
             came, due = _signal_to_any(interrupted()), from_first(run.is_due)
         ends = came is not None or last
         # Weights that are kept, in a checkpoint or as an epoch's, are finite.
