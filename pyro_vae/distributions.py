@@ -102,15 +102,18 @@ class Mixture(dist.MixtureSameFamily):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""
         components = self.component_distribution
-        diagonal = isinstance(components, dist.Independent) and (
-            components.reinterpreted_batch_ndims == 1
+        normal = getattr(components, "base_dist", None)
+        plain = (
+            getattr(components, "reinterpreted_batch_ndims", None) == 1
+            and isinstance(normal, torch.distributions.Normal)
+            and type(normal).log_prob is torch.distributions.Normal.log_prob
         )
-        normal = components.base_dist if diagonal else None
         # There is no float64 on mps.
-        if self.batch_shape or not isinstance(normal, dist.Normal) or value.device.type == "mps":
+        if self.batch_shape or not plain or value.device.type == "mps":
             return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)
+        assert normal is not None
         z, loc, scale = value.double(), normal.loc.double(), normal.scale.double()
         precision = scale**-2
         squares = torch.cat([z**2, z], -1) @ torch.cat([precision, -2 * loc * precision], -1).T

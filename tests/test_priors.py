@@ -103,6 +103,18 @@ def test_a_mixtures_density_is_the_sum_over_its_components_to_rounding():
     torch.testing.assert_close(mine, torch.autograd.grad(expected.sum(), parameters))
 
 
+def test_a_mixture_of_a_users_own_normals_is_scored_by_them():
+    class Sharper(dist.Normal):
+        def log_prob(self, value):
+            return 2 * super().log_prob(value)
+
+    components = Sharper(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1)
+    prior = pv.priors.VampPrior(lambda u: components, 3, 2)()
+    z = torch.randn(5, 2)
+    expected = 2 * dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(prior.log_prob(z), expected)
+
+
 class TestVampPrior:
     def test_its_density_is_the_mean_of_the_guides(self):
         guide = pv.guides.FullNormal(MLP(2, [4], 5)).double()
