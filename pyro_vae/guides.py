@@ -92,8 +92,9 @@ class Laplace(_LocationScale):
 class FullNormal(_Guide):
     """q(z|x) = N(z; loc(x), L(x) L(x)'), with any covariance: exact for a linear-Gaussian model.
 
-    The encoder's outputs are `loc`, then the diagonal of L through a softplus, then the entries
-    below it, row by row.
+    The encoder's outputs are `loc`, then the diagonal of L through a softplus, then `latent_dim`
+    times the entries below it, row by row: what couples the latents starts small. As the outputs
+    are, it would be noise as wide as the prior, and training would stay far below a diagonal guide.
 
     Args:
         encoder: network from `(*batch, *event)` to
@@ -128,7 +129,8 @@ class FullNormal(_Guide):
 class LowRankNormal(_Guide):
     """q(z|x) = N(z; loc(x), W(x) W(x)' + diag scale(x)^2), W of `rank` columns.
 
-    The encoder's outputs are `loc`, then `scale` through a softplus, then W row by row.
+    The encoder's outputs are `loc`, then `scale` through a softplus, then `latent_dim` times W
+    row by row, which starts small for the reason that `FullNormal` gives.
 
     Args:
         encoder: network from `(*batch, *event)` to `(*batch, (2 + rank) * latent_dim)`.
@@ -153,7 +155,7 @@ class LowRankNormal(_Guide):
         outputs = self.encoder(x)
         latent_dim = outputs.shape[-1] // (2 + self.rank)
         loc, scale = _loc_and_scale(outputs[..., : 2 * latent_dim])
-        factor = outputs[..., 2 * latent_dim :].unflatten(-1, (latent_dim, self.rank))
+        factor = outputs[..., 2 * latent_dim :].unflatten(-1, (latent_dim, self.rank)) / latent_dim
         return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
 
@@ -307,7 +309,7 @@ def _lower_triangle(diagonal: Tensor, below: Tensor) -> Tensor:
     latent_dim = diagonal.shape[-1]
     rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1)
     triangle = (softplus(diagonal) + MIN_SCALE).diag_embed()
-    triangle[..., rows, columns] = below
+    triangle[..., rows, columns] = below / latent_dim
     return triangle
 
 
