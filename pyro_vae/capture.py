@@ -63,7 +63,7 @@ class ValueReader(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.read: list[tuple[Tensor, Any]] = []
-        self._selected: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._selected: dict[int, Selection] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -92,12 +92,12 @@ class ValueReader(TorchFunctionMode):
         # the data. One that goes elsewhere, too, stays in the record, and is refused there.
         if func is Tensor.__getitem__ and _is_mask(args[1], args[0]):
             part = func(*args)
-            self._selected[id(part)] = part, args[0], args[1]
+            self._selected[id(part)] = Selection(part, *args)
             return part
         if func is Tensor.__setitem__ and id(args[2]) in self._selected:
-            _, source, mask = self._selected[id(args[2])]
-            if mask is args[1] and source.shape == args[0].shape:
-                args[0].copy_(torch.where(mask, source, args[0]))
+            selection = self._selected[id(args[2])]
+            if selection.fits(*args[:2]):
+                args[0].copy_(torch.where(args[1], selection.source, args[0]))
                 return None
         # An optimizer scales by numbers (`alpha`, `value`) which here are tensors.
         if func in SCALED and isinstance(kwargs.get("alpha", kwargs.get("value")), Tensor):
@@ -110,6 +110,22 @@ class ValueReader(TorchFunctionMode):
     def _run(self, hook: Callable[[Tensor], Any], gradient: Tensor) -> Any:
         with self:
             return hook(gradient)
+
+
+class Selection:
+    """What a mask selected: `part = source[mask]`."""
+
+    def __init__(self, part: Tensor, source: Tensor, mask: Tensor) -> None:
+        self.part, self.source, self.mask = part, source, mask
+        self._versions = self._current_versions()
+
+    def fits(self, target: Tensor, mask: Tensor) -> bool:
+        """Tell whether `target[mask] = part` can be read off the source, as it was then."""
+        same = mask is self.mask and target.shape == self.source.shape
+        return same and self._versions == self._current_versions()
+
+    def _current_versions(self) -> tuple[int, ...]:
+        return self.part._version, self.source._version, self.mask._version
 
 
 def _is_mask(index: Any, tensor: Tensor) -> bool:

@@ -54,8 +54,9 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
 def serves(a: Tensor, b: Tensor) -> bool:
     """Tell whether oneDNN is the library to multiply these."""
     suited = a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"
-    batched = torch._C._are_functorch_transforms_active()  # which know no such operation
-    return suited and not batched and has_half_speed_blas()
+    # Neither vmap and the like nor autocast know such an operation.
+    others = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu")
+    return suited and not others and has_half_speed_blas()
 
 
 class FastLayers(TorchFunctionMode):

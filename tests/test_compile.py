@@ -333,6 +333,15 @@ def selects_by_mask(x):
     return scale + part.sum()
 
 
+def changes_what_a_mask_selected_from(x):
+    scale, row = torch.ones(6), x[:, 1].exp()
+    chosen = x[:, 0] > 0.4
+    part = row[chosen]
+    row += 1
+    scale[chosen] = part
+    return scale + row
+
+
 SETTINGS = {"scale": 1.0}
 calls = 0
 
@@ -383,6 +392,7 @@ def test_a_branch_on_the_data_takes_the_branch():
         (makes_tensor_from_numpy, "tensors of numpy arrays"),
         (reads_array, "into Python by numpy"),
         (selects_by_mask, "the shape of a result depends on the data"),
+        (changes_what_a_mask_selected_from, "the shape of a result depends on the data"),
     ],
 )
 def test_what_cannot_be_compiled_runs_eagerly_and_says_why(scale_of, reason):

@@ -69,6 +69,8 @@ def test_gradients_of_fast_layers_are_torchs(fast, monkeypatch, bias):
         torch.testing.assert_close(gradients(False), expected[0])
         torch.testing.assert_close(penalty(), expected[1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype is torch.bfloat16
     assert layers.count == 3
 
 
