@@ -156,13 +156,16 @@ def main(
     out: Annotated[Path, Option(help="Folder for all runs")] = Path("runs/parts"),
 ) -> None:
     """Train every variant that is not there yet; print the table and draw the picture."""
+    wanted = dict.fromkeys(["base", *variants.split(",")])  # with what the others are compared to
+    if unknown := wanted.keys() - VARIANTS:
+        raise typer.BadParameter(f"unknown variants {sorted(unknown)}; there are {[*VARIANTS]}")
     name = "mnist-5k" if quick else "mnist"
     train, test = pv.data.load(name, binarize="static", root=data_root)
     if quick:
         epochs, num_samples, num_test = 1, 20, 200
     numbers = [int(seed) for seed in seeds.split(",")]
     for seed in numbers:
-        for variant in variants.split(","):
+        for variant in wanted:
             folder = out / f"{variant}-{seed}"
             if not (folder / "summary.json").exists():
                 scored = test.spread(num_test or len(test))

@@ -27,7 +27,7 @@ from typer import Option
 
 import pyro_vae as pv
 
-Samples = Annotated[float, Option(help="Training samples seen, as on the paper's axis: 1e6, ...")]
+Samples = Annotated[float, Option(min=1, help="Training samples seen, as in the paper: 1e6, ...")]
 Quick = Annotated[bool, Option("--quick", help="Seconds on mnist-5k: shows that it runs, no more")]
 DataRoot = Annotated[Path | None, Option(help="Folder with the data [default: $PYRO_VAE_DATA]")]
 Binarize = Annotated[Literal["dynamic", "static", "threshold"], Option(help="Of MNIST")]
