@@ -89,8 +89,8 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
             ylabel = "" if column else "bound (nats per datum)"
             axes.set(xscale="log", xlabel="training samples seen", ylabel=ylabel)
             axes.set_title(f"{shown[0]['dataset']}, $N_z$ = {latent_dim}", fontsize=10)
-            if column == row == 0:
-                axes.legend(fontsize=6)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.axes[0].legend(handles=[*lines.values()], fontsize=6)
     return figure
 
 
