@@ -1,7 +1,7 @@
 """The arguments of a call as tensors and the rest, and the random numbers that it will draw."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,42 @@ from pyro_vae.surroundings import ATOMS
 def split(args: Any, kwargs: Any) -> tuple[list[Tensor], Any]:
     """Return the tensors among the arguments and, hashable, the rest; None if it is not."""
     inputs: list[Tensor] = []
-
-    def fixed(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            inputs.append(value)
-            return Tensor
-        if isinstance(value, tuple | list):
-            return (type(value), *map(fixed, value))
-        if isinstance(value, dict):
-            return (dict, *((k, fixed(v)) for k, v in value.items()))
-        if type(value) in ATOMS:
-            return (type(value), value)
-        raise TypeError
-
     try:
-        return inputs, (fixed(args), fixed(kwargs))
+        return inputs, (_fixed(args, inputs), _fixed(kwargs, inputs))
     except TypeError:
         return inputs, None  # an object of which nothing is known
+
+
+# A nested function that calls itself refers to itself: it would keep its tensors, a batch for each
+# step, until Python next looks for such circles.
+def _fixed(value: Any, inputs: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        inputs.append(value)
+        return Tensor
+    if isinstance(value, tuple | list):
+        return (type(value), *(_fixed(item, inputs) for item in value))
+    if isinstance(value, dict):
+        return (dict, *((k, _fixed(v, inputs)) for k, v in value.items()))
+    if type(value) in ATOMS:
+        return (type(value), value)
+    raise TypeError
 
 
 def join(args: Any, kwargs: Any, inputs: Iterable[Tensor]) -> tuple[Any, Any]:
     """Return the arguments with other tensors in the places of theirs."""
     rest = iter(inputs)
+    return _replaced(args, rest), _replaced(kwargs, rest)
 
-    def replaced(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return next(rest)
-        if isinstance(value, tuple | list):
-            items = map(replaced, value)
-            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-        if isinstance(value, dict):
-            return {k: replaced(v) for k, v in value.items()}
-        return value
 
-    return replaced(args), replaced(kwargs)
+def _replaced(value: Any, rest: Iterator[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return next(rest)
+    if isinstance(value, tuple | list):
+        items = (_replaced(item, rest) for item in value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {k: _replaced(v, rest) for k, v in value.items()}
+    return value
 
 
 def random_state() -> Any:
