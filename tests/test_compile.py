@@ -4,6 +4,7 @@ import functools
 import gc
 import random
 import warnings
+import weakref
 
 import numpy as np
 import pyro
@@ -741,6 +742,23 @@ def test_memory_does_not_grow():
     for _ in range(300):
         svi.step(x)
     assert objects() <= before + 2
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_batch_is_let_go_with_its_step(compile):
+    """Without Python's search for circles of references, in which a batch once stayed."""
+    svi, _, _ = train(OPTIMIZERS["Adam"], compile)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            x = batches()[0][0]
+            held = weakref.ref(x)
+            svi.step(x)
+            del x
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("name", "value"), [("compile", "yes"), ("precision", "fp16")])
