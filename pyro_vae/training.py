@@ -7,6 +7,7 @@ lets the optimizer climb. What is reported is in nats per datum.
 import contextlib
 import functools
 import math
+import numbers
 import os
 import signal
 import sys
@@ -425,7 +426,7 @@ def _check_settings(
         ("num_particles", num_particles),
         ("patience", 1 if patience is None else patience),
     ]:
-        if int(value) != value or value < 1:
+        if not (isinstance(value, numbers.Real) and value >= 1 and value % 1 == 0):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if patience is not None and validation is None:
         raise ValueError("patience needs validation data: pass validation=, or leave patience out")

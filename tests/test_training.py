@@ -293,6 +293,7 @@ def test_a_nan_from_the_decoder_names_its_site():
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"batch_size": 2.5}, "batch_size must be"),
+        ({"batch_size": "all"}, "batch_size must be"),
         ({"num_particles": -1}, "num_particles must be"),
         ({"patience": 0, "validation": binary(8)}, "patience must be"),
         ({"patience": 2}, "patience needs validation data"),
