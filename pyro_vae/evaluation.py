@@ -21,8 +21,9 @@ from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of, evaluating
-from pyro_vae.products import FastLayers
+from pyro_vae.products import fast_layers
 from pyro_vae.sites import untouched
+from pyro_vae.surroundings import modules_of
 from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk, seed_chunk
 
 DESCRIPTIONS = {
@@ -174,8 +175,9 @@ def evaluate(
         bar.update(task, completed=chunk.stop)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    # Once for all: each chunk would do and undo it.
-    with untouched(), bar, FastLayers(), evaluating(pair.model, pair.guide):
+    programs = pair.model, pair.guide
+    # `evaluating` once for all: each chunk would do and undo it.
+    with untouched(), bar, evaluating(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
         chunks = [range(i, min(i + rows, len(dataset))) for i in range(0, len(dataset), rows)]
         found = list(dealt(chunks, score))

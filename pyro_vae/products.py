@@ -1,15 +1,16 @@
 """Matrix products of float32 by whichever library uses all of the processor."""
 
+import contextlib
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 # oneDNN takes some 12 us to begin: smaller products are done by then.
 LARGE_PRODUCT = 2**21
-# Where gradients are asked for, a function mode has to earn what it costs, some 0.2 ms a step.
+# Where gradients are asked for, torch's own backward pass has less to do around its products.
 LARGE_LAYER = 2**24
 
 
@@ -59,35 +60,39 @@ def serves(a: Tensor, b: Tensor) -> bool:
     return suited and not others and has_half_speed_blas()
 
 
-class FastLayers(TorchFunctionMode):
-    """Computes linear layers by `product`: large ones only, where gradients are asked for.
+@contextlib.contextmanager
+def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Compute the linear layers among the modules by `product`, while the context lasts.
 
-    Attributes:
-        count: layers so computed that gradients were asked for.
+    Large ones only, where gradients are asked for. The modules themselves are told: a function mode
+    would be asked about every other operation, too, at 0.4 ms a training step.
     """
+    linear = (m for m in modules if isinstance(m, nn.Linear))
+    plain = (m for m in linear if type(m).forward is nn.Linear.forward)
+    taken = [m for m in plain if "forward" not in vars(m)]
+    for layer in taken:
+        vars(layer)["forward"] = functools.partial(_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in taken:
+            del vars(layer)["forward"]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.linear and not kwargs and args[0].dim() > 1:
-            result = self._linear(*args)
-            if result is not NotImplemented:
-                return result
-        return func(*args, **(kwargs or {}))
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias  # once: of a `PyroModule`, they may be drawn
+    result = NotImplemented
+    if not torch.is_grad_enabled() and x.dim() > 1:
+        result = product(_as_matrix(x), weight.t(), bias)
+    elif x.numel() * len(weight) >= LARGE_LAYER and x.dim() > 1 and serves(x, weight):
+        result = _Linear.apply(_as_matrix(x), weight, bias)
+    if result is NotImplemented:
+        return nn.functional.linear(x, weight, bias)
+    return result if x.dim() == 2 else result.unflatten(0, x.shape[:-1])
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-        if not torch.is_grad_enabled():
-            result = product(x.flatten(0, -2), weight.t(), bias)
-        elif x.numel() * len(weight) >= LARGE_LAYER and serves(x, weight):
-            self.count += 1
-            result = _Linear.apply(x.flatten(0, -2), weight, bias)
-        else:
-            return NotImplemented
-        return result if result is NotImplemented else result.unflatten(0, x.shape[:-1])
+
+def _as_matrix(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.flatten(0, -2)
 
 
 class _Linear(torch.autograd.Function):

@@ -113,6 +113,13 @@ class Surroundings:
         self._groups = [(read, *entries) for read, entries in groups.items()]
 
 
+def modules_of(*programs: Any) -> list[nn.Module]:
+    """Return the modules that programs can see."""
+    surroundings = Surroundings(*programs)
+    surroundings.key()
+    return surroundings.modules
+
+
 def _get(read: Callable[[Any, Any], Any], owner: Any, name: Any) -> Any:
     try:
         return read(owner, name)

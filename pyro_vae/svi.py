@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pyro.infer
 import torch
 from pyro import poutine
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
@@ -18,8 +18,9 @@ from pyro_vae.annealing import Beta
 from pyro_vae.compiler import Compiler, numbers
 from pyro_vae.identity import objectives_of
 from pyro_vae.lowering import can_compile
-from pyro_vae.products import FastLayers, has_half_speed_blas
+from pyro_vae.products import fast_layers, has_half_speed_blas
 from pyro_vae.sites import plate_nesting
+from pyro_vae.surroundings import modules_of
 from pyro_vae.updates import OptimizerFactory, TorchOptim
 
 Compile = bool | Literal["auto"]
@@ -82,8 +83,7 @@ class SVI(pyro.infer.SVI):
         self.trained: set[Tensor] = set()
         # This process's share of the minibatch, where several processes take each step together.
         self.share: float | None = None
-        self._layers = FastLayers()
-        self._uses_layers: dict[Any, bool] = {}  # by the shapes of a step's arguments
+        self._modules: list[nn.Module] | None = None  # whose layers have a faster library
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
         if compile is False or (compile == "auto" and not can_compile()):
@@ -164,24 +164,14 @@ class SVI(pyro.infer.SVI):
             self.objective.advance()
 
     def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._fast_layers(args):
+        if self._modules is None and self.precision == "fp32" and has_half_speed_blas():
+            self._modules = modules_of(self.model, self.guide)
+        with fast_layers(self._modules or ()):
             loss, parameters = self.gradients(args, kwargs)
         values = self.update(numbers(loss), parameters)
         if not all(map(math.isfinite, values)) and self.any_process(False):
             return self._eager_step(args, kwargs)  # as those do whose program declined the step
         return type(loss)(values) if isinstance(loss, tuple) else values[0]
-
-    @contextlib.contextmanager
-    def _fast_layers(self, args: tuple[Any, ...]) -> Iterator[None]:
-        """Compute large layers by the faster library, where there are such."""
-        shapes = tuple(getattr(value, "shape", None) for value in args)
-        if self.precision != "fp32" or not self._uses_layers.get(shapes, has_half_speed_blas()):
-            yield
-            return
-        before = self._layers.count
-        with self._layers:
-            yield
-        self._uses_layers[shapes] = self._layers.count > before
 
     def update(self, values: tuple[float, ...], parameters: list[Tensor]) -> tuple[float, ...]:
         """Let the optimizer update parameters by their gradients, which are None afterwards.

@@ -3,9 +3,10 @@
 import functools
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch.nn import functional as F
 
 import pyro_vae as pv
 from pyro_vae import lowering, products, svi
@@ -15,7 +16,8 @@ from pyro_vae.distributions import Bits
 @pytest.fixture
 def fast(monkeypatch):
     monkeypatch.setattr(products, "LARGE_PRODUCT", 1000)
-    monkeypatch.setattr(products, "has_half_speed_blas", lambda: True)
+    for room in (products, svi):
+        monkeypatch.setattr(room, "has_half_speed_blas", lambda: True)
 
 
 def test_products_are_torchs(fast):
@@ -33,24 +35,53 @@ def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
     assert products.product(torch.ones(200, 200), torch.ones(200, 200)) is NotImplemented
 
 
-def test_layers_are_fast_and_torchs(fast, monkeypatch):
-    taken = []
-    real = products.product
-    monkeypatch.setattr(products, "product", lambda *args: taken.append(1) or real(*args))
+@pytest.fixture
+def taken(monkeypatch):
+    """The shapes of what goes by `product` without gradients, and by its layer with them."""
+    calls = []
+    real, layer = products.product, products._Linear.apply
+    monkeypatch.setattr(
+        products, "product", lambda a, *rest: calls.append(a.shape) or real(a, *rest)
+    )
+    monkeypatch.setattr(
+        products._Linear, "apply", lambda a, *rest: calls.append(a.shape) or layer(a, *rest)
+    )
+    return calls
+
+
+def test_layers_are_fast_and_torchs(fast, taken):
     x, layer = torch.randn(3, 5, 40), torch.nn.Linear(40, 30)
     expected = layer(x)
-    with products.FastLayers() as layers:
+    with products.fast_layers([layer]), products.fast_layers([layer]):
         assert torch.equal(layer(x), expected)  # too small, where gradients are asked for
         assert not taken
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
-            torch.testing.assert_close(F.linear(x[0, 0], layer.weight), x[0, 0] @ layer.weight.T)
-    assert len(taken) == 1
-    assert layers.count == 0
+            torch.testing.assert_close(layer(x[0, 0]), expected[0, 0])  # a vector
+    assert taken[0] == (15, 40)
+    assert "forward" not in vars(layer)  # as it was
+    with pytest.raises(RuntimeError, match="shapes"), products.fast_layers([layer]):
+        layer(x.mT)
+    assert "forward" not in vars(layer)
+
+
+def test_layers_with_a_forward_of_their_own_keep_it(fast):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    doubled, patched = Doubled(40, 30), torch.nn.Linear(40, 30)
+    patched.forward = lambda x: x
+    x = torch.randn(50, 40)
+    expected = doubled(x)
+    with torch.no_grad(), products.fast_layers([doubled, patched]):
+        assert torch.equal(doubled(x), expected)
+        assert patched(x) is x
+    assert patched(x) is x
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_fast_layers_are_torchs(fast, monkeypatch, bias):
+def test_gradients_of_fast_layers_are_torchs(fast, taken, monkeypatch, bias):
     monkeypatch.setattr(products, "LARGE_LAYER", 1000)
     layer = torch.nn.Linear(40, 30, bias=bias)
     x = torch.randn(3, 5, 40, requires_grad=True)
@@ -65,31 +96,63 @@ def test_gradients_of_fast_layers_are_torchs(fast, monkeypatch, bias):
         return torch.autograd.grad(sum((g**2).sum() for g in gradients(True)), given)
 
     expected = gradients(False), penalty()
-    with products.FastLayers() as layers:
+    with products.fast_layers([layer]):
         torch.testing.assert_close(gradients(False), expected[0])
+        assert taken == [(15, 40), (15, 30), (30, 15)]  # the layer, and two of its gradients
         torch.testing.assert_close(penalty(), expected[1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype is torch.bfloat16
-    assert layers.count == 3
 
 
-def test_eager_steps_take_fast_layers_where_these_are_large(fast, monkeypatch):
-    def train(num_data):
-        torch.manual_seed(0)
-        vae = pv.VAE(
-            pv.priors.StandardNormal(2),
-            pv.likelihoods.Bernoulli(pv.networks.MLP(2, [20], 30)),
-            pv.guides.DiagonalNormal(pv.networks.MLP(30, [20], 4)),
-        )
-        optim = functools.partial(torch.optim.Adam, lr=0.01)
-        steps = pv.SVI(vae.model, vae.guide, optim, compile=False)
-        x = (torch.rand(num_data, 30) < 0.5).float()
-        return [steps.step(x) for _ in range(3)], steps._layers.count
+def programs(kind):
+    networks = torch.nn.Linear(30, 20), torch.nn.Linear(20, 4), torch.nn.Linear(2, 30)
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(2, [20], 30)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(30, [20], 4)),
+    )
+    if kind == "package":
+        return vae.model, vae.guide
+    if kind == "per datum":
+        return [pv.objectives.per_datum(program, 1000) for program in (vae.model, vae.guide)]
+    first, second, decoder = networks
 
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("first", first)
+        pyro.module("second", second)
+        loc, scale = second(first(x).tanh()).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(("kind", "num_large"), [("package", 2), ("per datum", 2), ("Pyro", 1)])
+def test_eager_steps_take_fast_layers_where_these_are_large(
+    fast, taken, monkeypatch, kind, num_large
+):
+    """Of the package's programs, of those that `fit` makes of them, and of plain functions."""
     monkeypatch.setattr(products, "LARGE_LAYER", 50 * 600)
+
+    def train(num_data):
+        pyro.clear_param_store()
+        taken.clear()
+        torch.manual_seed(0)
+        optim = functools.partial(torch.optim.Adam, lr=0.01)
+        steps = pv.SVI(*programs(kind), optim, compile=False)
+        x = (torch.rand(num_data, 30) < 0.5).float()
+        return [steps.step(x) for _ in range(3)], sum(a[0] == num_data for a in taken)
+
     losses, count = train(50)
-    assert count == 6  # of 12: those between 30 pixels and 20 hidden units
+    # Of 30 pixels and 20 hidden units, forth, and back by a product where gradients go on.
+    assert count >= 3 * num_large
     assert train(49)[1] == 0
     monkeypatch.setattr(svi, "has_half_speed_blas", lambda: False)
     plain, count = train(50)
