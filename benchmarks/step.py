@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -245,11 +246,19 @@ def show(console: Console, title: str, result: dict[str, dict[str, float]]) -> N
     console.print(table)
 
 
+def known(sizes: list[str]) -> list[str]:
+    """Return the sizes, or refuse those that are none."""
+    for size in sizes:
+        if not re.fullmatch(r"(784(-[1-9]\d*)+|conv)-[1-9]\d*:[1-9]\d*", size):
+            raise typer.BadParameter(f"{size!r} is not as {SIZES[0]} or conv-20:128")
+    return sizes
+
+
 def main(
     sizes: Annotated[
-        list[str], Option(help="784-HIDDEN-LATENTS:BATCH, conv-LATENTS:BATCH")
+        list[str], Option(help="784-HIDDEN-LATENTS:BATCH, conv-LATENTS:BATCH", callback=known)
     ] = SIZES,
-    rounds: Annotated[int, Option(help="Blocks of 30 steps for each engine")] = 20,
+    rounds: Annotated[int, Option(min=1, help="Blocks of 30 steps for each engine")] = 20,
     out: Annotated[Path, Option(help="Folder for step.json and step.png")] = Path("runs/step"),
 ) -> None:
     """Time a training step of each engine."""
