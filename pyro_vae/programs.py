@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_vae.batches import Arguments, Batch
 from pyro_vae.layout import Layout
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pairs import PairError
 from pyro_vae.parts import evaluating
 from pyro_vae.sites import (
@@ -91,6 +92,7 @@ class Programs:
         *,
         obs_plate: str | None = None,
     ) -> None:
+        keep_freed_memory()
         self.model, self.guide = model, guide
         self.arguments = Arguments(args, kwargs or {})
         self.layout = Layout()

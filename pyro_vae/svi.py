@@ -18,6 +18,7 @@ from pyro_vae.annealing import Beta
 from pyro_vae.compiler import Compiler, numbers
 from pyro_vae.identity import objectives_of
 from pyro_vae.lowering import can_compile
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.products import fast_layers, has_half_speed_blas
 from pyro_vae.sites import plate_nesting
 from pyro_vae.surroundings import modules_of
@@ -83,6 +84,7 @@ class SVI(pyro.infer.SVI):
         self.trained: set[Tensor] = set()
         # This process's share of the minibatch, where several processes take each step together.
         self.share: float | None = None
+        keep_freed_memory()
         self._modules: list[nn.Module] | None = None  # whose layers have a faster library
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)

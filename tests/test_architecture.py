@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "pyro_vae"
 FLOORS = [
     {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
-    | {"progress", "streams", "products", "rates"},
+    | {"progress", "streams", "memory", "products", "rates"},
     {"networks", "datasets", "importance", "supports", "annealing", "distributions", "spherical"}
     | {
         "transforms",
