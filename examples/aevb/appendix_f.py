@@ -141,6 +141,7 @@ def report(scores: dict[tuple[int, str, int], tuple[float, float]], title: str) 
             errors.append(error[0])
         axes.errorbar(sizes, means, errors, marker="o", capsize=3, label=method)
     print(table)
+    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
     axes.legend(title=title)
     return figure
 
