@@ -130,16 +130,15 @@ def report(scores: dict[tuple[int, str, int], tuple[float, float]], title: str) 
     axes = figure.add_subplot(xscale="log", xlabel="N, training data", ylabel="test log p(x), nats")
     sizes = sorted({size for size, _, _ in scores})
     for method in METHODS:
-        means, errors = [], []
+        points = []
         for size in sizes:
             found = np.array([s for (n, m, _), s in scores.items() if (n, m) == (size, method)])
             columns = np.column_stack([found, found[:, 1] - found[:, 0]])
             mean, error = columns.mean(0), columns.std(0, ddof=1) / math.sqrt(len(columns))
             cells = [f"{m:.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
             table.add_row(str(size), method, *cells)
-            means.append(mean[0])
-            errors.append(error[0])
-        axes.errorbar(sizes, means, errors, marker="o", capsize=3, label=method)
+            points.append((mean[0], error[0]))
+        axes.errorbar(sizes, *np.transpose(points), marker="o", capsize=3, label=method)
     print(table)
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
     axes.legend(title=title)
