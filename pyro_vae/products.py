@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 # oneDNN takes some 12 us to begin: smaller products are done by then.
 LARGE_PRODUCT = 2**21
-# Where gradients are asked for, Python is part of the backward pass: some 30 us a layer.
+# Where gradients are asked for, Python is part of the backward pass: some 20 us a layer.
 LARGE_LAYER = 2**24
 
 
