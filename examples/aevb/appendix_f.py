@@ -1,6 +1,6 @@
 """Appendix F: full variational Bayes, over the decoder's weights too, beside MAP.
 
-    python examples/aevb/appendix_f.py            N = 100, 300, 1000 of MNIST, 5 seeds
+    python examples/aevb/appendix_f.py            N = 100, 300, 1000, 10,000 of MNIST, 5 seeds
     python examples/aevb/appendix_f.py --quick    some seconds, for a first look
 
 The paper derives it (eqs. 14 to 24, Algorithm 2) and runs no experiment. With M of N data,
@@ -74,13 +74,15 @@ def main(
     data: Annotated[
         Literal["mnist", "mnist-5k"], Option(help="mnist-5k needs no download")
     ] = "mnist",
-    num_train: Annotated[list[int] | None, Option(help="N [default: 100, 300, 1000]")] = None,
+    num_train: Annotated[
+        list[int] | None, Option(min=1, max=59_999, help="N [default: 100 to 10,000]")
+    ] = None,
     seeds: Annotated[int, Option(min=2, help="Repetitions, from --seed on")] = 5,
-    draws: Annotated[int, Option(help="Draws of theta that data are scored by")] = 10,
-    num_scored: Annotated[int, Option(help="Test data, and own draws")] = 1000,
-    num_samples: Annotated[int, Option(help="Importance samples")] = 200,
-    latent_dim: Annotated[int, Option(help="N_z")] = 10,
-    hidden: Annotated[int, Option(help="Hidden units")] = 100,
+    draws: Annotated[int, Option(min=1, help="Draws of theta that data are scored by")] = 10,
+    num_scored: Annotated[int, Option(min=10, help="Test data, and own draws")] = 1000,
+    num_samples: Annotated[int, Option(min=1, help="Importance samples")] = 200,
+    latent_dim: Annotated[int, Option(min=1, help="N_z")] = 10,
+    hidden: Annotated[int, Option(min=1, help="Hidden units")] = 100,
     step_size: Annotated[float, Option(help="Of Adam")] = 1e-3,
     weight_step_size: Annotated[float, Option(help="Of Adam, for q(theta)")] = 1e-2,
     weight_sd: Annotated[float, Option(help="Of q(theta), at the start")] = 0.05,
@@ -91,17 +93,17 @@ def main(
     out: paper.Out = Path("runs/aevb/appendix_f"),
 ) -> None:
     """Train MAP and full VB on few and on more data, what is not there yet, and compare them."""
-    sizes, path = num_train or [100, 300, 1000], out / "appendix_f.json"
+    path = out / "appendix_f.json"
     results = json.loads(path.read_text()) if path.is_file() else []
     if quick:
-        sizes, num_scored, num_samples, hidden = num_train or [100, 300], 100, 20, 30
+        num_train, num_scored, num_samples, hidden = num_train or [100, 300], 100, 20, 30
         samples, seeds, draws = min(samples, 3e3), 2, 2
     everything, test = paper.load(data, quick, data_root, binarize, seed)
     options = {"latent_dim": latent_dim, "hidden": hidden, "init_sd": init_sd, "draws": draws}
     options |= {"step_size": step_size, "num_scored": num_scored, "num_samples": num_samples}
     options |= {"weight_step_size": weight_step_size, "weight_sd": weight_sd}
     scores = {}
-    for size in sizes:
+    for size in num_train or [n for n in (100, 300, 1000, 10_000) if n < len(everything)]:
         train, _ = everything.hold_out(len(everything) - size)
         for method in METHODS:
             for run in range(seed, seed + seeds):

@@ -82,9 +82,9 @@ def gradient_moments(vae: pv.VAE, x: Tensor, name: str, draws: int) -> tuple[Ten
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
-    draws: Annotated[int, Option(help="Gradients for each estimator")] = 500,
-    latent_dim: Annotated[int, Option(help="N_z")] = 20,
-    hidden: Annotated[int, Option(help="Hidden units")] = 500,
+    draws: Annotated[int, Option(min=2, help="Gradients for each estimator")] = 500,
+    latent_dim: Annotated[int, Option(min=1, help="N_z")] = 20,
+    hidden: Annotated[int, Option(min=1, help="Hidden units")] = 500,
     init_sd: paper.InitSd = 0.1,
     step_size: Annotated[float, Option(help="Of Adagrad")] = 0.02,
     binarize: paper.Binarize = "dynamic",

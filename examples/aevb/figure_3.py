@@ -94,12 +94,14 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
 def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
-    num_train: Annotated[list[int] | None, Option(help="N_train; both by default")] = None,
-    pilot: Annotated[float, Option(help="Samples on which step sizes are compared")] = 5e4,
-    points: Annotated[int, Option(help="Of a curve")] = 8,
-    num_scored: Annotated[int, Option(help="Data of each split that are scored")] = 1000,
-    draws: Annotated[int, Option(help="Of the posterior, for each log p(x)")] = 50,
-    warm_up: Annotated[int, Option(help="Transitions before the draws that score")] = 100,
+    num_train: Annotated[
+        list[int] | None, Option(min=1, max=59_999, help="N_train [default: both]")
+    ] = None,
+    pilot: Annotated[float, Option(min=1, help="Samples on which step sizes are compared")] = 5e4,
+    points: Annotated[int, Option(min=1, help="Of a curve")] = 8,
+    num_scored: Annotated[int, Option(min=1, help="Data of each split that are scored")] = 1000,
+    draws: Annotated[int, Option(min=2, help="Of the posterior, for each log p(x)")] = 50,
+    warm_up: Annotated[int, Option(min=0, help="Transitions before the draws that score")] = 100,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
     data_root: paper.DataRoot = None,

@@ -72,7 +72,7 @@ def decoder_matrix(vae: pv.VAE) -> Tensor:
 def main(
     samples: paper.Samples = 3e6,
     quick: paper.Quick = False,
-    latent_dim: Annotated[int, Option(help="N_z")] = 8,
+    latent_dim: Annotated[int, Option(min=1, help="N_z")] = 8,
     step_size: Annotated[float, Option(help="Of Adam, annealed to 0 along a cosine")] = 3e-3,
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
