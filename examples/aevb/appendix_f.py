@@ -74,9 +74,7 @@ def main(
     data: Annotated[
         Literal["mnist", "mnist-5k"], Option(help="mnist-5k needs no download")
     ] = "mnist",
-    num_train: Annotated[
-        list[int] | None, Option(min=1, max=59_999, help="N [default: 100 to 10,000]")
-    ] = None,
+    num_train: Annotated[list[int] | None, Option(min=1, max=59_999, help="N")] = None,
     seeds: Annotated[int, Option(min=2, help="Repetitions, from --seed on")] = 5,
     draws: Annotated[int, Option(min=1, help="Draws of theta that data are scored by")] = 10,
     num_scored: Annotated[int, Option(min=10, help="Test data, and own draws")] = 1000,
