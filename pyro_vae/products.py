@@ -69,7 +69,7 @@ def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     linear = (m for m in modules if isinstance(m, nn.Linear))
     plain = (m for m in linear if type(m).forward is nn.Linear.forward)
-    taken = [m for m in plain if "forward" not in vars(m)]
+    taken = [m for m in plain if "forward" not in vars(m)] if has_half_speed_blas() else []
     for layer in taken:
         vars(layer)["forward"] = functools.partial(_forward, layer)
     try:

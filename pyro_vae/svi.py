@@ -19,7 +19,7 @@ from pyro_vae.compiler import Compiler, numbers
 from pyro_vae.identity import objectives_of
 from pyro_vae.lowering import can_compile
 from pyro_vae.memory import keep_freed_memory
-from pyro_vae.products import fast_layers, has_half_speed_blas
+from pyro_vae.products import fast_layers
 from pyro_vae.sites import plate_nesting
 from pyro_vae.surroundings import modules_of
 from pyro_vae.updates import OptimizerFactory, TorchOptim
@@ -85,7 +85,7 @@ class SVI(pyro.infer.SVI):
         # This process's share of the minibatch, where several processes take each step together.
         self.share: float | None = None
         keep_freed_memory()
-        self._modules: list[nn.Module] | None = None  # whose layers have a faster library
+        self._modules: list[nn.Module] | None = None  # that may compute faster; found once
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
         if compile is False or (compile == "auto" and not can_compile()):
@@ -166,9 +166,9 @@ class SVI(pyro.infer.SVI):
             self.objective.advance()
 
     def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._modules is None and self.precision == "fp32" and has_half_speed_blas():
-            self._modules = modules_of(self.model, self.guide)
-        with fast_layers(self._modules or ()):
+        if self._modules is None:
+            self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
+        with fast_layers(self._modules):
             loss, parameters = self.gradients(args, kwargs)
         values = self.update(numbers(loss), parameters)
         if not all(map(math.isfinite, values)) and self.any_process(False):

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import lowering, products, svi
+from pyro_vae import lowering, products
 from pyro_vae.distributions import Bits
 
 
 @pytest.fixture
 def fast(monkeypatch):
     monkeypatch.setattr(products, "LARGE_PRODUCT", 1000)
-    for room in (products, svi):
-        monkeypatch.setattr(room, "has_half_speed_blas", lambda: True)
+    monkeypatch.setattr(products, "has_half_speed_blas", lambda: True)
 
 
 def test_products_are_torchs(fast):
@@ -40,15 +39,17 @@ def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The shapes of what goes by `product` without gradients, and by its layer with them."""
+    """What goes by `product` without gradients, and by a layer of its own with them."""
     calls = []
-    real, layer = products.product, products._Linear.apply
-    monkeypatch.setattr(
-        products, "product", lambda a, *rest: calls.append(a.shape) or real(a, *rest)
-    )
-    monkeypatch.setattr(
-        products._Linear, "apply", lambda a, *rest: calls.append(a.shape) or layer(a, *rest)
-    )
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda a, *rest: calls.append((name, *a.shape)) or real(a, *rest)
+        )
+
+    watch(products, "product")
+    watch(products._Linear, "apply")
     return calls
 
 
@@ -61,7 +62,7 @@ def test_layers_are_fast_and_torchs(fast, taken):
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
             torch.testing.assert_close(layer(x[0, 0]), expected[0, 0])  # a vector
-    assert taken[0] == (15, 40)
+    assert taken == [("product", 15, 40)]
     assert "forward" not in vars(layer)  # as it was
     with pytest.raises(RuntimeError, match="shapes"), products.fast_layers([layer]):
         layer(x.mT)
@@ -101,11 +102,13 @@ def test_gradients_of_fast_layers_are_torchs(fast, taken, monkeypatch, bias):
     expected = gradients(False), penalty()
     with products.fast_layers([layer]):
         torch.testing.assert_close(gradients(False), expected[0])
-        assert taken == [(15, 40), (15, 30), (30, 15)]  # the layer, and two of its gradients
+        # The layer, and two of its gradients.
+        assert taken == [("apply", 15, 40), ("product", 15, 30), ("product", 30, 15)]
         torch.testing.assert_close(penalty(), expected[1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype is torch.bfloat16
+    assert sum(name == "apply" for name, *_ in taken) == 3
 
 
 def programs(kind):
@@ -137,9 +140,9 @@ def programs(kind):
     return model, guide
 
 
-@pytest.mark.parametrize(("kind", "num_large"), [("package", 2), ("per datum", 2), ("Pyro", 1)])
+@pytest.mark.parametrize(("kind", "num_fast"), [("package", 6), ("per datum", 6), ("Pyro", 3)])
 def test_eager_steps_take_fast_layers_where_these_are_large(
-    fast, taken, monkeypatch, kind, num_large
+    fast, taken, monkeypatch, kind, num_fast
 ):
     """Of the package's programs, of those that `fit` makes of them, and of plain functions."""
     monkeypatch.setattr(products, "LARGE_LAYER", 50 * 600)
@@ -153,13 +156,12 @@ def test_eager_steps_take_fast_layers_where_these_are_large(
         x = (torch.rand(num_data, 30) < 0.5).float()
         losses = [steps.step(x) for _ in range(3)]
         assert not any("forward" in vars(module) for module in steps._modules or ())
-        return losses, sum(a[0] == num_data for a in taken)
+        return losses, sum(name == "apply" for name, *_ in taken)
 
     losses, count = train(50)
-    # Of 30 pixels and 20 hidden units, forth, and back by a product where gradients go on.
-    assert count >= 3 * num_large
+    assert count == num_fast  # those between 30 pixels and 20 hidden units, in three steps
     assert train(49)[1] == 0
-    monkeypatch.setattr(svi, "has_half_speed_blas", lambda: False)
+    monkeypatch.setattr(products, "has_half_speed_blas", lambda: False)
     plain, count = train(50)
     assert count == 0
     np.testing.assert_allclose(losses, plain, rtol=1e-5)
