@@ -8,6 +8,7 @@ therefore a little alike where neighbours are, as in an array that is sorted by 
 window or less are shuffled as a whole, in the order that they would have in memory.
 """
 
+import contextlib
 import itertools
 import math
 from collections import deque
@@ -283,7 +284,11 @@ class Loaded:
                     ) from None
                 return
             except Exception as error:  # of the data set's code, or a worker that was killed
-                raise DataError(f"the DataLoader fails: {type(error).__name__}: {error}") from error
+                told = f"the DataLoader fails: {type(error).__name__}: {error}"
+                cut_off = isinstance(error, ConnectionError | EOFError) and self._loader.num_workers
+                if cut_off and "DataLoader worker" not in told:
+                    told += " (a DataLoader worker ended before a batch of its was taken over)"
+                raise DataError(told) from error
             rows = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             if not rows or not all(isinstance(part, Tensor) for part in rows):
                 kinds = [type(part).__name__ for part in rows]
@@ -293,6 +298,26 @@ class Loaded:
                     "choose them"
                 )
             yield tuple(part.to(self.device, non_blocking=True) for part in rows)
+
+
+@contextlib.contextmanager
+def worker_deaths_told() -> Iterator[None]:
+    """Turn the death of a loader's worker into a `DataError`.
+
+    torch tells it by an exception of a signal handler, wherever Python is then: in a step, or in a
+    check or an import, which wrap it in errors of their own.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and "DataLoader worker" not in str(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise DataError(f"the DataLoader fails: {cause}") from error
 
 
 def shuffled(

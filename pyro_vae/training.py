@@ -55,6 +55,7 @@ from pyro_vae.resuming import Run
 from pyro_vae.runs import Checkpoints, opened
 from pyro_vae.signals import interruptible
 from pyro_vae.sites import untouched
+from pyro_vae.streams import worker_deaths_told
 from pyro_vae.svi import SVI, Compile, Precision
 from pyro_vae.traces import Sampler, data_per_chunk, seed_chunk
 from pyro_vae.updates import OptimizerFactory, TorchOptim
@@ -90,6 +91,7 @@ class Fit:
         return seen / max(sum(entry["seconds"] for entry in self.history), 1e-9)
 
 
+@worker_deaths_told()
 def fit(
     pair: PairLike | SVI,
     train: Data,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -280,17 +281,51 @@ def test_a_worker_that_is_killed_ends_the_run_by_a_sentence(pixels):
     def train():
         try:
             pv.fit(small_vae(), loader, epochs=1)
-        except RuntimeError as error:  # a step was under way, or an import, which wraps the error
-            told = "DataLoader worker" in f"{error} {error.__cause__}"
-            os._exit(not told)
-        except DataError as error:
-            os._exit("the DataLoader fails: RuntimeError: DataLoader worker" not in str(error))
+        except Exception as error:
+            traceback.print_exception(error)
+            told = "the DataLoader fails: " in str(error) and "DataLoader worker" in str(error)
+            os._exit(not (isinstance(error, DataError) and told))
         os._exit(2)
 
     child = FORK.Process(target=train)
     child.start()
     child.join(120)
     assert child.exitcode == 0
+
+
+@streams.worker_deaths_told()
+def tells_of_a_death(wrapped):
+    try:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    except RuntimeError as error:
+        if wrapped is None:
+            raise
+        raise wrapped("a check failed") from error
+
+
+@pytest.mark.parametrize("wrapped", [ImportError, pv.PairError, None])
+def test_a_death_that_is_told_inside_of_other_code_is_found(wrapped):
+    with pytest.raises(DataError, match=r"the DataLoader fails: DataLoader worker \(pid 7\)"):
+        tells_of_a_death(wrapped)
+
+
+class CutOff(DataLoader):
+    def __iter__(self):
+        yield torch.ones(1, *EVENT)
+        raise ConnectionResetError("[Errno 104] Connection reset by peer")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_that_is_cut_off_tells_of_the_worker(num_workers):
+    loader = CutOff(torch.ones(6, *EVENT), num_workers=num_workers)
+    with pytest.raises(DataError, match="the DataLoader fails: ConnectionResetError") as told:
+        pv.fit(small_vae(), loader, epochs=1)
+    assert ("a DataLoader worker ended" in str(told.value)) == (num_workers == 1)
+
+
+def test_errors_that_tell_of_no_death_are_left_as_they_are():
+    with pytest.raises(ZeroDivisionError), streams.worker_deaths_told():
+        _ = 1 / 0
 
 
 def first_of(rows):
