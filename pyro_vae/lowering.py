@@ -70,6 +70,9 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [tensor.detach().clone() for tensor in inputs]
+    # One C++ program that calls all kernels, in the place of Python that calls each. On a GPU it
+    # would be in the way of CUDA graphs.
+    in_cpp = all(tensor.is_cpu for tensor in inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's own code
@@ -79,7 +82,7 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
                 graph,
                 [*copies],
                 dynamic_shapes="from_example_inputs",
-                options={"config_patches": {"fallback_random": True}},
+                options={"config_patches": {"fallback_random": True, "cpp_wrapper": in_cpp}},
             )
             compiled(*copies)
     except Exception as error:  # a compiler that is missing or broken, an operation it lacks
