@@ -23,6 +23,7 @@ from pyro_vae.arguments import (
 )
 from pyro_vae.capture import Capture, NotCompilable, capture
 from pyro_vae.compiled_step import BF16_TOLERANCE, TOLERANCE, CompiledStep, check_close
+from pyro_vae.lowering import try_out_processor
 from pyro_vae.surroundings import Surroundings
 from pyro_vae.updates import TorchOptim, owners_of
 
@@ -192,6 +193,7 @@ class Compiler:
     # -- making and checking programs -------------------------------------------------------------
 
     def _make(self, inputs: list[Tensor], args: Any, kwargs: Any) -> CompiledStep | None:
+        try_out_processor()
         with self._restored():
             python = python_random_state()
             loss, gradients = self._reference(args, kwargs)

@@ -1,7 +1,9 @@
 """From a graph to machine code: what torch's compiler is to be given, and what it gives back."""
 
+import contextlib
 import logging
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -59,6 +61,27 @@ def can_compile() -> bool:
     return any(map(shutil.which, ("g++", "c++", "clang++", "cl")))
 
 
+def try_out_processor() -> None:
+    """Have the compiler find out this processor's vector instructions while a graph is recorded.
+
+    For that it builds and loads some small programs, which takes 4 s where its cache is empty.
+    """
+    _quieten()
+    with contextlib.suppress(ImportError):  # else it will find out when it has to know
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        def find_out() -> None:
+            with contextlib.suppress(Exception):  # no compiler, say: told when it is needed
+                pick_vec_isa()
+
+        threading.Thread(target=find_out, daemon=True).start()
+
+
+def _quieten() -> None:
+    """Keep the compiler from telling those without a GPU that they have none."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
 def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph for inputs of these shapes.
 
@@ -66,8 +89,7 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     same order, so that a run is the same compiled or not, up to rounding.
     """
     started = time.perf_counter()
-    # The compiler tells those without a GPU that they have none.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _quieten()
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [tensor.detach().clone() for tensor in inputs]
     # One C++ program that calls all kernels, in the place of Python that calls each. On a GPU it
