@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyro
@@ -250,14 +250,12 @@ def fit(
                 run.save()  # to have something to go back to
         while run.progress.stopped is None:
             now = run.progress
-            cut_short, failed = _take_steps(
-                run, data, batch_size, total_steps // epochs, interrupted, report
-            )
-            if failed:
-                _handle_nan(pair, *failed, run, on_nan)
+            end = _take_steps(run, data, batch_size, total_steps // epochs, interrupted, report)
+            if end.not_finite is not None:
+                _handle_nan(pair, end.not_finite, end.parameter, run, on_nan)
                 continue  # it went back
             run.share_buffers()
-            if cut_short:
+            if end.signal:
                 run.save()  # before the epoch is closed: it goes on when the run is resumed
             epoch = now.epoch
             entry = {
@@ -272,13 +270,13 @@ def fit(
             if held_out is not None:
                 entry |= _validate(sampler, held_out, int(noise_seeds[0]))
             run.end_epoch(entry)
-            if not cut_short:
+            if not end.signal:
                 if patience is not None and epoch - now.best["epoch"] >= patience:
                     now.stopped = "early stopping"
                 elif epoch == epochs:
                     now.stopped = "finished"
                 run.save()
-            if now.stopped is None and (cut_short or _signal_to_any(interrupted())):
+            if now.stopped is None and (end.signal or _signal_to_any(interrupted())):
                 now.stopped = "interrupted"
         now = run.progress
         run.finish_writing()
@@ -297,6 +295,18 @@ def fit(
     return result
 
 
+class _End(NamedTuple):
+    """How an epoch's steps came to an end.
+
+    `signal` cut them short; on the batch `not_finite` the parameter of that name, or the loss where
+    it is None, stopped being finite.
+    """
+
+    signal: int | None = None
+    not_finite: tuple[Tensor, ...] | None = None
+    parameter: str | None = None
+
+
 def _take_steps(
     run: Run,
     data: Dataset,
@@ -304,13 +314,8 @@ def _take_steps(
     num_steps: int,
     interrupted: Callable[[], int | None],
     report: Callable[..., None],
-) -> tuple[int | None, tuple[tuple[Tensor, ...], str | None] | None]:
-    """Take the steps of an epoch that are still to come.
-
-    Returns:
-        The signal that cut the epoch short, if any; and where something stopped being finite, the
-        batch and the name of the parameter (None for the loss).
-    """
+) -> _End:
+    """Take the steps of an epoch that are still to come."""
     now, svi, alone = run.progress, run.svi, world_size() == 1
     run.start_epoch()
     for whole in data.batches(run.order(data, batch_size), run.generator):
@@ -330,12 +335,12 @@ def _take_steps(
         # Weights that are kept, in a checkpoint or as an epoch's, are finite.
         parameter = run.not_finite() if finite and (due or ends) else None
         if parameter or not finite:
-            return came, (batch, parameter)
+            return _End(came, batch, parameter)
         if ends:
-            return came, None
+            return _End(came)
         if due:
             run.save()
-    return None, None  # resumed after a signal that came at the epoch's last step
+    return _End()  # resumed after a signal that came at the epoch's last step
 
 
 def _signal_to_any(own: int | None) -> int | None:
