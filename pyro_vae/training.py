@@ -372,7 +372,7 @@ def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
         warnings.warn(
             f"the trained model and its history cannot be written into {folder} ({error}); the "
             "weights are in the pair, and the result is returned",
-            stacklevel=3,
+            stacklevel=4,  # whoever called `fit`, which has a decorator
         )
 
 
