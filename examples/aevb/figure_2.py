@@ -90,7 +90,7 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
             axes.set(xscale="log", xlabel="training samples seen", ylabel=ylabel)
             axes.set_title(f"{shown[0]['dataset']}, $N_z$ = {latent_dim}", fontsize=10)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    figure.axes[0].legend(handles=[*lines.values()], fontsize=6)
+    figure.legend(handles=[*lines.values()], loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
