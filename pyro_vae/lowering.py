@@ -74,7 +74,7 @@ def try_out_processor() -> None:
             with contextlib.suppress(Exception):  # no compiler, say: told when it is needed
                 pick_vec_isa()
 
-        threading.Thread(target=find_out, daemon=True).start()
+        threading.Thread(target=find_out).start()
 
 
 def _quieten() -> None:

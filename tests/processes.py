@@ -244,6 +244,17 @@ def job_hosts(folder):
     return numbers(*fit(folder / "run", epochs=10, checkpoint_seconds=0.0))
 
 
+def job_leave(folder):
+    """Train, leave the group, and say what threads are still there."""
+    fit(folder / "run")
+    first = pv.distributed.is_first()
+    torch.distributed.destroy_process_group()
+    threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    if first:
+        (folder / "leave-2.json").write_text(json.dumps(threads))
+    os._exit(0)  # it would join the group again
+
+
 def job_wait(folder):
     """Train for ever, and say when it has begun."""
 

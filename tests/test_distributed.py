@@ -119,6 +119,14 @@ def test_a_killed_process_is_started_again_and_training_goes_on(alone, tmp_path)
     assert_same_numbers(found, alone["eager"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads threads from /proc")
+def test_no_thread_outlives_the_group(tmp_path):
+    """One that lets go of a tensor while Python ends would abort the process."""
+    threads = launch("leave", tmp_path)
+    assert threads
+    assert not [name for name in threads if "gloo" in name]
+
+
 def test_a_signal_to_one_ends_all_in_order(tmp_path):
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", str(SCRIPT), "wait", str(tmp_path)]
     process = subprocess.Popen(
