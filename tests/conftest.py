@@ -1,5 +1,6 @@
 import os
 
+import pyro
 import pytest
 import torch
 
@@ -8,8 +9,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _as_in_a_new_process():
     torch.manual_seed(0)
+    pyro.clear_param_store()
 
 
 @pytest.fixture

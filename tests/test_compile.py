@@ -37,10 +37,8 @@ D = torch.float64
 @pytest.fixture(autouse=True)
 def _double():
     torch.set_default_dtype(D)
-    pyro.clear_param_store()
     yield
     torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
 
 
 @pytest.fixture
