@@ -157,28 +157,20 @@ def average(
     return tuple(head.tolist())
 
 
-def _import_keepers_of_groups() -> None:
-    """Import what would keep a group for ever, before there is one.
-
-    These functions have `group=group.WORLD`, the group at the time of their import, for a default.
-    torch's compiler imports them, and any optimizer the compiler.
-    """
-    importlib.import_module("torch.distributed.nn.functional")
-
-
 def _joined() -> bool:
     """Tell whether this process is one of a group; join torchrun's on the first occasion."""
     if not dist.is_available():
         return False
     if not dist.is_initialized() and dist.is_torchelastic_launched():
+        # Its functions have for a default the group that there is when torch's compiler, and with
+        # it any optimizer, imports them. They would keep the group, and its threads, for ever.
+        importlib.import_module("torch.distributed.nn.functional")
         # torchrun hands the same store to every group that it starts, with the addresses of the
         # processes that were lost: each group keeps its own under another prefix.
-        _import_keepers_of_groups()
         store, number, size = next(dist.rendezvous("env://"))
         group = f"{os.environ['TORCHELASTIC_RESTART_COUNT']}/{size}"
         dist.init_process_group(store=dist.PrefixStore(group, store), rank=number, world_size=size)
         # While Python can still be entered: gloo's threads may hold the last reference to a tensor,
-        # and one that lets go of it later, while Python ends, aborts the process. The threads end
-        # with the group, see `_import_keepers_of_groups`.
+        # and one that lets go of it later, while Python ends, aborts the process. They end with it.
         atexit.register(dist.destroy_process_group)
     return dist.is_initialized()

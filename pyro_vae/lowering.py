@@ -66,7 +66,8 @@ def try_out_processor() -> None:
 
     For that it builds and loads some small programs, which takes 4 s where its cache is empty.
     """
-    _quieten()
+    # The compiler tells those without a GPU that they have none, when it is first imported.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with contextlib.suppress(ImportError):  # else it will find out when it has to know
         from torch._inductor.cpu_vec_isa import pick_vec_isa
 
@@ -77,11 +78,6 @@ def try_out_processor() -> None:
         threading.Thread(target=find_out).start()
 
 
-def _quieten() -> None:
-    """Keep the compiler from telling those without a GPU that they have none."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-
-
 def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph for inputs of these shapes.
 
@@ -89,7 +85,6 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     same order, so that a run is the same compiled or not, up to rounding.
     """
     started = time.perf_counter()
-    _quieten()
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [tensor.detach().clone() for tensor in inputs]
     # One C++ program that calls all kernels, in the place of Python that calls each. On a GPU it

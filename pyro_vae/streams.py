@@ -11,6 +11,7 @@ window or less are shuffled as a whole, in the order that they would have in mem
 import contextlib
 import itertools
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -307,15 +308,16 @@ def worker_deaths_told() -> Iterator[None]:
     torch tells it by an exception of a signal handler, wherever Python is then: in a step, or in a
     check or an import, which wrap it in errors of their own.
     """
+    before = sys.exception()  # is being handled by the caller: a death that it has been told of
     try:
         yield
     except DataError:
         raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and "DataLoader worker" not in str(cause):
+        while cause not in (None, before) and "DataLoader worker" not in str(cause):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause in (None, before):
             raise
         raise DataError(f"the DataLoader fails: {cause}") from error
 
