@@ -6,24 +6,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vae.capture import NotCompilable
 from pyro_vae.surroundings import ATOMS
+
+DENSE = (Tensor, nn.Parameter)
 
 
 def split(args: Any, kwargs: Any) -> tuple[list[Tensor], Any]:
-    """Return the tensors among the arguments and, hashable, the rest; None if it is not."""
+    """Return the tensors among the arguments and, hashable, the rest.
+
+    Raises:
+        NotCompilable: If an argument is neither a dense tensor nor a Python value that can be
+            compared, or a container of such.
+    """
     inputs: list[Tensor] = []
-    try:
-        return inputs, (_fixed(args, inputs), _fixed(kwargs, inputs))
-    except TypeError:
-        return inputs, None  # an object of which nothing is known
+    return inputs, (_fixed(args, inputs), _fixed(kwargs, inputs))
 
 
 # A nested function that calls itself refers to itself: it would keep its tensors, a batch for each
 # step, until Python next looks for such circles.
 def _fixed(value: Any, inputs: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
+    if type(value) in DENSE and value.layout is torch.strided and not value.is_nested:
         inputs.append(value)
         return Tensor
     if isinstance(value, tuple | list):
@@ -32,7 +37,8 @@ def _fixed(value: Any, inputs: list[Tensor]) -> Any:
         return (dict, *((k, _fixed(v, inputs)) for k, v in value.items()))
     if type(value) in ATOMS:
         return (type(value), value)
-    raise TypeError
+    kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+    raise NotCompilable(f"an argument is of type {kind}; a compiled step takes dense tensors")
 
 
 def join(args: Any, kwargs: Any, inputs: Iterable[Tensor]) -> tuple[Any, Any]:

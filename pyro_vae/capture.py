@@ -229,6 +229,20 @@ def _branches(graph: fx.GraphModule) -> bool:
     )
 
 
+def same_strides(tensor: Tensor) -> Tensor:
+    """Return a copy with the tensor's own strides, for which a program is compiled.
+
+    `clone` alone keeps those of a dense tensor, but not of a slice or an expanded one.
+    """
+    tensor = tensor.detach()
+    copy = tensor.clone()
+    if copy.stride() == tensor.stride():
+        return copy
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((extent,), (1,)).clone()
+    return memory.as_strided(tensor.shape, tensor.stride(), 0)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.capture import Capture, NotCompilable, ValueReader
+from pyro_vae.capture import Capture, NotCompilable, ValueReader, same_strides
 from pyro_vae.lowering import compile_graph, functional, share_scalars
 from pyro_vae.updates import Owner, scheduled
 
@@ -118,14 +118,14 @@ class CompiledStep:
 
     def _compile(self, inputs: list[Tensor], tolerance: float) -> Callable[..., Any]:
         flat = [*inputs, *self._tensors]
-        graph = functional(self._step, [tensor.detach().clone() for tensor in flat])
+        graph = functional(self._step, [same_strides(tensor) for tensor in flat])
         share_scalars(graph, range(len(flat) - len(self._scalars), len(flat)))
         compiled = compile_graph(graph, flat)
         random = torch.get_rng_state()
         outcomes = []
         for run in (self._step_without_graph, graph, compiled):
             torch.set_rng_state(random)
-            copies = [tensor.detach().clone() for tensor in flat]
+            copies = [same_strides(tensor) for tensor in flat]
             with torch.no_grad():
                 results = list(run(*copies))
             outcomes.append((results, copies, torch.get_rng_state()))

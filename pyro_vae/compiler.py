@@ -21,7 +21,7 @@ from pyro_vae.arguments import (
     set_random_state,
     split,
 )
-from pyro_vae.capture import Capture, NotCompilable, capture
+from pyro_vae.capture import Capture, NotCompilable, capture, first_line
 from pyro_vae.compiled_step import BF16_TOLERANCE, TOLERANCE, CompiledStep, check_close
 from pyro_vae.lowering import try_out_processor
 from pyro_vae.surroundings import Surroundings
@@ -64,13 +64,51 @@ class Compiler:
     # -- steps ------------------------------------------------------------------------------------
 
     def step(self, args: Any, kwargs: Any) -> list[Tensor] | None:
-        """Take the step with a compiled program and return its losses; None if there is none."""
+        """Take the step with a compiled program and return its losses; None if there is none.
+
+        The engine raises nothing: if it fails, it is switched off with a warning, and the eager
+        step that follows draws the random numbers that the compiled one would have drawn.
+        """
         previous, self._previous = self._previous, None
         if not self.enabled or am_i_wrapped() or not torch.is_grad_enabled():
             return None
-        inputs, fixed = split(args, kwargs)
-        if fixed is None:
+        before = random_state()
+        try:
+            inputs, fixed = split(args, kwargs)
+            program = self._find(previous, inputs, fixed, args, kwargs)
+            if program is None:
+                return None
+            losses, gradients = program(inputs)
+        except Exception as error:
+            set_random_state(before)
+            self._switch_off_for(error)
             return None
+        self._random = before
+        self._program = self._previous = program
+        if program.owners is None:
+            losses = self._update(program, losses, gradients)
+        self.num_steps += 1
+        return losses
+
+    def prepare(self, args: Any, kwargs: Any) -> None:
+        """Compile for arguments of these shapes, as the first step of a resumed run would."""
+        if not (self.enabled and self._at_once and self._has_started()):
+            return
+        try:
+            inputs, fixed = split(args, kwargs)
+            self._consider((fixed, self._signature(inputs)), inputs, args, kwargs)
+        except Exception as error:
+            self._switch_off_for(error)
+
+    def _find(
+        self,
+        previous: CompiledStep | None,
+        inputs: list[Tensor],
+        fixed: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> CompiledStep | None:
+        """Return the program for these arguments, compiled now if it is time; None for none."""
         signature = (fixed, self._signature(inputs))
         program = self._programs.get(signature)
         if program is not None and not self._usable(program, program is previous):
@@ -79,24 +117,31 @@ class Compiler:
             self._counts[signature] = STEPS_BEFORE_COMPILING
         if program is None:
             program = self._consider(signature, inputs, args, kwargs)
-        if program is None:
-            return None
-        program.runs += 1
-        if program.runs in CHECKED_RUNS and not self._still_right(program, inputs, args, kwargs):
-            return None
-        self._random = random_state()
-        self._program = self._previous = program
-        losses, gradients = program(inputs)
-        if program.owners is None:
-            losses = self._update(program, losses, gradients)
-        self.num_steps += 1
-        return losses
+        if program is not None:
+            program.runs += 1
+            if program.runs in CHECKED_RUNS:
+                self._check_again(program, inputs, args, kwargs)
+        return program
 
-    def prepare(self, args: Any, kwargs: Any) -> None:
-        """Compile for arguments of these shapes, as the first step of a resumed run would."""
-        inputs, fixed = split(args, kwargs)
-        if self.enabled and self._at_once and fixed is not None and self._has_started():
-            self._consider((fixed, self._signature(inputs)), inputs, args, kwargs)
+    def _switch_off_for(self, error: Exception) -> None:
+        """Run eagerly from now on, whatever failed: the program, torch's compiler, this package."""
+        if isinstance(error, NotCompilable):
+            self._switch_off(f"the program cannot be compiled: {error}")
+        else:
+            self._switch_off(
+                f"the compiled step fails: {type(error).__name__}: {first_line(error)}"
+            )
+
+    def _switch_off(self, reason: str) -> None:
+        self.enabled = False
+        self._programs.clear()
+        self._counts.clear()
+        warnings.warn(
+            f"training goes on without compilation, because {reason}. Pass compile=False to leave "
+            "it at that",
+            CompilationWarning,
+            stacklevel=5,
+        )
 
     def repeat_eagerly(self, args: Any, kwargs: Any) -> Any:
         """Take eagerly the step that a program declined, on the random numbers that it had."""
@@ -110,7 +155,10 @@ class Compiler:
         if all(map(math.isfinite, numbers(loss))):
             program.misses += 1
             if program.misses > 10 and program.misses * 10 > program.runs:
-                self._give_up("what it runs depends too often on the values of tensors")
+                self._switch_off(
+                    "the program cannot be compiled: what it runs depends too often on the values "
+                    "of tensors"
+                )
         return loss
 
     @property
@@ -161,34 +209,20 @@ class Compiler:
             self._unstable += 1
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._surroundings.difference(self._seen, signature[1][-1])
-                self._give_up(f"{name!r} changes from step to step")
+                raise NotCompilable(f"{name!r} changes from step to step")
         else:
             self._unstable = 0
         self._seen = signature[1][-1]
         needed = STEPS_BEFORE_COMPILING
         if not self._programs and self._at_once:
             needed = 0 if self._has_started() else 1
-        if count < needed or len(self._programs) >= MAX_PROGRAMS or not self.enabled:
+        if count < needed or len(self._programs) >= MAX_PROGRAMS:
             return None
-        try:
-            program = self._make(inputs, args, kwargs)
-        except NotCompilable as finding:
-            self._give_up(str(finding))
-            return None
+        program = self._make(inputs, args, kwargs)
         if program is not None:
             fixed, _ = signature
             self._programs[fixed, self._signature(inputs)] = program
         return program
-
-    def _give_up(self, reason: str) -> None:
-        self.enabled = False
-        self._programs.clear()
-        warnings.warn(
-            f"training goes on without compilation, because the program cannot be compiled: "
-            f"{reason}. Pass compile=False to leave it at that",
-            CompilationWarning,
-            stacklevel=5,
-        )
 
     # -- making and checking programs -------------------------------------------------------------
 
@@ -264,19 +298,14 @@ class Compiler:
         if not torch.equal(drawn, after):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
 
-    def _still_right(self, program: CompiledStep, inputs: Any, args: Any, kwargs: Any) -> bool:
+    def _check_again(self, program: CompiledStep, inputs: Any, args: Any, kwargs: Any) -> None:
+        """Raise `NotCompilable` if the program no longer gives what Pyro's own step gives."""
         tolerance = self._tolerance(program.capture.parameters)
         with self._restored():
             loss, gradients = self._reference(args, kwargs)
             after = torch.get_rng_state()
-        if not all(map(math.isfinite, numbers(loss))):
-            return True  # the program will decline the step
-        try:
+        if all(map(math.isfinite, numbers(loss))):  # else the program will decline the step
             self._compare(program.capture, inputs, loss, gradients, tolerance, after)
-        except NotCompilable as finding:
-            self._give_up(str(finding))
-            return False
-        return True
 
     def _tolerance(self, parameters: list[Tensor]) -> float:
         if self.svi.precision == "bf16":
@@ -296,8 +325,9 @@ class Compiler:
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:
-        """Undo what running a program changes: random states and the modules' buffers."""
+        """Undo what running a program changes: random states, buffers, and gradients."""
         state, buffers = random_state(), self._buffers()
+        gradients = [(parameter, parameter.grad) for parameter in self.svi.parameters]
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's
         copies = [buffer.clone() for buffer in buffers]
         try:
@@ -309,6 +339,8 @@ class Compiler:
             with torch.no_grad():
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 def numbers(loss: Any) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from torch._decomp import get_decompositions
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.capture import NotCompilable, first_line
+from pyro_vae.capture import NotCompilable, first_line, same_strides
 from pyro_vae.products import product
 
 aten = torch.ops.aten
@@ -86,7 +86,7 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     """
     started = time.perf_counter()
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
-    copies = [tensor.detach().clone() for tensor in inputs]
+    copies = [same_strides(tensor) for tensor in inputs]
     # One C++ program that calls all kernels, in the place of Python that calls each. On a GPU it
     # would be in the way of CUDA graphs.
     in_cpp = all(tensor.is_cpu for tensor in inputs)

@@ -45,13 +45,16 @@ class SVI(pyro.infer.SVI):
             `pyro.optim` optimizer.
         loss: a `pyro.infer.ELBO`, or a function of model, guide and their arguments.
         loss_and_grads: as in `pyro.infer.SVI`, for a `loss` that is a function.
-        compile: `"auto"` compiles after 1,000 steps with arguments of the same shapes, where there
-            is a C++ compiler; `True` as soon as the parameters exist; `False` never.
+        compile: `True` compiles as soon as the parameters exist; `False` never. `"auto"` compiles
+            the model and guide of a `VAE`, `LadderVAE` or `MixedVAE` after 1,000 steps with
+            arguments of the same shapes, if there is a C++ compiler, and runs other programs
+            eagerly.
         precision: `"bf16"` computes linear and convolutional layers in bfloat16, everything else
             (log densities, sums, the optimizer) as before.
 
     Warns:
-        CompilationWarning: when a program cannot be compiled, with the reason.
+        CompilationWarning: if a program cannot be compiled or the compiled step fails. The message
+            gives the reason. The step is then taken eagerly, on the same random numbers.
     """
 
     def __init__(
@@ -88,8 +91,9 @@ class SVI(pyro.infer.SVI):
         self._modules: list[nn.Module] | None = None  # that may compute faster; found once
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
-        if compile is False or (compile == "auto" and not can_compile()):
-            self._compiler.enabled = False
+        self._compiler.enabled = compile is True or (
+            compile == "auto" and can_compile() and is_own(model, guide)
+        )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
@@ -217,6 +221,11 @@ class SVI(pyro.infer.SVI):
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the programs run, for this precision."""
         return _LayersInBFloat16() if self.precision == "bf16" else contextlib.nullcontext()
+
+
+def is_own(*programs: Callable[..., Any]) -> bool:
+    """Whether all programs are modules of this package, such as a `VAE`'s model and guide."""
+    return all(type(program).__module__.startswith("pyro_vae.") for program in programs)
 
 
 def _needs_plates(objective: Any) -> bool:

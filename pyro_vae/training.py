@@ -56,7 +56,7 @@ from pyro_vae.runs import Checkpoints, opened
 from pyro_vae.signals import interruptible
 from pyro_vae.sites import untouched
 from pyro_vae.streams import worker_deaths_told
-from pyro_vae.svi import SVI, Compile, Precision
+from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.traces import Sampler, data_per_chunk, seed_chunk
 from pyro_vae.updates import OptimizerFactory, TorchOptim
 
@@ -147,8 +147,9 @@ def fit(
             same numbers; torch's global random state is left as it was found.
         device: where to train, such as `"cuda"`, of which each process of a machine takes its own;
             by default where the pair's parameters are.
-        compile: compile the step (`pv.SVI`); `"auto"` does so in runs of at least 5,000 steps,
-            which earn back the time that compiling takes. Not with an `SVI`, which has its own.
+        compile: compile the step (`pv.SVI`). `"auto"` compiles the package's own models in runs of
+            at least 5,000 steps, which earn back the time that compiling takes; pass `True` for a
+            model and guide of your own. Not with an `SVI`, which has its own.
         precision: `"fp32"`, or `"bf16"` for the networks' layers (`pv.SVI`); not with an `SVI`.
         out: a folder for the trained model (`model/`, where the pair is a `Part` such as a `VAE`)
             and the history (`history.json`), and for checkpoints: the last two and the one of the
@@ -414,7 +415,8 @@ def _per_datum_svi(
         if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
             guide = config_enumerate(guide, expand=True)
     if compile == "auto":
-        compile = total_steps >= STEPS_WORTH_COMPILING and can_compile()
+        own = is_own(pair.model, pair.guide)
+        compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
     model, guide = per_datum(pair.model, num_data), per_datum(guide, num_data)
     return SVI(model, guide, optim, bound, compile=compile, precision=precision)
 

@@ -662,7 +662,14 @@ def test_a_loaded_optimizer_state_is_used():
 @pytest.mark.usefixtures("graph_only")
 def test_auto_waits_and_tells_nothing(monkeypatch):
     monkeypatch.setattr(compiler, "STEPS_BEFORE_COMPILING", 200)
-    svi, _, _ = train(OPTIMIZERS["Adam"], "auto")
+    own = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(2, [], 4)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 4)),
+    )
+    svi = SVI(own.model, own.guide, OPTIMIZERS["Adam"])
+    for args in batches():
+        svi.step(*args)
     assert svi.num_compiled_steps == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
