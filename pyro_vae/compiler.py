@@ -24,7 +24,7 @@ from pyro_vae.arguments import (
 from pyro_vae.capture import Capture, NotCompilable, capture, first_line
 from pyro_vae.compiled_step import BF16_TOLERANCE, TOLERANCE, CompiledStep, check_close
 from pyro_vae.lowering import try_out_processor
-from pyro_vae.surroundings import Surroundings
+from pyro_vae.surroundings import MAX_VALUES, Surroundings
 from pyro_vae.updates import TorchOptim, owners_of
 
 log = logging.getLogger("pyro_vae")
@@ -33,6 +33,7 @@ log = logging.getLogger("pyro_vae")
 # run of a few steps, never earns it back.
 STEPS_BEFORE_COMPILING = 1000
 MAX_PROGRAMS = 8
+MAX_SIGNATURES = 100  # whose steps are counted; the oldest is forgotten first
 # Every so often a compiled step is checked against Pyro's own, for what nothing else has seen.
 CHECKED_RUNS = {2, 3, *(10**k for k in range(1, 10))}
 
@@ -204,12 +205,19 @@ class Compiler:
         return consecutive or program.in_step()
 
     def _consider(self, signature: Any, inputs: Any, args: Any, kwargs: Any) -> CompiledStep | None:
+        if not self._surroundings.complete:
+            raise NotCompilable(
+                f"it can read more than {MAX_VALUES:,} Python values, too many to compare before "
+                "each step"
+            )
         count = self._counts[signature] = self._counts.get(signature, -1) + 1
         if count == 0:
             self._unstable += 1
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._surroundings.difference(self._seen, signature[1][-1])
                 raise NotCompilable(f"{name!r} changes from step to step")
+            if len(self._counts) > MAX_SIGNATURES:
+                del self._counts[next(iter(self._counts))]
         else:
             self._unstable = 0
         self._seen = signature[1][-1]

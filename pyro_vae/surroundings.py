@@ -6,6 +6,7 @@ before every step; where one has changed, another trace has to stand for the pro
 """
 
 import builtins
+import contextlib
 import functools
 import itertools
 import operator
@@ -14,14 +15,22 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.distributions import Transform
+from torch.optim import Optimizer
 
 Read = tuple[Callable[[Any, Any], Any], Any, Any]
 
 ATOMS = {int, float, bool, str, bytes, complex, type(None)}
 LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
 LIMIT = 100  # entries of lists and dictionaries: more are data, not settings
+# Values in all. Comparing this many before a step takes about half a millisecond.
+MAX_VALUES = 10_000
+# Objects that run the training step. An object that holds its SVI would otherwise lead the walk
+# into the compiler, which keeps the result of each walk. Optimizers are compared elsewhere.
+ENGINE = (SVI, PyroOptim, Optimizer)
 CONTAINERS = {dict, list, tuple}
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # hooks and the like, which every module has
@@ -34,10 +43,15 @@ class Surroundings:
 
     Args:
         roots: the model, the guide and the loss.
+
+    Attributes:
+        modules: The modules found.
+        complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
     def __init__(self, *roots: Any) -> None:
         self._roots = roots
+        self.complete = True
         self._reads: list[Read] = []
         self._held: list[Any] = []
         self._last: list[Any] | None = None
@@ -87,15 +101,15 @@ class Surroundings:
         key: list[tuple[str, Any]] = []
         seen: set[int] = set()
         queue: list[Any] = list(self._roots)
-        while queue:
+        while queue and len(key) < MAX_VALUES:
             value = queue.pop()
-            if id(value) in seen or type(value) in ATOMS or isinstance(value, Tensor):
+            if id(value) in seen or type(value) in ATOMS or isinstance(value, (Tensor, *ENGINE)):
                 continue
             seen.add(id(value))
             if isinstance(value, nn.Module):
                 self.modules.append(value)
             queue += _methods(value)
-            for read in _visible(value):
+            for read in itertools.islice(_visible(value), MAX_VALUES - len(key)):
                 self._reads.append(read)
                 child = _get(*read)
                 # What is identified by its address must stay alive, else another takes its place.
@@ -105,6 +119,7 @@ class Surroundings:
                 by_value = child if kind in ATOMS else kind if kind in CONTAINERS else id(child)
                 key.append((str(read[2]), by_value))
         self._key = tuple(key)
+        self.complete = len(key) < MAX_VALUES
         groups: dict[Any, tuple[list[Any], list[Any], list[Any]]] = {}
         for (function, owner, name), held in zip(self._reads, self._held, strict=True):
             entries = groups.setdefault(function, ([], [], []))
@@ -114,9 +129,10 @@ class Surroundings:
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
-    """Return the modules that programs can see."""
+    """Return the modules that programs can see, as far as they can be found."""
     surroundings = Surroundings(*programs)
-    surroundings.key()
+    with contextlib.suppress(Exception):  # of an attribute of a foreign object
+        surroundings.key()
     return surroundings.modules
 
 
