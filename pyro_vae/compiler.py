@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import operator
 import random
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ MAX_PROGRAMS = 8
 MAX_SIGNATURES = 100  # whose steps are counted; the oldest is forgotten first
 # Every so often a compiled step is checked against Pyro's own, for what nothing else has seen.
 CHECKED_RUNS = {2, 3, *(10**k for k in range(1, 10))}
+
+
+# What a compiled program takes as given of a tensor that is no argument of the step.
+_kind = operator.attrgetter("requires_grad", "dtype")
 
 
 class CompilationWarning(UserWarning):
@@ -185,7 +190,7 @@ class Compiler:
 
     def _signature(self, inputs: list[Tensor]) -> Any:
         shapes = [(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs]
-        frozen = [tensor.requires_grad for tensor in self._watched]
+        watched = map(_kind, self._watched)
         stored = [id(p) for _, p in pyro.get_param_store().named_parameters()]
         settings = (
             len(self.svi.trained),
@@ -193,7 +198,7 @@ class Compiler:
             torch.is_autocast_enabled("cpu"),
         )
         return (
-            tuple(shapes), tuple(frozen), tuple(stored), settings, self._surroundings.key()
+            tuple(shapes), tuple(watched), tuple(stored), settings, self._surroundings.key()
         )  # fmt: skip
 
     def _usable(self, program: CompiledStep, consecutive: bool) -> bool:
@@ -335,7 +340,10 @@ class Compiler:
     def _restored(self) -> Iterator[None]:
         """Undo what running a program changes: random states, buffers, and gradients."""
         state, buffers = random_state(), self._buffers()
-        gradients = [(parameter, parameter.grad) for parameter in self.svi.parameters]
+        modules = self._surroundings.modules
+        parameters = dict.fromkeys(self.svi.parameters)
+        parameters |= dict.fromkeys(p for module in modules for p in module.parameters(False))
+        gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's
         copies = [buffer.clone() for buffer in buffers]
         try:

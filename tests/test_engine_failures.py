@@ -234,6 +234,37 @@ def test_a_weight_of_other_strides_runs_eagerly():
     assert_equal_runs(ours, train(False, batch, steps=6, between=transpose))
 
 
+@pytest.mark.usefixtures("graph_only")
+def test_a_prior_of_another_type_is_another_program():
+    batch, runs = TABLE[:, :6].contiguous(), {}
+
+    def widen(i, svi):
+        if i == 5:
+            svi.model.__self__.loc.data = svi.model.__self__.loc.data.double() + 0.5
+
+    for compile in (True, False):
+        runs[compile] = train(compile, batch, torch.zeros(2), between=widen)
+    assert_equal_runs(runs[True], runs[False])
+    assert runs[True][2].num_compiled_steps == 4
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_gradients_that_belong_to_others_stay():
+    batch = TABLE[:, :6].contiguous()
+
+    def critic_has_a_gradient(i, svi):
+        net = svi.model.__self__
+        if i == 0:
+            net.critic = nn.Linear(6, 1)
+            net.critic(batch).sum().backward()
+        assert torch.equal(net.critic.weight.grad, batch.sum(0, keepdim=True))
+
+    assert_equal_runs(
+        train(True, batch, between=critic_has_a_gradient),
+        train(False, batch, between=critic_has_a_gradient),
+    )
+
+
 # -- which programs compile by themselves ---------------------------------------------------------
 
 
