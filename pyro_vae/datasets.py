@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, Self, Union
 
@@ -189,16 +190,27 @@ class Dataset:
         """
         return torch.logit((self.mean() * len(self) + 0.5) / (len(self) + 1))
 
-    def hold_out(self, count: int) -> Split:
-        """Split off the last `count` data for validation; return the rest and these.
+    def hold_out(self, count: float) -> Split:
+        """Split off the last data for validation; return the rest and these.
+
+        Args:
+            count: how many data, or a share of them between 0 and 1, such as 0.1, rounded to at
+                least one datum.
 
         Raises:
             DataError: unless at least one datum is left on either side.
         """
-        if not 1 <= count < len(self):
-            raise DataError(f"cannot hold out {count} of {len(self)} data")
-        cut = len(self) - count
-        return self._part(0, cut, self.split), self._part(cut, count, "validation")
+        size: Any = count
+        if isinstance(count, numbers.Real) and 0 < count < 1:
+            size = min(max(1, round(float(count) * len(self))), len(self) - 1)
+        whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        if not whole or not 1 <= size < len(self):
+            raise DataError(
+                f"cannot hold out {count!r} of {len(self)} data: give a whole number from 1 to "
+                f"{len(self) - 1}, or a share between 0 and 1, such as 0.1"
+            )
+        cut = len(self) - int(size)
+        return self._part(0, cut, self.split), self._part(cut, int(size), "validation")
 
     def to(self, device: str | torch.device) -> Self:
         """Return the data set on a device."""

@@ -117,6 +117,31 @@ def test_hold_out_takes_the_last():
         data.hold_out(10)
 
 
+def test_hold_out_takes_a_share():
+    for num_data, share, expected in [
+        (60_000, 1 / 12, 5000),
+        (4000, 1 / 12, 333),
+        (10, 0.1, 1),
+        (10, np.float32(0.3), 3),
+        (10, 1e-9, 1),
+        (10, 1 - 1e-9, 9),
+        (2, 0.5, 1),
+        (10, np.int64(3), 3),
+    ]:
+        train, validation = Dataset(torch.zeros(num_data, 1)).hold_out(share)
+        assert (len(train), len(validation)) == (num_data - expected, expected)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [True, False, 0, -1, 0.0, 1.0, -0.1, 3.0, float("nan"), float("inf"), None, "3", np.float64(1)],
+)
+def test_hold_out_says_what_it_takes(count):
+    sentence = r"cannot hold out .* of 10 data: give a whole number from 1 to 9, or a share"
+    with pytest.raises(DataError, match=sentence):
+        Dataset(torch.zeros(10, 1)).hold_out(count)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

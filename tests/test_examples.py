@@ -118,6 +118,32 @@ def test_mnist_svi_without_data_or_network_says_what_it_uses(tmp_path):
     assert "mnist-5k" in done.stdout  # the table
 
 
+def readme_block():
+    """Return the README's first Python block, with fewer epochs, samples and hidden units."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    for setting, short in [
+        (r"epochs=\d+", "epochs=1"),
+        (r"num_samples=\d+", "num_samples=5"),
+        (r"\[500\]", "[32]"),
+    ]:
+        block, found = re.subn(setting, short, block)
+        assert found
+    return block
+
+
+def test_the_readme_runs_without_data_or_network(tmp_path):
+    done = run(["-c", readme_block()], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mnist-5k" in done.stderr
+    assert (tmp_path / "model").is_dir()
+
+
+def test_the_readme_runs_on_real_mnist(tmp_path, mnist_root):
+    block = readme_block() + "\nassert (len(train), len(validation)) == (55_000, 5_000)"
+    done = run(["-c", block], tmp_path, data=mnist_root)
+    assert done.returncode == 0, done.stderr
+
+
 def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--out", "run"]
     done = run(command, tmp_path, data=mnist_root)
