@@ -143,13 +143,15 @@ class Target:
             if support.is_discrete:
                 raise ValueError(f"latent {name!r} is discrete: annealing needs continuous latents")
             self.transforms[name] = biject_to(support)
-            self.shapes[name] = self.transforms[name].inv(sites[name].value).shape[2:]
+            self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
 
     @torch.no_grad()
     def from_prior(self, num_chains: int) -> Tensor:
         """Draw states from the prior."""
         sites = self.sampler.programs.run_model(batch_of(self.x), num_chains, observe=False)
-        return self.unconstrain({name: sites[name].value for name in self.transforms})
+        return self.unconstrain(
+            {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
+        )
 
     def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
         """Put latents, each `(chains, data, *event)`, into one row."""

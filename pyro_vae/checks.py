@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pyro_vae.batches import Arguments
 from pyro_vae.datasets import Dataset
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.parts import evaluating
+from pyro_vae.plates import data_plates
 from pyro_vae.sites import is_enumerated, plate_nesting
 from pyro_vae.supports import check_latent_support, check_support, kind_of, support_name
 
@@ -38,12 +40,14 @@ class Site:
 class SiteTable:
     """The sample sites of a pair, those of the model beside those of the guide.
 
-    `plate_nesting` is the number of batch dimensions that the plates of both take.
+    `plate_nesting` is the number of batch dimensions that the plates of both take, `data_plates`
+    are the names of the plates over the data, the one of the observed sites first.
     """
 
     model: dict[str, Site]
     guide: dict[str, Site]
     plate_nesting: int
+    data_plates: tuple[str, ...] = ()
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
@@ -97,11 +101,12 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         # on the guide's draws, for what it then says of x. A latent of another size than its
         # decoder's makes it fail, but is better said of the latent.
         model, failure = _run("model", pair.model, batch)
-        table = SiteTable(_sites(model), _sites(guide), plate_nesting(model, guide))
         _check_latents(model, guide, complete=failure is None)
         if failure:
             raise failure
-        _check_plates(model, guide, len(batch[0]))
+        _check_batch_dimensions(model, guide)
+        plates = data_plates([model, guide], [pair.guide, pair.model], Arguments(batch, {}))
+        _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
             _check_objective(model, guide, objective)
         replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
@@ -110,7 +115,7 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     for name, node in replayed.nodes.items():
         if node["type"] == "sample" and node["is_observed"]:
             _check_observation(name, node)
-    return table
+    return SiteTable(_sites(model), _sites(guide), plate_nesting(model, guide), plates)
 
 
 def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
@@ -270,8 +275,8 @@ def _check_shapes(name: str, prior: Any, posterior: Any) -> None:
 # -- plates, objectives, observations ------------------------------------------------------------
 
 
-def _check_plates(model: poutine.Trace, guide: poutine.Trace, num_data: int) -> None:
-    """Each batch dimension stands in a plate, and the observations in one over the data."""
+def _check_batch_dimensions(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raise `PairError` unless each batch dimension belongs to a plate."""
     for role, trace in (("model", model), ("guide", guide)):
         for name, node in _sample_sites(trace).items():
             frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
@@ -284,11 +289,15 @@ def _check_plates(model: poutine.Trace, guide: poutine.Trace, num_data: int) -> 
                     "one datum's dimensions as its event, by .to_event(), and put the data into "
                     "pyro.plate('data', len(x))"
                 )
+
+
+def _check_data_plate(model: poutine.Trace, plates: tuple[str, ...], num_data: int) -> None:
+    """Raise `PairError` unless an observed site is in the plate over the data."""
     observed = {n: node for n, node in _sample_sites(model).items() if node["is_observed"]}
     if not observed:
         raise PairError("the model observes nothing: pass x as obs= of a pyro.sample")
     if not any(
-        frame.name == "data" or frame.size == num_data
+        frame.name in plates and (frame.name == "data" or frame.size == num_data)
         for node in observed.values()
         for frame in node["cond_indep_stack"]
     ):

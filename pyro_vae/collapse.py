@@ -124,7 +124,8 @@ def collapse(
 def _prior_draws(sampler: Sampler, x: Tensor, num_samples: int) -> Tensor:
     """Draw latents from the prior, shape `(num_samples, latent_dim)`."""
     sites = sampler.programs.run_model(batch_of(x[:1]), num_samples, observe=False)
-    return _flat({name: sites[name].value for name in sampler.programs.local_latents})[:, 0]
+    values = {name: sites[name].rows(sampler.plate) for name in sampler.programs.local_latents}
+    return _flat(values)[:, 0]
 
 
 def _flat(latents: dict[str, Tensor]) -> Tensor:

@@ -65,8 +65,8 @@ def from_pyro_svi(
         model_kwargs: their keyword arguments.
         num_samples: draws from the guide.
         groups: the groups to collect, of those above.
-        obs_plate: name of the plate over the data; by default `"data"`, or else the outermost
-            plate of the data's size.
+        obs_plate: name of the plate over the data; by default `"data"`, or else the plate of
+            the observed sites that has one entry for each row of the data.
         batch_size: data run at a time, where the programs treat each by itself; by default as
             many as fit a block of 64 MB.
         coords: coordinates by dimension; plates count from 0 by default, and a subsampled one has

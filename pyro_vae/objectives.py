@@ -45,7 +45,7 @@ from pyro_vae.pathwise import (
     latents,
     sample_sites,
 )
-from pyro_vae.sites import data_frame
+from pyro_vae.plates import data_plates, data_plates_of, frame_of
 
 __all__ = [
     "Beta",
@@ -68,25 +68,38 @@ class PerDatum(Messenger):
 
     Args:
         num_data: N, the size of the whole data set.
-        batch_size: M, the number of data that the program is run on.
+        plates: names of the plates over the data; sites in no such plate are global.
     """
 
-    def __init__(self, num_data: int, batch_size: int) -> None:
+    def __init__(self, num_data: int, *plates: str) -> None:
         super().__init__()
-        self.num_data, self.batch_size = num_data, batch_size
+        self.num_data, self.plates = num_data, plates
 
     def _pyro_sample(self, msg: Any) -> None:
-        frame = data_frame(msg, self.batch_size)
+        frame = frame_of(msg, self.plates)
         size = self.num_data if frame is None else frame.full_size
         msg["scale"] = msg["scale"] / size
+        msg["infer"]["_data_plates"] = self.plates  # for the objectives here
 
 
-def per_datum(program: Program, num_data: int) -> Program:
-    """Return the Pyro program with its log densities per datum of a data set of `num_data`."""
+def per_datum(program: Program, num_data: int, *plates: str) -> Program:
+    """Return the Pyro program with its log densities per datum of a data set of `num_data`.
 
-    def scaled(x: Any, *args: Any, **kwargs: Any) -> Any:
-        with PerDatum(num_data, len(x)):
-            return program(x, *args, **kwargs)
+    Args:
+        program: a model or a guide.
+        num_data: N, the size of the whole data set.
+        plates: names of the plates over the data. Without them the first call finds the plates,
+            as `fit` does: it runs the program once more on its arguments, and on a few of their
+            rows if it has other plates than `"data"`.
+    """
+    known: tuple[str, ...] | None = plates or None
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        nonlocal known
+        if known is None:
+            known = data_plates_of(program, *args, **kwargs)
+        with PerDatum(num_data, *known):
+            return program(*args, **kwargs)
 
     return scaled
 
@@ -129,8 +142,8 @@ class ImportanceWeighted(PathDerivative):
     Burda, Grosse & Salakhutdinov (2015), eq. 8: a bound that rises from the ELBO (K = 1) to
     log p(x). The logarithm is taken datum by datum, and the scale of a minibatch stands outside
     it, so that the bound holds under subsampling: `pyro.infer.RenyiELBO` scales inside, and its
-    value there can pass log p(x). Every site stands in the plate over the data, which is called
-    `"data"` or has the length of the programs' first argument.
+    value there can pass log p(x). Every site is in the plate over the data. `fit` finds it;
+    otherwise it is the one called `"data"`, or the only one that all observed sites share.
 
     Args:
         num_particles: K.
@@ -140,8 +153,8 @@ class ImportanceWeighted(PathDerivative):
         kwargs: as in `Reparameterized`.
 
     Raises:
-        PairError: when a site stands outside the plate over the data, or observed sites carry
-            different scales.
+        PairError: when a site stands outside the plate over the data, when several plates may be
+            that one, or when observed sites carry different scales.
     """
 
     def __init__(
@@ -177,19 +190,20 @@ class ImportanceWeighted(PathDerivative):
     def _per_datum(self, traces: Traces, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Any]:
         """Return log p(x,z) and log q(z|x), unscaled, each `(K, M)`, and the scale of a datum."""
         scale = _scale_of_observations(traces[0][0])
+        plates = _plates_over_data(traces)
         log_p, log_q = (
-            torch.cat([self._sum(trace, args) for trace in half]) / scale
+            torch.cat([self._sum(trace, plates) for trace in half]) / scale
             for half in zip(*traces, strict=True)
         )
         return log_p, log_q, scale
 
-    def _sum(self, trace: poutine.Trace, args: tuple[Any, ...]) -> Tensor:
-        terms = [self._arrange(name, node, args) for name, node in sample_sites(trace)]
+    def _sum(self, trace: poutine.Trace, plates: tuple[str, ...]) -> Tensor:
+        terms = [self._arrange(name, node, plates) for name, node in sample_sites(trace)]
         return torch.stack(terms).sum(dim=0)
 
-    def _arrange(self, name: str, node: Any, args: tuple[Any, ...]) -> Tensor:
+    def _arrange(self, name: str, node: Any, plates: tuple[str, ...]) -> Tensor:
         """Sum a site's log density over all but particles and data: `(K, M)` or `(1, M)`."""
-        frame = _data_frame(node, args)
+        frame = frame_of(node, plates)
         if frame is None or not frame.vectorized:
             raise PairError(
                 f"site {name!r} stands outside the plate over the data, where the "
@@ -203,8 +217,13 @@ class ImportanceWeighted(PathDerivative):
         return log_prob if self.vectorize_particles else log_prob.unsqueeze(0)
 
 
-def _data_frame(node: Any, args: tuple[Any, ...]) -> Any:
-    return data_frame(node, len(args[0]) if args and isinstance(args[0], Tensor) else 0)
+def _plates_over_data(traces: Traces) -> tuple[str, ...]:
+    """Return the names of the plates over the data: those of `PerDatum`, or found by name."""
+    model = traces[0][0]
+    for _, node in sample_sites(model):
+        if "_data_plates" in node["infer"]:
+            return node["infer"]["_data_plates"]
+    return data_plates([model])
 
 
 def _scale_of_observations(model: poutine.Trace) -> Any:
@@ -256,9 +275,10 @@ class FreeBits(Reparameterized):
 
     def _bound(self, traces: Traces, args: tuple[Any, ...]) -> Tensor:
         bound = _elbo(traces) / self.num_particles
+        plates = _plates_over_data(traces)
         for name, node in latents(traces[0][0]):
             kl = sum(self._kl(name, model, guide) for model, guide in traces) / self.num_particles
-            frame = _data_frame(node, args)
+            frame = frame_of(node, plates)
             # What the log densities of a site are weighted by, over all data of the minibatch.
             weight = node["scale"] * (1 if frame is None else frame.size)
             free = self.free_nats * weight

@@ -26,6 +26,7 @@ from pyro_vae.layout import Layout
 from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pairs import PairError
 from pyro_vae.parts import evaluating
+from pyro_vae.plates import MISFITS, data_plates
 from pyro_vae.sites import (
     DRAWS,
     Given,
@@ -34,23 +35,12 @@ from pyro_vae.sites import (
     check_sites,
     dims_of,
     frames_of,
-    plate_of,
     sample_sites,
     stack,
     untouched,
     values_of,
 )
 
-# How a program that was not written for one more dimension, or for fewer data, may fail.
-MISFITS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-)
 # Log densities of the same draws agree to rounding, of a float32 matrix product in another shape.
 RTOL, ATOL = 1e-4, 1e-3
 
@@ -75,12 +65,12 @@ class Programs:
         guide: its guide, with the same arguments.
         args: their arguments; the rows of the first tensor are taken for the data.
         kwargs: their keyword arguments.
-        obs_plate: name of the plate over the data; by default as `data_frame` finds it, or else
-            the outermost plate of the first observed site.
+        obs_plate: name of the plate over the data; by default as `data_plates` finds it.
 
     Raises:
         PairError: when a program fails on its arguments, when guide and model do not have the same
-            latents, nothing is observed, or a site has a batch dimension without a plate.
+            latents, nothing is observed, a site has a batch dimension without a plate, or several
+            plates may be the one over the data.
     """
 
     def __init__(
@@ -207,18 +197,18 @@ class Programs:
         if self.arguments.num_rows:
             with contextlib.suppress(*MISFITS):
                 traces = self._try(few)
-                self._set_plates(traces, obs_plate, len(few.indices))
+                self._set_plates(traces, obs_plate)
                 self.separable = self._is_separable(traces, len(few.indices))
         if self.separable:
             self.num_data = self.subsample_size = self.arguments.num_rows
             return few
         traces = self._try(self.arguments.whole())
-        frame = self._set_plates(traces, obs_plate, self.arguments.num_rows)
+        frame = self._set_plates(traces, obs_plate)
         if frame is not None:
             self.num_data, self.subsample_size = frame.full_size, frame.size
         return next(self.batches(1))
 
-    def _set_plates(self, traces: Traces, obs_plate: str | None, num_rows: int) -> Any:
+    def _set_plates(self, traces: Traces, obs_plate: str | None) -> Any:
         guide, model = (dict(sample_sites(trace)) for trace in traces)
         check_sites(guide, model)
         self.layout.frames = {name: frames_of(node) for name, node in {**guide, **model}.items()}
@@ -226,10 +216,11 @@ class Programs:
         self.layout.nesting = -min(dims_of(all_frames), default=0)
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
         observed = [node for node in model.values() if node["is_observed"]]
-        found = [plate_of(node, obs_plate, num_rows) for node in observed]
-        frame = next((frame for frame in found if frame is not None), None)
+        at_observed = [frame for node in observed for frame in frames_of(node)]
+        names = (obs_plate,) if obs_plate is not None else self._find_data_plates(traces)
+        frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
         if obs_plate is not None and frame is None:
-            plates = sorted({f.name for node in observed for f in frames_of(node)})
+            plates = sorted({frame.name for frame in at_observed})
             raise PairError(
                 f"obs_plate={obs_plate!r}, but the observed sites stand in the plates {plates}"
             )
@@ -245,6 +236,9 @@ class Programs:
             frame.name in [f.name for f in frames_of(node)] for node in latents
         )
         return frame
+
+    def _find_data_plates(self, traces: Traces) -> tuple[str, ...]:
+        return data_plates(traces, (self.guide, self.model), self.arguments)
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
         """Do log densities of the same latents stay when the last datum is left out?"""

@@ -52,6 +52,10 @@ class SiteDraws:
         """Number of dimensions of one value."""
         return self.value.dim() - 1 - len(self.plates)
 
+    def rows(self, plate: str) -> Tensor:
+        """Return the values of a site in a plate as `(draws, plate, *other plates, *event)`."""
+        return self.value.movedim(1 + self.plates.index(plate), 1)
+
     def per_datum(self, plate: str) -> Tensor:
         """Return the log density summed over all plates but one, shape `(draws, data)`."""
         others = [1 + i for i, name in enumerate(self.plates) if name != plate]
@@ -94,25 +98,6 @@ def untouched(seed: int | None = None) -> Iterator[None]:
             set_rng_state(random_state)
             for name in set(store.keys()) - known:
                 del store[name]
-
-
-def data_frame(node: Any, num_data: int) -> Any:
-    """Return the frame of the plate over the data that a site stands in, or None.
-
-    It is the plate called `"data"`, or else the outermost one of the batch's size.
-    """
-    frames = [frame for frame in node["cond_indep_stack"] if frame.name not in PARTICLE_PLATES]
-    named = [frame for frame in frames if frame.name == "data"]
-    sized = [frame for frame in frames if frame.size == num_data]
-    return (named or sized or [None])[0]
-
-
-def plate_of(node: Any, obs_plate: str | None, num_rows: int) -> Any:
-    """Return the frame of a site in the plate over the data, called `obs_plate` or else guessed."""
-    if obs_plate is not None:
-        return next((frame for frame in frames_of(node) if frame.name == obs_plate), None)
-    frames = [f for f in node["cond_indep_stack"] if f.name not in PARTICLE_PLATES and f.vectorized]
-    return data_frame(node, num_rows) or next(iter(frames), None)
 
 
 def check_sites(guide: dict[str, Any], model: dict[str, Any]) -> None:

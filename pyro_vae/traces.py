@@ -36,7 +36,8 @@ Data = Tensor | tuple[Tensor, ...]
 class Draws:
     """Draws from the guide with their log densities, in nats, each of shape `(draws, data)`.
 
-    `latents` holds the draws themselves by site name, shape `(draws, data, *event)`.
+    `latents` holds the draws themselves by site name, shape `(draws, data, *other plates, *event)`;
+    those outside the plate over the data as `SiteDraws.value` has them.
     """
 
     latents: dict[str, Tensor]
@@ -92,9 +93,16 @@ class Sampler:
         return self.rsample(batch, num_samples)
 
     def model_at(self, batch: Data, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return log p(z) and log p(x|z) at given latents, each `(draws, data)`; with gradients."""
+        """Return log p(z) and log p(x|z) at given latents, each `(draws, data)`; with gradients.
+
+        The latents are arranged as those of `Draws`.
+        """
         num_samples = len(next(iter(latents.values())))
-        model = self.programs.run_model(batch_of(batch), num_samples, latents)
+        values = dict(latents)
+        for name in self.programs.local_latents.keys() & latents.keys():
+            plates = [frame.name for frame in self.programs.layout.frames[name]]
+            values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
+        model = self.programs.run_model(batch_of(batch), num_samples, values)
         return self._sum(model, observed=False), self._sum(model, observed=True)
 
     def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
@@ -111,7 +119,11 @@ class Sampler:
     def _draws(self, guide: Sites, model: Sites) -> Draws:
         log_likelihood = self._sum(model, observed=True)
         return Draws(
-            latents={name: site.value for name, site in model.items() if not site.observed},
+            latents={
+                name: site.rows(self.plate) if self.plate in site.plates else site.value
+                for name, site in model.items()
+                if not site.observed
+            },
             log_likelihood=log_likelihood,
             log_prior=self._sum(model, observed=False).expand_as(log_likelihood),
             log_q=self._sum(guide, observed=False).expand_as(log_likelihood),
@@ -157,8 +169,9 @@ def simulate(
     """
     rows = template[:1].expand(num_data, *template.shape[1:])
     sites = programs.run_model(batch_of(rows), 1, observe=False)
-    latents = {name: sites[name].value[0] for name in programs.local_latents}
+    plate = str(programs.data_plate)
+    latents = {name: sites[name].rows(plate)[0] for name in programs.local_latents}
     drawn = [name for name in sites if name not in latents]
     if len(drawn) != 1:
         raise ValueError(f"to simulate data, one observed site is needed; the model has {drawn}")
-    return latents, sites[drawn[0]].value[0].to(template.dtype)
+    return latents, sites[drawn[0]].rows(plate)[0].to(template.dtype)

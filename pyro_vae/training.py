@@ -187,10 +187,9 @@ def fit(
     batch_size = getattr(data.values, "batch_size", min(batch_size, len(data)))
     total_steps = epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(
-        pair, len(data), total_steps, objective, num_particles, optimizer, learning_rate, compile,
+        pair, data, total_steps, objective, num_particles, optimizer, learning_rate, compile,
         precision,
     )  # fmt: skip
-    svi.nest_plates(check_data(pair, data, objective=svi.objective).plate_nesting)
     if held_out is not None:
         check_data(pair, held_out, objective=svi.objective)
         sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
@@ -387,7 +386,7 @@ def _say_how_to_resume(run: Run, folder: Path) -> None:
 
 def _per_datum_svi(
     pair: PairLike | SVI,
-    num_data: int,
+    data: Dataset,
     total_steps: int,
     objective: ELBO | None,
     num_particles: int,
@@ -396,7 +395,7 @@ def _per_datum_svi(
     compile: Compile,
     precision: Precision,
 ) -> SVI:
-    """Return the step to train with: the pair's own if it is an `SVI`, in nats per datum."""
+    """Check a pair; return the step to train it with, its own if it is an `SVI`, per datum."""
     optim: Any
     guide = pair.guide
     if isinstance(pair, SVI):
@@ -417,8 +416,11 @@ def _per_datum_svi(
     if compile == "auto":
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
-    model, guide = per_datum(pair.model, num_data), per_datum(guide, num_data)
-    return SVI(model, guide, optim, bound, compile=compile, precision=precision)
+    table = check_data(pair, data, objective=bound)
+    model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
+    svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
+    svi.nest_plates(table.plate_nesting)
+    return svi
 
 
 def _check_settings(

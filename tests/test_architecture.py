@@ -19,10 +19,10 @@ FLOORS = [
         "signals",
         "failures",
     },
-    {"data", "checks", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
-    | {"compiled_step"},
-    {"counts", "priors", "guides", "pathwise", "programs", "compiler", "runs"} | {"identity"},
-    {"likelihoods", "traces", "optimizer_state"},
+    {"data", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
+    | {"compiled_step", "plates"},
+    {"counts", "priors", "guides", "checks", "programs", "compiler", "runs"} | {"identity"},
+    {"likelihoods", "traces", "optimizer_state", "pathwise"},
     {"vae", "resuming"},
     {"ladder", "mixed"},
     {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},
