@@ -1,7 +1,10 @@
 """Before a minute is spent: does a model/guide pair fit its data, and its two halves each other?"""
 
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 import pyro
@@ -11,7 +14,7 @@ from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine.util import site_is_subsample
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.batches import Arguments
 from pyro_vae.datasets import Dataset
@@ -77,17 +80,18 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         objective: what the pair shall be trained by, to see whether it takes the pair's latents.
 
     Raises:
-        PairError: when x is empty, not floating point or infinite; when a latent is missing from
-            the model or the guide, or its shape or support differs between them; when a draw of
-            the guide is not finite; when batch dimensions stand in no plate; when the decoder's
-            output does not fit x; when x is outside the likelihood's support; or when the
-            objective needs reparameterized draws of a latent that has none. The message says what
-            to change.
+        PairError: when x is empty, not floating point or infinite; when there are more tensors than
+            the model or the guide takes; when a latent is missing from the model or the guide, or
+            its shape or support differs between them; when a draw of the guide is not finite; when
+            batch dimensions stand in no plate; when the decoder's output does not fit x; when x is
+            outside the likelihood's support; or when the objective needs reparameterized draws of a
+            latent that has none. The message says what to change.
     """
     batch = x if isinstance(x, tuple) else (x,)
     if not batch:
         raise PairError("x must hold at least one datum, got an empty tuple")
     check_values(*batch)
+    check_arguments(pair, batch)
     with (
         torch.random.fork_rng(),
         evaluating(pair.model, pair.guide),
@@ -142,6 +146,44 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
         if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
             check_support(fn, data.sample(), name)
     return table
+
+
+def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
+    """Raise `PairError` if data have more tensors for each datum than a program takes."""
+    x, *others = batch
+    for role, program in (("guide", pair.guide), ("model", pair.model)):
+        taken = _num_arguments(program)
+        if taken >= len(batch):
+            continue
+        kinds = ", ".join(
+            f"{'an' if value.dtype == torch.int64 else 'a'} {str(value.dtype)[6:]} tensor of shape "
+            f"{tuple(value.shape)}{', probably labels' if _like_labels(value) else ''}"
+            for value in others
+        )
+        raise PairError(
+            f"a batch of the data has {len(batch)} tensors (x of shape {tuple(x.shape)}, and "
+            f"{kinds}), but the {role} takes {taken} argument{'' if taken == 1 else 's'}: drop "
+            "them (of a DataLoader by collate_fn=lambda rows: torch.stack([x for x, *_ in rows])), "
+            "or give both model and guide an argument for each tensor"
+        )
+
+
+def _like_labels(value: Tensor) -> bool:
+    return not value.is_floating_point() and value.dim() <= 2
+
+
+def _num_arguments(program: Callable[..., Any]) -> int:
+    """Return how many positional arguments a program takes, as far as its signature says."""
+    call = program.forward if isinstance(program, nn.Module) else program
+    try:
+        kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
+    except (TypeError, ValueError):
+        return sys.maxsize
+    if Parameter.VAR_POSITIONAL in kinds:
+        return sys.maxsize
+    return sum(
+        kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
 
 
 def check_values(x: Tensor, *others: Tensor) -> None:

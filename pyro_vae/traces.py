@@ -18,6 +18,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.checks import check_arguments
 from pyro_vae.pairs import PairError, PairLike
 from pyro_vae.programs import Batch, Programs
 from pyro_vae.sites import Sites
@@ -68,11 +69,13 @@ class Sampler:
 
     Raises:
         PairError: when a latent stands outside the plate over the data and `given_globals` is
-            False, or when data cannot be treated one by one.
+            False, when data cannot be treated one by one, or when there are more tensors than the
+            model or the guide takes.
     """
 
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
         few = tuple(rows[:2] for rows in _arguments(batch))
+        check_arguments(pair, few)
         self.programs = Programs(pair.model, pair.guide, few)
         given_globals = given_globals and self.programs.separable
         if not (self.programs.all_local or given_globals):
