@@ -22,7 +22,7 @@ import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
-from pyro_vae.datasets import Dataset, as_dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
@@ -47,7 +47,7 @@ class Annealed:
 
 def ais(
     pair: PairLike,
-    x: Dataset | Tensor | np.ndarray,
+    x: Data,
     *,
     num_chains: int = 4,
     num_temperatures: int = 500,
@@ -59,7 +59,7 @@ def ais(
     Args:
         pair: anything with `.model` and `.guide`, every latent continuous and in the plate over the
             data. The guide is run for its shapes only.
-        x: shape `(num_data, *event)`.
+        x: shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
         num_chains: independent chains for each datum.
         num_temperatures: T, the transitions of each chain.
         num_leapfrog: leapfrog steps of each transition.
@@ -74,9 +74,9 @@ def ais(
     rows = data_per_chunk(data.event_shape, num_chains)
     lower, acceptance = [], []
     with untouched(seed):
-        sampler = Sampler(pair, data[:2])
-        for start in range(0, len(data), rows):
-            target = Target(sampler, data[start : start + rows])
+        sampler = Sampler(pair, data.batch(slice(2)))
+        for _, read in data.chunks(rows):
+            target = Target(sampler, read())
             chain = target.from_prior(num_chains)
             weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
             lower.append(weights.logsumexp(0) - math.log(num_chains))
@@ -87,7 +87,7 @@ def ais(
 
 def bidirectional(
     pair: PairLike,
-    x: Dataset | Tensor | np.ndarray,
+    x: Data,
     *,
     num_data: int = 100,
     num_chains: int = 4,
@@ -99,7 +99,8 @@ def bidirectional(
 
     Args:
         pair: as in `ais`, with one observed site.
-        x: data of the right shape and float type, whose values do not matter.
+        x: data of the right shape and float type, whose values do not matter. Their context, of
+            a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for each datum.
         num_data: how many to simulate.
         num_chains: as in `ais`, and of the chains back, which all begin at the one exact draw.
         num_temperatures: as in `ais`.
@@ -110,11 +111,12 @@ def bidirectional(
         The simulated data, shape `(num_data, *event)`, and the bounds.
     """
     _check(num_chains, num_temperatures, num_leapfrog)
-    template = as_dataset(x).to(device_of(pair.model, pair.guide))[:2]
+    data = as_dataset(x).to(device_of(pair.model, pair.guide))
     with untouched(seed):
+        template = data.batch(slice(max(2, num_data)))
         sampler = Sampler(pair, template)
         with torch.no_grad():
-            latents, simulated = simulate(sampler.programs, template, num_data)
+            latents, simulated = simulate(sampler.programs, template, range(num_data))
         target = Target(sampler, simulated)
         chain = target.from_prior(num_chains)
         weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
@@ -123,7 +125,7 @@ def bidirectional(
     lower = weights.logsumexp(0) - math.log(num_chains)
     upper = math.log(num_chains) - (-back).logsumexp(0)
     bounds = Annealed(lower.cpu().numpy(), upper.cpu().numpy(), accepted.cpu().numpy())
-    return simulated, bounds
+    return simulated[0], bounds
 
 
 class Target:
@@ -132,10 +134,10 @@ class Target:
     States have shape `(chains, data, dim)`.
     """
 
-    def __init__(self, sampler: Sampler, x: Tensor) -> None:
-        self.sampler, self.x = sampler, x
+    def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
+        self.sampler, self.batch = sampler, batch
         with torch.no_grad():
-            sites = sampler.programs.run_model(batch_of(x), 1)
+            sites = sampler.programs.run_model(batch_of(batch), 1)
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         for name in sampler.programs.local_latents:
@@ -148,7 +150,7 @@ class Target:
     @torch.no_grad()
     def from_prior(self, num_chains: int) -> Tensor:
         """Draw states from the prior."""
-        sites = self.sampler.programs.run_model(batch_of(self.x), num_chains, observe=False)
+        sites = self.sampler.programs.run_model(batch_of(self.batch), num_chains, observe=False)
         return self.unconstrain(
             {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
         )
@@ -169,7 +171,7 @@ class Target:
             latents[name] = transform(row)
             terms = transform.log_abs_det_jacobian(row, latents[name])
             log_jacobian = log_jacobian + terms.reshape(*states.shape[:2], -1).sum(-1)
-        log_prior, log_likelihood = self.sampler.model_at(self.x, latents)
+        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
         return log_prior + log_jacobian, log_likelihood
 
 

@@ -13,8 +13,9 @@ import xarray as xr
 from scipy.special import chdtrc
 from torch import Tensor
 
-from pyro_vae.datasets import Dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.pairs import PairLike
+from pyro_vae.parts import device_of
 from pyro_vae.sites import untouched
 from pyro_vae.traces import Sampler, data_per_chunk, simulate
 from pyro_vae.trees import Labels
@@ -25,7 +26,7 @@ NUM_BINS = 16
 
 def sbc(
     pair: PairLike,
-    x: Dataset | Tensor | np.ndarray | None = None,
+    x: Data | None = None,
     *,
     num_simulations: int = 1000,
     num_draws: int = 63,
@@ -37,6 +38,8 @@ def sbc(
         pair: anything with `.model` and `.guide`, one latent or more for each datum and one
             observed site.
         x: data of the right shape and float type, whose values do not matter; a `VAE` needs none.
+            Their context, of a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for
+            each simulation.
         num_simulations: N, data to simulate.
         num_draws: L, draws from the guide for each.
         seed: of all draws; the random state is left as it was found.
@@ -57,23 +60,24 @@ def sbc(
         )
     ranks: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), untouched(seed):
-        template = _template(pair, x)
+        template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)
-        rows = data_per_chunk(template.shape[1:], num_draws)
+        rows = data_per_chunk(template[0].shape[1:], num_draws)
         for start in range(0, num_simulations, rows):
-            size = min(rows, num_simulations - start)
-            latents, simulated = simulate(sampler.programs, template, size)
+            places = range(start, min(start + rows, num_simulations))
+            latents, simulated = simulate(sampler.programs, template, places)
             draws = sampler.draw(simulated, num_draws).latents
             for name, value in latents.items():
                 ranks.setdefault(name, []).append(_ranks(value, draws[name]).cpu().numpy())
     return _tree({name: np.concatenate(parts) for name, parts in ranks.items()}, num_draws, seed)
 
 
-def _template(pair: PairLike, x: Dataset | Tensor | np.ndarray | None) -> Tensor:
+def _template(pair: PairLike, x: Data | None, count: int) -> tuple[Tensor, ...]:
     if x is None:
         # The model of a VAE draws data without being given any.
-        return torch.as_tensor(pair.model(num_data=2))
-    return torch.as_tensor(x[:2])
+        return (torch.as_tensor(pair.model(num_data=2)),)
+    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    return data.batch(slice(max(2, count)))
 
 
 def _ranks(value: Tensor, draws: Tensor) -> Tensor:

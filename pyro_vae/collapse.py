@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.datasets import Dataset, as_dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
 from pyro_vae.sites import untouched
@@ -69,14 +69,13 @@ class Collapse:
         return f"all {num_units} latents are active"
 
 
-def collapse(
-    pair: PairLike, x: Dataset | Tensor | np.ndarray, *, num_samples: int = 100, seed: int = 0
-) -> Collapse:
+def collapse(pair: PairLike, x: Data, *, num_samples: int = 100, seed: int = 0) -> Collapse:
     """Measure what each latent carries of the data.
 
     Args:
         pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: at least two data, shape `(num_data, *event)`.
+        x: at least two data, shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a
+            `DataLoader`, as for `fit`.
         num_samples: draws for each datum.
         seed: of the draws; the random state is left as it was found.
 
@@ -90,12 +89,11 @@ def collapse(
     rows = max(2, data_per_chunk(data.event_shape, num_samples))
     means, variances, one, drops = [], [], [], []
     with torch.no_grad(), untouched(seed):
-        sampler = Sampler(pair, data[:2])
-        prior = _prior_draws(sampler, data[:2], num_samples=5000)
-        for start in range(0, len(data), rows):
-            # The last datum joins the batch before it rather than being alone with its latents.
-            stop = len(data) if len(data) - start - rows < 2 else start + rows
-            batch = data[start:stop]
+        sampler = Sampler(pair, data.batch(slice(2)))
+        prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
+        # The last datum joins the batch before it rather than being alone with its latents.
+        for _, read in data.chunks(rows, least=2):
+            batch = read()
             draws = sampler.draw(batch, num_samples)
             z = (_flat(draws.latents) - prior.mean(0)) / prior.std(0)
             means.append(z.mean(0))
@@ -104,8 +102,6 @@ def collapse(
             swapped = {name: value.roll(1, dims=1) for name, value in draws.latents.items()}
             _, log_likelihood = sampler.model_at(batch, swapped)
             drops.append((draws.log_likelihood - log_likelihood).mean(0))
-            if stop == len(data):
-                break
     mean, variance, draw = torch.cat(means), torch.cat(variances), torch.cat(one)
     # The mean of S draws has their variance over S on top, and the two together 1/S nats of KL.
     square = mean.square() - variance / num_samples
@@ -121,9 +117,9 @@ def collapse(
     )
 
 
-def _prior_draws(sampler: Sampler, x: Tensor, num_samples: int) -> Tensor:
+def _prior_draws(sampler: Sampler, datum: tuple[Tensor, ...], num_samples: int) -> Tensor:
     """Draw latents from the prior, shape `(num_samples, latent_dim)`."""
-    sites = sampler.programs.run_model(batch_of(x[:1]), num_samples, observe=False)
+    sites = sampler.programs.run_model(batch_of(datum), num_samples, observe=False)
     values = {name: sites[name].rows(sampler.plate) for name in sampler.programs.local_latents}
     return _flat(values)[:, 0]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import numbers
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self, Union
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.streams import DataError, Loaded, Stored, ahead, is_stored, shuffled
+from pyro_vae.batches import recut, taken
+from pyro_vae.streams import DataError, Loaded, Stored, ahead, is_stored, room, shuffled
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 
 Split = tuple["Dataset", "Dataset"]
+Chunk = tuple[int, Callable[[], tuple[Tensor, ...]]]  # of `Dataset.chunks`
 # What `as_dataset` takes: or another array on disk, as zarr has.
 Data = Union["Dataset", Tensor, np.ndarray, tuple[Any, ...], DataLoader[Any], Any]
 
@@ -110,16 +113,36 @@ class Dataset:
 
         Pixels are fed as float32, floats in their own type.
         """
-        if self.binarization != "dynamic":
-            return self._feed(self.values[index])
-        if isinstance(self.values, Tensor):
+        if isinstance(self.values, Loaded):
+            return self.batch(index)[0]
+        if self.binarization == "dynamic" and isinstance(self.values, Tensor):
             return self._fixed[index].float()
-        return self._fixed_rows(index)
+        return self._scored(self.values[index], index)
 
-    def batch(self, index: slice | Tensor) -> tuple[Tensor, ...]:
+    def batch(self, index: int | slice | Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of a pair's programs, as they are scored: x and its context."""
-        context = self.values.first[1:] if isinstance(self.values, Loaded) else self.context
-        return (self[index], *(rows[index] for rows in context))
+        if isinstance(self.values, Loaded):
+            x, *context = _loaded_rows(self.values, index)
+            return (self._scored(x, index), *context)
+        return (self[index], *(rows[index] for rows in self.context))
+
+    def chunks(self, rows: int, least: int = 1) -> Iterator[Chunk]:
+        """Yield all data in order as chunks of `rows` of them, to be scored.
+
+        A chunk is the place of its first datum and a function that returns the arguments of a
+        pair's programs, as they are scored: x and its context. Fewer than `least` data at the end
+        join the chunk before them. A `DataLoader` is passed over once, and the chunks have as many
+        data as it gives, whatever its length says.
+        """
+        if isinstance(self.values, Loaded):
+            for start, batch in recut(self.values.passed(), rows, least):
+                yield start, functools.partial(self._scored_batch, start, batch)
+            return
+        start = 0
+        while start < len(self):
+            stop = start + rows if len(self) - start >= rows + least else len(self)
+            yield start, functools.partial(self.batch, slice(start, stop))
+            start = stop
 
     def spread(self, count: int) -> Tensor:
         """Return `count` data, or all, from evenly spaced places, as they are scored.
@@ -179,9 +202,12 @@ class Dataset:
 
     def mean(self) -> Tensor:
         """Return the mean datum, as it is fed on average, shape `(*event)`."""
-        chunks = [self._feed(chunk).double().sum(dim=0) for chunk in self.values.split(4096)]
+        sums, count = [], 0
+        for chunk in self.values.split(4096):
+            sums.append(self._feed(chunk).double().sum(dim=0))
+            count += len(chunk)
         dtype = torch.float32 if self.values.dtype == torch.uint8 else self.values.dtype
-        return (torch.stack(chunks).sum(dim=0) / len(self)).to(dtype)
+        return (torch.stack(sums).sum(dim=0) / count).to(dtype)
 
     def log_odds(self) -> Tensor:
         """Return logit of the mean, smoothed by one datum of fair coins: shape `(*event)`.
@@ -245,17 +271,49 @@ class Dataset:
         chunks = [bernoulli(chunk, generator).bool() for chunk in self.values.cpu().split(4096)]
         return torch.cat(chunks).to(self.values.device)
 
-    def _fixed_rows(self, index: int | slice | Tensor) -> Tensor:
+    def _scored_batch(self, start: int, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if batch[0].device.type == "cpu":
+            batch = tuple(room(start, part.shape, part.dtype).copy_(part) for part in batch)
+        x, *context = batch
+        return (self._scored(x, slice(start, start + len(x))), *context)
+
+    def _scored(self, values: Tensor, index: int | slice | Tensor) -> Tensor:
+        """Return rows that are not in memory as they are scored, given their places."""
+        if self.binarization == "dynamic":
+            return self._fixed_rows(values, index)
+        return self._feed(values)
+
+    def _fixed_rows(self, pixels: Tensor, index: int | slice | Tensor) -> Tensor:
         """Draw some rows, each from a seed of its own, so that it need not be kept."""
-        pixels = self.values[index]
-        numbers = range(len(self))[index] if isinstance(index, int | slice) else index.tolist()
+        # A DataLoader may have more rows than it says, and counts them from its start.
+        places = range(sys.maxsize if isinstance(self.values, Loaded) else len(self))
+        numbers = places[index] if isinstance(index, int | slice) else index.tolist()
         numbers, rows = ([numbers], [pixels]) if isinstance(numbers, int) else (numbers, pixels)
         generator = torch.Generator()
         drawn = []
-        for number, row in zip(numbers, rows, strict=True):
+        for number, row in zip(numbers, rows, strict=False):
             seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)
             drawn.append(bernoulli(row.cpu(), generator.manual_seed(int(seed[0]))))
         return torch.stack(drawn).view(pixels.shape).to(pixels.device)
+
+
+def _loaded_rows(loaded: Loaded, index: int | slice | Tensor) -> tuple[Tensor, ...]:
+    """Return the rows at some places of a loader's order: of its first batch, or by a pass."""
+    if not isinstance(index, slice):
+        chosen = torch.as_tensor(index)
+        low, high = int(chosen.min()), int(chosen.max())
+        span = _loaded_rows(loaded, slice(low, high + 1))
+        if len(span[0]) <= high - low:
+            raise DataError(f"row {high} is asked for, but the DataLoader gives fewer rows")
+        return tuple(part[chosen.to(part.device) - low] for part in span)
+    stop = sys.maxsize if index.stop is None else index.stop
+    places = range(index.start or 0, stop, index.step or 1)
+    if min(places.start, places.stop) < 0 or places.step < 1:
+        raise DataError(
+            f"rows of a DataLoader are counted from its start, in ascending order, got {index}: "
+            "read them into a tensor first"
+        )
+    return taken([loaded.first] if stop <= len(loaded.first[0]) else loaded.passed(), places)
 
 
 def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.checks import check_data
-from pyro_vae.datasets import Data, as_dataset
+from pyro_vae.datasets import Chunk, Data, as_dataset
 from pyro_vae.distributed import dealt, is_first
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
@@ -134,7 +134,8 @@ def evaluate(
 
     Args:
         pair: anything with `.model` and `.guide`.
-        data: shape `(num_data, *event)`; or a tuple `(data, y, ...)`, as for `fit`.
+        data: shape `(num_data, *event)`; or a tuple `(data, y, ...)`, as for `fit`. A `DataLoader`
+            is passed over once, in its own order, and scored as a tensor of the same rows.
         num_samples: K, draws for each datum.
         seed: of the draws; torch's global random state is left as it was found.
         progress: show a progress bar; by default where standard error is a terminal.
@@ -156,31 +157,30 @@ def evaluate(
     bar = Progress(console=console, disable=not (shown and is_first()), transient=True)
     task = bar.add_task("evaluating", total=len(dataset))
 
-    def score(chunk: range) -> dict[str, Tensor]:
+    def score(chunk: Chunk) -> dict[str, Tensor]:
         nonlocal rows, draws
         parts: list[dict[str, Tensor]] = []
-        start = chunk.start
-        while start < chunk.stop:
-            stop = min(start + rows, chunk.stop)
+        place, read = chunk
+        batch, done = read(), 0
+        while done < len(batch[0]):
+            few = tuple(part[done : done + rows] for part in batch)
             try:
-                seed_chunk(seed, start)
-                batch = dataset.batch(slice(start, stop))
-                parts.append(_scores(sampler, batch, num_samples, draws))
+                seed_chunk(seed, place + done)
+                parts.append(_scores(sampler, few, num_samples, draws))
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 rows, draws = _smaller(rows, draws, error)
                 continue
-            start = stop
-        bar.update(task, completed=chunk.stop)
+            done += len(few[0])
+        bar.update(task, completed=place + done)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     programs = pair.model, pair.guide
     # `evaluating` once for all: each chunk would do and undo it.
     with untouched(), bar, evaluating(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
-        chunks = [range(i, min(i + rows, len(dataset))) for i in range(0, len(dataset), rows)]
-        found = list(dealt(chunks, score))
+        found = list(dealt(dataset.chunks(rows), score))
     scores = {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
     check_finite(scores["log_likelihood"])
     return Evaluation(

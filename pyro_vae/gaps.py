@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_vae.datasets import Dataset, as_dataset
+from pyro_vae.datasets import Data, as_dataset
 from pyro_vae.importance import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs import PairLike
 from pyro_vae.parts import device_of
@@ -71,7 +71,7 @@ class Gaps:
 
 def gaps(
     pair: PairLike,
-    x: Dataset | Tensor | np.ndarray,
+    x: Data,
     *,
     encoder: nn.Module | None = None,
     num_steps: int = 200,
@@ -84,7 +84,7 @@ def gaps(
 
     Args:
         pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: shape `(num_data, *event)`.
+        x: shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
         encoder: the module of the guide whose output, one row for each datum, gives the parameters
             of q; by default `pair.guide.posterior.encoder`, as in a `VAE`.
         num_steps: of Adam for each datum.
@@ -107,9 +107,9 @@ def gaps(
     rows = data_per_chunk(data.event_shape, num_particles)
     chunks = []
     with untouched(seed):
-        sampler = Sampler(pair, data[:2])
-        for start in range(0, len(data), rows):
-            batch = data[start : start + rows]
+        sampler = Sampler(pair, data.batch(slice(2)))
+        for _, read in data.chunks(rows):
+            batch = read()
             first = _encoded(sampler, encoder, batch)
             with outputs(encoder, first):
                 before = sampler.log_weights(batch, num_samples, num_particles).log_weights
@@ -127,7 +127,7 @@ def gaps(
 def _optimize(
     sampler: Sampler,
     encoder: nn.Module,
-    x: Tensor,
+    batch: tuple[Tensor, ...],
     first: tuple[Tensor, ...],
     num_steps: int,
     num_particles: int,
@@ -141,7 +141,7 @@ def _optimize(
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
     for step in range(num_steps):
         with outputs(encoder, tuple(leaves)):
-            loss = -sampler.rsample(x, num_particles).log_weights.mean(0).sum()
+            loss = -sampler.rsample(batch, num_particles).log_weights.mean(0).sum()
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         if any(gradient is None for gradient in gradients):
             raise ValueError(
@@ -157,12 +157,12 @@ def _optimize(
     return tuple(means)
 
 
-def _encoded(sampler: Sampler, encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Return what the encoder gives for x when the guide runs."""
+def _encoded(sampler: Sampler, encoder: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the encoder's output when the guide runs on a batch."""
     seen: list[Any] = []
     handle = encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
-        sampler.draw(x, 1)
+        sampler.draw(batch, 1)
     finally:
         handle.remove()
     if not seen:

@@ -85,8 +85,7 @@ def mcmc_draws(
             "num_samples, warmup_steps and num_chains must be at least 1, got "
             f"{num_samples}, {warmup_steps}, {num_chains}"
         )
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
-    batch = data.batch(slice(None))
+    batch = as_dataset(x).to(device_of(pair.model, pair.guide)).batch(slice(None))
     with untouched(seed), evaluating(pair.model, pair.guide):
         check(pair, batch)
         plate = Sampler(pair, batch).plate
@@ -101,8 +100,8 @@ def mcmc_draws(
         )
         like = encoder["posterior"].to_dataset()
         groups: dict[str, list[xr.Dataset]] = {"posterior": [], "sample_stats": []}
-        for n in range(len(data)):
-            datum = data.batch(slice(n, n + 1))
+        for n in range(len(batch[0])):
+            datum = tuple(part[n : n + 1] for part in batch)
             chains = [
                 _chain(pair, datum, KERNELS[kernel], num_samples, warmup_steps)
                 for _ in range(num_chains)

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.datasets import Dataset
+from pyro_vae.datasets import Data, Dataset, as_dataset
 from pyro_vae.distributed import is_first
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.folders import write_json
@@ -31,7 +31,7 @@ MANIFOLD = 20  # images along each side of a two-dimensional manifold
 def report(
     vae: VAE,
     fit: Fit,
-    test: Dataset,
+    test: Data,
     out: str | os.PathLike[str],
     *,
     num_samples: int = 500,
@@ -48,14 +48,14 @@ def report(
     Args:
         vae: the trained VAE.
         fit: what `pyro_vae.fit` returned for it.
-        test: the test data.
+        test: the test data, as `evaluate` takes them.
         out: the folder; it is made when it is not there.
         num_samples: K, importance samples for log p(x).
         seed: of the draws.
     """
     out = Path(out)
+    test = as_dataset(test).to(device_of(vae.model, vae.guide))
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
-    test = test.to(device_of(vae.model, vae.guide))
     shown = test.spread(SHOWN)
     tree = from_pyro_svi(
         vae.model,
@@ -134,7 +134,7 @@ def _encoded(vae: VAE, test: Dataset) -> tuple[Tensor, Tensor]:
     Where q(z|x) has none in closed form, as a flow has none, 100 draws estimate them.
     """
     rows = data_per_chunk(test.event_shape, 1)
-    posteriors = [vae.encode(test[i : i + rows]) for i in range(0, len(test), rows)]
+    posteriors = [vae.encode(read()[0]) for _, read in test.chunks(rows)]
     try:
         moments = [(q.mean, q.stddev) for q in posteriors]
     except NotImplementedError:

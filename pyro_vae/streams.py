@@ -11,6 +11,7 @@ window or less are shuffled as a whole, in the order that they would have in mem
 import contextlib
 import itertools
 import math
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +28,7 @@ WINDOW_BYTES = 2**25  # of which two are held
 BLOCK_BYTES = 2**18  # of an array that has no chunks of its own
 AHEAD_BYTES = 2**24  # of batches that wait for the step: a pause of the disk does not stop it
 SAMPLED_BLOCKS = 16
+ALIGNMENT = 64  # bytes, of the memory of a tensor
 
 Rows = tuple[Tensor, ...]
 
@@ -120,8 +123,9 @@ class Stored:
         """Read rows, as a tensor on the device."""
         if isinstance(index, slice) and index.step in (None, 1):
             start, stop, _ = index.indices(len(self))
-            rows = np.empty((max(0, stop - start), *self.shape[1:]), self._dtype)
-            return self._read(start, rows).to(self.device)
+            shape = (max(0, stop - start), *self.shape[1:])
+            rows = room(self._start + start, shape, self.dtype)
+            return self._read(start, rows.numpy()).to(self.device)
         numbers = range(len(self))[index] if isinstance(index, int | slice) else index.tolist()
         if isinstance(numbers, int):
             return self[numbers : numbers + 1][0]
@@ -191,9 +195,8 @@ class Stored:
 class Loaded:
     """The batches of a torch `DataLoader` in the place of a tensor of rows.
 
-    As a tensor it has the rows of its first batch, for checks. A loader that has workers prepares
-    batches while others train. Its order and what its workers draw follow from the run's seed,
-    unless it has a generator of its own.
+    A loader that has workers prepares batches while others train. Its order and what its workers
+    draw follow from the run's seed, unless it has a generator of its own.
 
     Args:
         loader: gives tensors, or tuples of tensors: x and what else belongs to each datum.
@@ -213,15 +216,15 @@ class Loaded:
                 self._num_data = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
             raise DataError(
-                "a DataLoader to train on needs a length, so that an epoch has an end: give its "
+                "a DataLoader needs a length, so that the number of its data is known: give its "
                 "IterableDataset a __len__"
             ) from error
-        self.first = next(self.order(torch.Generator().manual_seed(0), 0, 0), ())
+        self.first = next(self.passed(), ())
         if not self.first:
             raise DataError("the DataLoader is empty")
         x = self.first[0]
         self.batch_size = loader.batch_size or len(x)
-        if loader.drop_last:
+        if loader.drop_last or loader.batch_sampler is None:  # or its items are batches
             self._num_data = self.num_batches * self.batch_size
         self.dtype, self.shape = x.dtype, torch.Size([self._num_data, *x.shape[1:]])
 
@@ -250,15 +253,48 @@ class Loaded:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all rows, as many at a time as the loader gives."""
-        return (x for x, *_ in self._checked())
+        return (x for x, *_ in self.passed())
 
     def some(self) -> Tensor:
         """Return the first batch."""
         return self.first[0]
 
-    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        """Return rows of the first batch."""
-        return self.first[0][index]
+    def passed(self) -> Iterator[Rows]:
+        """Yield the batches of one pass for scoring, as many as the loader gives.
+
+        The loader draws from random states of its own, the same in each pass and process, so that
+        its rows do not depend on the draws that score them, nor these on the loader.
+
+        Raises:
+            DataError: when x is infinite, or batches differ in the types or shapes of their rows.
+        """
+        batches = self._checked(0)
+        own = {
+            "torch": torch.Generator().manual_seed(0).get_state(),
+            "random": random.Random(0).getstate(),
+            "numpy": np.random.RandomState(0).get_state(),
+        }
+        kinds = None
+        while True:
+            before = get_rng_state()
+            set_rng_state(own)
+            try:
+                batch = next(batches, None)
+            finally:
+                own = get_rng_state()
+                set_rng_state(before)
+            if batch is None:
+                return
+            found = [(part.dtype, tuple(part.shape[1:])) for part in batch]
+            kinds = kinds or found
+            if found != kinds:
+                raise DataError(
+                    f"the DataLoader gives batches of rows {kinds} and of rows {found}: to be "
+                    "scored, all rows need the same types and shapes"
+                )
+            if batch[0].is_floating_point() and torch.isinf(batch[0]).any():
+                raise DataError("the DataLoader gives infinite values")
+            yield batch
 
     def order(self, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Rows]:
         """Return an epoch's batches, without the first `skip`, which are made and let go.
@@ -267,13 +303,14 @@ class Loaded:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed(generator))
-            batches = self._checked()
+            batches = self._checked(len(self._loader))
             # The loader draws its order with the first batch.
             first = next(itertools.islice(batches, skip, None), None)
         return iter(()) if first is None else itertools.chain([first], batches)
 
-    def _checked(self) -> Iterator[Rows]:
-        batches, expected = iter(self._loader), len(self._loader)
+    def _checked(self, expected: int) -> Iterator[Rows]:
+        """Yield the batches of the loader, which are at least as many as expected."""
+        batches = iter(self._loader)
         for count in itertools.count():
             try:
                 batch = next(batches)
@@ -294,9 +331,8 @@ class Loaded:
             if not rows or not all(isinstance(part, Tensor) for part in rows):
                 kinds = [type(part).__name__ for part in rows]
                 raise DataError(
-                    "a DataLoader to train on gives tensors, or tuples of tensors (x and what "
-                    f"else the programs take for each datum), got {kinds}: let its collate_fn "
-                    "choose them"
+                    "a DataLoader gives tensors, or tuples of tensors (x and what else the "
+                    f"programs take for each datum), got {kinds}: let its collate_fn choose them"
                 )
             yield tuple(part.to(self.device, non_blocking=True) for part in rows)
 
@@ -320,6 +356,16 @@ def worker_deaths_told() -> Iterator[None]:
         if cause in (None, before):
             raise
         raise DataError(f"the DataLoader fails: {cause}") from error
+
+
+def room(start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return memory for rows that is aligned as in a tensor with `start` rows before them.
+
+    How a matrix product rounds depends on the alignment: so all containers give the same scores.
+    """
+    period = ALIGNMENT // math.gcd(ALIGNMENT, math.prod(shape[1:]) * dtype.itemsize)
+    before = start % period
+    return torch.empty((before + shape[0], *shape[1:]), dtype=dtype)[before:]
 
 
 def shuffled(

@@ -163,18 +163,24 @@ def _arguments(data: Data) -> tuple[Tensor, ...]:
 
 
 def simulate(
-    programs: Programs, template: Tensor, num_data: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw latents and data from a model, `num_data` of each.
+    programs: Programs, template: tuple[Tensor, ...], places: range
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Draw latents and data from a model, one of each for each place.
+
+    The data have the shape and type of the template's x. Its context rows are taken in turn, and
+    returned with the data.
 
     Raises:
         ValueError: when the model has more than one observed site.
     """
-    rows = template[:1].expand(num_data, *template.shape[1:])
-    sites = programs.run_model(batch_of(rows), 1, observe=False)
+    x, *others = template
+    rows = x[:1].expand(len(places), *x.shape[1:])
+    index = torch.tensor(places, device=x.device) % len(x)
+    context = tuple(part[index] for part in others)
+    sites = programs.run_model(batch_of((rows, *context)), 1, observe=False)
     plate = str(programs.data_plate)
     latents = {name: sites[name].rows(plate)[0] for name in programs.local_latents}
     drawn = [name for name in sites if name not in latents]
     if len(drawn) != 1:
         raise ValueError(f"to simulate data, one observed site is needed; the model has {drawn}")
-    return latents, sites[drawn[0]].rows(plate)[0].to(template.dtype)
+    return latents, (sites[drawn[0]].rows(plate)[0].to(x.dtype), *context)

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from pyro_vae.checkpoints import describe as describe_part
 from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
-from pyro_vae.datasets import Data, Dataset, as_dataset
+from pyro_vae.datasets import Chunk, Data, Dataset, as_dataset
 from pyro_vae.distributed import (
     check_same,
     dealt,
@@ -450,15 +450,16 @@ def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
 
     Global latents are drawn from the guide; their KL divergence belongs to the training data.
     """
-    rows = data_per_chunk(data.event_shape, 1)
 
-    def score(start: int) -> Tensor:
-        seed_chunk(seed, start)
-        batch = data.batch(slice(start, start + rows))
+    def score(chunk: Chunk) -> Tensor:
+        place, read = chunk
+        batch = read()
+        seed_chunk(seed, place)
         return sampler.log_weights(batch, 1).log_weights[0].double().cpu()
 
     with untouched():
-        elbo = torch.cat(list(dealt(range(0, len(data), rows), score)))
+        chunks = data.chunks(data_per_chunk(data.event_shape, 1))
+        elbo = torch.cat(list(dealt(chunks, score)))
     se = elbo.std().item() / math.sqrt(len(elbo)) if len(elbo) > 1 else math.nan
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
 

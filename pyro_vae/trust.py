@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.calibration import sbc
 from pyro_vae.checks import check_data
 from pyro_vae.collapse import Collapse, collapse
-from pyro_vae.datasets import Dataset, as_dataset
+from pyro_vae.datasets import Data, Dataset, as_dataset
 from pyro_vae.elpd import khat_threshold
 from pyro_vae.folders import write_json
 from pyro_vae.gaps import Gaps, gaps
@@ -167,7 +167,7 @@ class TrustCard:
 
 def diagnose(
     pair: PairLike,
-    x: Dataset | Tensor | np.ndarray,
+    x: Data,
     *,
     num_samples: int = 1000,
     num_gap_data: int = 100,
@@ -178,7 +178,8 @@ def diagnose(
 
     Args:
         pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: at least two data, shape `(num_data, *event)`, best those that training has not seen.
+        x: at least two data, shape `(num_data, *event)`, best those that training has not seen; or
+            a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
         num_samples: draws from the guide for each datum.
         num_gap_data: the first so many data are taken for the gaps, which are found by optimizing
             each datum's q: 0 leaves them out.
@@ -195,11 +196,12 @@ def diagnose(
     check_data(pair, data)
     per_datum = _per_datum(pair, data, num_samples, seed)
     latents = collapse(pair, data, seed=seed)
-    few = data[: min(num_gap_data, len(data))]
     has_encoder = hasattr(getattr(pair.guide, "posterior", None), "encoder")
-    split = gaps(pair, few, seed=seed) if len(few) and has_encoder else None
+    split = None
+    if num_gap_data and has_encoder:
+        split = gaps(pair, data.batch(slice(num_gap_data)), seed=seed)
     calibration = (
-        sbc(pair, data[:2], num_simulations=num_simulations, seed=seed) if num_simulations else None
+        sbc(pair, data, num_simulations=num_simulations, seed=seed) if num_simulations else None
     )
     threshold = khat_threshold(num_samples)
     findings = [
@@ -217,16 +219,16 @@ def _per_datum(pair: PairLike, data: Dataset, num_samples: int, seed: int) -> xr
     rows = data_per_chunk(data.event_shape, num_samples)
     scores: dict[str, list[Tensor]] = {"khat": [], "ess": [], "elbo": [], "log_likelihood": []}
     with untouched(seed):
-        sampler = Sampler(pair, data[:2])
-        for start in range(0, len(data), rows):
-            weights = sampler.log_weights(data[start : start + rows], num_samples).log_weights
+        sampler = Sampler(pair, data.batch(slice(2)))
+        for _, read in data.chunks(rows):
+            weights = sampler.log_weights(read(), num_samples).log_weights
             scores["khat"].append(pareto_khat(weights))
             scores["ess"].append(effective_sample_size(weights))
             scores["elbo"].append(elbo(weights))
             scores["log_likelihood"].append(importance_bound(weights))
     arrays = {name: ("data", torch.cat(parts).cpu().numpy()) for name, parts in scores.items()}
     check_finite(arrays["log_likelihood"][1])
-    return xr.Dataset(arrays, {"data": np.arange(len(data))})
+    return xr.Dataset(arrays, {"data": np.arange(len(arrays["khat"][1]))})
 
 
 def _weight_findings(scores: xr.Dataset, threshold: float, num_samples: int) -> list[Finding]:

@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae import compiled_step, training
@@ -158,6 +159,11 @@ def job_equal(folder):
     x = data(3000)[0].float()
     scores = pv.evaluate(vae, x, num_samples=128, seed=4)
     results["scores"] = scores.log_likelihood.tolist()
+    with torch.random.fork_rng():
+        torch.manual_seed(pv.distributed.rank())  # a shuffled loader's order does not depend on it
+        loader = DataLoader(x, batch_size=70, shuffle=True)
+        scores = pv.evaluate(vae, loader, num_samples=128, seed=4)
+    results["loader_scores"] = scores.log_likelihood.tolist()
     results["trees"] = trees(folder / f"store-{pv.distributed.world_size()}")
     # The noise is each process's own.
     seen = []

@@ -73,8 +73,9 @@ def test_two_processes_train_as_one_with_the_whole_batch(engine, alone, together
 
 
 def test_scores_and_trees_are_those_of_one_process(alone, together):
-    assert together["scores"] == alone["scores"]
-    assert len(alone["scores"]) == 3000
+    for name in ("scores", "loader_scores"):
+        assert together[name] == alone[name]
+        assert len(alone[name]) == 3000
     assert together["trees"].keys() == alone["trees"].keys()
     assert {key.split("/")[0] for key in alone["trees"]} == {"global", "local"}
     for name, values in alone["trees"].items():

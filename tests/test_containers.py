@@ -1,0 +1,396 @@
+"""Rows are scored alike in whatever container they come, or the container is refused by name."""
+
+import itertools
+import random
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import zarr
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae import traces
+from pyro_vae.data import DataError, Dataset
+
+NUM_DATA, WIDTH, LATENTS = 83, 5, 2
+K = 10
+CHUNK = 7  # data that are scored together at K draws
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(traces, "CHUNK_ELEMENTS", CHUNK * K * WIDTH)
+
+
+@pytest.fixture
+def rows():
+    """The first rows lie far from the others: scores of some rows are not those of all."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(NUM_DATA, WIDTH, generator=generator)
+    x[20:] += 5
+    return x, torch.arange(NUM_DATA) % 3
+
+
+class ConditionalModel(nn.Module):
+    """p(x, z|y), y one of three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(LATENTS + 3, WIDTH)
+
+    def forward(self, x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENTS), 1.0).to_event(1))
+            y = nn.functional.one_hot(y, 3).to(z.dtype).expand(*z.shape[:-1], 3)
+            mean = self.decoder(torch.cat([z, y], -1))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+class Posterior(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(WIDTH + 3, 2 * LATENTS)
+
+
+class ConditionalGuide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.posterior = Posterior()
+
+    def forward(self, x, y):
+        both = torch.cat([x, nn.functional.one_hot(y, 3).to(x.dtype)], -1)
+        loc, log_scale = self.posterior.encoder(both).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def conditional():
+    torch.manual_seed(1)
+    return pv.Pair(ConditionalModel(), ConditionalGuide())
+
+
+def vae():
+    torch.manual_seed(1)
+    return pv.VAE(
+        pv.priors.StandardNormal(LATENTS),
+        pv.likelihoods.Normal(pv.networks.MLP(LATENTS, [4], WIDTH)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(WIDTH, [4], 2 * LATENTS)),
+    )
+
+
+# -- what takes data, and the numbers that it makes of them ----------------------------------------
+
+
+def evaluated(pair, data, folder):
+    scores = pv.evaluate(pair, data, num_samples=K, seed=2)
+    return [scores.elbo, scores.kl, scores.log_likelihood, [scores.num_data]]
+
+
+def validated(pair, data, folder):
+    train = (torch.ones(8, WIDTH), torch.zeros(8, dtype=torch.int64))
+    train = train[0] if isinstance(pair, pv.VAE) else train
+    fit = pv.fit(pair, train, validation=data, epochs=2, batch_size=8, progress=False)
+    return [[e["validation_elbo"], e["validation_elbo_se"]] for e in fit.history]
+
+
+def diagnosed(pair, data, folder):
+    card = pv.diagnose(pair, data, num_samples=K, num_gap_data=0, num_simulations=0)
+    full = pv.diagnose(pair, data, num_samples=2, num_gap_data=12, num_simulations=9)
+    calibration = full.calibration["prior_sbc"]["z"].to_numpy()
+    per_datum = [value.to_numpy() for value in card.per_datum.values()]
+    return [*per_datum, card.latents.draws, full.gaps.best_elbo, calibration]
+
+
+def collapsed(pair, data, folder):
+    found = pv.collapse(pair, data, num_samples=K)
+    return [found.kl, found.mean_variance, found.draws, [found.reconstruction_drop]]
+
+
+def gapped(pair, data, folder):
+    found = pv.gaps(pair, data, num_steps=2, num_particles=K, num_samples=K)
+    return [found.elbo, found.best_elbo, found.log_likelihood]
+
+
+def annealed(pair, data, folder):
+    found = pv.ais(pair, data, num_chains=K, num_temperatures=2, num_leapfrog=2)
+    return [found.lower, found.acceptance]
+
+
+def both_sides(pair, data, folder):
+    options = {"num_data": 9, "num_chains": 2, "num_temperatures": 2, "num_leapfrog": 2}
+    simulated, found = pv.bidirectional(pair, data, **options)
+    return [simulated.numpy(), found.lower, found.upper]
+
+
+def calibrated(pair, data, folder):
+    tree = pv.sbc(pair, data, num_simulations=17, num_draws=K)
+    return [tree["prior_sbc"]["z"].to_numpy()]
+
+
+def chained(pair, data, folder):
+    tree = pv.mcmc_draws(pair, data, num_samples=2, warmup_steps=2, num_chains=1, kernel="hmc")
+    return [tree["posterior"]["z"].to_numpy()]
+
+
+def reported(pair, data, folder):
+    fit = pv.fit(pair, torch.ones(8, WIDTH), epochs=1, progress=False)
+    return [pv.report(pair, fit, data, folder / "report", num_samples=K).elbo]
+
+
+FUNCTIONS = [
+    evaluated, validated, diagnosed, collapsed, gapped, annealed, both_sides, calibrated, chained,
+]  # fmt: skip
+
+
+# -- containers of rows: of x, or of x and y -------------------------------------------------------
+
+
+class Sized(IterableDataset):
+    """Gives rows one by one, or batches; its length may be another than it says."""
+
+    def __init__(self, items, length):
+        self.items, self.length = items, length
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self):
+        return self.length
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.repeat((torch.ones(WIDTH), torch.tensor(0)))
+
+
+def pairs(rows):
+    """A loader's data set gives x alone, or tuples."""
+    return rows[0] if len(rows) == 1 else TensorDataset(*rows)
+
+
+def alone(values):
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def loader(**options):
+    return lambda rows, folder: DataLoader(pairs(rows), **options)
+
+
+def memmaps(rows, folder):
+    files = []
+    for number, values in enumerate(rows):
+        array = values.numpy()
+        file = np.memmap(folder / f"{number}", array.dtype, "w+", shape=array.shape)
+        file[:] = array
+        files.append(file)
+    return alone(files)
+
+
+def zarrs(rows, folder):
+    chunks = [(9, *values.shape[1:]) for values in rows]
+    return alone(
+        [
+            zarr.create_array(str(folder / f"{number}.zarr"), data=values.numpy(), chunks=chunk)
+            for number, (values, chunk) in enumerate(zip(rows, chunks, strict=True))
+        ]
+    )
+
+
+def given_batches(rows, folder):
+    batches = [alone(batch) for batch in zip(*(values.split(19) for values in rows), strict=True)]
+    return DataLoader(Sized(batches, len(batches)), batch_size=None)
+
+
+CONTAINERS = {
+    "numpy": lambda rows, folder: alone([values.numpy() for values in rows]),
+    "memmap": memmaps,
+    "zarr": zarrs,
+    "data set": lambda rows, folder: Dataset(rows[0], context=tuple(rows[1:])),
+    "data set of a loader": lambda rows, folder: Dataset(DataLoader(pairs(rows), batch_size=16)),
+    "ragged loader": loader(batch_size=16),
+    "loader of single rows": loader(batch_size=1),
+    "loader of one batch": loader(batch_size=1000),
+    "loader with workers": loader(batch_size=16, num_workers=2),
+    "loader with persistent workers": loader(
+        batch_size=16, num_workers=1, persistent_workers=True
+    ),
+    "iterable": lambda rows, folder: DataLoader(
+        Sized(pairs(rows), len(rows[0])), batch_size=16
+    ),
+    "iterable that gives fewer": lambda rows, folder: DataLoader(
+        Sized(pairs(rows), 100), batch_size=16
+    ),
+    "iterable of batches": given_batches,
+}  # fmt: skip
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path):
+    if function is chained:
+        rows = tuple(values[18:22] for values in rows)
+    expected = function(conditional(), rows, tmp_path)
+    data = CONTAINERS[container](rows, tmp_path)
+    state = torch.get_rng_state()
+    assert_same(function(conditional(), data, tmp_path), expected)
+    assert torch.equal(torch.get_rng_state(), state) or function is validated
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_vae_s_scores_are_those_of_a_tensor(container, rows, tmp_path):
+    data = CONTAINERS[container](rows[:1], tmp_path)
+    assert_same(evaluated(vae(), data, tmp_path), evaluated(vae(), rows[0], tmp_path))
+
+
+@pytest.mark.parametrize("container", ["numpy", "memmap", "ragged loader", "iterable of batches"])
+def test_a_report_s_scores_are_those_of_a_tensor(container, rows, tmp_path):
+    data = CONTAINERS[container](rows[:1], tmp_path)
+    assert_same(reported(vae(), data, tmp_path), reported(vae(), rows[0], tmp_path))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:-1])
+def test_what_a_loader_drops_is_not_scored(function, rows, tmp_path):
+    data = DataLoader(TensorDataset(*rows), batch_size=16, drop_last=True)
+    expected = function(conditional(), tuple(values[:80] for values in rows), tmp_path)
+    assert_same(function(conditional(), data, tmp_path), expected)
+
+
+@pytest.mark.parametrize("num_data", [1, 6, 7, 8, 14, 15])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 8, 100])
+@pytest.mark.parametrize("least", [1, 2])
+def test_chunks_begin_at_the_same_places(num_data, batch_size, least):
+    x = torch.arange(float(num_data))[:, None]
+    expected = [(place, read()) for place, read in Dataset(x).chunks(CHUNK, least)]
+    data = Dataset(DataLoader(x, batch_size=batch_size))
+    found = [(place, read()) for place, read in data.chunks(CHUNK, least)]
+    assert [place for place, _ in found] == [place for place, _ in expected]
+    assert all(
+        torch.equal(one[1][0], other[1][0]) for one, other in zip(found, expected, strict=True)
+    )
+    assert min(len(batch) for _, (batch,) in found) >= min(least, num_data)
+
+
+def test_a_shuffled_loader_is_scored_in_its_own_order_the_same_each_time(rows, tmp_path):
+    data = DataLoader(TensorDataset(*rows), batch_size=16, shuffle=True)
+    x, y = pv.data.as_dataset(data).batch(slice(None))
+    assert not torch.equal(x, rows[0])
+    assert torch.equal(x.sort(0).values, rows[0].sort(0).values)
+    expected = evaluated(conditional(), (x, y), tmp_path)
+    for _ in range(2):
+        assert_same(evaluated(conditional(), data, tmp_path), expected)
+    torch.manual_seed(8)
+    assert_same(evaluated(conditional(), data, tmp_path), expected)
+
+
+class Augmented(TensorDataset):
+    """Draws from every generator that a data set may draw from."""
+
+    def __getitem__(self, index):
+        x, *context = super().__getitem__(index)
+        return (x + torch.rand(()) + np.random.rand() + random.random(), *context)  # noqa: NPY002
+
+
+def test_the_draws_of_a_loader_and_those_of_the_scores_are_independent(rows, tmp_path):
+    data = DataLoader(Augmented(*rows), batch_size=16)
+    seen = pv.data.as_dataset(data).batch(slice(None))
+    for function in (evaluated, validated, diagnosed, collapsed, gapped, annealed):
+        pyro.set_rng_seed(int(torch.randint(100, ())))
+        expected = function(conditional(), seen, tmp_path)
+        assert_same(function(conditional(), data, tmp_path), expected)
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "threshold", "none"])
+def test_pixels_of_a_loader_are_scored_as_those_on_disk(binarization, tmp_path):
+    pixels = torch.randint(256, (NUM_DATA, WIDTH), dtype=torch.uint8)
+    stored = Dataset(memmaps([pixels], tmp_path), binarization=binarization, seed=4)
+    loaded = Dataset(DataLoader(pixels, batch_size=16), binarization=binarization, seed=4)
+    for function in (evaluated, validated, collapsed):
+        assert_same(function(vae(), loaded, tmp_path), function(vae(), stored, tmp_path))
+    assert torch.equal(loaded.spread(9), stored.spread(9))
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 100])
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(None), slice(2), slice(0), slice(30, 60), slice(None, None, 7), slice(5, 70, 20),
+        slice(20, 15), slice(80, 1000), 3, 82, torch.tensor([40, 2, 77, 2]),
+    ],
+)  # fmt: skip
+def test_rows_of_a_loader_are_those_of_a_tensor(index, batch_size, rows):
+    data = pv.data.as_dataset(DataLoader(TensorDataset(*rows), batch_size=batch_size))
+    expected = tuple(values[index] for values in rows)
+    assert all(map(torch.equal, data.batch(index), expected))
+    assert torch.equal(data[index], expected[0])
+
+
+@pytest.mark.parametrize("index", [-1, slice(-3, None), slice(None, -1), slice(None, None, -1), 83])
+def test_rows_that_a_loader_cannot_give_are_refused(index, rows):
+    with pytest.raises(DataError, match="DataLoader"):
+        pv.data.as_dataset(DataLoader(rows[0], batch_size=16))[index]
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def uneven(rows, folder):
+    items = [values[:, :1] if number > 2 else values for number, values in enumerate(rows.split(9))]
+    return DataLoader(Sized(items, len(items)), batch_size=None)
+
+
+def infinite(x):
+    return torch.cat([x[:-1], torch.full_like(x[-1:], torch.inf)])
+
+
+REFUSED = {
+    "labels of a loader": (
+        lambda x, y: DataLoader(TensorDataset(x, y), batch_size=50),
+        r"has 2 tensors .* int64 tensor .*, probably labels.* takes 1 argument: .*collate_fn",
+    ),
+    "labels beside x": (lambda x, y: (x, y), "int64 tensor .*, probably labels"),
+    "something beside x": (lambda x, y: (x, x), r"float32 tensor of shape \(.*, 5\)\), but the"),
+    "an empty loader": (lambda x, y: DataLoader(x[:0]), "the DataLoader is empty"),
+    "no length": (lambda x, y: DataLoader(Endless()), "needs a length"),
+    "dictionaries": (lambda x, y: DataLoader([{"x": row} for row in x]), "tuples of tensors"),
+    "infinite values": (lambda x, y: DataLoader(infinite(x), batch_size=16), "infinite values"),
+    "uneven rows": (lambda x, y: uneven(x, None), "all rows need the same types and shapes"),
+}
+
+
+@pytest.mark.parametrize("container", REFUSED)
+@pytest.mark.parametrize("function", [*FUNCTIONS, reported])
+def test_what_cannot_be_scored_is_refused_by_name(function, container, rows, tmp_path):
+    make, message = REFUSED[container]
+    if container in ("uneven rows", "infinite values") and function in (both_sides, calibrated):
+        pytest.skip("no more than the first rows are read")
+    with pytest.raises(ValueError, match=message) as told:
+        function(vae(), make(*rows), tmp_path)
+    assert isinstance(told.value, DataError | pv.PairError)
+
+
+def test_labels_are_refused_before_training_and_by_check(rows, tmp_path):
+    data = DataLoader(TensorDataset(*rows), batch_size=50)
+    with pytest.raises(pv.PairError, match="probably labels"):
+        pv.fit(vae(), data, epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(pv.PairError, match="probably labels"):
+        pv.check(vae(), rows)
+
+
+def test_programs_that_take_anything_are_asked_no_more(rows):
+    inner = vae()
+    anything = pv.Pair(lambda x, *rest: inner.model(x), lambda *data: inner.guide(data[0]))
+    pv.check(anything, rows)
+    assert np.isfinite(pv.evaluate(anything, rows, num_samples=K).elbo).all()
