@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,26 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyro_vae.folders import (
+    NEW,
     SUMS,
     CheckpointError,
+    check_folder,
+    foreign,
+    is_folder,
     json_bytes,
     read_file,
     read_files,
+    remove_folder,
     sync,
+    writable_folder,
     write_files,
 )
 from pyro_vae.parts import Part
 
 FORMAT = 2
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+MODEL = "model"  # the folder of the model within a run's folder
+FILES = (ARCHITECTURE, WEIGHTS, SUMS)
 MAX_ARCHITECTURE_BYTES = 2**20  # some ten thousand parts
 
 
@@ -41,8 +50,8 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
     there whole for `load`.
 
     Raises:
-        CheckpointError: when an argument of a part cannot be written as data, or when `path` has
-            other files than a saved part's, which would be lost.
+        CheckpointError: when an argument of a part cannot be written as data, when `path` is a
+            link, or when it has other files than a saved part's, which would be lost.
         OSError: when the folder cannot be written; what was there stays.
     """
     path = Path(path)
@@ -57,17 +66,17 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
     }
     _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=NEW))
     old = _old(path)
     try:
         write_files(aside, files)
         aside.chmod(0o755)
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old, FILES)
             path.rename(old)  # found by `load` until the new one is in its place
         aside.rename(path)
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old, FILES)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -79,7 +88,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
         CheckpointError: when a file is missing or damaged, or when a class is not imported.
     """
     path = Path(path)
-    if not path.exists() and _old(path).exists():
+    if not path.exists() and is_folder(_old(path)):
         path = _old(path)  # a save was killed between its two renames
     limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
     if (path / SUMS).exists():
@@ -121,23 +130,39 @@ def describe(part: Part) -> Any:
     return _Describer().describe(part)
 
 
+def _check_replaceable(path: Path) -> None:
+    """Check that `save` can write to `path` without loss of what is not its own.
+
+    Raises:
+        CheckpointError: when `path`, or the name that a replaced part has for a moment, is a link,
+            or has other files than a saved part's.
+    """
+    for folder in (path, _old(path)):
+        check_folder(folder)
+        if folder.exists() and (others := foreign(folder, FILES)):
+            raise CheckpointError(
+                f"{folder} is there and no saved part ({others[0]!r}): choose another folder, "
+                "since saving replaces all that is in it"
+            )
+
+
+def results_folder(
+    path: str | os.PathLike[str], files: Iterable[str], *, model: bool = True
+) -> Path:
+    """Make a run's folder where it is missing, and check that it can take a model and `files`.
+
+    Raises:
+        CheckpointError: when it is not writable, or when something else has the place of the model
+            or of a file.
+    """
+    folder = writable_folder(path, files)
+    if model:
+        _check_replaceable(folder / MODEL)
+    return folder
+
+
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
-
-
-def _check_replaceable(path: Path) -> None:
-    if not path.exists():
-        return
-    others = (
-        sorted({entry.name for entry in path.iterdir()} - {ARCHITECTURE, WEIGHTS, SUMS})
-        if path.is_dir()
-        else [path.name]
-    )
-    if others:
-        raise CheckpointError(
-            f"{path} is there and no saved part ({others[0]!r}): choose another folder, since "
-            "saving replaces all that is in it"
-        )
 
 
 def _tensors(part: Part) -> dict[Tensor, list[str]]:

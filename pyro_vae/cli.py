@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 import pyro_vae as pv
 from pyro_vae import pages, plots
-from pyro_vae.folders import writable_folder
+from pyro_vae.folders import check_folder, read_file, writable_folder, write_file
 
 print = Console(quiet=not pv.distributed.is_first()).print
 app = typer.Typer(
@@ -111,7 +111,7 @@ def inspect(
     vae, metrics = _open(run, device)
     if html is not None and html.is_dir():
         raise ValueError(f"--html is the file to write, and {html} is a folder: name a file in it")
-    writable_folder(run)
+    writable_folder(run, ["trust.json"])
     writable_folder(run if html is None else html.parent)
     x = _test_data(metrics, data_root).spread(num_data)
     card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
@@ -139,7 +139,7 @@ def sample(
         vae.sample(num_samples), f"{metrics['dataset']}: draws from p(x), seed {seed}"
     )
     out = out or run / "prior_samples.png"
-    figure.savefig(out, dpi=150)
+    write_file(out, plots.encoded(figure, out.suffix[1:] or "png", dpi=150))
     print(f"{num_samples} draws from p(x) are in {out}")
 
 
@@ -150,8 +150,10 @@ def _open(run: Path, device: str) -> tuple[Any, dict[str, Any]]:
     for name in ("metrics.json", "model"):
         if not (run / name).exists():
             raise ValueError(f"{run} is no folder of a training run: it has no {name}")
+    check_folder(run / "model")
+    text = read_file(run, "metrics.json")
     try:
-        metrics = json.loads((run / "metrics.json").read_text())
+        metrics = json.loads(text)
         missing = {"dataset", "binarization", "seed"} - metrics.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{run / 'metrics.json'} is damaged: {error}") from error

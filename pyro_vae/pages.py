@@ -1,7 +1,6 @@
 """A run's folder and its trust card to one page: HTML that needs no other file and no network."""
 
 import base64
-import io
 import os
 import platform
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.evaluation import DESCRIPTIONS
-from pyro_vae.folders import write_file
+from pyro_vae.folders import read_file, write_file
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.parts import Part, device_of
 from pyro_vae.trust import TrustCard
@@ -146,12 +145,13 @@ def write(
         card: what `pyro_vae.diagnose` says of them.
 
     Raises:
-        OSError: when a picture cannot be read or the file cannot be written.
+        CheckpointError: when a picture in the run's folder is a link or cannot be read.
+        OSError: when the file cannot be written.
     """
     pictures = {name: _png(figure) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
-            pictures[name] = (run / f"{name}.png").read_bytes()
+            pictures[name] = read_file(run, f"{name}.png")
     template = files("pyro_vae").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -200,9 +200,7 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
 
 
 def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    return file.getvalue()
+    return plots.encoded(figure, dpi=110, bbox_inches="tight")
 
 
 def _parts(vae: Autoencoder) -> list[tuple[str, str, int]]:

@@ -4,6 +4,7 @@ Figures are not kept by pyplot, so that drawing in a script changes no global st
 arrays of shape `(..., height, width)` or `(..., channels, height, width)` with values in [0, 1].
 """
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,13 @@ import xarray as xr
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+
+def encoded(figure: Figure, kind: str = "png", **settings: Any) -> bytes:
+    """Return a figure as the bytes of a file of this kind; the settings are those of `savefig`."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, **settings)
+    return file.getvalue()
 
 
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:

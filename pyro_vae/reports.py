@@ -13,10 +13,11 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.checkpoints import MODEL, results_folder
 from pyro_vae.datasets import Data, Dataset, as_dataset
-from pyro_vae.distributed import is_first
+from pyro_vae.distributed import from_first, is_first
 from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.folders import write_json
+from pyro_vae.folders import write_file, write_json
 from pyro_vae.inspection import from_pyro_svi
 from pyro_vae.parts import device_of, evaluating
 from pyro_vae.traces import data_per_chunk
@@ -26,6 +27,8 @@ from pyro_vae.vae import VAE
 SHOWN = 100  # images in a picture
 STEPS = 11  # images along a traversed latent
 MANIFOLD = 20  # images along each side of a two-dimensional manifold
+METRICS, POSTERIOR = "metrics.json", "posterior.nc"
+PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
 
 
 def report(
@@ -52,9 +55,15 @@ def report(
         out: the folder; it is made when it is not there.
         num_samples: K, importance samples for log p(x).
         seed: of the draws.
+
+    Raises:
+        CheckpointError: before anything is scored, when the folder cannot be written, or has a link
+            or something else in the place of what is to be written.
+        OSError: when a file cannot be written; the file that was there stays.
     """
-    out = Path(out)
     test = as_dataset(test).to(device_of(vae.model, vae.guide))
+    names = [METRICS, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
+    out = from_first(lambda: results_folder(out, names))
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
     shown = test.spread(SHOWN)
     tree = from_pyro_svi(
@@ -66,17 +75,18 @@ def report(
     )
     if not is_first():
         return scores
-    out.mkdir(parents=True, exist_ok=True)
-    vae.save(out / "model")
-    write_metrics(out / "metrics.json", vae, fit, scores)
+    vae.save(out / MODEL)
+    write_metrics(out / METRICS, vae, fit, scores)
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
-    tree.to_netcdf(out / "posterior.nc")
+    # Encoded in memory: HDF5 itself follows a link, and crashes if the disk is full.
+    write_file(out / POSTERIOR, tree.to_netcdf(engine="h5netcdf"))
     with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
         torch.manual_seed(seed)
         figures = _figures(vae, fit, test, shown)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight")
+        picture = plots.encoded(figure, dpi=150, bbox_inches="tight")
+        write_file(out / f"{name}.png", picture)
     return scores
 
 

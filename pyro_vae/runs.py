@@ -19,10 +19,27 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyro_vae.folders import CheckpointError, read_files, sync, write_files
+from pyro_vae.checkpoints import FILES as MODEL_FILES
+from pyro_vae.folders import (
+    NEW,
+    OLD,
+    SUMS,
+    CheckpointError,
+    check_folder,
+    foreign,
+    is_folder,
+    open_lock,
+    read_files,
+    remove_folder,
+    remove_leftovers,
+    sync,
+    unused,
+    write_files,
+)
 
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
+FILES = (STATE, TENSORS, SUMS)
 MAX_STATE_BYTES = 16 * 2**20  # the history of 100,000 epochs; more is no state of a run
 KEEP_LAST = 2
 
@@ -35,22 +52,31 @@ def opened(folder: Path) -> Iterator["Checkpoints"]:
     """Hold the folder for this run and give its checkpoints; the lock ends with the process.
 
     Raises:
-        CheckpointError: while another run holds it.
+        CheckpointError: while another run holds it, or when a link or a file of something else has
+            the place of the lock or of the checkpoints.
     """
     import fcntl  # not on Windows
 
-    with (folder / ".lock").open("a+") as file:
+    path = folder / ".lock"
+    with open_lock(path) as file:
+        owner = file.read(21)
+        if not re.fullmatch(rb"\d{0,20}", owner):
+            raise CheckpointError(
+                f"{path} holds no process number, so it is not a lock of pyro_vae: move it away, "
+                "or choose another folder (out=)"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise CheckpointError(
-                f"another run writes into {str(folder)!r} (process {file.read().strip()}): wait "
+                f"another run writes into {str(folder)!r} (process {owner.decode()}): wait "
                 "for its end, or choose another folder (out=)"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()).encode())
         file.flush()
+        remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while it saved its model
         yield Checkpoints(folder)
 
 
@@ -61,20 +87,20 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "checkpoints"
+        self.path, self.before = folder / "checkpoints", folder / "checkpoints-before"
+        for path in (self.path, self.before):
+            check_folder(path)
         self.path.mkdir(exist_ok=True)
         sync(folder)
-        for leftover in self.path.glob(".*"):  # of a run that was killed at a checkpoint
-            _remove(leftover)
+        remove_leftovers(self.path, FILES)  # of a run that was killed at a checkpoint
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints that are there, oldest first."""
-        found = self.path.glob("*")  # nothing where the folder has vanished
-        return sorted(path.name for path in found if re.fullmatch(r"\d{8}", path.name))
+        return [path.name for path in _numbered(self.path)]
 
     def next_name(self) -> str:
         """Return the name that the next checkpoint gets."""
-        return f"{int(max(self.names(), default='0')) + 1:08d}"
+        return _name(int(max(self.names(), default="0")) + 1)
 
     def write(self, tensors: dict[str, Tensor], state: State, best: str | None) -> None:
         """Write a checkpoint, then remove all but the last ones and the one called `best`.
@@ -90,7 +116,7 @@ class Checkpoints:
             STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
             TENSORS: safetensors.torch.save(tensors),
         }
-        aside = Path(tempfile.mkdtemp(dir=self.path, prefix=".new-"))
+        aside = Path(tempfile.mkdtemp(dir=self.path, prefix=NEW))
         try:
             write_files(aside, files)
             read(aside)
@@ -99,9 +125,9 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
         sync(self.path)
         for old in self.names()[:-KEEP_LAST]:
-            if old != best:
+            if old != best and not foreign(self.path / old, FILES):
                 # Out of sight at once: a half-removed checkpoint is never taken for one.
-                _remove((self.path / old).rename(self.path / f".old-{old}"))
+                _remove((self.path / old).rename(unused(self.path, OLD)))
 
     def whole(self) -> Iterator[Checkpoint]:
         """Read the checkpoints that are whole, newest first, with a warning for each that is not.
@@ -130,13 +156,24 @@ class Checkpoints:
         return checkpoint
 
     def set_aside(self) -> None:
-        """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there."""
-        if self.names():
-            before = self.path.with_name("checkpoints-before")
-            shutil.rmtree(before, ignore_errors=True)
-            self.path.rename(before)
-            self.path.mkdir()
-            sync(self.path.parent)
+        """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there.
+
+        Links do not move. A folder in `checkpoints-before` that holds other files stays there.
+        """
+        earlier = [path for path in _numbered(self.path) if is_folder(path)]
+        if not earlier:
+            return
+        self.before.mkdir(exist_ok=True)
+        for path in _numbered(self.before):
+            _remove(path)
+        number = 0
+        for path in earlier:  # the newest one last: until then `newest` finds it
+            number = max(number + 1, int(path.name))
+            while os.path.lexists(self.before / _name(number)):
+                number += 1
+            path.rename(self.before / _name(number))
+        for folder in (self.before, self.path, self.path.parent):
+            sync(folder)
 
 
 def read(path: Path) -> Checkpoint:
@@ -162,8 +199,14 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+def _name(number: int) -> str:
+    return f"{number:08d}"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Return what has the name of a checkpoint, oldest first; nothing if the folder is gone."""
+    return sorted(path for path in folder.glob("*") if re.fullmatch(r"\d{8}", path.name))
+
+
 def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    else:
-        shutil.rmtree(path)
+    remove_folder(path, FILES)

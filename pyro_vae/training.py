@@ -26,8 +26,8 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_vae.checkpoints import MODEL, results_folder, save
 from pyro_vae.checkpoints import describe as describe_part
-from pyro_vae.checkpoints import save
 from pyro_vae.checks import check_data
 from pyro_vae.datasets import Chunk, Data, Dataset, as_dataset
 from pyro_vae.distributed import (
@@ -43,7 +43,7 @@ from pyro_vae.distributed import (
     world_size,
 )
 from pyro_vae.failures import TrainingError, described
-from pyro_vae.folders import writable_folder, write_json
+from pyro_vae.folders import CheckpointError, write_json
 from pyro_vae.identity import describe
 from pyro_vae.lowering import can_compile
 from pyro_vae.objectives import is_elbo, per_datum
@@ -64,6 +64,7 @@ from pyro_vae.updates import OptimizerFactory, TorchOptim
 STEPS_WORTH_COMPILING = 5000
 # Of several processes; asking each other takes some tenths of a millisecond.
 STEPS_BETWEEN_AGREEMENTS = 10
+HISTORY = "history.json"
 
 
 @dataclass
@@ -167,8 +168,9 @@ def fit(
 
     Raises:
         ValueError: for settings or data that cannot be trained on, before anything is changed.
-        CheckpointError: when another run holds the folder, when all checkpoints are damaged, or
-            when the run to resume had other settings or data.
+        CheckpointError: when another run holds the folder, when it has a link or something else in
+            the place of what is to be written, when all checkpoints are damaged, or when the run to
+            resume had other settings or data.
         TrainingError: when the loss or a parameter stops being finite; the last good weights are
             kept.
         DistributedError: when the processes of a group were not started alike.
@@ -202,7 +204,9 @@ def fit(
         )
     if out is not None and isinstance(pair, Part):
         describe_part(pair)  # what cannot be saved is better said before it is trained
-    folder = None if out is None else from_first(lambda: writable_folder(out))
+    folder = None
+    if out is not None:
+        folder = from_first(lambda: results_folder(out, [HISTORY], model=isinstance(pair, Part)))
 
     # The order of the data is common to all processes, the noise is each one's own.
     states = np.random.SeedSequence(seed).generate_state(1 + world_size(), np.uint64)
@@ -366,9 +370,9 @@ def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(pair, Part):
-            save(pair, folder / "model")
-        write_json(folder / "history.json", fit.history)
-    except OSError as error:
+            save(pair, folder / MODEL)
+        write_json(folder / HISTORY, fit.history)
+    except (OSError, CheckpointError) as error:
         warnings.warn(
             f"the trained model and its history cannot be written into {folder} ({error}); the "
             "weights are in the pair, and the result is returned",

@@ -250,6 +250,25 @@ def test_a_full_disk_leaves_the_saved_model_as_it_was(tmp_path):
 
 
 @fork
+@pytest.mark.parametrize("limit", [100, 5_000, 20_000])
+def test_a_full_disk_leaves_whole_files_of_a_report(limit, tmp_path):
+    vae, x = small_vae(), pv.data.Dataset(torch.ones(30, 1, 4, 4))
+    fit = pv.fit(vae, x, epochs=1, progress=False)
+    pv.report(vae, fit, x, tmp_path, num_samples=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+
+    def report_again():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match="File too large"):
+            pv.report(vae, fit, x, tmp_path, num_samples=3)
+
+    assert in_child(report_again) == 0
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before if len(before[name]) > limit)
+
+
+@fork
 def test_a_read_only_folder_is_refused_before_training_and_survived_within():
     def as_nobody():
         if os.getuid() == 0:  # to whom nothing is read-only
