@@ -3,12 +3,15 @@
 A saved part is a folder of two files and their checksums (`folders`). `architecture.json` holds
 class names and arguments, no code; `weights.safetensors` holds parameters and buffers. Loading
 looks the names up among the `Part` classes that are already imported and runs nothing that the
-folder says. Format 1 had no checksums; it is read all the same.
+folder says. Format 3 stores the name by which a class is imported (`pyro_vae.priors.Flow`), so that
+files of this package can move. Format 2 stored the file's name; format 1 had no checksums. Both are
+still read.
 """
 
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +39,27 @@ from pyro_vae.folders import (
 )
 from pyro_vae.parts import Part
 
-FORMAT = 2
+FORMAT = 3
+# Where a part of this package is imported from; a user's part is stored by its module.
+NAMESPACES = tuple(
+    f"pyro_vae{name}" for name in ("", ".guides", ".likelihoods", ".networks", ".priors")
+)
+# Class names of formats 1 and 2 that are not public names.
+OLD_NAMES = {
+    "pyro_vae.counts.NegativeBinomial": "pyro_vae.likelihoods.NegativeBinomial",
+    "pyro_vae.counts.Poisson": "pyro_vae.likelihoods.Poisson",
+    "pyro_vae.counts.ZeroInflatedNegativeBinomial": (
+        "pyro_vae.likelihoods.ZeroInflatedNegativeBinomial"
+    ),
+    "pyro_vae.flexible_priors.Flow": "pyro_vae.priors.Flow",
+    "pyro_vae.flexible_priors.MixtureOfGaussians": "pyro_vae.priors.MixtureOfGaussians",
+    "pyro_vae.flexible_priors.VampPrior": "pyro_vae.priors.VampPrior",
+    "pyro_vae.ladder.LadderVAE": "pyro_vae.LadderVAE",
+    "pyro_vae.missing.Missing": "pyro_vae.likelihoods.Missing",
+    "pyro_vae.mixed.MixedVAE": "pyro_vae.MixedVAE",
+    "pyro_vae.tables.Columns": "pyro_vae.likelihoods.Columns",
+    "pyro_vae.vae.VAE": "pyro_vae.VAE",
+}
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 MODEL = "model"  # the folder of the model within a run's folder
 FILES = (ARCHITECTURE, WEIGHTS, SUMS)
@@ -193,6 +216,14 @@ def _fill(part: Part, saved: dict[str, Tensor]) -> None:
         raise CheckpointError(f"the model has no tensor {min(unused)!r}")
 
 
+def _public_name(kind: type[Part]) -> str:
+    """Return the name by which a class of parts is imported."""
+    for namespace in NAMESPACES:
+        if getattr(sys.modules.get(namespace), kind.__name__, None) is kind:
+            return f"{namespace}.{kind.__name__}"
+    return kind.class_name
+
+
 class _Describer:
     """Turns a part into data. A part that appears twice is written once and referred to."""
 
@@ -208,7 +239,7 @@ class _Describer:
                 for name, argument in value.build_arguments.items()
             }
             self.indices[id(value)] = len(self.indices)
-            return {"class": type(value).class_name, "arguments": arguments}
+            return {"class": _public_name(type(value)), "arguments": arguments}
         if isinstance(value, list | tuple):
             return [self.describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
@@ -224,6 +255,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+        self.classes = {_public_name(kind): kind for kind in Part.classes.values()}
 
     def build(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -232,12 +264,13 @@ class _Builder:
             return value
         if "shared" in value:
             return self.parts[value["shared"]]
-        if value["class"] not in Part.classes:
+        name = OLD_NAMES.get(value["class"], value["class"])
+        if name not in self.classes:
             raise CheckpointError(
                 f"the saved model has a part of class {value['class']!r}, which is not imported: "
                 "import the module that defines it, then load again"
             )
         arguments = {name: self.build(item) for name, item in value["arguments"].items()}
-        part = Part.classes[value["class"]](**arguments)
+        part = self.classes[name](**arguments)
         self.parts.append(part)
         return part

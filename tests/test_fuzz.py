@@ -194,7 +194,7 @@ def fuzz_load(count, folder):
         for other, content in files.items():
             (folder / other).write_bytes(content)
         if not with_sums:  # as a forger would leave it
-            described = files[checkpoints.ARCHITECTURE].replace(b'"format": 2', b'"format": 1')
+            described = files[checkpoints.ARCHITECTURE].replace(b'"format": 3', b'"format": 1')
             (folder / checkpoints.ARCHITECTURE).write_bytes(described)
             (folder / "SHA256SUMS").unlink()
 
