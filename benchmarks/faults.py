@@ -32,7 +32,8 @@ from rich.table import Table
 from typer import Option
 
 import pyro_vae as pv
-from pyro_vae import runs, training
+from pyro_vae.checkpointing import checkpoint_store as runs
+from pyro_vae.training import run_state
 
 FORK = multiprocessing.get_context("fork")
 EPOCHS, DATA, BATCH = 6, 64, 16
@@ -52,7 +53,7 @@ class Outcome:
 
 def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
     """Train a small VAE, or go on with it, and return its weights."""
-    real = training.Run.count
+    real = run_state.Run.count
 
     def count(self: Any, loss: float, num_data: int) -> None:
         real(self, loss, num_data)
@@ -66,7 +67,7 @@ def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
         pv.likelihoods.Bernoulli(pv.networks.MLP(2, [8], (1, 4, 4))),
         pv.guides.DiagonalNormal(pv.networks.MLP((1, 4, 4), [8], 4)),
     )
-    training.Run.count = count  # type: ignore[method-assign]
+    run_state.Run.count = count  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -75,7 +76,7 @@ def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
                 checkpoint_seconds=0.0, progress=False,
             )  # fmt: skip
     finally:
-        training.Run.count = real  # type: ignore[method-assign]
+        run_state.Run.count = real  # type: ignore[method-assign]
     return [parameter.detach() for parameter in vae.parameters()]
 
 
@@ -298,13 +299,13 @@ def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
     values = torch.randint(0, 256, (55_000, 1, 28, 28), dtype=torch.uint8)
     x = pv.data.Dataset(values, binarization="dynamic")
     ends: list[float] = []
-    real = training.Run.start_epoch
+    real = run_state.Run.start_epoch
 
     def start_epoch(self: Any) -> None:
         ends.append(time.perf_counter())
         real(self)
 
-    training.Run.start_epoch = start_epoch  # type: ignore[method-assign]
+    run_state.Run.start_epoch = start_epoch  # type: ignore[method-assign]
     epochs: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * rounds):
         kept = bool(number % 2)
@@ -317,7 +318,7 @@ def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
         ends.clear()
         pv.fit(vae, x, epochs=7, out=out, compile=True, progress=False)
         epochs[kept] += np.diff(ends[1:]).tolist()
-    training.Run.start_epoch = real  # type: ignore[method-assign]
+    run_state.Run.start_epoch = real  # type: ignore[method-assign]
     without, with_one = (float(np.median(epochs[kept])) for kept in (False, True))
     return without, with_one
 

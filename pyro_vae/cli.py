@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from typer import Argument, Option
 
 import pyro_vae as pv
-from pyro_vae import pages, plots
-from pyro_vae.folders import check_folder, read_file, writable_folder, write_file
+from pyro_vae import plots
+from pyro_vae.reporting import html_page as pages
+from pyro_vae.runtime.files import check_folder, read_file, writable_folder, write_file
 
 print = Console(quiet=not pv.distributed.is_first()).print
 app = typer.Typer(

@@ -14,17 +14,18 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.checks import check_data
-from pyro_vae.datasets import Chunk, Data, as_dataset
+from pyro_vae.data.dataset import Chunk, Data, as_dataset
 from pyro_vae.distributed import dealt, is_first
-from pyro_vae.elpd import khat_threshold
-from pyro_vae.importance import check_finite, elbo, importance_bound, pareto_khat
-from pyro_vae.pairs import PairLike
-from pyro_vae.parts import device_of, evaluating
-from pyro_vae.products import fast_layers
-from pyro_vae.sites import untouched
-from pyro_vae.surroundings import modules_of
-from pyro_vae.traces import CHUNK_DRAWS, Sampler, data_per_chunk, seed_chunk
+from pyro_vae.engine.guards import modules_of
+from pyro_vae.engine.matmul import fast_layers
+from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk
+from pyro_vae.pairs.khat import khat_threshold
+from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
+from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.runtime.devices import device_of, evaluating
+from pyro_vae.runtime.random_state import seed_chunk, untouched
 
 DESCRIPTIONS = {
     "elbo": "ELBO",

@@ -16,9 +16,9 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from pyro_vae import spherical
-from pyro_vae.parts import Part
-from pyro_vae.transforms import AffineAutoregressive, Reverse, TransformedDistribution
+from pyro_vae.distributions import spherical
+from pyro_vae.distributions.transforms import AffineAutoregressive, Reverse, TransformedDistribution
+from pyro_vae.part import Part
 
 __all__ = [
     "Categorical",

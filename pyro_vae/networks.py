@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.parts import Part
+from pyro_vae.part import Part
 
 Shape = int | Sequence[int]
 

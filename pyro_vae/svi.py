@@ -11,18 +11,18 @@ from pyro import poutine
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from pyro_vae import distributed
-from pyro_vae.annealing import Beta
-from pyro_vae.compiler import Compiler, numbers
-from pyro_vae.identity import objectives_of
-from pyro_vae.lowering import can_compile
-from pyro_vae.memory import keep_freed_memory
-from pyro_vae.products import fast_layers
-from pyro_vae.sites import plate_nesting
-from pyro_vae.surroundings import modules_of
-from pyro_vae.updates import OptimizerFactory, TorchOptim
+from pyro_vae.engine.bfloat16 import _LayersInBFloat16
+from pyro_vae.engine.compiler import Compiler, numbers
+from pyro_vae.engine.guards import modules_of
+from pyro_vae.engine.inductor import can_compile
+from pyro_vae.engine.matmul import fast_layers
+from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
+from pyro_vae.objectives.annealing import Beta
+from pyro_vae.objectives.nats_per_datum import objectives_of
+from pyro_vae.pairs.sites import plate_nesting
+from pyro_vae.runtime.allocator import keep_freed_memory
 
 Compile = bool | Literal["auto"]
 Precision = Literal["fp32", "bf16"]
@@ -233,34 +233,3 @@ def _needs_plates(objective: Any) -> bool:
     enumerates = isinstance(objective, pyro.infer.TraceEnum_ELBO | pyro.infer.TraceTMC_ELBO)
     needs = enumerates or getattr(objective, "vectorize_particles", False)
     return needs and objective.max_plate_nesting == math.inf
-
-
-class _LayersInBFloat16(TorchFunctionMode):
-    """Computes linear and convolutional layers in bfloat16, with results in the input's type.
-
-    torch's autocast would hand the layers' bfloat16 on to log densities and sums.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in LAYERS or args[0].dtype is not torch.float32:
-            return func(*args, **kwargs)
-        args = [_narrow(value) for value in args]
-        return func(*args, **{k: _narrow(v) for k, v in kwargs.items()}).float()
-
-
-LAYERS = {
-    torch.nn.functional.linear,
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv3d,
-    torch.conv_transpose1d,
-    torch.conv_transpose2d,
-    torch.conv_transpose3d,
-}
-
-
-def _narrow(value: Any) -> Any:
-    return value.bfloat16() if isinstance(value, Tensor) else value

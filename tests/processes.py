@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, training
-from pyro_vae.vae import expose_parameters
+from pyro_vae.engine import compiled_step
+from pyro_vae.models.base import expose_parameters
+from pyro_vae.training import run_state
 
 LATENT, OBSERVED = 2, 5
 STEPS = 4  # in an epoch
@@ -199,14 +200,14 @@ class Stop(BaseException):
 
 def job_stop(folder):
     """Train with a checkpoint after each step, and end at once in the second epoch."""
-    real = training.Run.count
+    real = run_state.Run.count
 
     def count(self, loss, num_data):
         if self.progress.step == STEPS + 2:
             raise Stop
         real(self, loss, num_data)
 
-    training.Run.count = count
+    run_state.Run.count = count
     try:
         fit(folder / "run", checkpoint_seconds=0.0)
     except Stop:

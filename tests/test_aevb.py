@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae import hmc
+from pyro_vae.diagnostics import hmc
 from tests.linear_gaussian import ExactPosterior, LinearDecoder, linear_vae
 from tests.test_examples import ROOT, run
 

@@ -1,59 +1,78 @@
-"""The house stands as docs/architecture.md draws it: imports run down the floors only."""
+"""Packages import what the table in docs/architecture.md allows, and nothing in a circle."""
 
 import ast
+import graphlib
+import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "pyro_vae"
-FLOORS = [
-    {"parts", "pairs", "batches", "elpd", "surroundings", "capture", "folders", "distributed"}
-    | {"progress", "streams", "memory", "products", "rates"},
-    {"networks", "datasets", "importance", "supports", "annealing", "distributions", "spherical"}
-    | {
-        "transforms",
-        "sites",
-        "arguments",
-        "lowering",
-        "updates",
-        "hmc",
-        "trees",
-        "signals",
-        "failures",
-    },
-    {"data", "checkpoints", "entrywise", "flexible_priors", "missing", "tables", "layout"}
-    | {"compiled_step", "plates"},
-    {"counts", "priors", "guides", "checks", "programs", "compiler", "runs"} | {"identity"},
-    {"likelihoods", "traces", "optimizer_state", "pathwise"},
-    {"vae", "resuming"},
-    {"ladder", "mixed"},
-    {"objectives", "svi", "blocks", "calibration", "collapse", "gaps", "annealed_importance"},
-    {"training", "evaluation", "inspection", "plots", "trust"},
-    {"reports", "pages", "mcmc"},
-    {"__init__"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pyro_vae"
+MAX_LINES = 400
 
 
-def imported_rooms(path):
+def box_of(path):
+    """Return the package that a file belongs to: a folder, or a file at the top."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def allowed():
+    """Return the table of docs/architecture.md: each package and the packages it may import."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Packages")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", section, re.MULTILINE)
+    return {name: set(re.findall(r"`(\w+)`", others)) for name, others in rows}
+
+
+def imported(path):
+    """Yield the packages that a file imports, by whatever form of import."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "pyro_vae":
-            yield from (a.name if a.name in FLOOR_OF else "__init__" for a in node.names)
+            yield from (a.name if a.name in allowed() else "__init__" for a in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_vae."):
-            yield node.module.removeprefix("pyro_vae.")
+            yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
-            yield from ("__init__" for a in node.names if a.name == "pyro_vae")
+            for alias in node.names:
+                if alias.name.split(".")[0] == "pyro_vae":
+                    yield [*alias.name.split("."), "__init__"][1]
 
 
-def test_every_room_has_a_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(FLOOR_OF)
+def test_the_table_has_every_package():
+    assert {box_of(path) for path in PACKAGE.rglob("*.py")} == set(allowed())
 
 
-def test_imports_run_down():
-    up = [
-        f"{path.stem} imports {room}"
-        for path in PACKAGE.glob("*.py")
-        for room in imported_rooms(path)
-        if FLOOR_OF[room] >= FLOOR_OF[path.stem]
-    ]
-    assert not up
+def test_packages_import_only_what_the_table_allows():
+    table = allowed()
+    others = {
+        f"{path.relative_to(PACKAGE)} imports {package}"
+        for path in PACKAGE.rglob("*.py")
+        for package in imported(path)
+        if package != box_of(path) and package not in table[box_of(path)]
+    }
+    assert not others
+
+
+def test_the_table_has_no_circle():
+    list(graphlib.TopologicalSorter(allowed()).static_order())
+
+
+def test_the_table_allows_nothing_that_is_not_used():
+    used = {name: set() for name in allowed()}
+    for path in PACKAGE.rglob("*.py"):
+        used[box_of(path)] |= set(imported(path)) - {box_of(path)}
+    assert used == allowed()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=str)
+def test_every_package_says_its_job(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_files_are_short():
+    long = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long

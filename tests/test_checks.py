@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.checks import check_data
+from pyro_vae.pairs.check import check_data
 from tests.test_vae import small_vae
 
 

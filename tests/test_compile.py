@@ -26,9 +26,9 @@ from pyro.optim import PyroLRScheduler
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, compiler
-from pyro_vae.annealing import Beta, Linear
-from pyro_vae.compiler import CompilationWarning
+from pyro_vae.engine import compiled_step, compiler
+from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.objectives.annealing import Beta, Linear
 from pyro_vae.svi import SVI
 
 D = torch.float64

@@ -12,8 +12,11 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
 import pyro_vae as pv
-from pyro_vae import compiled_step
-from pyro_vae.objectives import Beta, FreeBits, ImportanceWeighted, Linear, StickingTheLanding
+from pyro_vae.engine import compiled_step
+from pyro_vae.objectives.annealing import Beta, Linear
+from pyro_vae.objectives.free_bits import FreeBits
+from pyro_vae.objectives.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
 from tests.catalogue import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_grid import fitting_pairs
 

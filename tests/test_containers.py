@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae import traces
-from pyro_vae.data import DataError, Dataset
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.prefetch import DataError
+from pyro_vae.pairs import chunking
 
 NUM_DATA, WIDTH, LATENTS = 83, 5, 2
 K = 10
@@ -23,7 +24,7 @@ CHUNK = 7  # data that are scored together at K draws
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(traces, "CHUNK_ELEMENTS", CHUNK * K * WIDTH)
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", CHUNK * K * WIDTH)
 
 
 @pytest.fixture

@@ -12,7 +12,11 @@ import scipy.io
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import DataError, DataNotFoundError, Dataset, DataWarning, bernoulli
+from pyro_vae.data.binarization import bernoulli
+from pyro_vae.data.catalogue import DataWarning
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.download import DataNotFoundError
+from pyro_vae.data.prefetch import DataError
 
 
 @pytest.fixture

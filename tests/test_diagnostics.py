@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.annealed_importance import schedule
-from pyro_vae.calibration import uniformity
+from pyro_vae.diagnostics.ais import schedule
+from pyro_vae.diagnostics.sbc import uniformity
 from tests.linear_gaussian import ExactPosterior, MeanFieldPosterior, linear_vae
 
 

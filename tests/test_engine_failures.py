@@ -13,9 +13,10 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, compiler, surroundings
-from pyro_vae.capture import same_strides
-from pyro_vae.compiler import CompilationWarning
+from pyro_vae.engine import compiled_step, compiler
+from pyro_vae.engine import guards as surroundings
+from pyro_vae.engine.capture import same_strides
+from pyro_vae.engine.compiler import CompilationWarning
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 
@@ -302,7 +303,7 @@ def test_auto_compiles_own_models_only(monkeypatch):
 
 @pytest.mark.usefixtures("graph_only")
 def test_fit_compiles_own_models_only_by_itself(monkeypatch):
-    monkeypatch.setattr("pyro_vae.training.STEPS_WORTH_COMPILING", 5)
+    monkeypatch.setattr("pyro_vae.training.setup.STEPS_WORTH_COMPILING", 5)
     data = TABLE[:, :6].contiguous()
     vae, net = own_vae(), Net()
     settings = {"epochs": 3, "batch_size": 3, "progress": False}

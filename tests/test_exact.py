@@ -8,8 +8,8 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_vae as pv
-from pyro_vae.importance import elbo, importance_bound
-from pyro_vae.traces import Sampler
+from pyro_vae.pairs.log_weights import elbo, importance_bound
+from pyro_vae.pairs.sampler import Sampler
 from tests.linear_gaussian import LinearDecoder, MeanFieldPosterior, linear_vae
 
 

@@ -10,7 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, cli, folders, reports, runs, training
+from pyro_vae import cli
+from pyro_vae.checkpointing import checkpoint_store as runs
+from pyro_vae.checkpointing import model_folder as checkpoints
+from pyro_vae.reporting import run_report as reports
+from pyro_vae.runtime import files as folders
+from pyro_vae.training import run_state
 from tests.test_vae import small_vae
 
 PRECIOUS = b"precious"
@@ -113,13 +118,13 @@ def fit(out, **settings):
 @pytest.fixture
 def steps(monkeypatch):
     """Return a list that grows with each step of training."""
-    taken, real = [], training.Run.count
+    taken, real = [], run_state.Run.count
 
     def count(self, loss, num_data):
         taken.append(loss)
         real(self, loss, num_data)
 
-    monkeypatch.setattr(training.Run, "count", count)
+    monkeypatch.setattr(run_state.Run, "count", count)
     return taken
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import checkpoints
-from pyro_vae.parts import Part
+from pyro_vae.checkpointing import model_folder as checkpoints
+from pyro_vae.part import Part
 from tests import catalogue
 from tests.support.everything import Everything
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pyro_vae as pv
-from pyro_vae import checkpoints
+from pyro_vae.checkpointing import model_folder as checkpoints
 from tests.test_vae import small_vae
 
 PACKAGE = Path(pv.__file__).parent

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import compiled_step, compiler, surroundings
-from pyro_vae.compiler import CompilationWarning
+from pyro_vae.engine import compiled_step, compiler
+from pyro_vae.engine import guards as surroundings
+from pyro_vae.engine.compiler import CompilationWarning
 from tests.test_engine_failures import ADAM, TABLE, Net, assert_equal_runs, train
 
 

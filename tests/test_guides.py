@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.distributions.spherical import PowerSpherical
 from pyro_vae.networks import MLP
-from pyro_vae.spherical import PowerSpherical
-from pyro_vae.traces import Sampler
+from pyro_vae.pairs.sampler import Sampler
 from tests.linear_gaussian import linear_vae
 
 

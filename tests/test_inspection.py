@@ -19,7 +19,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.inspection import GROUPS, PRIOR_GROUPS
+from pyro_vae.datatree.from_pyro_svi import GROUPS, PRIOR_GROUPS
 from tests.linear_gaussian import MeanFieldPosterior, linear_vae
 from tests.pairs import EXACT_PAIRS
 
@@ -113,7 +113,7 @@ def test_a_tree_says_where_it_comes_from_and_takes_names():
         assert attrs["inference_library"] == "pyro"
         assert attrs["inference_library_version"] == pyro.__version__
         assert attrs["creation_library"] == "pyro_vae"
-        assert attrs["model"] == "pyro_vae.vae.Model"
+        assert attrs["model"] == "pyro_vae.models.vae.Model"
         assert (attrs["dataset"], attrs["binarization"]) == ("simulated", "none")
     assert tree["posterior/z"].dims == ("chain", "draw", "data", "factor")
     assert tree["observed_data/x"].sel(data=103, feature="b") == x[3, 1]

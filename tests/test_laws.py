@@ -12,7 +12,8 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, guides, likelihoods, networks, priors
+from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae.checkpointing import model_folder as checkpoints
 from tests.catalogue import EVENT_SHAPE, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
 
 KINDS = {"prior": PRIORS, "guide": GUIDES, "likelihood": LIKELIHOODS, "network": NETWORKS}

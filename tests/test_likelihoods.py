@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 import pyro_vae as pv
 from pyro_vae import distributions, likelihoods
+from pyro_vae.likelihoods.base import MIN_SCALE
 from pyro_vae.networks import MLP
 
 
@@ -24,7 +25,7 @@ def outputs(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).flatten()[None]
 
 
-def spread(raw: float, minimum: float = likelihoods.MIN_SCALE) -> float:
+def spread(raw: float, minimum: float = MIN_SCALE) -> float:
     return math.log1p(math.exp(raw)) + minimum
 
 
@@ -296,7 +297,7 @@ def test_outputs_are_stacked_along_the_first_dimension_of_the_event():
     assert p.batch_shape == (7,)
     assert p.event_shape == (3, 4, 5)
     torch.testing.assert_close(p.base_dist.loc, given[:, :3])
-    torch.testing.assert_close(p.base_dist.scale, softplus(given[:, 3:]) + likelihoods.MIN_SCALE)
+    torch.testing.assert_close(p.base_dist.scale, softplus(given[:, 3:]) + MIN_SCALE)
 
 
 def test_learned_spreads_have_the_shape_that_their_name_says():

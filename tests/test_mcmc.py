@@ -14,7 +14,7 @@ from pyro.infer import HMC
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.mcmc import KERNELS
+from pyro_vae.diagnostics.mcmc import KERNELS
 from tests.linear_gaussian import linear_vae
 from tests.pairs import EXACT_PAIRS
 from tests.test_diagnostics import spoilt

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import likelihoods
 from pyro_vae.networks import MLP, WithMask
-from pyro_vae.traces import Sampler
+from pyro_vae.pairs.sampler import Sampler
 
 NAN = float("nan")
 LATENT_DIM, DATA_DIM, SCALE = 2, 5, 0.6

@@ -11,16 +11,11 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELB
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.objectives import (
-    Beta,
-    Cyclic,
-    FreeBits,
-    ImportanceWeighted,
-    Linear,
-    StickingTheLanding,
-    is_elbo,
-    per_datum,
-)
+from pyro_vae.objectives.annealing import Beta, Cyclic, Linear
+from pyro_vae.objectives.free_bits import FreeBits
+from pyro_vae.objectives.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
+from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
 from tests.linear_gaussian import MeanFieldPosterior, linear_vae
 
 KWARGS = {"dtype": torch.float64}

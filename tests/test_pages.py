@@ -16,7 +16,8 @@ import matplotlib.image
 import pytest
 
 import pyro_vae as pv
-from pyro_vae import cli, pages
+from pyro_vae import cli
+from pyro_vae.reporting import html_page as pages
 
 EVIL = "<script>alert('x')</script>&\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -189,7 +190,7 @@ def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
         (["run", "--html", "/dev/null/x/page.html"], "the output folder '/dev/null/x' cannot be"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:using mnist-5k:pyro_vae.data.DataWarning")
+@pytest.mark.filterwarnings("ignore:using mnist-5k:pyro_vae.data.catalogue.DataWarning")
 def test_a_mistake_is_a_sentence_before_any_work(
     trained, tmp_path, monkeypatch, arguments, sentence
 ):

@@ -14,9 +14,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.objectives import FreeBits, ImportanceWeighted, PerDatum, per_datum
-from pyro_vae.pairs import PairError
-from pyro_vae.plates import data_plates_of
+from pyro_vae.objectives.free_bits import FreeBits
+from pyro_vae.objectives.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.nats_per_datum import PerDatum, per_datum
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.plates import data_plates_of
 
 N = 6
 ZERO = torch.zeros((), dtype=torch.float64)

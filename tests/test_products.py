@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import lowering, products
-from pyro_vae.distributions import Bits
+from pyro_vae.distributions.bernoulli import Bits
+from pyro_vae.engine import inductor as lowering
+from pyro_vae.engine import matmul as products
 
 
 @pytest.fixture

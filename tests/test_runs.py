@@ -21,9 +21,14 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import cli, compiled_step, folders, runs, training
-from pyro_vae.annealing import Beta, Linear
-from pyro_vae.vae import expose_parameters
+from pyro_vae import cli
+from pyro_vae.checkpointing import checkpoint_store as runs
+from pyro_vae.engine import compiled_step
+from pyro_vae.models.base import expose_parameters
+from pyro_vae.objectives.annealing import Beta, Linear
+from pyro_vae.runtime import files as folders
+from pyro_vae.training import fit as training_fit
+from pyro_vae.training import run_state
 from tests.test_vae import small_vae
 
 STEPS = 4  # in an epoch of DATA and BATCH
@@ -69,7 +74,7 @@ def train(folder, *, resume=False, seconds=60.0, **changed):
 
 def stop_after(monkeypatch, steps):
     """Make `fit` end at once after so many steps, whenever it asks for the next batch."""
-    real, taken = training.Run.count, []
+    real, taken = run_state.Run.count, []
 
     def count(self, loss, num_data):
         if len(taken) == steps:
@@ -77,7 +82,7 @@ def stop_after(monkeypatch, steps):
         taken.append(loss)
         real(self, loss, num_data)
 
-    monkeypatch.setattr(training.Run, "count", count)
+    monkeypatch.setattr(run_state.Run, "count", count)
 
 
 def without_seconds(history):
@@ -502,14 +507,14 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
 
 
 def interrupt_after(patch, steps):
-    real = training.Run.count
+    real = run_state.Run.count
 
     def count(self, loss, num_data):
         real(self, loss, num_data)
         if self.progress.step == steps:
             signal.raise_signal(signal.SIGINT)
 
-    patch.setattr(training.Run, "count", count)
+    patch.setattr(run_state.Run, "count", count)
 
 
 def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
@@ -567,13 +572,13 @@ def checkpoints(folder):
 def train_slowly(folder, errors):
     """A child's work: steps of 10 ms, and what it says in a file."""
     sys.stderr = errors.open("w", buffering=1)
-    real = training.Run.count
+    real = run_state.Run.count
 
     def count(self, loss, num_data):
         time.sleep(0.01)
         real(self, loss, num_data)
 
-    training.Run.count = count
+    run_state.Run.count = count
     train(folder, resume=True, seconds=0.0)
 
 
@@ -596,7 +601,7 @@ def train_without_end(folder, reached):
         reached.with_name("handled").touch()
         time.sleep(120)
 
-    training._validate = validate
+    training_fit._validate = validate
     train(folder)
 
 

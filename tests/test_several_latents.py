@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import pyro_vae as pv
-from pyro_vae.ladder import _weighted_by_precision
+from pyro_vae.models.ladder import _weighted_by_precision
 from pyro_vae.networks import MLP
 
 

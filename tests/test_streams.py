@@ -15,9 +15,10 @@ import zarr
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae import streams
-from pyro_vae.data import DataError, Dataset
-from pyro_vae.streams import Stored
+from pyro_vae.data import data_loader, disk_array, prefetch
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.disk_array import Stored
+from pyro_vae.data.prefetch import DataError
 from tests.test_runs import Stop, stop_after, train
 from tests.test_vae import small_vae
 
@@ -32,8 +33,8 @@ def pixels():
 @pytest.fixture
 def small_windows(monkeypatch):
     """Blocks of three rows of 16 bytes, windows of four blocks."""
-    monkeypatch.setattr(streams, "BLOCK_BYTES", 48)
-    monkeypatch.setattr(streams, "WINDOW_BYTES", 192)
+    monkeypatch.setattr(disk_array, "BLOCK_BYTES", 48)
+    monkeypatch.setattr(disk_array, "WINDOW_BYTES", 192)
 
 
 def memmap(path, array):
@@ -133,7 +134,7 @@ def test_the_next_batch_is_read_while_this_one_is_used():
         was_read[int(index)].set()
         return (index,)
 
-    batches = streams.ahead(iter(torch.arange(3)), read)
+    batches = prefetch.ahead(iter(torch.arange(3)), read)
     assert next(batches)[0] == 0
     assert was_read[1].wait(timeout=60)
     assert [int(rows[0]) for rows in batches] == [1, 2]
@@ -203,7 +204,7 @@ def test_memory_is_flat(tmp_path):
     assert child.returncode == 0, child.stderr
     seen, grown = map(int, child.stdout.split())
     assert seen == 1_000_000
-    held = 2 * streams.WINDOW_BYTES + streams.AHEAD_BYTES
+    held = 2 * disk_array.WINDOW_BYTES + prefetch.AHEAD_BYTES
     assert grown < 2 * held / 2**20
 
 
@@ -298,7 +299,7 @@ def test_a_worker_that_is_killed_ends_the_run_by_a_sentence(pixels):
     assert child.exitcode == 0
 
 
-@streams.worker_deaths_told()
+@data_loader.worker_deaths_told()
 def tells_of_a_death(wrapped):
     try:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
@@ -328,7 +329,7 @@ def test_a_batch_that_is_cut_off_tells_of_the_worker(num_workers):
     assert ("a DataLoader worker ended" in str(told.value)) == (num_workers == 1)
 
 
-@streams.worker_deaths_told()
+@data_loader.worker_deaths_told()
 def divide_by_zero():
     return 1 / 0
 

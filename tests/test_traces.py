@@ -13,9 +13,9 @@ from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNorm
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.programs import Programs
-from pyro_vae.sites import untouched
-from pyro_vae.traces import Sampler
+from pyro_vae.pairs.runner import Programs
+from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.runtime.random_state import untouched
 from tests.linear_gaussian import linear_vae
 from tests.pairs import EXACT_PAIRS
 

@@ -15,7 +15,7 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 import pyro_vae as pv
-from pyro_vae.objectives import per_datum
+from pyro_vae.objectives.nats_per_datum import per_datum
 from tests.linear_gaussian import MeanFieldPosterior, linear_vae
 from tests.pairs import EXACT_PAIRS, LOG_SHARES, MEANS
 from tests.test_vae import small_vae

@@ -1,0 +1,90 @@
+"""An optimizer's state as tensors and JSON, by the names of its parameters, and back."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vae.checkpointing.fingerprint import check_tensor, plain, refuse_other
+
+PREFIX = "optimizer"
+
+
+def saved(
+    optimizer: Optimizer | None, names: dict[Tensor, str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's tensors, and the rest as JSON has it.
+
+    Args:
+        optimizer: None for one that has no parameters yet.
+        names: of its parameters.
+
+    Returns:
+        The tensors as `optimizer/KEY/PARAMETER`; settings of the groups, and numbers by parameter.
+    """
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, Any] = {"groups": [], "numbers": {}}
+    if optimizer is None:
+        return tensors, state
+    state["groups"] = [
+        {"parameters": [names[p] for p in group["params"]], "settings": plain(group)}
+        for group in optimizer.param_groups
+    ]
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{PREFIX}/{key}/{names[parameter]}"] = value
+            else:
+                state["numbers"].setdefault(names[parameter], {})[key] = value
+    return tensors, state
+
+
+def restore(
+    optimizer: Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor], state: Any
+) -> None:
+    """Put back what `saved` returned, in place where the optimizer has begun.
+
+    Raises:
+        CheckpointError: when the groups' settings differ, or a tensor does not fit.
+    """
+    if state["groups"]:
+        now = [plain(group) for group in optimizer.param_groups]
+        for then, group in zip(state["groups"], now, strict=True):
+            refuse_other("optimizer or schedule", then["settings"], group)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = _entries(parameters, names, tensors, state["numbers"])
+    live = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    if all(mine.keys() == entry.keys() for mine, entry in zip(live, entries, strict=True)):
+        # In place, since a compiled step holds these tensors.
+        for mine, entry in zip(live, entries, strict=True):
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    mine[key].copy_(value)
+                else:
+                    mine[key] = value
+    else:
+        groups = optimizer.state_dict()["param_groups"]
+        filled = {i: entry for i, entry in enumerate(entries) if entry}
+        optimizer.load_state_dict({"state": filled, "param_groups": groups})
+
+
+def _entries(
+    parameters: list[Tensor],
+    names: dict[Tensor, str],
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the state of each parameter."""
+    index = {names[parameter]: i for i, parameter in enumerate(parameters)}
+    entries: list[dict[str, Any]] = [{} for _ in parameters]
+    for name, values in numbers.items():
+        entries[index[name]].update(values)
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == PREFIX:
+            key, _, parameter_name = rest.partition("/")
+            parameter = parameters[index[parameter_name]]
+            if tensor.shape not in ((), parameter.shape):
+                check_tensor(name, parameter, tensor)
+            entries[index[parameter_name]][key] = tensor
+    return entries

@@ -1,0 +1,29 @@
+"""Datasets: loading, binarization, splits and batches.
+
+`mnist`, `fashion_mnist` and `frey_face` read image datasets from a folder or download them.
+`Dataset` wraps arrays in memory, arrays on disk, or a torch `DataLoader`.
+"""
+
+from pyro_vae.data.binarization import BINARIZATIONS, bernoulli
+from pyro_vae.data.catalogue import NAMES, DataWarning, fashion_mnist, frey_face, load, mnist
+from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset, as_tensor
+from pyro_vae.data.download import DataNotFoundError
+from pyro_vae.data.prefetch import DataError
+
+__all__ = [
+    "BINARIZATIONS",
+    "NAMES",
+    "Data",
+    "DataError",
+    "DataNotFoundError",
+    "DataWarning",
+    "Dataset",
+    "Split",
+    "as_dataset",
+    "as_tensor",
+    "bernoulli",
+    "fashion_mnist",
+    "frey_face",
+    "load",
+    "mnist",
+]

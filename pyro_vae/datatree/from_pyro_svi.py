@@ -1,0 +1,166 @@
+"""From any Pyro model and guide to an `xarray.DataTree`, which ArviZ reads."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import xarray as xr
+
+from pyro_vae.data.dataset import Dataset, as_tensor
+from pyro_vae.datatree.collector import Blocks
+from pyro_vae.datatree.writer import Labels, TreeWriter, Variables
+from pyro_vae.distributed import dealt, from_first, is_first
+from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.runner import Programs
+from pyro_vae.runtime.random_state import seed_chunk, untouched
+
+GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
+PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
+# Elements of the largest array of one block of data with all its draws: 64 MB of float32.
+BLOCK_ELEMENTS = 2**24
+
+
+def from_pyro_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 500,
+    groups: Iterable[str] = GROUPS,
+    obs_plate: str | None = None,
+    batch_size: int | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> xr.DataTree:
+    """Draw from a guide, and collect what ArviZ reads.
+
+    The dimensions are `chain` (one, since the draws are independent), `draw`, the names of the
+    plates, and those of events: `latent_dim` for the one local latent of a VAE, else `dims`, or
+    ArviZ's own `{site}_dim_{i}`. The groups:
+
+    - `posterior`: latents drawn from the guide;
+    - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats: for each datum
+      where every latent belongs to one, else of all data and latents jointly, for each draw;
+    - `log_likelihood`: log p(x|z) of each observed site and datum. Do not give it to
+      `arviz.loo` where latents are local: without its datum a latent falls back to its prior.
+      `pyro_vae.elpd_marginal` scores held-out data;
+    - `observed_data`; `posterior_predictive`: the observed sites drawn anew;
+    - on request `prior`, `prior_predictive`, and `log_prior` at the posterior's draws.
+
+    Several processes (`torchrun`) share the batches; each returns the tree that one alone returns.
+    Data are run batch by batch and draws in chunks, so that memory holds little more than the
+    result, or with `store` a block of it. Modules are in evaluation mode; their mode, the random
+    state and Pyro's parameter store are left as they were found.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide: a function, a module or an `AutoGuide`.
+        model_args: arguments of both: tensors, arrays, `pyro_vae` data sets, or anything else.
+        model_kwargs: their keyword arguments.
+        num_samples: draws from the guide.
+        groups: the groups to collect, of those above.
+        obs_plate: name of the plate over the data; by default `"data"`, or else the plate of
+            the observed sites that has one entry for each row of the data.
+        batch_size: data run at a time, where the programs treat each by itself; by default as
+            many as fit a block of 64 MB.
+        coords: coordinates by dimension; plates count from 0 by default, and a subsampled one has
+            the indices that were drawn. A subsampled plate over the data is run on all of them.
+        dims: names of event dimensions by site.
+        seed: of the draws; the same seed and batch size give the same tree.
+        store: folder of a zarr store to write to, block by block; the tree then reads from it.
+
+    Returns:
+        The tree.
+
+    Raises:
+        PairError: when model and guide do not fit each other or their arguments.
+        ValueError: for `num_samples` below 1, unknown groups, or names and sizes of sites,
+            dimensions and coordinates that clash.
+    """
+    groups = _check_groups(num_samples, groups)
+    attrs = _attributes(model, guide, model_args)
+    args = tuple(_as_tensor(value) for value in model_args)
+    kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
+    base = from_first(_draw_seed) if seed is None else seed
+    with torch.no_grad(), untouched(base):
+        programs = Programs(model, guide, args, kwargs, obs_plate=obs_plate)
+        labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
+        blocks = Blocks(programs, labels, num_samples, groups)
+        writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
+        rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
+        batches = list(enumerate(programs.batches(rows)))
+
+        def collect(item: tuple[int, Batch]) -> Variables:
+            seed_chunk(base, item[0])
+            return blocks.collect(item[1])
+
+        if not is_first():
+            collect(batches[0])  # what belongs to no datum is drawn with the first batch
+            blocks.forget_data()
+        for (place, batch), variables in zip(batches, dealt(batches, collect), strict=True):
+            if place == 0:
+                plate = programs.data_plate
+                labels.check(variables, {} if plate is None else {plate: programs.num_data})
+            writer.add(variables, len(batch.indices) - batch.repeated)
+        if "sample_stats" in groups and not programs.all_local:
+            writer.add(blocks.joint_stats())
+    blocks.warn()
+    return writer.finish()
+
+
+def _draw_seed() -> int:
+    """Draw a seed from torch's random state, which stays as it is."""
+    with torch.random.fork_rng():
+        return int(torch.randint(2**32, ()))
+
+
+def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    groups = tuple(groups)
+    unknown = sorted(set(groups) - {*GROUPS, *PRIOR_GROUPS})
+    if unknown or not groups:
+        raise ValueError(f"groups {unknown} are unknown: choose of {[*GROUPS, *PRIOR_GROUPS]}")
+    return groups
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, Dataset):
+        return value[:]
+    return as_tensor(value)
+
+
+def _attributes(
+    model: Callable[..., Any], guide: Callable[..., Any], model_args: tuple[Any, ...]
+) -> dict[str, Any]:
+    def name_of(program: Any) -> str:
+        named = program if hasattr(program, "__qualname__") else type(program)
+        return f"{named.__module__}.{named.__qualname__}"
+
+    attrs = {
+        "inference_library": "pyro",
+        "inference_library_version": version("pyro-ppl"),
+        "creation_library": "pyro_vae",
+        "creation_library_version": version("pyro-vae"),
+        "model": name_of(model),
+        "guide": name_of(guide),
+    }
+    for data in model_args:
+        if isinstance(data, Dataset):
+            attrs |= {"dataset": data.name, "binarization": data.binarization}
+    return attrs
+
+
+def _only_local_latent(programs: Programs) -> str | None:
+    """Return the name of the local latent with one event dimension, where there is one such."""
+    vectors = [name for name, event_dim in programs.local_latents.items() if event_dim == 1]
+    return vectors[0] if len(vectors) == 1 else None
+
+
+def _coordinates(programs: Programs, coords: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**{k: v.numpy() for k, v in programs.fixed_indices.items()}, **(coords or {})}

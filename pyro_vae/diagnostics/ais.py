@@ -1,0 +1,218 @@
+"""log p(x) by annealed importance sampling, which owes nothing to the guide.
+
+Neal (2001): for each datum, chains pass from the prior to the posterior through
+
+    f_t(z) = p(z) p(x|z)^b_t,      0 = b_0 < b_1 < ... < b_T = 1,
+
+by Hamiltonian Monte Carlo transitions that leave each f_t invariant, and weigh
+
+    log w = sum_t (b_t - b_{t-1}) log p(x|z_{t-1}).
+
+E[w] = p(x), so that log-mean-exp over chains is in expectation a lower bound of log p(x). On data
+of the model's own, z* that made x is an exact draw of the posterior: a chain that passes from there
+back to the prior gives E[1/w] = 1/p(x), an upper bound (bidirectional Monte Carlo, Grosse, Ancha &
+Roy 2016). The schedule and the transitions are those of Wu et al. (2017).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pyro.distributions.transforms import Transform, biject_to
+from torch import Tensor
+
+from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.diagnostics.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
+from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
+from pyro_vae.runtime.devices import device_of
+from pyro_vae.runtime.random_state import untouched
+
+TARGET_ACCEPTANCE = 0.65
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """log p(x) in nats, arrays of shape `(num_data,)`.
+
+    `lower` is the bound from the prior to the posterior, `upper` the one on the way back: NaN where
+    no exact draw of the posterior is known. `acceptance` is that of the transitions.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    acceptance: np.ndarray
+
+
+def ais(
+    pair: PairLike,
+    x: Data,
+    *,
+    num_chains: int = 4,
+    num_temperatures: int = 500,
+    num_leapfrog: int = 10,
+    seed: int = 0,
+) -> Annealed:
+    """Estimate log p(x) of each datum by annealed importance sampling.
+
+    Args:
+        pair: anything with `.model` and `.guide`, every latent continuous and in the plate over the
+            data. The guide is run for its shapes only.
+        x: shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
+        num_chains: independent chains for each datum.
+        num_temperatures: T, the transitions of each chain.
+        num_leapfrog: leapfrog steps of each transition.
+        seed: of all draws; the random state is left as it was found.
+
+    Raises:
+        PairError: when a latent stands outside the plate over the data.
+        ValueError: for fewer than one chain, temperature or leapfrog step, or a discrete latent.
+    """
+    _check(num_chains, num_temperatures, num_leapfrog)
+    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    rows = data_per_chunk(data.event_shape, num_chains)
+    lower, acceptance = [], []
+    with untouched(seed):
+        sampler = Sampler(pair, data.batch(slice(2)))
+        for _, read in data.chunks(rows):
+            target = Target(sampler, read())
+            chain = target.from_prior(num_chains)
+            weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
+            lower.append(weights.logsumexp(0) - math.log(num_chains))
+            acceptance.append(accepted)
+    bounds = torch.cat(lower).cpu().numpy()
+    return Annealed(bounds, np.full_like(bounds, np.nan), torch.cat(acceptance).cpu().numpy())
+
+
+def bidirectional(
+    pair: PairLike,
+    x: Data,
+    *,
+    num_data: int = 100,
+    num_chains: int = 4,
+    num_temperatures: int = 500,
+    num_leapfrog: int = 10,
+    seed: int = 0,
+) -> tuple[Tensor, Annealed]:
+    """Bound log p(x) from both sides, on data that the pair's model is made to simulate.
+
+    Args:
+        pair: as in `ais`, with one observed site.
+        x: data of the right shape and float type, whose values do not matter. Their context, of
+            a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for each datum.
+        num_data: how many to simulate.
+        num_chains: as in `ais`, and of the chains back, which all begin at the one exact draw.
+        num_temperatures: as in `ais`.
+        num_leapfrog: as in `ais`.
+        seed: of all draws; the random state is left as it was found.
+
+    Returns:
+        The simulated data, shape `(num_data, *event)`, and the bounds.
+    """
+    _check(num_chains, num_temperatures, num_leapfrog)
+    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    with untouched(seed):
+        template = data.batch(slice(max(2, num_data)))
+        sampler = Sampler(pair, template)
+        with torch.no_grad():
+            latents, simulated = simulate(sampler.programs, template, range(num_data))
+        target = Target(sampler, simulated)
+        chain = target.from_prior(num_chains)
+        weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
+        exact = target.unconstrain({n: z.expand(num_chains, *z.shape) for n, z in latents.items()})
+        back, _ = _anneal(target, exact, num_temperatures, num_leapfrog, reverse=True)
+    lower = weights.logsumexp(0) - math.log(num_chains)
+    upper = math.log(num_chains) - (-back).logsumexp(0)
+    bounds = Annealed(lower.cpu().numpy(), upper.cpu().numpy(), accepted.cpu().numpy())
+    return simulated[0], bounds
+
+
+class Target:
+    """A model's log densities over the unconstrained latents of some data, all in one row.
+
+    States have shape `(chains, data, dim)`.
+    """
+
+    def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
+        self.sampler, self.batch = sampler, batch
+        with torch.no_grad():
+            sites = sampler.programs.run_model(batch_of(batch), 1)
+        self.transforms: dict[str, Transform] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        for name in sampler.programs.local_latents:
+            support = sites[name].distribution.support
+            if support.is_discrete:
+                raise ValueError(f"latent {name!r} is discrete: annealing needs continuous latents")
+            self.transforms[name] = biject_to(support)
+            self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
+
+    @torch.no_grad()
+    def from_prior(self, num_chains: int) -> Tensor:
+        """Draw states from the prior."""
+        sites = self.sampler.programs.run_model(batch_of(self.batch), num_chains, observe=False)
+        return self.unconstrain(
+            {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
+        )
+
+    def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
+        """Put latents, each `(chains, data, *event)`, into one row."""
+        rows = [self.transforms[name].inv(value) for name, value in latents.items()]
+        return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log prior over states and log p(x|z), each `(chains, data)`."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        parts = states.split(sizes, dim=-1)
+        latents, log_jacobian = {}, torch.zeros(states.shape[:2], device=states.device)
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            row = part.reshape(*part.shape[:2], *shape)
+            transform = self.transforms[name]
+            latents[name] = transform(row)
+            terms = transform.log_abs_det_jacobian(row, latents[name])
+            log_jacobian = log_jacobian + terms.reshape(*states.shape[:2], -1).sum(-1)
+        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
+        return log_prior + log_jacobian, log_likelihood
+
+
+def _check(num_chains: int, num_temperatures: int, num_leapfrog: int) -> None:
+    if min(num_chains, num_temperatures, num_leapfrog) < 1:
+        raise ValueError(
+            "num_chains, num_temperatures and num_leapfrog must be at least 1, got "
+            f"{num_chains}, {num_temperatures}, {num_leapfrog}"
+        )
+
+
+def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
+    """Return b_0 = 0 to b_T = 1 along a sigmoid, denser at both ends (Wu et al. 2017)."""
+    grid = torch.linspace(-1, 1, num_temperatures + 1, dtype=torch.float64) * steepness
+    sigmoid = grid.sigmoid()
+    return (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
+
+
+def _anneal(
+    target: LogDensities,
+    states: Tensor,
+    num_temperatures: int,
+    num_leapfrog: int,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run chains up the schedule, or down; return log weights `(chains, data)` and acceptance."""
+    betas = schedule(num_temperatures)
+    first = torch.full(states.shape[:2], FIRST_STEP, dtype=states.dtype, device=states.device)
+    step = StepSizes(first, TARGET_ACCEPTANCE)  # each chain's own
+    weights = torch.zeros(states.shape[:2], dtype=torch.float64, device=states.device)
+    accepted = torch.zeros_like(weights)
+    point = Point.at(target, states)
+    order = range(num_temperatures, 0, -1) if reverse else range(1, num_temperatures + 1)
+    for t in order:
+        change = float(betas[t] - betas[t - 1])
+        if not reverse:
+            weights += change * point.log_likelihood.double()
+        point, moved = transition(target, point, step.values, num_leapfrog, float(betas[t]))
+        if reverse:  # back from f_t to f_{t-1}: move under f_t, then weigh
+            weights += change * point.log_likelihood.double()
+        accepted += moved
+        step.follow(moved)
+    return weights, accepted.mean(0) / num_temperatures

@@ -1,0 +1,124 @@
+"""Simulation-based calibration of a guide: is q(z|x) the posterior of its own model?
+
+Talts et al. (2018): for z* ~ p(z), x ~ p(x|z*) and L draws of z ~ q(z|x), the rank of z* among the
+draws is uniform on 0..L when q is the posterior. A guide that is too narrow gives too many ranks at
+either end, one that is shifted too many at one. It looks at data of the model's, not at real ones.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.special import chdtrc
+from torch import Tensor
+
+from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.datatree.writer import Labels
+from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.sampler import Sampler, simulate
+from pyro_vae.runtime.devices import device_of
+from pyro_vae.runtime.random_state import untouched
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+NUM_BINS = 16
+
+
+def sbc(
+    pair: PairLike,
+    x: Data | None = None,
+    *,
+    num_simulations: int = 1000,
+    num_draws: int = 63,
+    seed: int = 0,
+) -> xr.DataTree:
+    """Simulate data from a pair's model and rank the latents that made them among the guide's.
+
+    Args:
+        pair: anything with `.model` and `.guide`, one latent or more for each datum and one
+            observed site.
+        x: data of the right shape and float type, whose values do not matter; a `VAE` needs none.
+            Their context, of a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for
+            each simulation.
+        num_simulations: N, data to simulate.
+        num_draws: L, draws from the guide for each.
+        seed: of all draws; the random state is left as it was found.
+
+    Returns:
+        A tree of three groups. `prior_sbc` has u = (rank + 1/2) / (L + 1) for each simulation, in
+        the dimension `draw`, and latent: `arviz_plots.plot_ecdf_pit(tree)` draws it. `uniformity`
+        has the p-value of a chi-square test that u is uniform, `coverage` the share of simulations
+        whose latent was inside the guide's central interval of each `level`.
+
+    Raises:
+        PairError: when a latent stands outside the plate over the data.
+        ValueError: for fewer than one simulation or draw, or more than one observed site.
+    """
+    if num_simulations < 1 or num_draws < 1:
+        raise ValueError(
+            f"num_simulations and num_draws must be at least 1, got {num_simulations}, {num_draws}"
+        )
+    ranks: dict[str, list[np.ndarray]] = {}
+    with torch.no_grad(), untouched(seed):
+        template = _template(pair, x, num_simulations)
+        sampler = Sampler(pair, template)
+        rows = data_per_chunk(template[0].shape[1:], num_draws)
+        for start in range(0, num_simulations, rows):
+            places = range(start, min(start + rows, num_simulations))
+            latents, simulated = simulate(sampler.programs, template, places)
+            draws = sampler.draw(simulated, num_draws).latents
+            for name, value in latents.items():
+                ranks.setdefault(name, []).append(_ranks(value, draws[name]).cpu().numpy())
+    return _tree({name: np.concatenate(parts) for name, parts in ranks.items()}, num_draws, seed)
+
+
+def _template(pair: PairLike, x: Data | None, count: int) -> tuple[Tensor, ...]:
+    if x is None:
+        # The model of a VAE draws data without being given any.
+        return (torch.as_tensor(pair.model(num_data=2)),)
+    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    return data.batch(slice(max(2, count)))
+
+
+def _ranks(value: Tensor, draws: Tensor) -> Tensor:
+    """Return the number of draws below a value; ties, of discrete latents, are broken by lot."""
+    below = (draws < value).sum(0)
+    equal = (draws == value).sum(0)
+    return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
+
+
+def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTree:
+    vectors = [name for name, rank in ranks.items() if rank.ndim == 2]
+    labels = Labels({}, {}, vectors[0] if len(vectors) == 1 else None)
+    groups: dict[str, dict[str, Any]] = {"prior_sbc": {}, "uniformity": {}, "coverage": {}}
+    for name, rank in ranks.items():
+        dims = labels.of(name, (), rank.ndim - 1)
+        u = (rank + 0.5) / (num_draws + 1)
+        inside = [(np.abs(2 * u - 1) <= level).mean(axis=0) for level in LEVELS]
+        groups["prior_sbc"][name] = (("chain", "draw", *dims), u[None])
+        groups["uniformity"][name] = (dims, uniformity(rank, num_draws))
+        groups["coverage"][name] = (("level", *dims), np.stack(inside))
+    tree = xr.DataTree.from_dict({name: xr.Dataset(group) for name, group in groups.items()})
+    # plot_ecdf_pit of ArviZ 1.x looks for the coordinates of every dimension.
+    for group in tree.children.values():
+        coords = {dim: np.arange(size) for dim, size in group.sizes.items()}
+        coords |= {"level": np.array(LEVELS)} if "level" in coords else {}
+        group.dataset = group.to_dataset().assign_coords(coords)
+    tree.attrs = {"num_draws": num_draws, "seed": seed, "creation_library": "pyro_vae"}
+    return tree
+
+
+def uniformity(ranks: np.ndarray, num_draws: int) -> np.ndarray:
+    """Return p-values of a chi-square test that ranks on 0..L are uniform, one for each latent.
+
+    Args:
+        ranks: shape `(num_simulations, *event)`.
+        num_draws: L.
+    """
+    num_bins = min(NUM_BINS, num_draws + 1)
+    bins = np.arange(num_draws + 1) * num_bins // (num_draws + 1)
+    expected = len(ranks) * np.bincount(bins) / (num_draws + 1)
+    observed = np.stack([(bins[ranks] == b).sum(axis=0) for b in range(num_bins)], axis=-1)
+    statistic = ((observed - expected) ** 2 / expected).sum(axis=-1)
+    return chdtrc(num_bins - 1, statistic)

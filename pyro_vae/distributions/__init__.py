@@ -1,0 +1,25 @@
+"""Distributions and transforms that Pyro lacks, or that lose precision in float32. No networks."""
+
+from pyro_vae.distributions.bernoulli import Bits, ContinuousBernoulli, log_sigmoid
+from pyro_vae.distributions.counts import CountsGivenTotal, ZeroInflatedNegativeBinomial
+from pyro_vae.distributions.discretized import CategoricalLevels, DiscretizedLogistic, Levels
+from pyro_vae.distributions.entrywise import OpenBeta, PartlyObserved, SideBySide, entries_of
+from pyro_vae.distributions.mixture import Mixture
+from pyro_vae.distributions.spherical import PowerSpherical
+
+__all__ = [
+    "Bits",
+    "CategoricalLevels",
+    "ContinuousBernoulli",
+    "CountsGivenTotal",
+    "DiscretizedLogistic",
+    "Levels",
+    "Mixture",
+    "OpenBeta",
+    "PartlyObserved",
+    "PowerSpherical",
+    "SideBySide",
+    "ZeroInflatedNegativeBinomial",
+    "entries_of",
+    "log_sigmoid",
+]

@@ -1,0 +1,171 @@
+"""Distributions over a grid of levels, such as 8-bit grey values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+from pyro_vae.distributions.bernoulli import log_sigmoid
+
+
+class Levels(constraints.Constraint):
+    """The evenly spaced values 0, spacing, 2 spacing, ..., up to rounding of float32."""
+
+    is_discrete = True
+
+    def __init__(self, num_levels: int, spacing: float) -> None:
+        self.num_levels, self.spacing = num_levels, spacing
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return which values lie on a level."""
+        level = value / self.spacing
+        near = (level - level.round()).abs() < 1e-3
+        return near & (level.round() >= 0) & (level.round() < self.num_levels)
+
+    def __repr__(self) -> str:
+        top = (self.num_levels - 1) * self.spacing
+        return f"{self.num_levels} levels from 0 to {top:g}, {self.spacing:g} apart"
+
+
+class CategoricalLevels(dist.TorchDistribution):
+    """A categorical distribution over the values 0, spacing, ..., (num_levels - 1) spacing.
+
+    Args:
+        logits: unnormalized log probabilities, shape `(*batch_shape, num_levels)`.
+        spacing: distance between neighbouring levels.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+
+    def __init__(
+        self, logits: Tensor, spacing: float = 1.0, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.spacing = logits, spacing
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    @property
+    def support(self) -> Levels:
+        """The levels."""
+        return Levels(self.logits.shape[-1], self.spacing)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "CategoricalLevels":
+        """Return the distribution with this batch_shape."""
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        return type(self)(logits, self.spacing, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._categorical.log_prob((value / self.spacing).round())
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values, in the float type of the logits."""
+        draws = self._categorical.sample(torch.Size(sample_shape))
+        return draws.to(self.logits.dtype) * self.spacing
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]; of little meaning where the levels are mere codes."""
+        return self.logits.softmax(-1) @ self._values
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        return self.logits.softmax(-1) @ self._values**2 - self.mean**2
+
+    @property
+    def _categorical(self) -> dist.Categorical:
+        return dist.Categorical(logits=self.logits, validate_args=False)
+
+    @property
+    def _values(self) -> Tensor:
+        num_levels = self.logits.shape[-1]
+        indices = torch.arange(num_levels, dtype=self.logits.dtype, device=self.logits.device)
+        return indices * self.spacing
+
+
+class DiscretizedLogistic(dist.TorchDistribution):
+    """A logistic distribution rounded to evenly spaced levels in [0, 1]: Salimans et al. (2017).
+
+    A level's probability is that of the reals nearest to it; the two at the ends also have all
+    beyond, so that the sum telescopes to one. With a < b the ends of a level's bin, standardized,
+
+        sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a-b))
+
+    loses no digits in either tail, where the difference itself would be 0.
+
+    Args:
+        loc: location, in the units of x.
+        scale: scale of the logistic density, of a shape that broadcasts with it.
+        num_levels: the levels are 0, 1/(num_levels - 1), ..., 1.
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.real,
+        "scale": constraints.positive,
+    }
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        num_levels: int = 256,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale = broadcast_all(loc, scale)
+        self.num_levels = num_levels
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Levels:
+        """The levels."""
+        return Levels(self.num_levels, 1 / (self.num_levels - 1))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
+        """Return the distribution with this batch_shape."""
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return type(self)(loc, scale, self.num_levels, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        last = self.num_levels - 1
+        level = (value * last).round()
+        below = log_sigmoid(((level + 0.5) / last - self.loc) / self.scale)
+        above = log_sigmoid((self.loc - (level - 0.5) / last) / self.scale)
+        both = (-torch.expm1(-1 / (last * self.scale))).log()
+        inner = torch.where(level == 0, below, below + above + both)
+        return torch.where(level == last, above, inner)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw from the logistic distribution and round."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        last = self.num_levels - 1
+        with torch.no_grad():
+            noise = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).logit(1e-7)
+            return ((self.loc + self.scale * noise) * last).round().clamp(0, last) / last
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self._tail_sum(lambda k: 1.0) / (self.num_levels - 1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        second = self._tail_sum(lambda k: 2.0 * k - 1) / (self.num_levels - 1) ** 2
+        return second - self.mean**2
+
+    def _tail_sum(self, weight: Callable[[int], float]) -> Tensor:
+        """Return the sum over k of weight(k) P(level >= k): E[level] for weight 1."""
+        total = torch.zeros_like(self.loc)
+        last = self.num_levels - 1
+        for k in range(1, self.num_levels):  # one at a time: all at once would be 256 images
+            total = total + weight(k) * ((self.loc - (k - 0.5) / last) / self.scale).sigmoid()
+        return total

@@ -1,0 +1,38 @@
+"""Linear and convolutional layers in bfloat16, everything else in float32."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class _LayersInBFloat16(TorchFunctionMode):
+    """Computes linear and convolutional layers in bfloat16, with results in the input's type.
+
+    torch's autocast would hand the layers' bfloat16 on to log densities and sums.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in LAYERS or args[0].dtype is not torch.float32:
+            return func(*args, **kwargs)
+        args = [_narrow(value) for value in args]
+        return func(*args, **{k: _narrow(v) for k, v in kwargs.items()}).float()
+
+
+LAYERS = {
+    torch.nn.functional.linear,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+}
+
+
+def _narrow(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, Tensor) else value

@@ -1,0 +1,1 @@
+"""The Pyro programs: `VAE`, `LadderVAE` and `MixedVAE`."""

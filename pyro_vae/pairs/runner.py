@@ -1,0 +1,329 @@
+"""Runs any Pyro model and its guide over many draws, and over any part of their data.
+
+For draws s of the guide's latents, every sample site of both programs gives its value and its log
+density, arranged as `(draws, *plates, *event)` and `(draws, *plates)`, whatever shapes the programs
+themselves have. The draws of a batch of data stand in one more plate on the left, where the
+programs allow it. A decoder that mixes up leading dimensions does not: then the data are repeated,
+once for each draw, and where latents outside the data's plate forbid that, draws run one by one.
+Data are taken batch by batch where the programs treat each datum by itself. All of this is found
+out by comparing log densities on a few data; a program need not say how it was written.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from pyro_vae.pairs.axes import Layout
+from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.plates import MISFITS, data_plates
+from pyro_vae.pairs.sites import (
+    DRAWS,
+    Given,
+    SiteDraws,
+    Sites,
+    check_sites,
+    dims_of,
+    frames_of,
+    sample_sites,
+    stack,
+    values_of,
+)
+from pyro_vae.runtime.allocator import keep_freed_memory
+from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.random_state import untouched
+
+# Log densities of the same draws agree to rounding, of a float32 matrix product in another shape.
+RTOL, ATOL = 1e-4, 1e-3
+
+Traces = tuple[poutine.Trace, ...]
+
+
+class Programs:
+    """A model and its guide on given arguments, whatever their plates.
+
+    Attributes:
+        data_plate: name of the plate over the data; None where no observed site is in a plate.
+        num_data: number of data in it, all of them where the plate is subsampled.
+        separable: each datum is treated by itself, so that any batch of data can be run.
+        all_local: every latent stands in the plate over the data.
+        local_latents: number of event dimensions of each latent that does.
+        point_masses: the latents that the guide has at one value, as `AutoDelta` does.
+        datum_size: elements of the largest site of one datum.
+        fixed_indices: indices of the subsampled plates that are not over the data.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide, with the same arguments.
+        args: their arguments; the rows of the first tensor are taken for the data.
+        kwargs: their keyword arguments.
+        obs_plate: name of the plate over the data; by default as `data_plates` finds it.
+
+    Raises:
+        PairError: when a program fails on its arguments, when guide and model do not have the same
+            latents, nothing is observed, a site has a batch dimension without a plate, or several
+            plates may be the one over the data.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        obs_plate: str | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.model, self.guide = model, guide
+        self.arguments = Arguments(args, kwargs or {})
+        self.layout = Layout()
+        self.separable = False
+        self.num_data = self.subsample_size = 0
+        self.fixed_indices: dict[str, Tensor] = {}
+        with torch.no_grad(), untouched():
+            if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+                self._running(
+                    guide, self.arguments.whole()
+                )  # its first arguments decide its shapes
+            few = self._learn_plates(obs_plate)
+            self._learn_draws(few)
+            self._learn_sites(few)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield the data, `size` at a time where the programs allow it."""
+        if self.separable:
+            for start in range(0, self.num_data, size):
+                yield self.arguments.rows(start, min(start + size, self.num_data))
+        elif self.subsample_size < self.num_data:
+            step = self.subsample_size
+            for start in range(0, self.num_data, step):
+                first = min(start, self.num_data - step)
+                indices = torch.arange(first, first + step)
+                fixed = {str(self.data_plate): indices}
+                whole = self.arguments.whole()
+                yield replace(whole, indices=indices, subsample=fixed, repeated=start - first)
+        else:
+            yield replace(self.arguments.whole(), indices=torch.arange(self.num_data))
+
+    def run(
+        self, batch: Batch, num_draws: int, given: Mapping[str, Tensor] | None = None
+    ) -> tuple[Sites, Sites]:
+        """Run the guide on a batch, and the model on the guide's draws.
+
+        Args:
+            batch: one of `batches`, or like them.
+            num_draws: how many draws.
+            given: latents, as `SiteDraws.value` has them, that the guide is not to draw itself.
+
+        Returns:
+            The sites of the guide and those of the model.
+        """
+
+        def both(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
+            guide = self._running(self.guide, batch, values)
+            drawn = {
+                n: node["value"] for n, node in guide.nodes.items() if node["type"] == "sample"
+            }
+            return guide, self._running(self.model, batch, drawn)
+
+        guide, model = self._over_draws(both, batch, num_draws, given or {})
+        return guide, model
+
+    def run_model(
+        self,
+        batch: Batch,
+        num_draws: int,
+        given: Mapping[str, Tensor] | None = None,
+        *,
+        observe: bool = True,
+    ) -> Sites:
+        """Run the model on a batch, latents that are not `given` drawn from their prior.
+
+        With `observe=False` the observed sites are drawn, too.
+        """
+        model = self.model if observe else poutine.uncondition(self.model)
+
+        def alone(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
+            return (self._running(model, batch, values),)
+
+        return self._over_draws(alone, batch, num_draws, given or {})[0]
+
+    def _running(
+        self, program: Callable[..., Any], batch: Batch, values: Mapping[str, Any] | None = None
+    ) -> poutine.Trace:
+        with (
+            evaluating(self.model, self.guide),
+            pyro.validation_enabled(False),
+            Given({**self.fixed_indices, **batch.subsample, **(values or {})}),
+        ):
+            return poutine.trace(program).get_trace(*batch.args, **batch.kwargs)
+
+    def _over_draws(
+        self,
+        program: Callable[[Batch, Mapping[str, Tensor]], Traces],
+        batch: Batch,
+        num_draws: int,
+        given: Mapping[str, Tensor],
+    ) -> tuple[Sites, ...]:
+        if self.layout.vectorized or self.layout.tiled:
+            values = {name: self.layout.to_program(name, value) for name, value in given.items()}
+            if self.layout.vectorized:
+                with pyro.plate(DRAWS, num_draws, dim=-1 - self.layout.nesting):
+                    traces = program(batch, values)
+            else:
+                traces = program(self.arguments.repeat(batch, num_draws), values)
+            return tuple(self.layout.collect(trace, num_draws) for trace in traces)
+        runs = []
+        for s in range(num_draws):
+            one = {n: self.layout.to_program(n, value[s : s + 1]) for n, value in given.items()}
+            runs.append([self.layout.collect(trace, 1) for trace in program(batch, one)])
+        return tuple(stack(list(sites)) for sites in zip(*runs, strict=True))
+
+    # -- finding out -------------------------------------------------------------------------
+
+    def _learn_plates(self, obs_plate: str | None) -> Batch:
+        """Find the plates, and whether the programs can be run on a part of the data."""
+        traces: Traces | None = None
+        few = self.arguments.rows(0, min(3, self.arguments.num_rows))
+        if self.arguments.num_rows:
+            with contextlib.suppress(*MISFITS):
+                traces = self._try(few)
+                self._set_plates(traces, obs_plate)
+                self.separable = self._is_separable(traces, len(few.indices))
+        if self.separable:
+            self.num_data = self.subsample_size = self.arguments.num_rows
+            return few
+        traces = self._try(self.arguments.whole())
+        frame = self._set_plates(traces, obs_plate)
+        if frame is not None:
+            self.num_data, self.subsample_size = frame.full_size, frame.size
+        return next(self.batches(1))
+
+    def _set_plates(self, traces: Traces, obs_plate: str | None) -> Any:
+        guide, model = (dict(sample_sites(trace)) for trace in traces)
+        check_sites(guide, model)
+        self.layout.frames = {name: frames_of(node) for name, node in {**guide, **model}.items()}
+        all_frames = [frame for frames in self.layout.frames.values() for frame in frames]
+        self.layout.nesting = -min(dims_of(all_frames), default=0)
+        latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
+        observed = [node for node in model.values() if node["is_observed"]]
+        at_observed = [frame for node in observed for frame in frames_of(node)]
+        names = (obs_plate,) if obs_plate is not None else self._find_data_plates(traces)
+        frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
+        if obs_plate is not None and frame is None:
+            plates = sorted({frame.name for frame in at_observed})
+            raise PairError(
+                f"obs_plate={obs_plate!r}, but the observed sites stand in the plates {plates}"
+            )
+        self.data_plate = None if frame is None else frame.name
+        subsampled = {frame.name for frame in all_frames if frame.size < frame.full_size}
+        self.fixed_indices = {
+            name: value
+            for name, value in values_of(traces[1]).items()
+            if name in subsampled - {self.data_plate}
+        }
+        self.layout.data_dim = 0 if frame is None else frame.dim
+        self.all_local = frame is not None and all(
+            frame.name in [f.name for f in frames_of(node)] for node in latents
+        )
+        return frame
+
+    def _find_data_plates(self, traces: Traces) -> tuple[str, ...]:
+        return data_plates(traces, (self.guide, self.model), self.arguments)
+
+    def _is_separable(self, traces: Traces, num_rows: int) -> bool:
+        """Do log densities of the same latents stay when the last datum is left out?"""
+        guide, model = (self.layout.collect(trace, 1) for trace in traces)
+        plate = str(self.data_plate)
+
+        def size_of(site: SiteDraws) -> int:
+            return site.log_prob.shape[1 + site.plates.index(plate)]
+
+        local = [site for site in [*guide.values(), *model.values()] if plate in site.plates]
+        if not local or any(size_of(site) != num_rows for site in local):
+            return False
+        if num_rows == 1:
+            return True
+
+        def shorten(values: Tensor, site: SiteDraws) -> Tensor:
+            if plate not in site.plates:
+                return values
+            return values.narrow(1 + site.plates.index(plate), 0, num_rows - 1)
+
+        given = {name: shorten(site.value, site) for name, site in guide.items()}
+        fewer = self.run(self.arguments.rows(0, num_rows - 1), 1, given)
+        return all(
+            _agree(shorten(site.log_prob, site), other[name].log_prob)
+            for sites, other in zip((guide, model), fewer, strict=True)
+            for name, site in sites.items()
+        )
+
+    def _learn_draws(self, batch: Batch) -> None:
+        """Find how many draws can be run at once: in a plate, in the data's place, or not."""
+        self.layout.vectorized = True
+        if self._draws_agree(batch):
+            return
+        self.layout.vectorized = False
+        self.layout.tiled = self.separable and self.all_local
+        self.layout.tiled = self.layout.tiled and self._draws_agree(batch)
+
+    def _learn_sites(self, batch: Batch) -> None:
+        guide, model = self.run(batch, 2)
+        rows = max(1, len(batch.indices))
+        self.datum_size = max(
+            1,
+            *(
+                math.prod(site.value.shape[1:]) // (rows if self.data_plate in site.plates else 1)
+                for site in model.values()
+            ),
+        )
+        latents = {name: site for name, site in model.items() if not site.observed}
+        self.local_latents = {
+            name: site.event_dim for name, site in latents.items() if self.data_plate in site.plates
+        }
+        self.point_masses = {
+            name
+            for name in latents
+            if guide[name].is_delta and guide[name].value[0].equal(guide[name].value[1])
+        }
+
+    def _draws_agree(self, batch: Batch) -> bool:
+        """Does the second of two draws at once have the log densities that it has alone?"""
+        try:
+            together = self.run(batch, 2)
+        except MISFITS:
+            return False
+        given = {name: site.value[1:] for name, site in together[0].items()}
+        at_once = self.layout.vectorized, self.layout.tiled
+        self.layout.vectorized = self.layout.tiled = False
+        alone = self.run(batch, 1, given)
+        self.layout.vectorized, self.layout.tiled = at_once
+        return all(
+            torch.allclose(
+                site.log_prob[1:], other[name].log_prob, equal_nan=True, rtol=RTOL, atol=ATOL
+            )
+            for sites, other in zip(together, alone, strict=True)
+            for name, site in sites.items()
+        )
+
+    def _try(self, batch: Batch) -> Traces:
+        role = "guide"
+        try:
+            guide = self._running(self.guide, batch)
+            role = "model"
+            return guide, self._running(self.model, batch, values_of(guide))
+        except MISFITS as error:
+            raise PairError(f"the {role} fails on the arguments it was given: {error}") from error
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=RTOL, atol=ATOL, equal_nan=True)

@@ -1,0 +1,164 @@
+"""Draws and log weights of a model/guide pair on any data, in bounded memory.
+
+The model and the guide meet in one array, for draws z_s ~ q(z|x_n):
+
+    log_weights[s, n] = log p(x_n, z_s) - log q(z_s|x_n)          shape (num_samples, num_data)
+
+Its mean over s estimates the ELBO (Kingma & Welling 2013, eq. 2), its log-mean-exp the
+importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8), its tail says how far either can
+be trusted. Every bound, score and diagnostic of the package reads this array.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.check import check_arguments
+from pyro_vae.pairs.chunking import CHUNK_DRAWS
+from pyro_vae.pairs.pair import PairError, PairLike
+from pyro_vae.pairs.runner import Programs
+from pyro_vae.pairs.sites import Sites
+
+Data = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from the guide with their log densities, in nats, each of shape `(draws, data)`.
+
+    `latents` holds the draws themselves by site name, shape `(draws, data, *other plates, *event)`;
+    those outside the plate over the data as `SiteDraws.value` has them.
+    """
+
+    latents: dict[str, Tensor]
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_q: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Return log p(x, z) - log q(z|x), shape `(draws, data)`."""
+        return self.log_likelihood + self.log_prior - self.log_q
+
+
+class Sampler:
+    """Draws from a pair's guide, with the log densities of guide and model, on any data.
+
+    It serves pairs whose latents are all local: each belongs to one datum. `Programs` runs the
+    others.
+
+    Args:
+        pair: anything with `.model` and `.guide`; every latent and observed site stands in the
+            plate over the data.
+        batch: some data, shape `(num_data, *event)`; or a tuple of them and what else the programs
+            take for each datum.
+
+        given_globals: take pairs with global latents, too: data are scored given a draw of these,
+            whose own densities, which belong to no datum, are left out.
+
+    Raises:
+        PairError: when a latent stands outside the plate over the data and `given_globals` is
+            False, when data cannot be treated one by one, or when there are more tensors than the
+            model or the guide takes.
+    """
+
+    def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
+        few = tuple(rows[:2] for rows in _arguments(batch))
+        check_arguments(pair, few)
+        self.programs = Programs(pair.model, pair.guide, few)
+        given_globals = given_globals and self.programs.separable
+        if not (self.programs.all_local or given_globals):
+            raise PairError(
+                "a latent stands outside the plate over the data, so that no datum has a log "
+                "weight of its own: put it into pyro.plate('data', len(x)), or look at the "
+                "joint log weight in pyro_vae.from_pyro_svi"
+            )
+        self.plate = str(self.programs.data_plate)
+
+    def rsample(self, batch: Data, num_samples: int) -> Draws:
+        """Draw z `num_samples` times for each datum of a batch, all at once, with gradients."""
+        return self._draws(*self.programs.run(batch_of(batch), num_samples))
+
+    @torch.no_grad()
+    def draw(self, batch: Data, num_samples: int) -> Draws:
+        """Draw z `num_samples` times for each datum of a batch, all at once."""
+        return self.rsample(batch, num_samples)
+
+    def model_at(self, batch: Data, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log p(z) and log p(x|z) at given latents, each `(draws, data)`; with gradients.
+
+        The latents are arranged as those of `Draws`.
+        """
+        num_samples = len(next(iter(latents.values())))
+        values = dict(latents)
+        for name in self.programs.local_latents.keys() & latents.keys():
+            plates = [frame.name for frame in self.programs.layout.frames[name]]
+            values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
+        model = self.programs.run_model(batch_of(batch), num_samples, values)
+        return self._sum(model, observed=False), self._sum(model, observed=True)
+
+    def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
+        """Return the log densities of `num_samples` draws for each datum, chunk by chunk.
+
+        As `draw`, but the draws themselves are let go: `latents` is empty.
+        """
+        parts = []
+        for start in range(0, num_samples, chunk_draws):
+            part = self.draw(batch, min(chunk_draws, num_samples - start))
+            parts.append((part.log_likelihood, part.log_prior, part.log_q))
+        return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
+
+    def _draws(self, guide: Sites, model: Sites) -> Draws:
+        log_likelihood = self._sum(model, observed=True)
+        return Draws(
+            latents={
+                name: site.rows(self.plate) if self.plate in site.plates else site.value
+                for name, site in model.items()
+                if not site.observed
+            },
+            log_likelihood=log_likelihood,
+            log_prior=self._sum(model, observed=False).expand_as(log_likelihood),
+            log_q=self._sum(guide, observed=False).expand_as(log_likelihood),
+        )
+
+    def _sum(self, sites: Sites, observed: bool) -> Tensor:
+        local = [s for s in sites.values() if s.observed == observed and self.plate in s.plates]
+        terms = [site.per_datum(self.plate) for site in local] or [torch.zeros(())]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+
+def batch_of(data: Data) -> Batch:
+    """Return data, and what belongs to them, as the arguments of a program."""
+    args = _arguments(data)
+    return Batch(args, {}, torch.arange(len(args[0])))
+
+
+def _arguments(data: Data) -> tuple[Tensor, ...]:
+    return data if isinstance(data, tuple) else (data,)
+
+
+def simulate(
+    programs: Programs, template: tuple[Tensor, ...], places: range
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Draw latents and data from a model, one of each for each place.
+
+    The data have the shape and type of the template's x. Its context rows are taken in turn, and
+    returned with the data.
+
+    Raises:
+        ValueError: when the model has more than one observed site.
+    """
+    x, *others = template
+    rows = x[:1].expand(len(places), *x.shape[1:])
+    index = torch.tensor(places, device=x.device) % len(x)
+    context = tuple(part[index] for part in others)
+    sites = programs.run_model(batch_of((rows, *context)), 1, observe=False)
+    plate = str(programs.data_plate)
+    latents = {name: sites[name].rows(plate)[0] for name in programs.local_latents}
+    drawn = [name for name in sites if name not in latents]
+    if len(drawn) != 1:
+        raise ValueError(f"to simulate data, one observed site is needed; the model has {drawn}")
+    return latents, (sites[drawn[0]].rows(plate)[0].to(x.dtype), *context)

@@ -1,0 +1,120 @@
+"""Priors with learned components: a mixture of Gaussians, the VampPrior."""
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyro_vae.distributions.mixture import Mixture
+from pyro_vae.distributions.transforms import (
+    ONE_BEFORE_SOFTPLUS,
+)
+from pyro_vae.networks import Shape, shape_of
+from pyro_vae.part import Part
+from pyro_vae.priors.flow import MIN_SCALE, check_at_least
+
+
+class MixtureOfGaussians(Part):
+    """p(z) = sum_k w_k N(z; loc_k, diag scale_k^2), all learned.
+
+    Args:
+        latent_dim: number of latent dimensions.
+        num_components: K.
+        locs: starting values of the locs, shape `(num_components, latent_dim)`; by default
+            standard normal draws.
+
+    Raises:
+        ValueError: for a `latent_dim` or `num_components` below 1, or `locs` of another shape.
+    """
+
+    def __init__(self, latent_dim: int, num_components: int, locs: Tensor | None = None) -> None:
+        super().__init__()
+        check_at_least("latent_dim", latent_dim, 1)
+        check_at_least("num_components", num_components, 1)
+        shape = (num_components, latent_dim)
+        if locs is None:
+            locs = torch.randn(shape)
+        _check_shape("locs", locs, shape)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.locs = nn.Parameter(locs.clone())
+        self.raw_scales = nn.Parameter(torch.full(shape, ONE_BEFORE_SOFTPLUS))
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
+        scales = softplus(self.raw_scales) + MIN_SCALE
+        return Mixture(
+            dist.Categorical(logits=self.logits), dist.Normal(self.locs, scales).to_event(1)
+        )
+
+
+class VampPrior(Part):
+    """p(z) = 1/K sum_k q(z|u_k), with learned pseudo-inputs u_k: Tomczak & Welling (2018), eq. 9.
+
+    The guide is the model's own: `vae.replace(prior=VampPrior(vae.parts["guide"], ...))`.
+
+    Args:
+        guide: q(z|x), shared, not copied.
+        num_pseudo_inputs: K.
+        event_shape: shape of one observation.
+        bounds: the interval that the pseudo-inputs stay in, as data do; None for the reals.
+        pseudo_inputs: starting values, such as `train[:num_pseudo_inputs]`, shape
+            `(num_pseudo_inputs, *event_shape)`; by default noise within the bounds.
+
+    Raises:
+        ValueError: for a size below 1, `pseudo_inputs` of another shape or out of bounds.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        guide: Callable[[Tensor], dist.TorchDistribution],
+        num_pseudo_inputs: int,
+        event_shape: Shape,
+        bounds: Sequence[float] | None = (0.0, 1.0),
+        pseudo_inputs: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least("num_pseudo_inputs", num_pseudo_inputs, 1)
+        shape = (num_pseudo_inputs, *shape_of(event_shape))
+        self.guide, self.bounds = guide, bounds
+        if pseudo_inputs is None:
+            # Near the middle of the bounds: a sigmoid's flat ends would hold them.
+            raw = torch.randn(shape)
+        else:
+            _check_shape("pseudo_inputs", pseudo_inputs, shape)
+            raw = pseudo_inputs.clone() if bounds is None else _inside(pseudo_inputs, bounds)
+        self.raw_pseudo_inputs = nn.Parameter(raw)
+        self.register_buffer("logits", torch.zeros(num_pseudo_inputs), persistent=False)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The u_k, shape `(num_pseudo_inputs, *event_shape)`."""
+        if self.bounds is None:
+            return self.raw_pseudo_inputs
+        low, high = self.bounds
+        return low + (high - low) * self.raw_pseudo_inputs.sigmoid()
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
+        components = self.guide(self.pseudo_inputs)
+        return Mixture(dist.Categorical(logits=self.logits), components)
+
+
+def _inside(values: Tensor, bounds: Sequence[float]) -> Tensor:
+    """Return what a sigmoid takes to `values`, kept off its flat ends by 1%."""
+    low, high = bounds
+    share = (values - low) / (high - low)
+    if ((share < 0) | (share > 1)).any():
+        raise ValueError(
+            f"pseudo_inputs hold values in [{values.min().item():g}, {values.max().item():g}], "
+            f"outside the bounds {tuple(bounds)}: pass bounds=(low, high) of the data, or None"
+        )
+    return share.clamp(0.01, 0.99).logit()
+
+
+def _check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(values.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")

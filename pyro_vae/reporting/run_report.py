@@ -1,0 +1,189 @@
+"""From a trained VAE to a run's folder: scores, pictures, posterior draws, and what repeats it."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import norm
+from torch import Tensor
+
+from pyro_vae import plots
+from pyro_vae.checkpointing.model_folder import MODEL, results_folder
+from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
+from pyro_vae.distributed import from_first, is_first
+from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.models.vae import VAE
+from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.runtime.devices import device_of, evaluating
+from pyro_vae.runtime.files import write_file, write_json
+from pyro_vae.training.result import Fit
+
+SHOWN = 100  # images in a picture
+STEPS = 11  # images along a traversed latent
+MANIFOLD = 20  # images along each side of a two-dimensional manifold
+METRICS, POSTERIOR = "metrics.json", "posterior.nc"
+PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
+
+
+def report(
+    vae: VAE,
+    fit: Fit,
+    test: Data,
+    out: str | os.PathLike[str],
+    *,
+    num_samples: int = 500,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a trained VAE on test data and write all that there is to see into the folder `out`.
+
+    Several processes (`torchrun`) score together, and the first one writes.
+    Writes `metrics.json`, the model (`model/`), posterior draws of some test data for ArviZ
+    (`posterior.nc`), and for image data the pictures: `learning_curve.png`, `samples.png`,
+    `reconstructions.png`, `latents.png`, and `manifold.png` for two latents (Kingma & Welling
+    2013, Figure 4) or `traversals.png` for more.
+
+    Args:
+        vae: the trained VAE.
+        fit: what `pyro_vae.fit` returned for it.
+        test: the test data, as `evaluate` takes them.
+        out: the folder; it is made when it is not there.
+        num_samples: K, importance samples for log p(x).
+        seed: of the draws.
+
+    Raises:
+        CheckpointError: before anything is scored, when the folder cannot be written, or has a link
+            or something else in the place of what is to be written.
+        OSError: when a file cannot be written; the file that was there stays.
+    """
+    test = as_dataset(test).to(device_of(vae.model, vae.guide))
+    names = [METRICS, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
+    out = from_first(lambda: results_folder(out, names))
+    scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
+    shown = test.spread(SHOWN)
+    tree = from_pyro_svi(
+        vae.model,
+        vae.guide,
+        model_args=(shown[:20],),
+        num_samples=500,
+        seed=seed,
+    )
+    if not is_first():
+        return scores
+    vae.save(out / MODEL)
+    write_metrics(out / METRICS, vae, fit, scores)
+    for group in tree.subtree:
+        group.attrs |= {"dataset": test.name, "binarization": test.binarization}
+    # Encoded in memory: HDF5 itself follows a link, and crashes if the disk is full.
+    write_file(out / POSTERIOR, tree.to_netcdf(engine="h5netcdf"))
+    with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
+        torch.manual_seed(seed)
+        figures = _figures(vae, fit, test, shown)
+    for name, figure in figures.items():
+        picture = plots.encoded(figure, dpi=150, bbox_inches="tight")
+        write_file(out / f"{name}.png", picture)
+    return scores
+
+
+def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[str, Any]:
+    """Write settings, scores (nats per datum) and history to `path`, replacing it at once."""
+    metrics: dict[str, Any] = {
+        **{kind: type(part).__name__ for kind, part in vae.parts.items()},
+        **fit.settings,
+        "num_test": scores.num_data,
+        **scores.metrics(),
+        "train_seconds": fit.seconds,
+        "images_per_second": fit.images_per_second,
+        "stopped": fit.stopped,
+        "best_epoch": int(fit.best["epoch"]),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+        },
+        "threads": torch.get_num_threads(),
+        "history": fit.history,
+    }
+    write_json(path, metrics)
+    return metrics
+
+
+def _figures(vae: VAE, fit: Fit, test: Dataset, shown: Tensor) -> dict[str, Figure]:
+    title = f"{test.name}, binarization {test.binarization}, seed {fit.settings['seed']}"
+    figures = {"learning_curve": plots.learning_curve(fit.history, title)}
+    means, scales = _encoded(vae, test)
+    latent_dim = means.shape[1]
+    points, axis_labels = _plane(means)
+    figures["latents"] = plots.latent_map(
+        points, test.labels, f"{title}\nposterior means of the test data by class", axis_labels
+    )
+    if len(test.event_shape) != 3:
+        return figures  # not images
+    draws = vae.decode(vae.model.prior().sample((SHOWN,))).mean
+    figures["samples"] = plots.image_grid(
+        draws.cpu(), f"{title}\nE[x|z] for z drawn from the prior ({latent_dim} latents)"
+    )
+    figures["reconstructions"] = plots.reconstructions(
+        shown[:50].cpu(), vae.reconstruct(shown[:50]).cpu(), f"{title}\ntest data above E[x|z]"
+    )
+    if latent_dim == 2:
+        figures["manifold"] = _manifold(vae, title)
+    else:
+        figures["traversals"] = _traversals(vae, title, means, scales)
+    return figures
+
+
+def _encoded(vae: VAE, test: Dataset) -> tuple[Tensor, Tensor]:
+    """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
+
+    Where q(z|x) has none in closed form, as a flow has none, 100 draws estimate them.
+    """
+    rows = data_per_chunk(test.event_shape, 1)
+    posteriors = [vae.encode(read()[0]) for _, read in test.chunks(rows)]
+    try:
+        moments = [(q.mean, q.stddev) for q in posteriors]
+    except NotImplementedError:
+        draws = [q.sample((100,)) for q in posteriors]
+        moments = [(z.mean(dim=0), z.std(dim=0)) for z in draws]
+    means, scales = zip(*moments, strict=True)
+    return torch.cat(means), torch.cat(scales)
+
+
+def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
+    """Return the data's first two principal components, or the latents when there are two."""
+    if means.shape[1] <= 2:
+        padded = torch.nn.functional.pad(means, (0, 2 - means.shape[1]))
+        return padded.cpu().numpy(), ("z₁", "z₂")
+    centred = means - means.mean(dim=0)
+    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    share = singular.square() / singular.square().sum()
+    labels = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in (0, 1)]
+    return (centred @ components[:2].T).cpu().numpy(), (labels[0], labels[1])
+
+
+def _manifold(vae: VAE, title: str) -> Figure:
+    """Decode a grid of the unit square through the inverse normal CDF: the paper's Figure 4."""
+    quantiles = norm.ppf((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
+    z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
+    z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
+    images = vae.decode(z.to(device_of(vae))).mean
+    return plots.mosaic(images.cpu(), f"{title}\nE[x|z] over the quantiles of N(0, I)")
+
+
+def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
+    """Vary one latent at a time, from -2.5 to 2.5, the most used latents first."""
+    # KL(q(z_i|x) || N(0, 1)): a latent carries the more, the further its posterior is from that.
+    kl = 0.5 * (means.square() + scales.square() - 1) - scales.log()
+    order = kl.mean(dim=0).argsort(descending=True)[:20]
+    values = torch.linspace(-2.5, 2.5, STEPS, device=means.device)
+    z = means[:1].expand(len(order), STEPS, -1).clone()
+    for row, latent in enumerate(order):
+        z[row, :, latent] = values
+    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
+    caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
+    return plots.mosaic(vae.decode(z).mean.cpu(), caption, labels)

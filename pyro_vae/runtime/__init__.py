@@ -1,0 +1,1 @@
+"""The process around the computation: devices, random state, files, signals, progress, memory."""

@@ -1,0 +1,1 @@
+"""`fit`: the loop over epochs, validation, early stopping, and recovery from NaN."""
