@@ -53,7 +53,7 @@ class Outcome:
 
 def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
     """Train a small VAE, or go on with it, and return its weights."""
-    real = run_state.Run.count
+    real = run_state.RunState.count
 
     def count(self: Any, loss: float, num_data: int) -> None:
         real(self, loss, num_data)
@@ -67,7 +67,7 @@ def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
         pv.likelihoods.Bernoulli(pv.networks.MLP(2, [8], (1, 4, 4))),
         pv.guides.DiagonalNormal(pv.networks.MLP((1, 4, 4), [8], 4)),
     )
-    run_state.Run.count = count  # type: ignore[method-assign]
+    run_state.RunState.count = count  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,7 +76,7 @@ def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
                 checkpoint_seconds=0.0, progress=False,
             )  # fmt: skip
     finally:
-        run_state.Run.count = real  # type: ignore[method-assign]
+        run_state.RunState.count = real  # type: ignore[method-assign]
     return [parameter.detach() for parameter in vae.parameters()]
 
 
@@ -299,13 +299,13 @@ def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
     values = torch.randint(0, 256, (55_000, 1, 28, 28), dtype=torch.uint8)
     x = pv.data.Dataset(values, binarization="dynamic")
     ends: list[float] = []
-    real = run_state.Run.start_epoch
+    real = run_state.RunState.start_epoch
 
     def start_epoch(self: Any) -> None:
         ends.append(time.perf_counter())
         real(self)
 
-    run_state.Run.start_epoch = start_epoch  # type: ignore[method-assign]
+    run_state.RunState.start_epoch = start_epoch  # type: ignore[method-assign]
     epochs: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * rounds):
         kept = bool(number % 2)
@@ -318,7 +318,7 @@ def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
         ends.clear()
         pv.fit(vae, x, epochs=7, out=out, compile=True, progress=False)
         epochs[kept] += np.diff(ends[1:]).tolist()
-    run_state.Run.start_epoch = real  # type: ignore[method-assign]
+    run_state.RunState.start_epoch = real  # type: ignore[method-assign]
     without, with_one = (float(np.median(epochs[kept])) for kept in (False, True))
     return without, with_one
 

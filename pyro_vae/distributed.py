@@ -80,7 +80,7 @@ def from_first(make: Callable[[], T]) -> T:
     return result[0]
 
 
-def dealt(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+def distribute(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
     """Deal items out to the processes in turn; yield the results of all, in order, in each."""
     remaining = iter(items)
     while hand := list(itertools.islice(remaining, world_size())):

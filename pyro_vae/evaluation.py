@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.data.dataset import Chunk, Data, as_dataset
-from pyro_vae.distributed import dealt, is_first
+from pyro_vae.distributed import distribute, is_first
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
@@ -25,7 +25,7 @@ from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, par
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.random_state import seed_chunk, untouched
+from pyro_vae.runtime.random_state import preserved_state, seed_chunk
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -179,9 +179,9 @@ def evaluate(
 
     programs = pair.model, pair.guide
     # `evaluating` once for all: each chunk would do and undo it.
-    with untouched(), bar, evaluating(*programs), fast_layers(modules_of(*programs)):
+    with preserved_state(), bar, evaluating(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
-        found = list(dealt(dataset.chunks(rows), score))
+        found = list(distribute(dataset.chunks(rows), score))
     scores = {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
     check_finite(scores["log_likelihood"])
     return Evaluation(

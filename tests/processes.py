@@ -200,14 +200,14 @@ class Stop(BaseException):
 
 def job_stop(folder):
     """Train with a checkpoint after each step, and end at once in the second epoch."""
-    real = run_state.Run.count
+    real = run_state.RunState.count
 
     def count(self, loss, num_data):
         if self.progress.step == STEPS + 2:
             raise Stop
         real(self, loss, num_data)
 
-    run_state.Run.count = count
+    run_state.RunState.count = count
     try:
         fit(folder / "run", checkpoint_seconds=0.0)
     except Stop:

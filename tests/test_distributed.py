@@ -151,7 +151,7 @@ def test_one_process_alone_needs_no_group():
     assert not torch.distributed.is_initialized()
     batch = (torch.arange(5.0), torch.arange(5))
     assert distributed.own_rows(batch) == (batch, 1.0)
-    assert list(distributed.dealt([3, 1, 2], lambda item: 2 * item)) == [6, 2, 4]
+    assert list(distributed.distribute([3, 1, 2], lambda item: 2 * item)) == [6, 2, 4]
     with pytest.raises(KeyError):
         distributed.from_first(lambda: {}["missing"])
 

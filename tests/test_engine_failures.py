@@ -158,7 +158,7 @@ def test_expanded_priors_compile():
 FAILING = {
     "split": (compiler, "split"),
     "signature": (compiler.Compiler, "_signature"),
-    "guards": (surroundings.Surroundings, "key"),
+    "guards": (surroundings.GuardedState, "key"),
     "decision": (compiler.Compiler, "_consider"),
     "reuse": (compiler.Compiler, "_usable"),
     "reference": (compiler.Compiler, "_reference"),

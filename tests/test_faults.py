@@ -216,14 +216,14 @@ def test_a_disk_that_is_full_from_some_time_on_loses_nothing(tmp_path):
     whole = train(tmp_path / "whole")
 
     def limit_after_two_epochs():
-        real = run_state.Run.end_epoch
+        real = run_state.RunState.end_epoch
 
         def end_epoch(self, entry):
             real(self, entry)
             if self.progress.epoch == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # bytes a file may have
 
-        run_state.Run.end_epoch = end_epoch
+        run_state.RunState.end_epoch = end_epoch
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             fit, *_ = train(tmp_path / "run")
@@ -276,14 +276,14 @@ def test_a_read_only_folder_is_refused_before_training_and_survived_within():
         if os.getuid() == 0:  # to whom nothing is read-only
             os.setuid(65534)
         out = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
-        real = run_state.Run.end_epoch
+        real = run_state.RunState.end_epoch
 
         def end_epoch(self, entry):
             real(self, entry)
             for folder in (out / "checkpoints", out):
                 folder.chmod(0o555)
 
-        run_state.Run.end_epoch = end_epoch
+        run_state.RunState.end_epoch = end_epoch
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             fit = pv.fit(small_vae(), torch.ones(8, 1, 4, 4), epochs=2, out=out)
@@ -299,13 +299,13 @@ def test_a_read_only_folder_is_refused_before_training_and_survived_within():
 
 
 def test_a_folder_that_vanishes_is_made_again_for_the_result(tmp_path, monkeypatch):
-    real = run_state.Run.end_epoch
+    real = run_state.RunState.end_epoch
 
     def end_epoch(self, entry):
         real(self, entry)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
-    monkeypatch.setattr(run_state.Run, "end_epoch", end_epoch)
+    monkeypatch.setattr(run_state.RunState, "end_epoch", end_epoch)
     vae = small_vae()
     with pytest.warns(UserWarning, match="cannot be written.*training goes on"):
         fit = pv.fit(vae, torch.ones(8, 1, 4, 4), epochs=2, out=tmp_path / "run")

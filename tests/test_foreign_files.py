@@ -118,13 +118,13 @@ def fit(out, **settings):
 @pytest.fixture
 def steps(monkeypatch):
     """Return a list that grows with each step of training."""
-    taken, real = [], run_state.Run.count
+    taken, real = [], run_state.RunState.count
 
     def count(self, loss, num_data):
         taken.append(loss)
         real(self, loss, num_data)
 
-    monkeypatch.setattr(run_state.Run, "count", count)
+    monkeypatch.setattr(run_state.RunState, "count", count)
     return taken
 
 

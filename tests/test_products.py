@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.distributions.bernoulli import Bits
+from pyro_vae.distributions.bernoulli import FastBernoulli
 from pyro_vae.engine import inductor as lowering
 from pyro_vae.engine import matmul as products
 
@@ -173,7 +173,7 @@ def test_eager_steps_take_fast_layers_where_these_are_large(
 def test_the_bits_of_an_event_have_the_sum_of_their_log_densities(shape, dtype, tolerance):
     logits = (20 * torch.randn(shape, dtype=dtype)).requires_grad_()
     value = (torch.rand(shape[1:]) < 0.5).to(dtype)
-    bits = Bits(logits=logits, validate_args=False)
+    bits = FastBernoulli(logits=logits, validate_args=False)
     event = bits.to_event(len(shape) - 1)
     expected, actual = bits.log_prob(value).double().flatten(1).sum(1), event.log_prob(value)
     assert actual.shape == event.batch_shape == (shape[0],)
@@ -192,7 +192,7 @@ def test_the_bits_of_an_event_have_second_derivatives_and_a_slope_at_zero():
     value = torch.tensor([0.0, 1, 1, 0, 1], dtype=torch.float64)
 
     def log_prob(logits):
-        return Bits(logits=logits, validate_args=False).to_event(1).log_prob(value)
+        return FastBernoulli(logits=logits, validate_args=False).to_event(1).log_prob(value)
 
     assert torch.autograd.gradcheck(log_prob, logits)
     assert torch.autograd.gradgradcheck(log_prob, logits)
@@ -218,7 +218,7 @@ def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
 
 def test_bits_that_are_certain():
     logits = torch.tensor([[torch.inf, -torch.inf], [-torch.inf, 100.0], [torch.nan, 0.0]])
-    event = Bits(logits=logits, validate_args=False).to_event(1)
+    event = FastBernoulli(logits=logits, validate_args=False).to_event(1)
     right, wrong, unknown = event.log_prob(torch.tensor([1.0, 0.0]))
     assert (right, wrong) == (0, -torch.inf)
     assert unknown.isnan()

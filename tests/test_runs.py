@@ -74,7 +74,7 @@ def train(folder, *, resume=False, seconds=60.0, **changed):
 
 def stop_after(monkeypatch, steps):
     """Make `fit` end at once after so many steps, whenever it asks for the next batch."""
-    real, taken = run_state.Run.count, []
+    real, taken = run_state.RunState.count, []
 
     def count(self, loss, num_data):
         if len(taken) == steps:
@@ -82,7 +82,7 @@ def stop_after(monkeypatch, steps):
         taken.append(loss)
         real(self, loss, num_data)
 
-    monkeypatch.setattr(run_state.Run, "count", count)
+    monkeypatch.setattr(run_state.RunState, "count", count)
 
 
 def without_seconds(history):
@@ -507,14 +507,14 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
 
 
 def interrupt_after(patch, steps):
-    real = run_state.Run.count
+    real = run_state.RunState.count
 
     def count(self, loss, num_data):
         real(self, loss, num_data)
         if self.progress.step == steps:
             signal.raise_signal(signal.SIGINT)
 
-    patch.setattr(run_state.Run, "count", count)
+    patch.setattr(run_state.RunState, "count", count)
 
 
 def test_the_command_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
@@ -572,13 +572,13 @@ def checkpoints(folder):
 def train_slowly(folder, errors):
     """A child's work: steps of 10 ms, and what it says in a file."""
     sys.stderr = errors.open("w", buffering=1)
-    real = run_state.Run.count
+    real = run_state.RunState.count
 
     def count(self, loss, num_data):
         time.sleep(0.01)
         real(self, loss, num_data)
 
-    run_state.Run.count = count
+    run_state.RunState.count = count
     train(folder, resume=True, seconds=0.0)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import pyro_vae as pv
 from pyro_vae.data import data_loader, disk_array, prefetch
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.disk_array import Stored
+from pyro_vae.data.disk_array import DiskArray
 from pyro_vae.data.prefetch import DataError
 from tests.test_runs import Stop, stop_after, train
 from tests.test_vae import small_vae
@@ -81,7 +81,7 @@ def test_stored_floats_and_context_train_as_those_in_memory(tmp_path, pixels, st
 
 
 def test_an_epoch_has_every_row_once_out_of_many_blocks(tmp_path, pixels, small_windows):
-    rows = Stored(memmap(tmp_path, pixels))
+    rows = DiskArray(memmap(tmp_path, pixels))
     generator = torch.Generator().manual_seed(1)
     state = generator.get_state()
     batches = list(rows.order(generator, 8, 0))
@@ -96,7 +96,7 @@ def test_an_epoch_has_every_row_once_out_of_many_blocks(tmp_path, pixels, small_
 
 @STORES
 def test_any_index_is_read_right(tmp_path, pixels, store, small_windows):
-    rows = Stored(store(tmp_path, pixels)).narrow(0, 5, 50)
+    rows = DiskArray(store(tmp_path, pixels)).narrow(0, 5, 50)
     expected = torch.from_numpy(pixels)[5:55]
     generator = torch.Generator().manual_seed(1)
     for size in (4, 50, 9, 200):  # at times more blocks than are held
@@ -263,7 +263,7 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, pixels):
     array = zarray(tmp_path, (pixels > 127).astype(np.float32))
     (tmp_path / "rows.zarr/c/4/0/0/0").write_bytes(b"damaged")
     with pytest.raises(DataError, match="rows 28 to 34 of the training data cannot be read"):
-        Stored(array).index_select(0, torch.tensor([30]))
+        DiskArray(array).index_select(0, torch.tensor([30]))
     with pytest.raises(DataError, match="cannot be read"):
         pv.fit(small_vae(), array, epochs=1)
     infinite = np.zeros((5, *EVENT), np.float32)
@@ -299,7 +299,7 @@ def test_a_worker_that_is_killed_ends_the_run_by_a_sentence(pixels):
     assert child.exitcode == 0
 
 
-@data_loader.worker_deaths_told()
+@data_loader.worker_errors_as_data_errors()
 def tells_of_a_death(wrapped):
     try:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
@@ -329,7 +329,7 @@ def test_a_batch_that_is_cut_off_tells_of_the_worker(num_workers):
     assert ("a DataLoader worker ended" in str(told.value)) == (num_workers == 1)
 
 
-@data_loader.worker_deaths_told()
+@data_loader.worker_errors_as_data_errors()
 def divide_by_zero():
     return 1 / 0
 

@@ -13,9 +13,9 @@ from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNorm
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.pairs.runner import Programs
+from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 from tests.linear_gaussian import linear_vae
 from tests.pairs import EXACT_PAIRS
 
@@ -34,7 +34,7 @@ HOW = {  # separable, in a plate of draws, in the data's place
 @pytest.mark.parametrize("kind", EXACT_PAIRS)
 def test_how_a_pair_can_be_run_is_found_out(kind):
     pair = EXACT_PAIRS[kind]()
-    programs = Programs(pair.model, pair.guide, pair.args)
+    programs = PairRunner(pair.model, pair.guide, pair.args)
     layout = programs.layout
     assert (programs.separable, layout.vectorized, layout.tiled) == HOW[kind]
     assert (programs.data_plate, programs.num_data) == (pair.plate, pair.num_data)
@@ -44,7 +44,7 @@ def test_how_a_pair_can_be_run_is_found_out(kind):
 @pytest.mark.parametrize("size", [2, 100])
 def test_batches_hold_every_datum_once(kind, size):
     pair = EXACT_PAIRS[kind]()
-    programs = Programs(pair.model, pair.guide, pair.args)
+    programs = PairRunner(pair.model, pair.guide, pair.args)
     seen = [batch.indices[batch.repeated :] for batch in programs.batches(size)]
     assert torch.cat(seen).equal(torch.arange(pair.num_data))
 
@@ -52,7 +52,7 @@ def test_batches_hold_every_datum_once(kind, size):
 @pytest.mark.parametrize("kind", ["discrete", "two sites", "not broadcasting", "masked"])
 def test_log_densities_are_those_of_plain_traces(kind):
     pair = EXACT_PAIRS[kind]()
-    programs = Programs(pair.model, pair.guide, pair.args)
+    programs = PairRunner(pair.model, pair.guide, pair.args)
     (batch,) = programs.batches(100)
     guide, model = programs.run(batch, 4)
     for s in range(4):
@@ -84,11 +84,11 @@ def test_an_autoguide_has_the_log_weights_of_trace_elbo(kind):
     args = regression_data()
     guide = kind(regression)
     guide(*args)
-    programs = Programs(regression, guide, args)
+    programs = PairRunner(regression, guide, args)
     assert programs.separable
     assert programs.layout.vectorized
     (batch,) = programs.batches(100)
-    with torch.no_grad(), untouched():
+    with torch.no_grad(), preserved_state():
         sites = programs.run(batch, 3)
         twin = poutine.trace(guide).get_trace(*args)
         given = {name: node["value"][None] for name, node in twin.nodes.items() if name in sites[0]}

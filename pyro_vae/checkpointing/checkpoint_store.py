@@ -48,7 +48,7 @@ Checkpoint = tuple[dict[str, Tensor], State]
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator["Checkpoints"]:
+def opened(folder: Path) -> Iterator["CheckpointStore"]:
     """Hold the folder for this run and give its checkpoints; the lock ends with the process.
 
     Raises:
@@ -77,10 +77,10 @@ def opened(folder: Path) -> Iterator["Checkpoints"]:
         file.write(str(os.getpid()).encode())
         file.flush()
         remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while it saved its model
-        yield Checkpoints(folder)
+        yield CheckpointStore(folder)
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of a run: the last `KEEP_LAST` and the best, in `folder/checkpoints`.
 
     `opened` makes it: only the run that holds the folder's lock may write.

@@ -21,7 +21,7 @@ from pyro_vae.data.prefetch import (
 )
 
 
-class Loaded:
+class LoaderBatches:
     """The batches of a torch `DataLoader` in the place of a tensor of rows.
 
     A loader that has workers prepares batches while others train. Its order and what its workers
@@ -72,11 +72,11 @@ class Loaded:
         """Tell whether the rows are floats."""
         return self.dtype.is_floating_point
 
-    def to(self, device: str | torch.device) -> "Loaded":
+    def to(self, device: str | torch.device) -> "LoaderBatches":
         """Return the loader with its batches on a device."""
-        return Loaded(self._loader, device)
+        return LoaderBatches(self._loader, device)
 
-    def narrow(self, dim: int, start: int, length: int) -> "Loaded":
+    def narrow(self, dim: int, start: int, length: int) -> "LoaderBatches":
         """Raise `DataError`: what a loader gives has no places."""
         raise DataError("a DataLoader cannot be split: make validation data of their own")
 
@@ -167,7 +167,7 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def worker_deaths_told() -> Iterator[None]:
+def worker_errors_as_data_errors() -> Iterator[None]:
     """Turn the death of a loader's worker into a `DataError`.
 
     torch tells it by an exception of a signal handler, wherever Python is then: in a step, or in a

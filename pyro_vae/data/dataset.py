@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.data.binarization import BINARIZATIONS, _where, bernoulli
 from pyro_vae.data.chunks import recut, taken
-from pyro_vae.data.data_loader import Loaded
-from pyro_vae.data.disk_array import Stored, is_stored
+from pyro_vae.data.data_loader import LoaderBatches
+from pyro_vae.data.disk_array import DiskArray, is_stored
 from pyro_vae.data.prefetch import DataError, ahead, room, shuffled
 
 Split = tuple["Dataset", "Dataset"]
@@ -59,7 +59,7 @@ class Dataset:
         object.__setattr__(self, "values", _as_rows(self.values))
         object.__setattr__(self, "context", tuple(map(_as_rows, self.context)))
         for rows in (self.values, *self.context, *(() if self.labels is None else (self.labels,))):
-            if not isinstance(rows, Tensor | Stored | Loaded):
+            if not isinstance(rows, Tensor | DiskArray | LoaderBatches):
                 raise DataError(
                     f"a data set holds torch tensors, got {type(rows).__name__}: arrays become "
                     "such by torch.as_tensor"
@@ -83,12 +83,12 @@ class Dataset:
             raise DataError(
                 f"{len(self.values)} data have labels of shape {shape}, one each is due"
             )
-        if isinstance(self.values, Loaded) and self.context:
+        if isinstance(self.values, LoaderBatches) and self.context:
             raise DataError(
                 "a DataLoader gives what else belongs to its data with them, as tuples (x, y, ...)"
             )
         for rows in self.context:
-            if isinstance(rows, Loaded) or rows.dim() == 0 or len(rows) != len(self.values):
+            if isinstance(rows, LoaderBatches) or rows.dim() == 0 or len(rows) != len(self.values):
                 raise DataError(
                     f"{len(self.values)} data have a context of shape {tuple(rows.shape)}: one row "
                     "for each datum is expected"
@@ -114,7 +114,7 @@ class Dataset:
 
         Pixels are fed as float32, floats in their own type.
         """
-        if isinstance(self.values, Loaded):
+        if isinstance(self.values, LoaderBatches):
             return self.batch(index)[0]
         if self.binarization == "dynamic" and isinstance(self.values, Tensor):
             return self._fixed[index].float()
@@ -122,7 +122,7 @@ class Dataset:
 
     def batch(self, index: int | slice | Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of a pair's programs, as they are scored: x and its context."""
-        if isinstance(self.values, Loaded):
+        if isinstance(self.values, LoaderBatches):
             x, *context = _loaded_rows(self.values, index)
             return (self._scored(x, index), *context)
         return (self[index], *(rows[index] for rows in self.context))
@@ -135,7 +135,7 @@ class Dataset:
         join the chunk before them. A `DataLoader` is passed over once, and the chunks have as many
         data as it gives, whatever its length says.
         """
-        if isinstance(self.values, Loaded):
+        if isinstance(self.values, LoaderBatches):
             for start, batch in recut(self.values.passed(), rows, least):
                 yield start, functools.partial(self._scored_batch, start, batch)
             return
@@ -154,7 +154,7 @@ class Dataset:
 
     def num_batches(self, batch_size: int) -> int:
         """Return the number of batches in an epoch."""
-        if isinstance(self.values, Loaded):
+        if isinstance(self.values, LoaderBatches):
             return self.values.num_batches
         return -(-len(self) // batch_size)
 
@@ -174,9 +174,9 @@ class Dataset:
 
         What is on disk is read by a thread while earlier batches are trained on.
         """
-        if isinstance(self.values, Loaded):
+        if isinstance(self.values, LoaderBatches):
             read = order
-        elif any(isinstance(rows, Stored) for rows in (self.values, *self.context)):
+        elif any(isinstance(rows, DiskArray) for rows in (self.values, *self.context)):
             read = ahead(order, self._select)
         else:
             read = map(self._select, order)
@@ -287,7 +287,7 @@ class Dataset:
     def _fixed_rows(self, pixels: Tensor, index: int | slice | Tensor) -> Tensor:
         """Draw some rows, each from a seed of its own, so that it need not be kept."""
         # A DataLoader may have more rows than it says, and counts them from its start.
-        places = range(sys.maxsize if isinstance(self.values, Loaded) else len(self))
+        places = range(sys.maxsize if isinstance(self.values, LoaderBatches) else len(self))
         numbers = places[index] if isinstance(index, int | slice) else index.tolist()
         numbers, rows = ([numbers], [pixels]) if isinstance(numbers, int) else (numbers, pixels)
         generator = torch.Generator()
@@ -298,7 +298,7 @@ class Dataset:
         return torch.stack(drawn).view(pixels.shape).to(pixels.device)
 
 
-def _loaded_rows(loaded: Loaded, index: int | slice | Tensor) -> tuple[Tensor, ...]:
+def _loaded_rows(loaded: LoaderBatches, index: int | slice | Tensor) -> tuple[Tensor, ...]:
     """Return the rows at some places of a loader's order: of its first batch, or by a pass."""
     if not isinstance(index, slice):
         chosen = torch.as_tensor(index)
@@ -334,8 +334,8 @@ def as_tensor(x: Any) -> Any:
 
 def _as_rows(x: Any) -> Any:
     if isinstance(x, DataLoader):
-        return Loaded(x)
-    return Stored(x) if is_stored(x) else x
+        return LoaderBatches(x)
+    return DiskArray(x) if is_stored(x) else x
 
 
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
@@ -355,7 +355,7 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         return dataclasses.replace(as_dataset(data, name), context=tuple(rows))
     if isinstance(x, DataLoader) or is_stored(x):
         x = _as_rows(x)
-    if not isinstance(x, Tensor | np.ndarray | Stored | Loaded):
+    if not isinstance(x, Tensor | np.ndarray | DiskArray | LoaderBatches):
         raise DataError(
             "data must be a tensor, a numpy array, a zarr array, a torch DataLoader or a "
             f"pv.data.Dataset, got {type(x).__name__}"

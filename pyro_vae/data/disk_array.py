@@ -35,7 +35,7 @@ def is_stored(x: Any) -> bool:
     return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
 
 
-class Stored:
+class DiskArray:
     """An array on disk in the place of a tensor of rows, as far as a data set needs one.
 
     Args:
@@ -92,14 +92,14 @@ class Stored:
         """Tell whether the rows are floats."""
         return self.dtype.is_floating_point
 
-    def to(self, device: str | torch.device) -> "Stored":
+    def to(self, device: str | torch.device) -> "DiskArray":
         """Return the array with its rows on a device."""
-        return Stored(self._array, device, self._start, self._stop)
+        return DiskArray(self._array, device, self._start, self._stop)
 
-    def narrow(self, dim: int, start: int, length: int) -> "Stored":
+    def narrow(self, dim: int, start: int, length: int) -> "DiskArray":
         """Return a part of the rows, without reading them."""
         begin = self._start + start
-        return Stored(self._array, self.device, begin, begin + length)
+        return DiskArray(self._array, self.device, begin, begin + length)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all rows, `size` at a time."""

@@ -13,15 +13,15 @@ from pyro_vae.distributed import gather
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.chunking import CHUNK_ELEMENTS
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.runner import Programs
+from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import SiteDraws, Sites
 
 
-class Blocks:
+class GroupCollector:
     """Runs the programs on one batch after the other; sites without data keep their draws."""
 
     def __init__(
-        self, programs: Programs, labels: Labels, num_samples: int, groups: tuple[str, ...]
+        self, programs: PairRunner, labels: Labels, num_samples: int, groups: tuple[str, ...]
     ) -> None:
         self.programs, self.labels, self.num_samples = programs, labels, num_samples
         self.groups, self.plate = groups, programs.data_plate

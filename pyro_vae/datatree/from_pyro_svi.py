@@ -9,12 +9,12 @@ import torch
 import xarray as xr
 
 from pyro_vae.data.dataset import Dataset, as_tensor
-from pyro_vae.datatree.collector import Blocks
+from pyro_vae.datatree.collector import GroupCollector
 from pyro_vae.datatree.writer import Labels, TreeWriter, Variables
-from pyro_vae.distributed import dealt, from_first, is_first
+from pyro_vae.distributed import distribute, from_first, is_first
 from pyro_vae.pairs.batching import Batch
-from pyro_vae.pairs.runner import Programs
-from pyro_vae.runtime.random_state import seed_chunk, untouched
+from pyro_vae.pairs.runner import PairRunner
+from pyro_vae.runtime.random_state import preserved_state, seed_chunk
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
 PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
@@ -87,10 +87,10 @@ def from_pyro_svi(
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
     base = from_first(_draw_seed) if seed is None else seed
-    with torch.no_grad(), untouched(base):
-        programs = Programs(model, guide, args, kwargs, obs_plate=obs_plate)
+    with torch.no_grad(), preserved_state(base):
+        programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate)
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
-        blocks = Blocks(programs, labels, num_samples, groups)
+        blocks = GroupCollector(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(enumerate(programs.batches(rows)))
@@ -102,7 +102,7 @@ def from_pyro_svi(
         if not is_first():
             collect(batches[0])  # what belongs to no datum is drawn with the first batch
             blocks.forget_data()
-        for (place, batch), variables in zip(batches, dealt(batches, collect), strict=True):
+        for (place, batch), variables in zip(batches, distribute(batches, collect), strict=True):
             if place == 0:
                 plate = programs.data_plate
                 labels.check(variables, {} if plate is None else {plate: programs.num_data})
@@ -156,11 +156,11 @@ def _attributes(
     return attrs
 
 
-def _only_local_latent(programs: Programs) -> str | None:
+def _only_local_latent(programs: PairRunner) -> str | None:
     """Return the name of the local latent with one event dimension, where there is one such."""
     vectors = [name for name, event_dim in programs.local_latents.items() if event_dim == 1]
     return vectors[0] if len(vectors) == 1 else None
 
 
-def _coordinates(programs: Programs, coords: Mapping[str, Any] | None) -> dict[str, Any]:
+def _coordinates(programs: PairRunner, coords: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**{k: v.numpy() for k, v in programs.fixed_indices.items()}, **(coords or {})}

@@ -28,7 +28,7 @@ from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 TARGET_ACCEPTANCE = 0.65
 
@@ -74,7 +74,7 @@ def ais(
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     rows = data_per_chunk(data.event_shape, num_chains)
     lower, acceptance = [], []
-    with untouched(seed):
+    with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         for _, read in data.chunks(rows):
             target = Target(sampler, read())
@@ -113,7 +113,7 @@ def bidirectional(
     """
     _check(num_chains, num_temperatures, num_leapfrog)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
-    with untouched(seed):
+    with preserved_state(seed):
         template = data.batch(slice(max(2, num_data)))
         sampler = Sampler(pair, template)
         with torch.no_grad():

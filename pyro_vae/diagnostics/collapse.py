@@ -11,7 +11,7 @@ from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
 ACTIVE_VARIANCE = 0.01
@@ -89,7 +89,7 @@ def collapse(pair: PairLike, x: Data, *, num_samples: int = 100, seed: int = 0) 
         raise ValueError(f"at least 2 data and 2 draws are needed, got {len(data)}, {num_samples}")
     rows = max(2, data_per_chunk(data.event_shape, num_samples))
     means, variances, one, drops = [], [], [], []
-    with torch.no_grad(), untouched(seed):
+    with torch.no_grad(), preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
         # The last datum joins the batch before it rather than being alone with its latents.

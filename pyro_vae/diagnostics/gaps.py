@@ -29,7 +29,7 @@ from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def gaps(
         )
     rows = data_per_chunk(data.event_shape, num_particles)
     chunks = []
-    with untouched(seed):
+    with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         for _, read in data.chunks(rows):
             batch = read()

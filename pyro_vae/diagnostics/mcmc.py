@@ -25,7 +25,7 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import sample_sites
 from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 KERNELS: dict[str, Callable[..., HMC]] = {
     "nuts": NUTS,
@@ -87,7 +87,7 @@ def mcmc_draws(
             f"{num_samples}, {warmup_steps}, {num_chains}"
         )
     batch = as_dataset(x).to(device_of(pair.model, pair.guide)).batch(slice(None))
-    with untouched(seed), evaluating(pair.model, pair.guide):
+    with preserved_state(seed), evaluating(pair.model, pair.guide):
         check(pair, batch)
         plate = Sampler(pair, batch).plate
         _check_continuous(pair, batch)

@@ -19,7 +19,7 @@ from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 NUM_BINS = 16
@@ -60,7 +60,7 @@ def sbc(
             f"num_simulations and num_draws must be at least 1, got {num_simulations}, {num_draws}"
         )
     ranks: dict[str, list[np.ndarray]] = {}
-    with torch.no_grad(), untouched(seed):
+    with torch.no_grad(), preserved_state(seed):
         template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)
         rows = data_per_chunk(template[0].shape[1:], num_draws)

@@ -34,7 +34,7 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import write_json
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 VERDICTS = ("safe", "inspect", "don't")
 SBC_LEVEL = 0.9
@@ -219,7 +219,7 @@ def diagnose(
 def _per_datum(pair: PairLike, data: Dataset, num_samples: int, seed: int) -> xr.Dataset:
     rows = data_per_chunk(data.event_shape, num_samples)
     scores: dict[str, list[Tensor]] = {"khat": [], "ess": [], "elbo": [], "log_likelihood": []}
-    with untouched(seed):
+    with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         for _, read in data.chunks(rows):
             weights = sampler.log_weights(read(), num_samples).log_weights

@@ -1,6 +1,6 @@
 """Distributions and transforms that Pyro lacks, or that lose precision in float32. No networks."""
 
-from pyro_vae.distributions.bernoulli import Bits, ContinuousBernoulli, log_sigmoid
+from pyro_vae.distributions.bernoulli import ContinuousBernoulli, FastBernoulli, log_sigmoid
 from pyro_vae.distributions.counts import CountsGivenTotal, ZeroInflatedNegativeBinomial
 from pyro_vae.distributions.discretized import CategoricalLevels, DiscretizedLogistic, Levels
 from pyro_vae.distributions.entrywise import OpenBeta, PartlyObserved, SideBySide, entries_of
@@ -8,11 +8,11 @@ from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.spherical import PowerSpherical
 
 __all__ = [
-    "Bits",
     "CategoricalLevels",
     "ContinuousBernoulli",
     "CountsGivenTotal",
     "DiscretizedLogistic",
+    "FastBernoulli",
     "Levels",
     "Mixture",
     "OpenBeta",

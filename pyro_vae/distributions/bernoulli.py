@@ -22,7 +22,7 @@ def log_sigmoid(logits: Tensor) -> Tensor:
     return -(below + (1 + (-logits - 2 * below).exp()).log())
 
 
-class Bits(dist.Bernoulli):
+class FastBernoulli(dist.Bernoulli):
     """A Bernoulli whose log density is log sigmoid(+-logits), for a value of 1 or 0.
 
     The same number as Pyro's, which goes through a cross entropy for values between 0 and 1, in a
@@ -43,7 +43,7 @@ class Bits(dist.Bernoulli):
 
 
 class _BitsOfAnEvent(dist.Independent):
-    """The `Bits` of an event, whose log density takes few logarithms."""
+    """The `FastBernoulli` of an event, whose log density takes few logarithms."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability in nats."""

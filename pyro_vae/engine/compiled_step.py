@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
-from pyro_vae.engine.graph_optimizer import Owner, scheduled
+from pyro_vae.engine.graph_optimizer import GraphOptimizer, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
 
 # Rounding: between a graph and its compiled form, sums are taken in another order.
@@ -56,7 +56,7 @@ class CompiledStep:
         self,
         capture: Capture,
         inputs: list[Tensor],
-        owners: list[Owner] | None,
+        owners: list[GraphOptimizer] | None,
         tolerance: float,
     ) -> None:
         self.capture, self.owners = capture, owners
@@ -165,7 +165,7 @@ class CompiledStep:
         return [*(torch.where(valid, loss, torch.nan) for loss in losses), *gradients]
 
     def _updated(
-        self, owners: list[Owner], gradients: list[Tensor], old: dict[int, Tensor]
+        self, owners: list[GraphOptimizer], gradients: list[Tensor], old: dict[int, Tensor]
     ) -> dict[int, Tensor]:
         """Return the parameters and the optimizers' states after the update, by identity."""
         new: dict[int, Tensor] = {}

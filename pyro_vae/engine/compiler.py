@@ -19,7 +19,7 @@ from pyro_vae.engine.call_arguments import join, split
 from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
 from pyro_vae.engine.compiled_step import BF16_TOLERANCE, TOLERANCE, CompiledStep, check_close
 from pyro_vae.engine.graph_optimizer import owners_of
-from pyro_vae.engine.guards import MAX_VALUES, Surroundings
+from pyro_vae.engine.guards import MAX_VALUES, GuardedState
 from pyro_vae.engine.inductor import try_out_processor
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.runtime.random_state import python_random_state, random_state, set_random_state
@@ -49,7 +49,7 @@ class Compiler:
     def __init__(self, svi: Any, loss: Any, at_once: bool) -> None:
         self.svi = svi
         self.enabled = True
-        self._surroundings = Surroundings(svi.model, svi.guide, loss, svi.loss_and_grads)
+        self._surroundings = GuardedState(svi.model, svi.guide, loss, svi.loss_and_grads)
         self._at_once = at_once
         self._counts: dict[Any, int] = {}
         self._programs: dict[Any, CompiledStep] = {}

@@ -22,7 +22,7 @@ def scheduled(group: dict[str, Any]) -> list[float | Tensor]:
     return [group["lr"], *group.get("betas", ())]
 
 
-class Owner:
+class GraphOptimizer:
     """The optimizer of one parameter, and what of it a graph takes as fixed or as an input."""
 
     def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
@@ -86,7 +86,7 @@ class Owner:
         parameter.grad = None
 
 
-def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[Owner] | None:
+def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[GraphOptimizer] | None:
     """Return the optimizer of each parameter, or None where one has to update outside a graph."""
     owners = []
     for parameter in trained:
@@ -100,7 +100,7 @@ def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[Owner] | None
             return None
         if optimizer is None:
             return None
-        owner = Owner(optimizer, parameter)
+        owner = GraphOptimizer(optimizer, parameter)
         if not owner.traceable():
             return None
         owners.append(owner)

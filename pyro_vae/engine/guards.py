@@ -38,7 +38,7 @@ PLUMBING = set(vars(nn.Module())) - STRUCTURE  # hooks and the like, which every
 CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
 
 
-class Surroundings:
+class GuardedState:
     """The Python values that some functions and objects can see.
 
     Args:
@@ -130,7 +130,7 @@ class Surroundings:
 
 def modules_of(*programs: Any) -> list[nn.Module]:
     """Return the modules that programs can see, as far as they can be found."""
-    surroundings = Surroundings(*programs)
+    surroundings = GuardedState(*programs)
     with contextlib.suppress(Exception):  # of an attribute of a foreign object
         surroundings.key()
     return surroundings.modules

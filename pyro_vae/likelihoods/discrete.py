@@ -25,7 +25,7 @@ class Bernoulli(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a Bernoulli for every entry."""
-        return distributions.Bits(logits=outputs[..., 0])
+        return distributions.FastBernoulli(logits=outputs[..., 0])
 
 
 class Categorical(Entrywise):

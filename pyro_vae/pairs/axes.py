@@ -12,7 +12,7 @@ from pyro_vae.pairs.sites import SiteDraws, Sites, dims_of, frames_of, sample_si
 
 
 @dataclass
-class Layout:
+class PlateAxes:
     """Where the plates of two programs are, and where their draws.
 
     Attributes:

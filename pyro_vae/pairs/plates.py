@@ -16,9 +16,9 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sites import PARTICLE_PLATES, Given, sample_sites, values_of
+from pyro_vae.pairs.sites import PARTICLE_PLATES, ConditionLatents, sample_sites, values_of
 from pyro_vae.runtime.devices import evaluating
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 Program = Callable[..., Any]
 
@@ -131,7 +131,7 @@ def _without_state(program: Program) -> Program:
 
 
 def _run(program: Program, batch: Batch, values: dict[str, Any]) -> poutine.Trace:
-    with Given(values):
+    with ConditionLatents(values):
         return poutine.trace(program).get_trace(*batch.args, **batch.kwargs)
 
 
@@ -140,7 +140,7 @@ def _aside(*programs: Program) -> Any:
     """Run programs unseen by the handlers around them, and leave all state as it was found."""
     with (
         torch.no_grad(),
-        untouched(),
+        preserved_state(),
         poutine.block(),
         evaluating(*programs),
         pyro.validation_enabled(False),

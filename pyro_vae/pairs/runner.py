@@ -21,13 +21,13 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.pairs.axes import Layout
+from pyro_vae.pairs.axes import PlateAxes
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.plates import MISFITS, data_plates
 from pyro_vae.pairs.sites import (
     DRAWS,
-    Given,
+    ConditionLatents,
     SiteDraws,
     Sites,
     check_sites,
@@ -39,7 +39,7 @@ from pyro_vae.pairs.sites import (
 )
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
-from pyro_vae.runtime.random_state import untouched
+from pyro_vae.runtime.random_state import preserved_state
 
 # Log densities of the same draws agree to rounding, of a float32 matrix product in another shape.
 RTOL, ATOL = 1e-4, 1e-3
@@ -47,7 +47,7 @@ RTOL, ATOL = 1e-4, 1e-3
 Traces = tuple[poutine.Trace, ...]
 
 
-class Programs:
+class PairRunner:
     """A model and its guide on given arguments, whatever their plates.
 
     Attributes:
@@ -85,11 +85,11 @@ class Programs:
         keep_freed_memory()
         self.model, self.guide = model, guide
         self.arguments = Arguments(args, kwargs or {})
-        self.layout = Layout()
+        self.layout = PlateAxes()
         self.separable = False
         self.num_data = self.subsample_size = 0
         self.fixed_indices: dict[str, Tensor] = {}
-        with torch.no_grad(), untouched():
+        with torch.no_grad(), preserved_state():
             if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
                 self._running(
                     guide, self.arguments.whole()
@@ -163,7 +163,7 @@ class Programs:
         with (
             evaluating(self.model, self.guide),
             pyro.validation_enabled(False),
-            Given({**self.fixed_indices, **batch.subsample, **(values or {})}),
+            ConditionLatents({**self.fixed_indices, **batch.subsample, **(values or {})}),
         ):
             return poutine.trace(program).get_trace(*batch.args, **batch.kwargs)
 

@@ -19,7 +19,7 @@ from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.check import check_arguments
 from pyro_vae.pairs.chunking import CHUNK_DRAWS
 from pyro_vae.pairs.pair import PairError, PairLike
-from pyro_vae.pairs.runner import Programs
+from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import Sites
 
 Data = Tensor | tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class Draws:
 class Sampler:
     """Draws from a pair's guide, with the log densities of guide and model, on any data.
 
-    It serves pairs whose latents are all local: each belongs to one datum. `Programs` runs the
+    It serves pairs whose latents are all local: each belongs to one datum. `PairRunner` runs the
     others.
 
     Args:
@@ -68,7 +68,7 @@ class Sampler:
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
         few = tuple(rows[:2] for rows in _arguments(batch))
         check_arguments(pair, few)
-        self.programs = Programs(pair.model, pair.guide, few)
+        self.programs = PairRunner(pair.model, pair.guide, few)
         given_globals = given_globals and self.programs.separable
         if not (self.programs.all_local or given_globals):
             raise PairError(
@@ -141,7 +141,7 @@ def _arguments(data: Data) -> tuple[Tensor, ...]:
 
 
 def simulate(
-    programs: Programs, template: tuple[Tensor, ...], places: range
+    programs: PairRunner, template: tuple[Tensor, ...], places: range
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """Draw latents and data from a model, one of each for each place.
 

@@ -66,7 +66,7 @@ class SiteDraws:
 Sites = dict[str, SiteDraws]
 
 
-class Given(Messenger):
+class ConditionLatents(Messenger):
     """Gives latent sites and subsampled plates their values; they stay what they are."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from pyro.util import get_rng_state, set_rng_state
 
 
 @contextlib.contextmanager
-def untouched(seed: int | None = None) -> Iterator[None]:
+def preserved_state(seed: int | None = None) -> Iterator[None]:
     """Leave the random state and Pyro's parameter store as they were found.
 
     Programs that hold parameters may put them into the store when they run; those go again.

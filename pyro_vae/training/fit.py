@@ -22,11 +22,11 @@ from pyro.infer import ELBO
 from torch import nn
 from torch.optim import Optimizer
 
-from pyro_vae.checkpointing.checkpoint_store import Checkpoints, opened
+from pyro_vae.checkpointing.checkpoint_store import CheckpointStore, opened
 from pyro_vae.checkpointing.fingerprint import describe
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder, save
 from pyro_vae.checkpointing.model_folder import describe as describe_part
-from pyro_vae.data.data_loader import worker_deaths_told
+from pyro_vae.data.data_loader import worker_errors_as_data_errors
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.distributed import (
     check_same,
@@ -53,14 +53,14 @@ from pyro_vae.training.learning_rate import Schedule
 from pyro_vae.training.loop import _signal_to_any, _take_steps
 from pyro_vae.training.nan_recovery import _handle_nan
 from pyro_vae.training.result import Fit
-from pyro_vae.training.run_state import Run
+from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import _check_settings, _per_datum_svi
 from pyro_vae.training.validation import _validate
 
 HISTORY = "history.json"
 
 
-@worker_deaths_told()
+@worker_errors_as_data_errors()
 def fit(
     pair: PairLike | SVI,
     train: Data,
@@ -207,7 +207,7 @@ def fit(
         checkpoints = from_first(lambda: held.enter_context(_checkpoints(folder, on_nan)))
         torch.manual_seed(int(noise_seeds[rank()]))
         few = data.batch(slice(2))
-        run = Run(
+        run = RunState(
             svi, programs, generator, few, schedule, total_steps, checkpoints, checkpoint_seconds
         )
         held.callback(run.close)  # before the folder is free for another run
@@ -268,7 +268,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _checkpoints(folder: Path | None, on_nan: str) -> Iterator[Checkpoints | None]:
+def _checkpoints(folder: Path | None, on_nan: str) -> Iterator[CheckpointStore | None]:
     """Open the checkpoints in a run's folder, or those that it needs to go back in another one."""
     if folder is not None:
         with opened(folder) as checkpoints:
@@ -295,7 +295,7 @@ def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
         )
 
 
-def _say_how_to_resume(run: Run, folder: Path) -> None:
+def _say_how_to_resume(run: RunState, folder: Path) -> None:
     print(
         f"interrupted at step {run.progress.step}; the last checkpoint in {folder} is of step "
         f"{run.saved_step}. The same call with resume=True goes on",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import from_first, gather, own_rows, world_size
-from pyro_vae.training.run_state import Run
+from pyro_vae.training.run_state import RunState
 
 # Of several processes; asking each other takes some tenths of a millisecond.
 STEPS_BETWEEN_AGREEMENTS = 10
@@ -27,7 +27,7 @@ class _End(NamedTuple):
 
 
 def _take_steps(
-    run: Run,
+    run: RunState,
     data: Dataset,
     batch_size: int,
     num_steps: int,

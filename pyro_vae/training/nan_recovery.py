@@ -12,7 +12,7 @@ from pyro_vae.distributed import (
     is_first,
 )
 from pyro_vae.pairs.pair import PairLike
-from pyro_vae.training.run_state import Run
+from pyro_vae.training.run_state import RunState
 
 
 class TrainingError(RuntimeError):
@@ -42,7 +42,7 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
 
 
 def _handle_nan(
-    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, run: Run, on_nan: str
+    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, run: RunState, on_nan: str
 ) -> None:
     """Go back to a checkpoint with a lower learning rate, if asked, or raise `TrainingError`."""
     now = run.progress

@@ -1,6 +1,6 @@
 """What a training run has to remember so that it goes on bit for bit where it was left.
 
-`Progress` is what counts along; `Run` adds the tensors, the optimizer, the schedule and the random
+`Progress` is what counts along; `RunState` adds the tensors, the optimizer, the schedule, random
 states, writes them all as a checkpoint and puts them back.
 """
 
@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.checkpointing import optimizer_state
-from pyro_vae.checkpointing.checkpoint_store import Checkpoint, Checkpoints
+from pyro_vae.checkpointing.checkpoint_store import Checkpoint, CheckpointStore
 from pyro_vae.checkpointing.fingerprint import (
     OBJECTIVE_STATE,
     check_tensor,
@@ -68,7 +68,7 @@ class Progress:
     epoch_seconds: float = 0.0
 
 
-class Run:
+class RunState:
     """A training run as it stands: counts, weights, the best ones, optimizer, random states.
 
     Args:
@@ -90,7 +90,7 @@ class Run:
         batch: tuple[Tensor, ...],
         schedule: Schedule | None,
         total_steps: int,
-        checkpoints: Checkpoints | None,
+        checkpoints: CheckpointStore | None,
         checkpoint_seconds: float,
     ) -> None:
         self.svi, self.programs, self.generator = svi, programs, generator
