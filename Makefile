@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml
 	.venv/bin/python -m pip install --progress-bar off --editable ".[dev]"
 	touch $@
 
-arviz-1: .venv-arviz-1/.installed  ## a second interpreter with ArviZ 1.x, for tests/test_inspection.py
+arviz-1: .venv-arviz-1/.installed  ## a second interpreter with ArviZ 1.x, for tests/datatree/test_inspection.py
 .venv-arviz-1/.installed:
 	$(PYTHON_ARVIZ_1) -m venv .venv-arviz-1
 	.venv-arviz-1/bin/python -m pip install --progress-bar off \

@@ -1,0 +1,111 @@
+"""The guards of a compiled step read the user's values, not the engine's, and not too many."""
+
+import functools
+import warnings
+
+import pyro
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.engine import compiled_step, compiler
+from pyro_vae.engine import guards as surroundings
+from pyro_vae.engine.compiler import CompilationWarning
+from tests.engine.test_engine_failures import ADAM, TABLE, Net, assert_equal_runs, train
+
+
+@pytest.fixture
+def graph_only(monkeypatch):
+    """Run the graph itself, without the seconds that compiling it takes."""
+    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
+
+
+class OwnSVI(pv.SVI):
+    """A subclass of the user's own."""
+
+
+HOLDERS = {
+    "itself": lambda svi: svi,
+    "a list": lambda svi: [svi],
+    "a dictionary": lambda svi: {"svi": svi},
+    "its method": lambda svi: svi.step,
+    "a function": lambda svi: lambda: svi,
+    "its optimizer": lambda svi: svi.optim,
+    "a partial": lambda svi: functools.partial(svi.step),
+}
+
+
+@pytest.mark.usefixtures("graph_only")
+@pytest.mark.parametrize("kind", [pv.SVI, OwnSVI, pyro.infer.SVI])
+@pytest.mark.parametrize("name", HOLDERS)
+def test_an_object_that_holds_its_svi_costs_what_it_costs_without(name, kind):
+    def sizes(hold):
+        torch.manual_seed(0)
+        pyro.clear_param_store()
+        net = Net()
+        svi = pv.SVI(net.model, net.guide, ADAM, compile=True)
+        held = (
+            svi
+            if kind is pv.SVI
+            else kind(net.model, net.guide, pyro.optim.Adam({}), pyro.infer.Trace_ELBO())
+        )
+        if hold:
+            net.trainer = HOLDERS[name](held)
+        counts = []
+        for _ in range(12):
+            svi.step(TABLE[:, :6].contiguous())
+            counts.append(len(svi._compiler._surroundings._reads))
+        assert svi.num_compiled_steps == 11
+        return counts
+
+    alone, holding = sizes(False), sizes(True)
+    assert max(holding) <= alone[-1] + 20
+    assert len(set(holding)) == 1
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_a_program_that_sees_too_much_runs_eagerly_and_says_so():
+    batch = TABLE[:, :6].contiguous()
+
+    def burden(i, svi):
+        if i == 0:  # 10,000 containers of 10 values each
+            svi.model.__self__.settings = [
+                [[[j, k, m, n] for n in range(10)] for m in range(10)]
+                for j in range(10) for k in range(10)
+            ]  # fmt: skip
+
+    with pytest.warns(CompilationWarning, match="more than 10,000 Python values"):
+        ours = train(True, batch, between=burden)
+    assert_equal_runs(ours, train(False, batch))
+    assert len(ours[2]._compiler._surroundings._reads) <= surroundings.MAX_VALUES
+
+
+class Hostile:
+    """An attribute that raises whatever is asked of it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("hands off")
+
+
+@pytest.mark.parametrize("compile", [False, "auto", True])
+def test_a_foreign_object_that_raises_is_no_error_of_the_step(compile):
+    batch = TABLE[:, :6].contiguous()
+
+    def hold(i, svi):
+        vars(svi.model.__self__)["foreign"] = Hostile()  # a module asks what it is given
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CompilationWarning)
+        ours = train(compile, batch, steps=4, between=hold)
+    assert_equal_runs(ours, train(False, batch, steps=4))
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_signatures_that_differ_from_step_to_step_are_forgotten(monkeypatch):
+    monkeypatch.setattr(compiler, "MAX_SIGNATURES", 5)
+    net = Net()
+    svi = pv.SVI(net.model, net.guide, ADAM, compile=True)
+    for i in range(40):
+        svi.step(TABLE[: 1 + i % 9, :6].contiguous())
+        net.count = i
+    assert len(svi._compiler._counts) <= 5
