@@ -1,5 +1,6 @@
-"""`python -m pyro_vae` is the command `pyro-vae`."""
+"""`python -m pyro_vae` runs the command line."""
 
 from pyro_vae.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -136,7 +136,7 @@ def test_a_user_s_own_part_saves_and_loads_once_it_is_imported(tmp_path, monkeyp
     vae.save(tmp_path / "model")
     assert isinstance(pv.load(tmp_path / "model").guide.posterior.encoder, Doubled)
     monkeypatch.delitem(pv.Part.classes, Doubled.class_name)
-    with pytest.raises(pv.CheckpointError, match=r"tests\.test_vae\.Doubled.*not imported"):
+    with pytest.raises(pv.CheckpointError, match=r"tests\.models\.test_vae\.Doubled.*not imported"):
         pv.load(tmp_path / "model")
 
 

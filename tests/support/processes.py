@@ -1,4 +1,4 @@
-"""What tests/integration/test_distributed.py runs in one process and in several: `processes.py JOB FOLDER`.
+"""Jobs of test_distributed.py, run in one process and in several: `processes.py JOB FOLDER`.
 
 The pair's noise is given with the data, so that what several processes compute is what one does.
 """
