@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError
@@ -43,11 +42,8 @@ def _fingerprint(data: Dataset) -> str:
     """
     kind = [(str(rows.dtype), tuple(rows.shape)) for rows in (data.values, *data.context)]
     digest = hashlib.sha256(repr((kind, data.binarization, data.seed)).encode())
-    for rows in (data.values, *data.context):
-        if isinstance(rows, LoaderBatches):
-            continue
-        for chunk in (rows if isinstance(rows, Tensor) else rows.some()).split(4096):
-            digest.update(chunk.cpu().contiguous().view(torch.uint8).numpy())
+    for rows in data.fingerprint_rows():
+        digest.update(rows.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

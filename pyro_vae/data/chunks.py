@@ -1,17 +1,29 @@
 """Cut a stream of batches into chunks of a given number of rows."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from pyro_vae.data.rows import Batch
 
-def recut(
-    batches: Iterable[tuple[Tensor, ...]], rows: int, least: int
-) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """Cut batches of any sizes into chunks of `rows` rows; yield each with its first row's place.
+ALIGNMENT = 64  # bytes, of the memory of a tensor
 
-    Fewer than `least` rows at the end join the chunk before them. Memory holds a chunk and a batch.
+
+def spans(num_data: int, rows: int, least: int) -> Iterator[slice]:
+    """Yield slices of `rows` rows; fewer than `least` at the end join the slice before them."""
+    start = 0
+    while start < num_data:
+        stop = start + rows if num_data - start >= rows + least else num_data
+        yield slice(start, stop)
+        start = stop
+
+
+def recut(batches: Iterable[Batch], rows: int, least: int) -> Iterator[tuple[int, Batch]]:
+    """Cut batches of any sizes into the chunks of `spans`; yield each with its first row's number.
+
+    Memory holds one chunk and one batch.
     """
     start, held, count = 0, [], 0
     for batch in batches:
@@ -30,8 +42,8 @@ def recut(
         yield start, _joined(held)
 
 
-def taken(batches: Iterable[tuple[Tensor, ...]], places: range) -> tuple[Tensor, ...]:
-    """Return the rows at some places, which ascend, out of batches; ask for no later batch."""
+def rows_at(batches: Iterable[Batch], places: range) -> Batch:
+    """Return the rows at ascending places out of batches; read no batch after the last place."""
     begin, found = 0, []
     for batch in batches:
         skipped = len(range(places.start, begin, places.step))
@@ -44,5 +56,16 @@ def taken(batches: Iterable[tuple[Tensor, ...]], places: range) -> tuple[Tensor,
     return _joined(found)
 
 
-def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def empty_rows(start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return uninitialized rows on the CPU, aligned as the rows from `start` on of a larger tensor.
+
+    The rounding of matrix products depends on the alignment. With equal alignment, all containers
+    give equal scores.
+    """
+    period = ALIGNMENT // math.gcd(ALIGNMENT, math.prod(shape[1:]) * dtype.itemsize)
+    before = start % period
+    return torch.empty((before + shape[0], *shape[1:]), dtype=dtype)[before:]
+
+
+def _joined(batches: list[Batch]) -> Batch:
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))

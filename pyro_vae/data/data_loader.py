@@ -1,12 +1,12 @@
-"""Batches of a torch `DataLoader` in place of a tensor of rows."""
+"""Rows of a torch `DataLoader`, batch by batch."""
 
 import contextlib
+import functools
 import itertools
-import math
 import random
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,91 +14,140 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.data.prefetch import (
-    DataError,
-    Rows,
-    draw_seed,
-)
+from pyro_vae.data.binarization import fixed_draw_of_rows
+from pyro_vae.data.chunks import empty_rows, recut, rows_at
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.order import draw_seed
+from pyro_vae.data.rows import Batch, Chunk, Index
 
 
 class LoaderBatches:
-    """The batches of a torch `DataLoader` in the place of a tensor of rows.
+    """The batches of a torch `DataLoader`, as `Rows`.
 
-    A loader that has workers prepares batches while others train. Its order and what its workers
-    draw follow from the run's seed, unless it has a generator of its own.
+    Workers of the loader prepare batches during training. The order of the batches and the draws of
+    the workers follow from the seed of the run, unless the loader has its own generator.
 
     Args:
-        loader: gives tensors, or tuples of tensors: x and what else belongs to each datum.
-        device: where its batches go.
+        loader: Loader of tensors, or of tuples of tensors: x and its context.
+        device: Device of the batches.
 
     Raises:
-        DataError: when it has no length or gives something else.
+        DataError: If the loader has no length, is empty, or yields other objects.
     """
+
+    random_access = False
+    reads_ahead = False  # the loader has workers for that
 
     def __init__(self, loader: DataLoader[Any], device: str | torch.device = "cpu") -> None:
         self._loader, self.device = loader, torch.device(device)
         try:
-            self.num_batches = len(loader)
+            self._num_batches = len(loader)
             try:
                 self._num_data = len(loader.sampler)  # type: ignore[arg-type]
             except TypeError:  # of an IterableDataset
                 self._num_data = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
             raise DataError(
-                "a DataLoader needs a length, so that the number of its data is known: give its "
-                "IterableDataset a __len__"
+                "the DataLoader needs a length, got an IterableDataset without one: define __len__"
             ) from error
-        self.first = next(self.passed(), ())
-        if not self.first:
+        self._first = next(self.scoring_pass(), ())
+        if not self._first:
             raise DataError("the DataLoader is empty")
-        x = self.first[0]
+        x = self._first[0]
         self.batch_size = loader.batch_size or len(x)
         if loader.drop_last or loader.batch_sampler is None:  # or its items are batches
-            self._num_data = self.num_batches * self.batch_size
+            self._num_data = self._num_batches * self.batch_size
         self.dtype, self.shape = x.dtype, torch.Size([self._num_data, *x.shape[1:]])
 
     def __len__(self) -> int:
         return self._num_data
 
-    def dim(self) -> int:
-        """Return the number of dimensions."""
-        return self.first[0].dim()
+    @property
+    def unwrapped(self) -> "LoaderBatches":
+        """The batches themselves, without reading them."""
+        return self
 
-    def numel(self) -> int:
-        """Return the number of elements."""
-        return math.prod(self.shape)
+    def has_infinities(self) -> bool:
+        """Return False: batches are checked when they are read."""
+        return False
 
-    def is_floating_point(self) -> bool:
-        """Tell whether the rows are floats."""
-        return self.dtype.is_floating_point
+    def training_batch_size(self, requested: int) -> int:
+        """Return the batch size of the loader."""
+        return self.batch_size
+
+    def num_batches(self, batch_size: int) -> int:
+        """Return the number of batches of the loader."""
+        return self._num_batches
 
     def to(self, device: str | torch.device) -> "LoaderBatches":
         """Return the loader with its batches on a device."""
         return LoaderBatches(self._loader, device)
 
-    def narrow(self, dim: int, start: int, length: int) -> "LoaderBatches":
-        """Raise `DataError`: what a loader gives has no places."""
-        raise DataError("a DataLoader cannot be split: make validation data of their own")
+    def narrow(self, start: int, length: int) -> NoReturn:
+        """Raise `DataError`: a loader has no random access."""
+        raise DataError("a DataLoader cannot be split: make a separate loader of validation data")
+
+    def select(self, entry: Batch) -> Batch:
+        """Return a batch of `order`, as it is."""
+        return entry
+
+    def take(self, index: Index) -> Batch:
+        """Return rows of the loader's order: of its first batch, or of a pass over the loader."""
+        if not isinstance(index, slice):
+            chosen = torch.as_tensor(index)
+            low, high = int(chosen.min()), int(chosen.max())
+            span = self.take(slice(low, high + 1))
+            if len(span[0]) <= high - low:
+                raise DataError(f"row {high} is out of range: the DataLoader has fewer rows")
+            return tuple(part[chosen.to(part.device) - low] for part in span)
+        stop = sys.maxsize if index.stop is None else index.stop
+        places = range(index.start or 0, stop, index.step or 1)
+        if min(places.start, places.stop) < 0 or places.step < 1:
+            raise DataError(
+                f"an index of a DataLoader must count from its start in ascending order, got "
+                f"{index}: read the rows into a tensor first"
+            )
+        in_first = stop <= len(self._first[0])
+        return rows_at([self._first] if in_first else self.scoring_pass(), places)
+
+    def chunks(self, rows: int, least: int) -> Iterator[Chunk]:
+        """Yield the rows of one pass as chunks. Their number may differ from the loader's length.
+
+        The chunks have the same rows and the same alignment in memory as those of a tensor.
+        """
+        for start, batch in recut(self.scoring_pass(), rows, least):
+            span = slice(start, start + len(batch[0]))
+            yield span, functools.partial(_aligned, start, batch)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all rows, as many at a time as the loader gives."""
-        return (x for x, *_ in self.passed())
+        """Yield all rows in order, in the batches of the loader."""
+        return (x for x, *_ in self.scoring_pass())
 
-    def some(self) -> Tensor:
+    def sample(self) -> tuple[Index, Tensor]:
         """Return the first batch."""
-        return self.first[0]
+        return slice(len(self._first[0])), self._first[0]
 
-    def passed(self) -> Iterator[Rows]:
-        """Yield the batches of one pass for scoring, as many as the loader gives.
+    def fingerprint(self) -> Iterable[Tensor]:
+        """Return no rows: reading them may take long, and they may be random."""
+        return ()
 
-        The loader draws from random states of its own, the same in each pass and process, so that
-        its rows do not depend on the draws that score them, nor these on the loader.
+    def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
+        """Return a Bernoulli draw of each row, from the seed and the number of the row."""
+        # The number of rows may differ from the loader's length.
+        return fixed_draw_of_rows(pixels, range(sys.maxsize), index, seed)
+
+    def scoring_pass(self) -> Iterator[Batch]:
+        """Yield the batches of one pass for scoring, until the loader ends.
+
+        The loader draws from separate random states, the same in each pass and process. Its rows
+        therefore do not depend on the random state of the scores, and the scores do not depend on
+        the draws of the loader.
 
         Raises:
-            DataError: when x is infinite, or batches differ in the types or shapes of their rows.
+            DataError: If x is infinite, or if batches differ in the dtypes or shapes of their rows.
         """
         batches = self._checked(0)
-        own = {
+        separate = {
             "torch": torch.Generator().manual_seed(0).get_state(),
             "random": random.Random(0).getstate(),
             "numpy": np.random.RandomState(0).get_state(),
@@ -106,11 +155,11 @@ class LoaderBatches:
         kinds = None
         while True:
             before = get_rng_state()
-            set_rng_state(own)
+            set_rng_state(separate)
             try:
                 batch = next(batches, None)
             finally:
-                own = get_rng_state()
+                separate = get_rng_state()
                 set_rng_state(before)
             if batch is None:
                 return
@@ -118,27 +167,27 @@ class LoaderBatches:
             kinds = kinds or found
             if found != kinds:
                 raise DataError(
-                    f"the DataLoader gives batches of rows {kinds} and of rows {found}: to be "
-                    "scored, all rows need the same types and shapes"
+                    f"the DataLoader yields batches of rows {kinds} and of rows {found}: for "
+                    "scoring, all rows need the same types and shapes"
                 )
             if batch[0].is_floating_point() and torch.isinf(batch[0]).any():
-                raise DataError("the DataLoader gives infinite values")
+                raise DataError("the DataLoader yields infinite values")
             yield batch
 
-    def order(self, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Rows]:
-        """Return an epoch's batches, without the first `skip`, which are made and let go.
+    def order(self, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Batch]:
+        """Return an epoch's batches without the first `skip`, which are read and discarded.
 
-        What is random about them is drawn from the generator at once.
+        All draws from the generator are made in this call.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed(generator))
             batches = self._checked(len(self._loader))
-            # The loader draws its order with the first batch.
+            # The loader draws its order when it yields the first batch.
             first = next(itertools.islice(batches, skip, None), None)
         return iter(()) if first is None else itertools.chain([first], batches)
 
-    def _checked(self, expected: int) -> Iterator[Rows]:
-        """Yield the batches of the loader, which are at least as many as expected."""
+    def _checked(self, expected: int) -> Iterator[Batch]:
+        """Yield the batches of the loader; raise `DataError` if there are fewer than expected."""
         batches = iter(self._loader)
         for count in itertools.count():
             try:
@@ -146,34 +195,34 @@ class LoaderBatches:
             except StopIteration:
                 if count < expected:
                     raise DataError(
-                        f"the DataLoader ended after {count} batches, and its length says "
-                        f"{expected}: give its data set the length that it has"
+                        f"the DataLoader ended after {count} batches, expected {expected} by its "
+                        "length: correct the __len__ of its dataset"
                     ) from None
                 return
-            except Exception as error:  # of the data set's code, or a worker that was killed
-                told = f"the DataLoader fails: {type(error).__name__}: {error}"
+            except Exception as error:  # from the code of the dataset, or from a killed worker
+                message = f"the DataLoader fails: {type(error).__name__}: {error}"
                 cut_off = isinstance(error, ConnectionError | EOFError) and self._loader.num_workers
-                if cut_off and "DataLoader worker" not in told:
-                    told += " (a DataLoader worker ended before a batch of its was taken over)"
-                raise DataError(told) from error
+                if cut_off and "DataLoader worker" not in message:
+                    message += " (a DataLoader worker ended before its batch was received)"
+                raise DataError(message) from error
             rows = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             if not rows or not all(isinstance(part, Tensor) for part in rows):
                 kinds = [type(part).__name__ for part in rows]
                 raise DataError(
-                    "a DataLoader gives tensors, or tuples of tensors (x and what else the "
-                    f"programs take for each datum), got {kinds}: let its collate_fn choose them"
+                    "a DataLoader must yield tensors, or tuples of tensors (x and the other "
+                    f"arguments of model and guide), got {kinds}: select them in its collate_fn"
                 )
             yield tuple(part.to(self.device, non_blocking=True) for part in rows)
 
 
 @contextlib.contextmanager
 def worker_errors_as_data_errors() -> Iterator[None]:
-    """Turn the death of a loader's worker into a `DataError`.
+    """Raise `DataError` if a worker of a loader dies.
 
-    torch tells it by an exception of a signal handler, wherever Python is then: in a step, or in a
-    check or an import, which wrap it in errors of their own.
+    torch raises an exception from a signal handler, at any line of Python code. If that line is in
+    a check or an import, the exception may be wrapped in another one.
     """
-    before = sys.exception()  # is being handled by the caller: a death that it has been told of
+    before = sys.exception()  # already handled by the caller
     try:
         yield
     except DataError:
@@ -185,3 +234,10 @@ def worker_errors_as_data_errors() -> Iterator[None]:
         if cause in (None, before):
             raise
         raise DataError(f"the DataLoader fails: {cause}") from error
+
+
+def _aligned(start: int, batch: Batch) -> Batch:
+    """Return a batch with the alignment that rows from `start` on have in a larger tensor."""
+    if batch[0].device.type != "cpu":
+        return batch
+    return tuple(empty_rows(start, part.shape, part.dtype).copy_(part) for part in batch)

@@ -1,51 +1,54 @@
-"""Arrays on disk in place of a tensor of rows.
+"""Rows of an array on disk.
 
-Rows are not read one by one: a disk reads a thousand adjacent rows in the time of one. They are
-read in blocks of adjacent rows. An epoch takes the blocks in random order, `WINDOW_BYTES` of them
-at a time, and shuffles the rows of each window: a minibatch is drawn without replacement from some
-hundred blocks spread over the array. Its rows are therefore slightly correlated if adjacent rows
-are, as in an array sorted by class. Data of at most one window are shuffled completely, in the same
-order as in memory.
+A disk reads a thousand adjacent rows in the time of one. Rows are therefore read in blocks of
+adjacent rows. An epoch visits the blocks in random order, `WINDOW_BYTES` of them at a time, and
+shuffles the rows of each window. A minibatch is drawn without replacement from about a hundred
+blocks spread over the array. Its rows are slightly correlated if adjacent rows are, as in an array
+sorted by class. Data of at most one window are shuffled completely, in the same order as in memory.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.prefetch import (
-    DataError,
-    draw_seed,
-    room,
-    shuffled,
-)
+from pyro_vae.data.binarization import fixed_draw_of_rows
+from pyro_vae.data.chunks import empty_rows, spans
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.order import draw_seed, shuffled
+from pyro_vae.data.rows import Batch, Chunk, Index
 
-WINDOW_BYTES = 2**25  # of which two are held
-BLOCK_BYTES = 2**18  # of an array that has no chunks of its own
+WINDOW_BYTES = 2**25  # two windows are held in memory
+BLOCK_BYTES = 2**18  # if the array has no chunks
 SAMPLED_BLOCKS = 16
 
 
 def is_stored(x: Any) -> bool:
-    """Tell whether x is an array on disk: a `numpy.memmap`, or in chunks, as zarr and HDF5 have."""
+    """Return whether x is an array on disk: a `numpy.memmap`, or chunked, as in zarr and HDF5."""
     chunked = all(hasattr(x, name) for name in ("shape", "dtype", "chunks"))
     return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
 
 
 class DiskArray:
-    """An array on disk in the place of a tensor of rows, as far as a data set needs one.
+    """An array on disk that implements `Rows`.
 
     Args:
-        array: has a shape, a dtype and slices, such as a `numpy.memmap` or a zarr array.
-        device: where its rows go.
-        start, stop: a part of its rows.
+        array: Array with a shape, a dtype and slices, such as a `numpy.memmap` or a zarr array.
+        device: Device of the rows that are read.
+        start: First row.
+        stop: Row after the last row; by default the end of the array.
 
     Raises:
-        DataError: for a type that torch has not.
+        DataError: If torch has no such dtype.
     """
+
+    random_access = True
+    reads_ahead = True
 
     def __init__(
         self,
@@ -65,12 +68,12 @@ class DiskArray:
             ) from error
         self.shape = torch.Size([self._stop - self._start, *array.shape[1:]])
         row_bytes = max(1, math.prod(self.shape[1:]) * self._dtype.itemsize)
-        chunks = getattr(array, "chunks", None)
-        own = chunks[0] if chunks and isinstance(chunks[0], int) else BLOCK_BYTES // row_bytes
-        self._block = max(1, own)
+        chunks = getattr(array, "chunks", None) or (None,)
+        block = chunks[0] if isinstance(chunks[0], int) else BLOCK_BYTES // row_bytes
+        self._block = max(1, block)
         self._num_blocks = -(-len(self) // self._block)
         self._window = max(1, WINDOW_BYTES // (self._block * row_bytes))
-        # Two windows' blocks, the oldest of which makes room for the next; made when needed.
+        # A ring buffer with the blocks of two windows, allocated at the first batch.
         self._slots = min(2 * self._window, self._num_blocks)
         self._held: Tensor | None = None
         self._block_in = [-1] * self._slots
@@ -80,66 +83,90 @@ class DiskArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def dim(self) -> int:
-        """Return the number of dimensions."""
-        return len(self.shape)
+    @property
+    def unwrapped(self) -> "DiskArray":
+        """The array itself, without reading it."""
+        return self
 
-    def numel(self) -> int:
-        """Return the number of elements."""
-        return math.prod(self.shape)
+    def has_infinities(self) -> bool:
+        """Return False: rows are checked when they are read."""
+        return False
 
-    def is_floating_point(self) -> bool:
-        """Tell whether the rows are floats."""
-        return self.dtype.is_floating_point
+    def training_batch_size(self, requested: int) -> int:
+        """Return the requested size, or the number of rows if it is smaller."""
+        return min(requested, len(self))
+
+    def num_batches(self, batch_size: int) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self) // batch_size)
 
     def to(self, device: str | torch.device) -> "DiskArray":
         """Return the array with its rows on a device."""
         return DiskArray(self._array, device, self._start, self._stop)
 
-    def narrow(self, dim: int, start: int, length: int) -> "DiskArray":
-        """Return a part of the rows, without reading them."""
+    def narrow(self, start: int, length: int) -> "DiskArray":
+        """Return `length` rows from row `start` on, without reading them."""
         begin = self._start + start
         return DiskArray(self._array, self.device, begin, begin + length)
 
+    def chunks(self, rows: int, least: int) -> Iterator[Chunk]:
+        """Yield all rows in order, as slices and functions that read them."""
+        for span in spans(len(self), rows, least):
+            yield span, functools.partial(self.take, span)
+
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all rows, `size` at a time."""
+        """Yield all rows in order, `size` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
-    def some(self) -> Tensor:
-        """Return a sample: some blocks from evenly spaced places, the first and the last."""
+    def sample(self) -> tuple[Index, Tensor]:
+        """Return evenly spaced blocks, including the first and the last, and their index."""
         places = np.linspace(0, self._num_blocks - 1, min(SAMPLED_BLOCKS, self._num_blocks))
         starts = [int(place) * self._block for place in places]
-        return torch.cat([self[start : start + self._block] for start in starts])
+        rows = torch.arange(len(self))
+        index = torch.cat([rows[start : start + self._block] for start in starts])
+        return index, torch.cat([self[start : start + self._block] for start in starts])
 
-    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        """Read rows, as a tensor on the device."""
+    def fingerprint(self) -> Iterable[Tensor]:
+        """Return the sample, because reading all rows takes too long."""
+        return (self.sample()[1],)
+
+    def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
+        """Return a Bernoulli draw of each row, from the seed and the number of the row."""
+        return fixed_draw_of_rows(pixels, range(len(self)), index, seed)
+
+    def take(self, index: Index) -> Batch:
+        """Read the rows at an index."""
+        return (self[index],)
+
+    def __getitem__(self, index: Index) -> Tensor:
+        """Read rows as a tensor on the device."""
         if isinstance(index, slice) and index.step in (None, 1):
             start, stop, _ = index.indices(len(self))
             shape = (max(0, stop - start), *self.shape[1:])
-            rows = room(self._start + start, shape, self.dtype)
+            rows = empty_rows(self._start + start, shape, self.dtype)
             return self._read(start, rows.numpy()).to(self.device)
         numbers = range(len(self))[index] if isinstance(index, int | slice) else index.tolist()
         if isinstance(numbers, int):
             return self[numbers : numbers + 1][0]
         return torch.cat([self[number : number + 1] for number in numbers])
 
-    def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Return the rows of a batch, from blocks that are kept for the next batches."""
-        index = index.cpu()
+    def select(self, entry: Tensor) -> Batch:
+        """Return the rows of a training batch. Their blocks are kept for the next batches."""
+        index = entry.cpu()
         blocks = index // self._block
         for block in blocks[self._slot_of[blocks] < 0].unique().tolist():
             self._load(block)
         slots = self._slot_of[blocks]
-        if (slots < 0).any():  # more blocks than are held
-            return self[index]
+        if (slots < 0).any():  # the batch has more blocks than memory holds
+            return self.take(index)
         assert self._held is not None
         places = slots * self._block + index % self._block
-        return self._held.index_select(0, places).to(self.device, non_blocking=True)
+        return (self._held.index_select(0, places).to(self.device, non_blocking=True),)
 
     def order(self, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Tensor]:
-        """Return the indices of an epoch's batches, without the first `skip`.
+        """Return the indices of an epoch's batches in random order, without the first `skip`.
 
-        What is random about them is drawn from the generator at once.
+        All draws from the generator are made in this call.
         """
         if self._num_blocks <= self._window:
             return shuffled(len(self), generator, batch_size, skip)
@@ -169,11 +196,11 @@ class DiskArray:
         self._block_in[slot], self._slot_of[block] = block, slot
 
     def _read(self, start: int, rows: np.ndarray) -> Tensor:
-        """Read as many rows as `rows` has into it."""
+        """Read rows from row `start` on into an array, and return it as a tensor."""
         begin = self._start + start
         try:
             rows[...] = self._array[begin : begin + len(rows)]
-        except Exception as error:  # whatever a foreign array raises
+        except Exception as error:  # arrays of other packages raise their own errors
             raise DataError(
                 f"rows {begin} to {begin + len(rows) - 1} of the training data cannot be read: "
                 f"{type(error).__name__}: {error}"

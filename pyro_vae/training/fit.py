@@ -154,7 +154,7 @@ def fit(
             program.to(torch_device)
     data = as_dataset(train).to(torch_device)
     held_out = None if validation is None else as_dataset(validation).to(torch_device)
-    batch_size = getattr(data.values, "batch_size", min(batch_size, len(data)))
+    batch_size = data.training_batch_size(batch_size)
     total_steps = epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(
         pair, data, total_steps, objective, num_particles, optimizer, learning_rate, compile,

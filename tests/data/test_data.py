@@ -15,8 +15,8 @@ import pyro_vae as pv
 from pyro_vae.data.binarization import bernoulli
 from pyro_vae.data.catalogue import DataWarning
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.download import DataNotFoundError
-from pyro_vae.data.prefetch import DataError
+from pyro_vae.data.download import DOWNLOAD_TIMEOUT, DataNotFoundError
+from pyro_vae.data.errors import DataError
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_hold_out_takes_a_share():
     [True, False, 0, -1, 0.0, 1.0, -0.1, 3.0, float("nan"), float("inf"), None, "3", np.float64(1)],
 )
 def test_hold_out_says_what_it_takes(count):
-    sentence = r"cannot hold out .* of 10 data: give a whole number from 1 to 9, or a share"
+    sentence = r"cannot hold out .* of 10 data: expected a whole number from 1 to 9, or a share"
     with pytest.raises(DataError, match=sentence):
         Dataset(torch.zeros(10, 1)).hold_out(count)
 
@@ -151,20 +151,20 @@ def test_hold_out_says_what_it_takes(count):
     [
         (lambda: Dataset(torch.zeros(0, 3)), "empty"),
         (lambda: Dataset(torch.zeros(3, 2), binarization="dynamic"), "needs 8-bit pixels"),
-        (lambda: Dataset(torch.zeros(3, 2), binarization="maybe"), "'maybe' is unknown"),
+        (lambda: Dataset(torch.zeros(3, 2), binarization="maybe"), "unknown binarize='maybe'"),
         (lambda: Dataset(torch.zeros(3, 2, dtype=torch.int32)), "8-bit pixels or floats"),
         (
             lambda: Dataset(torch.zeros(3, 2), labels=torch.zeros(2)),
-            r"3 data have labels of shape \(2,\)",
+            r"labels have shape \(2,\); expected \(3,\)",
         ),
         (lambda: Dataset(torch.full((3, 2), torch.inf)), "infinite"),
         (lambda: pv.data.as_dataset(torch.zeros(3, 2).byte()), "divide bytes 0..255 by 255"),
-        (lambda: pv.data.as_dataset(np.zeros((3, 2), np.uint8)), "dtype uint8, floating point"),
-        (lambda: pv.data.as_dataset(np.array([["a"]])), "floating point is expected"),
+        (lambda: pv.data.as_dataset(np.zeros((3, 2), np.uint8)), "floating-point dtype, got uint8"),
+        (lambda: pv.data.as_dataset(np.array([["a"]])), "floating-point dtype, got <U1"),
         (lambda: pv.data.as_dataset([[1.0]]), "got list"),
-        (lambda: pv.data.load("digits"), "'digits' is unknown: choose one of mnist"),
-        (lambda: pv.data.mnist(binarize="sometimes"), "'sometimes' is unknown"),
-        (lambda: pv.data.frey_face(binarize="dynamic"), "Frey Face is grey"),
+        (lambda: pv.data.load("digits"), "unknown dataset 'digits'; expected one of mnist"),
+        (lambda: pv.data.mnist(binarize="sometimes"), "unknown binarize='sometimes'"),
+        (lambda: pv.data.frey_face(binarize="dynamic"), "Frey Face has grey values"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(make, sentence):

@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae.data import data_loader, disk_array, prefetch
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.disk_array import DiskArray
-from pyro_vae.data.prefetch import DataError
+from pyro_vae.data.errors import DataError
 from tests.checkpointing.test_runs import Stop, stop_after, train
 from tests.models.test_vae import small_vae
 
@@ -96,15 +96,15 @@ def test_an_epoch_has_every_row_once_out_of_many_blocks(tmp_path, pixels, small_
 
 @STORES
 def test_any_index_is_read_right(tmp_path, pixels, store, small_windows):
-    rows = DiskArray(store(tmp_path, pixels)).narrow(0, 5, 50)
+    rows = DiskArray(store(tmp_path, pixels)).narrow(5, 50)
     expected = torch.from_numpy(pixels)[5:55]
     generator = torch.Generator().manual_seed(1)
     for size in (4, 50, 9, 200):  # at times more blocks than are held
         index = torch.randint(50, (size,), generator=generator)
-        assert torch.equal(rows.index_select(0, index), expected[index])
+        assert torch.equal(rows.select(index)[0], expected[index])
         assert torch.equal(rows[index], expected[index])
     for batch in rows.order(generator, 8, 0):
-        assert torch.equal(rows.index_select(0, batch), expected[batch])
+        assert torch.equal(rows.select(batch)[0], expected[batch])
     assert torch.equal(torch.cat(list(rows.split(7))), expected)
     assert torch.equal(rows[3], expected[3])
     assert torch.equal(rows[40:3:-4], torch.from_numpy(pixels[45:8:-4].copy()))
@@ -134,7 +134,7 @@ def test_the_next_batch_is_read_while_this_one_is_used():
         was_read[int(index)].set()
         return (index,)
 
-    batches = prefetch.ahead(iter(torch.arange(3)), read)
+    batches = prefetch.read_ahead(iter(torch.arange(3)), read)
     assert next(batches)[0] == 0
     assert was_read[1].wait(timeout=60)
     assert [int(rows[0]) for rows in batches] == [1, 2]
@@ -235,8 +235,8 @@ class Deadly(TensorDataset):
     ("make", "message"),
     [
         (lambda x: DataLoader(Counted(x[0])), "needs a length"),
-        (lambda x: DataLoader(Short(x[0])), "ended after 5 batches, and its length says 6"),
-        (lambda x: DataLoader([{"x": row} for row in x]), "gives tensors, or tuples of tensors"),
+        (lambda x: DataLoader(Short(x[0])), "ended after 5 batches, expected 6 by its length"),
+        (lambda x: DataLoader([{"x": row} for row in x]), "must yield tensors, or tuples of tensors"),
         (lambda x: DataLoader(x[:0]), "the DataLoader is empty"),
         (lambda x: DataLoader(x.long()), "divide bytes 0..255"),
         (lambda x: Dataset(DataLoader(x), context=(x,)), "as tuples"),
@@ -253,7 +253,7 @@ def test_loaders_that_cannot_be_trained_on(pixels, make, message):
 def test_arrays_that_cannot_be_trained_on(tmp_path, pixels):
     with pytest.raises(DataError, match="cannot be a tensor"):
         pv.fit(small_vae(), memmap(tmp_path, pixels.astype("S3")))
-    with pytest.raises(DataError, match="uint8, floating point is expected"):
+    with pytest.raises(DataError, match="floating-point dtype, got torch.uint8"):
         pv.fit(small_vae(), zarray(tmp_path, pixels[:3]))
     with pytest.raises(pv.PairError, match="support"):
         pv.fit(small_vae(), memmap(tmp_path, pixels.astype(np.float32)))
@@ -263,7 +263,7 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, pixels):
     array = zarray(tmp_path, (pixels > 127).astype(np.float32))
     (tmp_path / "rows.zarr/c/4/0/0/0").write_bytes(b"damaged")
     with pytest.raises(DataError, match="rows 28 to 34 of the training data cannot be read"):
-        DiskArray(array).index_select(0, torch.tensor([30]))
+        DiskArray(array).select(torch.tensor([30]))
     with pytest.raises(DataError, match="cannot be read"):
         pv.fit(small_vae(), array, epochs=1)
     infinite = np.zeros((5, *EVENT), np.float32)

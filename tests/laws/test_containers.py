@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.prefetch import DataError
+from pyro_vae.data.errors import DataError
 from pyro_vae.pairs import chunking
 
 NUM_DATA, WIDTH, LATENTS = 83, 5, 2
