@@ -108,8 +108,6 @@ def test_a_class_out_of_range_is_refused(mnist_folder):
     path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
     named = r"t10k-labels-idx1-ubyte is damaged: expected numbers 0\.\.9"
     with pytest.raises(DataError, match=named):
-        DataError, match=r"t10k-labels-idx1-ubyte is damaged: expected numbers 0\.\.9"
-    ):
         pv.data.mnist(root=mnist_folder)
 
 

@@ -177,10 +177,10 @@ def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
         (["half"], "half is no folder of a training run: it has no model"),
         (["damaged"], "damaged/metrics.json is damaged: "),
         (["silent"], "silent/metrics.json does not say the run's binarization, dataset, seed"),
-        (["arrays"], "the run's test data cannot be had: data set 'arrays' is unknown"),
+        (["arrays"], "the run's test data cannot be had: unknown dataset 'arrays'"),
         (
             ["fashion-mnist"],
-            "the run's test data cannot be had: .* neither in .* nor to be downloaded",
+            "the run's test data cannot be had: .* not in .* and not downloaded",
         ),
         (["mnist"], "the run's test data, of mnist, cannot be had, and those of mnist-5k"),
         (["run", "--num-data", "0"], "num_data must be at least 2, .*got 0"),
