@@ -12,7 +12,6 @@ Face is published. All files are checked for shape and range when they are read.
 
 import dataclasses
 import functools
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -242,15 +241,10 @@ def _npz(path: Path, key: str) -> np.ndarray:
 
 
 def _idx(path: Path) -> Tensor:
-    """Read an IDX file of bytes (http://yann.lecun.com/exdb/mnist)."""
-    raw = path.read_bytes()
-    if raw[:3] != b"\0\0\x08":
-        raise ValueError(f"no IDX file of bytes: it starts with {raw[:4]!r}")
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
-    if len(values) != math.prod(shape):
-        raise ValueError(f"{len(values)} bytes for shape {tuple(shape)}")
-    return torch.from_numpy(values.reshape(shape).copy())
+    """Read an IDX file of bytes."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor  # slow to import
+
+    return read_sn3_pascalvincent_tensor(str(path))
 
 
 def _read_idx(source: Source, folder: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
