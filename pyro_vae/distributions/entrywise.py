@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.distributions.independent import unwrap_independent
+
 
 class _OpenUnitInterval(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
@@ -28,9 +30,7 @@ def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
     Raises:
         ValueError: when the entries are not independent of each other.
     """
-    entries = distribution
-    while isinstance(entries, dist.Independent):
-        entries = entries.base_dist
+    entries = unwrap_independent(distribution)
     if entries.event_shape:
         raise ValueError(
             f"the entries of a {type(entries).__name__} depend on each other, where a product over "

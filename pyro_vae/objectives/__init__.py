@@ -1,4 +1,4 @@
-"""Objectives: the bound that is trained, in nats per datum.
+"""Objectives for training, in nats per datum.
 
 Pyro's ELBOs sum over a minibatch. A minibatch of M out of N data gives an unbiased estimate of the
 whole bound if local log densities are scaled by N/M (Kingma & Welling 2013, eq. 8). Divided by N,

@@ -1,9 +1,9 @@
-"""Weighs the latents' log densities by beta: fixed, or a function of the step.
+"""KL annealing and beta-VAE: scale the log densities of the latents by beta.
 
     E[log p(x|z)] - beta KL(q(z|x) || p(z))
 
-A small beta at first keeps the guide from collapsing onto the prior before the decoder has learned
-to use the latents; a large one, to the end, presses the latents to be independent.
+A small beta at the start of training keeps the guide from collapsing to the prior before the
+decoder uses the latents. A large beta throughout favors independent latents.
 """
 
 import math
@@ -12,19 +12,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-Program = Callable[..., Any]
+from pyro_vae.objectives.reparameterized import Args, KwArgs
+from pyro_vae.pairs.pair import Program
+from pyro_vae.pairs.sites import Node
 
 
 @dataclass(frozen=True)
 class Linear:
-    """beta rises from `start` to `stop` over the first `num_steps` steps, and stays.
+    """Schedule that increases beta linearly and then keeps it constant.
 
     Bowman et al. (2016), "Generating Sentences from a Continuous Space", section 3.1.
+
+    Args:
+        num_steps: Number of steps of the increase.
+        start: First value of beta.
+        stop: Last value of beta.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> schedule = pv.objectives.Linear(4)
+        >>> [schedule(step) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+    See also: `Beta`, which takes the schedule; `Cyclic`.
     """
 
     num_steps: int
@@ -32,16 +48,29 @@ class Linear:
     stop: float = 1.0
 
     def __call__(self, step: int) -> float:
-        """Return beta at a step, counted from 0."""
+        """Return beta at a step. Steps are counted from 0."""
         return self.start + (self.stop - self.start) * min(step / self.num_steps, 1.0)
 
 
 @dataclass(frozen=True)
 class Cyclic:
-    """beta rises from 0 to `stop` over the first `ramp` of each `period` steps, and stays.
+    """Schedule that repeats cycles of a linear increase of beta from 0 and a constant part.
 
-    Fu et al. (2019), "Cyclical Annealing Schedule": a fresh start each cycle lets the guide use
-    latents that it left to the prior in the cycle before.
+    Fu et al. (2019), "Cyclical Annealing Schedule". Each restart lets the guide use latents that
+    collapsed to the prior in the cycle before.
+
+    Args:
+        period: Number of steps of a cycle.
+        ramp: Fraction of the cycle in which beta increases.
+        stop: Last value of beta in a cycle.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> schedule = pv.objectives.Cyclic(4)
+        >>> [schedule(step) for step in range(6)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5]
+
+    See also: `Beta`, which takes the schedule; `Linear`.
     """
 
     period: int
@@ -49,34 +78,53 @@ class Cyclic:
     stop: float = 1.0
 
     def __call__(self, step: int) -> float:
-        """Return beta at a step, counted from 0."""
+        """Return beta at a step. Steps are counted from 0."""
         return self.stop * min(step % self.period / self.period / self.ramp, 1.0)
 
 
 class _ScaleLatents(Messenger):
-    """Scales the log densities of the latents of a program."""
+    """Effect handler that scales the log densities of the latents."""
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
         self.scale = scale
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.scale
 
 
 class Beta(ELBO):
-    """An objective with the log densities of all latents, in model and guide, scaled by beta.
+    """Another objective, with the log densities of all latents in model and guide scaled by beta.
 
-    Around the ELBO this is the objective of Higgins et al. (2017), "beta-VAE", eq. 4. For
-    beta >= 1 it is a bound, below the ELBO; for beta < 1, as while it is annealed, it is not.
+    For the ELBO, this is the objective of Higgins et al. (2017), "beta-VAE", eq. 4. For beta >= 1
+    it is a lower bound of log p(x), at most the ELBO. For beta < 1, as during annealing, it is not
+    a bound.
 
     Args:
-        beta: a number, or a function of the step, counted from 0, such as `Linear` or `Cyclic`.
-        objective: what is scaled; `Trace_ELBO()` by default.
+        beta: A number, or a function of the step (counted from 0) such as `Linear` or `Cyclic`.
+        objective: Objective to scale. Default: `Trace_ELBO()`.
 
     Raises:
-        ValueError: for a number below 0.
+        ValueError: If beta is a negative or infinite number.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [], 4)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 4)),
+        ... )
+        >>> x = torch.ones(8, 4)
+        >>> objective = pv.objectives.Beta(pv.objectives.Linear(100))
+        >>> objective.differentiable_loss(vae.model, vae.guide, x).shape
+        torch.Size([])
+        >>> fit = pv.fit(vae, x, objective=objective, epochs=1)
+        >>> "train_objective" in fit.history[0]
+        True
+
+    See also: `Linear`, `Cyclic`, `FreeBits`.
     """
 
     is_elbo = False
@@ -87,24 +135,24 @@ class Beta(ELBO):
         if not callable(beta) and not 0 <= beta < math.inf:
             raise ValueError(f"beta must be finite and at least 0, got {beta!r}")
         self.schedule = beta if callable(beta) else lambda step: beta
-        # Tensors that are changed in place: a compiled step reads beta anew, and the count of steps
-        # is no Python number that its graph would have to be traced anew for.
+        # Both are tensors that change in-place. A compiled step reads the new beta. A step count as
+        # a Python number would be a guard that forces a new graph capture at each step.
         self._num_steps = torch.tensor(0)
         self.beta = torch.tensor(self.schedule(0), dtype=torch.float64)
 
     @property
     def is_bound(self) -> bool:
-        """Whether the value is a lower bound of log p(x) at the present beta."""
+        """Whether the value is a lower bound of log p(x) at the current beta."""
         return self.beta.item() >= 1 and getattr(self.objective, "is_bound", True)
 
     @property
     def needs_reparameterization(self) -> bool:
-        """As the objective inside."""
+        """Whether the scaled objective needs reparameterized samples."""
         return getattr(self.objective, "needs_reparameterization", False)
 
     @property
     def num_steps(self) -> int:
-        """Number of steps that have been begun."""
+        """Number of steps so far."""
         return int(self._num_steps)
 
     @num_steps.setter
@@ -116,27 +164,29 @@ class Beta(ELBO):
         self.beta.fill_(self.schedule(self.num_steps))
         self.num_steps += 1
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return minus the objective at the present beta, in nats; no gradients."""
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+        """Return minus the objective at the current beta, in nats, without gradients."""
         return self.objective.loss(self._scaled(model), self._scaled(guide), *args, **kwargs)
 
     def differentiable_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Tensor:
-        """Return the loss at the present beta, as a scalar with gradients."""
+        """Return the loss at the current beta, as a scalar with gradients."""
         return self.objective.differentiable_loss(
             self._scaled(model), self._scaled(guide), *args, **kwargs
         )
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Advance beta by a step; return the loss and add its gradients to the parameters'."""
+    def loss_and_grads(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> float:
+        """Advance beta by a step. Return the loss and accumulate gradients in the parameters."""
         self.advance()
         return self.loss_and_grads_at_beta(model, guide, *args, **kwargs)
 
     def loss_and_grads_at_beta(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> float:
-        """Do as `loss_and_grads`, at the present beta: what a compiled step repeats."""
+        """Do the same as `loss_and_grads` without advancing beta. A compiled step repeats it."""
         return self.objective.loss_and_grads(
             self._scaled(model), self._scaled(guide), *args, **kwargs
         )
@@ -144,5 +194,7 @@ class Beta(ELBO):
     def _scaled(self, program: Program) -> Program:
         return _ScaleLatents(self.beta)(program)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+    def _get_trace(
+        self, model: Program, guide: Program, args: Args, kwargs: KwArgs
+    ) -> tuple[poutine.Trace, poutine.Trace]:
         return self.objective._get_trace(self._scaled(model), self._scaled(guide), args, kwargs)

@@ -1,41 +1,61 @@
-"""Free bits (Kingma et al. 2016): the KL divergence counts from a threshold on."""
+"""Free bits (Kingma et al. 2016): a lower limit of the KL divergence in the objective."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pyro import poutine
-from pyro.distributions import Independent
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_vae.objectives.reparameterized import (
-    Reparameterized,
-    Traces,
-    latents,
-)
+from pyro_vae.distributions.independent import unwrap_independent
+from pyro_vae.objectives.reparameterized import Args, Reparameterized, Traces
 from pyro_vae.objectives.sticking_the_landing import _elbo, _plates_over_data
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.plates import frame_of
+from pyro_vae.pairs.sites import Node, latent_sites
 
 
 class FreeBits(Reparameterized):
-    """The ELBO with the KL divergence of each group of latents counted from `free_nats` on.
+    """The ELBO with a KL divergence of at least `free_nats` for each group of latents.
 
     log p(x|z) - sum_j max(free_nats, KL_j), with KL_j averaged over the minibatch before the
-    maximum: Kingma et al. (2016), "Improving Variational Inference with Inverse Autoregressive
-    Flow", on free bits. A group below the threshold is not pressed further towards its prior. It
-    is a bound, below the ELBO by what is counted too much. KL_j is estimated from the draws, which
-    serves any prior and guide.
+    maximum: free bits as in Kingma et al. (2016), "Improving Variational Inference with Inverse
+    Autoregressive Flow". A group below the threshold gets no gradient towards its prior. The value
+    is a lower bound of log p(x), at most the ELBO. KL_j is estimated from samples, so any prior and
+    guide can be used.
 
     Args:
-        free_nats: nats for each group and datum.
-        groups: `"sites"`, one group for each latent site, or `"dimensions"`, one for each of its
-            dimensions, where prior and guide are independent over them (`.to_event`).
-        num_particles: draws that KL_j is averaged over, besides the minibatch.
-        kwargs: as in `Reparameterized`.
+        free_nats: Threshold in nats per group and datum.
+        groups: `"sites"` for one group per latent site, or `"dimensions"` for one group per
+            dimension of a site. Prior and guide must then be independent over the dimensions
+            (`.to_event`).
+        num_particles: Number of samples per datum over which KL_j is averaged.
+        vectorize_particles: Whether to sample in one more plate on the left. Otherwise the programs
+            run `num_particles` times.
+        max_plate_nesting: Depth of the programs' plates. By default they run once to find it.
 
     Raises:
-        PairError: for groups of dimensions that a prior or a guide does not treat independently.
+        ValueError: If an argument is out of range.
+        PairError: If groups are dimensions and a prior or a guide is not independent over them.
+            Raised when the loss is computed.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [], 4)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 4)),
+        ... )
+        >>> x = torch.ones(8, 4)
+        >>> objective = pv.objectives.FreeBits(0.1, groups="dimensions")
+        >>> objective.differentiable_loss(vae.model, vae.guide, x).shape
+        torch.Size([])
+        >>> fit = pv.fit(vae, x, objective=objective, epochs=1)
+        >>> "train_objective" in fit.history[0]
+        True
+
+    See also: `Beta`, which scales the KL divergence; `collapse`, which finds unused latents.
     """
 
     def __init__(
@@ -43,44 +63,48 @@ class FreeBits(Reparameterized):
         free_nats: float,
         groups: Literal["sites", "dimensions"] = "sites",
         num_particles: int = 1,
-        **kwargs: Any,
+        *,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
     ) -> None:
-        super().__init__(num_particles, **kwargs)
+        super().__init__(
+            num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+        )
         if not 0 <= free_nats < math.inf:
             raise ValueError(f"free_nats must be finite and at least 0, got {free_nats!r}")
         if groups not in ("sites", "dimensions"):
             raise ValueError(f"groups must be 'sites' or 'dimensions', got {groups!r}")
         self.free_nats, self.groups = free_nats, groups
 
-    def _bound(self, traces: Traces, args: tuple[Any, ...]) -> Tensor:
+    def _bound(self, traces: Traces, args: Args) -> Tensor:
         bound = _elbo(traces) / self.num_particles
         plates = _plates_over_data(traces)
-        for name, node in latents(traces[0][0]):
+        for name, node in latent_sites(traces[0][0]):
             kl = sum(self._kl(name, model, guide) for model, guide in traces) / self.num_particles
             frame = frame_of(node, plates)
-            # What the log densities of a site are weighted by, over all data of the minibatch.
+            # Total weight of the site's log densities over the minibatch.
             weight = node["scale"] * (1 if frame is None else frame.size)
             free = self.free_nats * weight
             bound = bound - (free - kl).clamp(min=0).sum()
         return bound
 
     def _kl(self, name: str, model: poutine.Trace, guide: poutine.Trace) -> Tensor:
-        """Estimate a latent's KL divergence by its draws: `()`, or one for each dimension."""
+        """Estimate a latent's KL divergence from samples, shape `()` or `(num_dimensions,)`."""
         prior, posterior = model.nodes[name], guide.nodes[name]
         if self.groups == "sites":
             return (posterior["log_prob"] - prior["log_prob"]).sum()
         return _by_dimension(name, posterior) - _by_dimension(name, prior)
 
 
-def _by_dimension(name: str, node: Any) -> Tensor:
+def _by_dimension(name: str, node: Node) -> Tensor:
     """Return a site's log density summed over its batch, for each dimension of the event."""
-    fn, event_dim = node["fn"], node["fn"].event_dim
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
+    fn, event_dim = unwrap_independent(node["fn"]), node["fn"].event_dim
     if fn.event_dim:
         raise PairError(
-            f"latent {name!r} has a {type(fn).__name__}, whose dimensions are not independent, so "
-            "that they have no KL divergence each: use FreeBits(groups='sites')"
+            f"the dimensions of latent {name!r} are not independent under its {type(fn).__name__}, "
+            "so there is no KL divergence per dimension: use FreeBits(groups='sites')"
         )
     log_prob = fn.log_prob(node["value"])
     batch_shape = log_prob.shape[: log_prob.dim() - event_dim]

@@ -1,49 +1,89 @@
 """Scale the log densities of a Pyro program to nats per datum."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
 from pyro.poutine.messenger import Messenger
 
-from pyro_vae.objectives.reparameterized import Program
+from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.plates import data_plates_of, frame_of
+from pyro_vae.pairs.sites import Node, full_size_of
+
+
+class HasObjective(Protocol):
+    """Any object with an objective, such as an SVI."""
+
+    @property
+    def objective(self) -> object:
+        """The objective."""
 
 
 class PerDatum(Messenger):
-    """Scales the log densities of a Pyro program as above; wraps a model and its guide alike.
+    """Effect handler that scales log densities to nats per datum.
 
-    A plate that Pyro itself subsamples (`pyro.plate("data", N, subsample_size=M)`) brings its own
-    factor N/M, one of the batch's size does not: both come out as 1/M.
+    It multiplies the log densities of sites in the plate over the data by 1/M, with M the size of
+    the batch, and those of the other sites by 1/N. Use it around both model and guide. A plate that
+    Pyro subsamples (`pyro.plate("data", N, subsample_size=M)`) already has the factor N/M, and gets
+    1/M in total as well.
 
     Args:
-        num_data: N, the size of the whole data set.
-        plates: names of the plates over the data; sites in no such plate are global.
+        num_data: N, the size of the whole dataset.
+        plates: Names of the plates over the data. Sites in none of them are global.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro import poutine
+        >>> import pyro_vae as pv
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> with pv.objectives.PerDatum(100, "data"):
+        ...     trace = poutine.trace(model).get_trace(torch.zeros(10))
+        >>> trace.nodes["loc"]["scale"], trace.nodes["x"]["scale"]
+        (0.01, 0.1)
+
+    See also: `per_datum`, which wraps a program and finds its plates.
     """
 
     def __init__(self, num_data: int, *plates: str) -> None:
         super().__init__()
         self.num_data, self.plates = num_data, plates
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         frame = frame_of(msg, self.plates)
-        size = self.num_data if frame is None else frame.full_size
+        size = self.num_data if frame is None else full_size_of(frame)
         msg["scale"] = msg["scale"] / size
-        msg["infer"]["_data_plates"] = self.plates  # for the objectives here
+        msg["infer"]["_data_plates"] = self.plates  # read by `ImportanceWeighted` and `FreeBits`
 
 
 def per_datum(program: Program, num_data: int, *plates: str) -> Program:
-    """Return the Pyro program with its log densities per datum of a data set of `num_data`.
+    """Return a Pyro program with its log densities scaled to nats per datum.
 
     Args:
-        program: a model or a guide.
-        num_data: N, the size of the whole data set.
-        plates: names of the plates over the data. Without them the first call finds the plates,
-            as `fit` does: it runs the program once more on its arguments, and on a few of their
-            rows if it has other plates than `"data"`.
+        program: A model or a guide.
+        num_data: N, the size of the whole dataset.
+        plates: Names of the plates over the data. If none is given, the first call finds them, as
+            `fit` does. It runs the program once more on its arguments, and on a few of their rows
+            if the program has plates other than `"data"`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro import poutine
+        >>> import pyro_vae as pv
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("people", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> scaled = pv.objectives.per_datum(model, 100)
+        >>> poutine.trace(scaled).get_trace(torch.zeros(10)).nodes["x"]["scale"]
+        0.1
+
+    See also: `PerDatum`; `fit`, which applies it to model and guide.
     """
     known: tuple[str, ...] | None = plates or None
 
-    def scaled(*args: Any, **kwargs: Any) -> Any:
+    def scaled(*args: object, **kwargs: object) -> object:
         nonlocal known
         if known is None:
             known = data_plates_of(program, *args, **kwargs)
@@ -54,14 +94,26 @@ def per_datum(program: Program, num_data: int, *plates: str) -> Program:
 
 
 def is_elbo(objective: object) -> bool:
-    """Whether an objective's value estimates the ELBO itself: with beta = 1, and nothing else."""
+    """Return whether the value of an objective estimates the ELBO.
+
+    Args:
+        objective: Any objective of Pyro or of this package.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> import pyro_vae as pv
+        >>> pv.objectives.is_elbo(Trace_ELBO()), pv.objectives.is_elbo(pv.objectives.Beta(4.0))
+        (True, False)
+
+    See also: `fit`, which reports `"train_elbo"` for such objectives, else `"train_objective"`.
+    """
     pyros = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
     default = isinstance(objective, pyros) and not isinstance(objective, TraceTailAdaptive_ELBO)
     return getattr(objective, "is_elbo", default)
 
 
-def objectives_of(svi: Any) -> list[Any]:
-    """Return the objective, and what it is built around."""
+def objectives_of(svi: HasObjective) -> list[Any]:
+    """Return the objective of an SVI, followed by the objectives that it wraps."""
     found, objective = [], svi.objective
     while objective is not None:
         found.append(objective)

@@ -1,14 +1,13 @@
-"""Bounds that are differentiated along reparameterized draws: what such objectives share.
+"""Base classes of the objectives with pathwise gradients, through reparameterized samples.
 
-With draws z = z(e, phi) of noise e, the gradient of a bound to the guide's parameters phi has two
-parts (Roeder, Wu & Duvenaud 2017): the path derivative, through the draws, and the score function
--d log q(z|x)/d phi at fixed z. `Reparameterized` takes both, as `Trace_ELBO` does;
-`PathDerivative` can keep to the first.
+For samples z = z(e, phi) of noise e, the gradient of a bound with respect to the guide's parameters
+phi has two terms (Roeder, Wu & Duvenaud 2017): the path derivative, through the samples, and the
+score function -d log q(z|x)/d phi at fixed z. `Reparameterized` keeps both, like `Trace_ELBO`.
+`PathDerivative` allows its subclasses to drop the score function.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from pyro import poutine
@@ -19,27 +18,33 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.pairs.check import check_reparameterized
+from pyro_vae.pairs.pair import Program
+from pyro_vae.pairs.sites import Node, latent_sites
 
-Program = Callable[..., Any]
-Traces = list[tuple[poutine.Trace, poutine.Trace]]
+Args: TypeAlias = tuple[object, ...]
+KwArgs: TypeAlias = dict[str, object]
+Traces: TypeAlias = list[tuple[poutine.Trace, poutine.Trace]]  # (model, guide) of each particle
 
 
 class Reparameterized(ELBO):
-    """Base of the objectives that are differentiated along reparameterized draws.
+    """Base class of the objectives with pathwise gradients.
 
-    A subclass gives the objective as a function of the traces of all particles, `_bound`, and, if
-    its gradient is another than that of the value, `_surrogate`.
+    A subclass defines `_bound`, the objective as a function of the traces of all particles. If its
+    gradient is not that of the value, it also defines `_surrogate`.
 
     Attributes:
-        is_bound: the value's expectation is a lower bound of log p(x).
-        is_elbo: the value's expectation is the ELBO.
-        needs_reparameterization: every latent needs a guide with `rsample`.
+        is_bound: Whether the expected value is a lower bound of log p(x).
+        is_elbo: Whether the expected value is the ELBO.
+        needs_reparameterization: Whether the guide of every latent needs an `rsample`.
 
     Args:
-        num_particles: K, draws of the latents for each datum.
-        vectorize_particles: draw them in one more plate on the left, at once; otherwise the
-            programs run K times, for networks that take no further dimension.
-        max_plate_nesting: depth of the programs' plates; by default found out by running them.
+        num_particles: K, the number of samples of the latents per datum.
+        vectorize_particles: Whether to sample in one more plate on the left. Otherwise the programs
+            run K times, for networks that do not accept another dimension.
+        max_plate_nesting: Depth of the programs' plates. By default they run once to find it.
+
+    Raises:
+        ValueError: If num_particles is not a whole number of at least 1.
     """
 
     is_bound = True
@@ -61,69 +66,70 @@ class Reparameterized(ELBO):
             max_plate_nesting=max_plate_nesting,
         )
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Return an estimate of minus the objective, in nats; no gradients."""
         with torch.no_grad():
             return -self._bound(self._all_traces(model, guide, args, kwargs), args).item()
 
     def differentiable_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Tensor:
-        """Return the loss as a scalar whose gradient is the estimator's."""
+        """Return the loss as a scalar. Its gradient is the gradient estimator."""
         return -self._surrogate(self._all_traces(model, guide, args, kwargs), args)
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss and add its gradients to those of the parameters."""
+    def loss_and_grads(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> float:
+        """Return the loss and accumulate its gradients in the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
-    def _bound(self, traces: Traces, args: tuple[Any, ...]) -> Tensor:
+    def _bound(self, traces: Traces, args: Args) -> Tensor:
         raise NotImplementedError
 
-    def _surrogate(self, traces: Traces, args: tuple[Any, ...]) -> Tensor:
+    def _surrogate(self, traces: Traces, args: Args) -> Tensor:
         return self._bound(traces, args)
 
-    def _all_traces(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Traces:
-        """Trace the model and the guide: one pair of traces with all particles, or one for each."""
+    def _all_traces(self, model: Program, guide: Program, args: Args, kwargs: KwArgs) -> Traces:
+        """Trace model and guide: once for all particles if vectorized, or once for each."""
         traces = list(self._get_traces(model, guide, args, kwargs))
-        for name, node in latents(traces[0][1]):
+        for name, node in latent_sites(traces[0][1]):
             check_reparameterized(name, node["fn"], self)
         return traces
 
     def _get_trace(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, model: Program, guide: Program, args: Args, kwargs: KwArgs
     ) -> tuple[poutine.Trace, poutine.Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
 class _Leaves(Messenger):
-    """Hands each draw on as a leaf of the graph, and keeps the draw itself beside it.
+    """Replaces each sample by a leaf of the autograd graph, and stores the sample.
 
-    What follows in the program then depends on the leaf; `along_draws` ties both together again.
+    The rest of the program depends on the leaf. `along_draws` connects leaf and sample again.
     """
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        # Draws that have no gradient stay: `check_reparameterized` says so of them.
+    def _pyro_post_sample(self, msg: Node) -> None:
+        # Samples without gradients are kept. `check_reparameterized` refuses them later.
         if msg["fn"].has_rsample and not msg["is_observed"] and not site_is_subsample(msg):
             msg["infer"]["_draw"] = msg["value"]
             msg["value"] = msg["value"].detach().requires_grad_()
 
 
 class PathDerivative(Reparameterized):
-    """Base of the objectives that leave the guide's score function out of the gradient.
+    """Base class of the objectives that can drop the guide's score function from the gradient.
 
-    d log w/d phi has a part through the draws z(phi), and -d log q(z)/d phi at fixed z, whose mean
-    is zero but whose variance is not, not even where q is exact. The guide therefore hands its
-    draws on as leaves, so that the gradient at the leaves can be carried on to the draws alone.
-    A guide's density is needed as a function of z: a flow must have an inverse.
+    d log w/d phi has a term through the samples z(phi), and the term -d log q(z)/d phi at fixed z.
+    The second term has mean zero, but its variance is positive even if q is exact. The samples of
+    the guide are therefore replaced by leaves of the autograd graph. The gradient with respect to
+    the leaves is then propagated through the samples alone. This needs the guide's density as a
+    function of z, so a flow must be invertible.
     """
 
     def _get_trace(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, model: Program, guide: Program, args: Args, kwargs: KwArgs
     ) -> tuple[poutine.Trace, poutine.Trace]:
         with _Leaves():
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -136,15 +142,15 @@ class PathDerivative(Reparameterized):
 
 
 def along_draws(value: Tensor, traces: Traces) -> Tensor:
-    """Return zero, whose gradient is that of `value` through the guide's draws alone."""
-    sites = [node for _, guide in traces for _, node in latents(guide)]
+    """Return zero, with the gradient of `value` through the guide's samples alone."""
+    sites = [node for _, guide in traces for _, node in latent_sites(guide)]
     leaves = [node["value"] for node in sites]
     gradients = list(_gradients(value, leaves))
     path = torch.zeros_like(value)
     for index in reversed(range(len(sites))):
         term = (gradients[index] * sites[index]["infer"]["_draw"]).sum()
         path = path + term
-        # A draw may depend on those before it, which it met as leaves.
+        # A sample may depend on the leaves of the samples before it.
         for before, gradient in enumerate(_gradients(term, leaves[:index])):
             gradients[before] = gradients[before] + gradient
     return path - path.detach()
@@ -154,15 +160,3 @@ def _gradients(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     if not leaves or not value.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
-
-
-def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """Yield the sample sites of a trace, latent and observed, by name."""
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample":
-            yield name, node
-
-
-def latents(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """Yield the latent sites of a trace, by name."""
-    return ((name, node) for name, node in sample_sites(trace) if not node["is_observed"])

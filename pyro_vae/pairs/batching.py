@@ -1,4 +1,4 @@
-"""The arguments of a Pyro program, and parts of their data."""
+"""Split the arguments of a Pyro program into batches of its data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,10 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of the data: arguments for the programs, and the places of its data in the whole.
+    """A part of the data, as arguments of the programs.
 
-    `subsample` fixes the indices of a subsampled plate. Its last batch is as large as the others
-    and begins with `repeated` data of the one before it.
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        indices: Positions of the batch's data in all data.
+        subsample: Indices of a subsampled plate by its name.
+        repeated: Number of data at the start that the previous batch has too. The last batch of a
+            subsampled plate is as large as the others.
     """
 
     args: tuple[Any, ...]
@@ -24,7 +29,7 @@ class Batch:
 
 
 class Arguments:
-    """Arguments of a program: its data are the tensors with as many rows as the first tensor."""
+    """Arguments of a program. Tensors with as many rows as the first tensor hold its data."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
@@ -41,17 +46,17 @@ class Arguments:
         return Batch(self.args, self.kwargs, torch.arange(self.num_rows))
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Return the rows from `start` to `stop` of the data."""
+        """Return the rows `start:stop` of the data."""
         rows = self._map(self.whole(), lambda value: value[start:stop])
         return replace(rows, indices=torch.arange(start, stop))
 
     def repeat(self, batch: Batch, times: int) -> Batch:
-        """Return a batch with its data `times` times, one after the other."""
+        """Return a batch with its data repeated `times` times, in order."""
         return self._map(batch, lambda value: value.repeat(times, *(1,) * (value.dim() - 1)))
 
     def _map(self, batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-        def apply(key: int | str, value: Any) -> Any:
-            return change(value) if key in self._data else value
+        def apply(key: int | str, value: object) -> object:
+            return change(value) if key in self._data and isinstance(value, Tensor) else value
 
         args = tuple(apply(i, value) for i, value in enumerate(batch.args))
         kwargs = {name: apply(name, value) for name, value in batch.kwargs.items()}

@@ -1,45 +1,73 @@
-"""Before a minute is spent: does a model/guide pair fit its data, and its two halves each other?"""
+"""Static checks of a model/guide pair against its data, before training."""
 
 import inspect
 import sys
-from collections.abc import Callable
 from inspect import Parameter
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.pairs.batching import Arguments
-from pyro_vae.pairs.pair import PairError, PairLike
+from pyro_vae.pairs.latents import check_names, check_shapes
+from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates
 from pyro_vae.pairs.site_table import Site, SiteTable
-from pyro_vae.pairs.sites import is_enumerated, plate_nesting
-from pyro_vae.pairs.supports import check_latent_support, check_support, kind_of, support_name
+from pyro_vae.pairs.sites import (
+    Node,
+    is_enumerated,
+    latent_sites,
+    observed_sites,
+    plate_nesting,
+    sample_sites,
+    values_of,
+)
+from pyro_vae.pairs.supports import check_support, kind_of, support_name
 from pyro_vae.runtime.devices import evaluating
 
 
 @torch.no_grad()
 def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
-    """Run a pair's guide and model once on x, without changing anything, and list their sites.
+    """Check that a model and its guide fit the data and each other.
+
+    Runs guide and model on x, without changing parameters, gradients or the random state.
 
     Args:
-        pair: anything with `.model` and `.guide`.
-        x: a few data, shape `(num_data, *event)`; or a tuple of such a tensor and what else the
-            programs take for each datum, each of `num_data` rows.
-        objective: what the pair shall be trained by, to see whether it takes the pair's latents.
+        pair: Any object with a `.model` and a `.guide`.
+        x: A few data, shape `(num_data, *event)`. If the programs take further tensors, a tuple of
+            x and these, each with `num_data` rows.
+        objective: Objective to train with. If given, check that it accepts the pair's latents.
+
+    Returns:
+        A table of the sample sites of both programs. Printed, it shows their shapes and supports.
 
     Raises:
-        PairError: when x is empty, not floating point or infinite; when there are more tensors than
-            the model or the guide takes; when a latent is missing from the model or the guide, or
-            its shape or support differs between them; when a draw of the guide is not finite; when
-            batch dimensions stand in no plate; when the decoder's output does not fit x; when x is
-            outside the likelihood's support; or when the objective needs reparameterized draws of a
-            latent that has none. The message says what to change.
+        PairError: If x is empty, infinite or not floating point; if there are more tensors than
+            the model or the guide takes; if a latent is missing from the model or the guide, or
+            its shape or support differs between them; if a sample of the guide is not finite; if
+            a batch dimension belongs to no plate; if the shape of the decoder's output differs
+            from that of x; if x is outside the likelihood's support; or if the objective needs
+            reparameterized samples and the guide of a latent has no `rsample`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> import pyro_vae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> table = pv.check(pv.Pair(model, guide), torch.randn(4, 2))
+        >>> table.data_plates, str(table.guide["z"])
+        (('data',), '(4,) | (2,) on Real')
+
+    See also: `fit` and `evaluate`, which check the first batch of their data; `Pair`; `PairError`.
     """
     batch = x if isinstance(x, tuple) else (x,)
     if not batch:
@@ -54,37 +82,38 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         guide, failure = _run("guide", pair.guide, batch)
         if failure:
             raise failure
-        _check_draws(guide, batch[0])
-        # The model runs twice: on its own, for the shapes that it means its latents to have, and
-        # on the guide's draws, for what it then says of x. A latent of another size than its
-        # decoder's makes it fail, but is better said of the latent.
+        _check_samples(guide, batch[0])
+        # The model runs twice: alone, which gives the intended shapes of its latents, and on the
+        # guide's samples. If a latent size differs from the decoder's, the model fails. The
+        # comparison of the latents then gives the better message, so it comes first.
         model, failure = _run("model", pair.model, batch)
-        _check_latents(model, guide, complete=failure is None)
+        priors, posteriors = dict(latent_sites(model)), dict(latent_sites(guide))
+        check_names(priors, posteriors, complete=failure is None)
+        check_shapes(priors, posteriors)
         if failure:
             raise failure
         _check_batch_dimensions(model, guide)
         plates = data_plates([model, guide], [pair.guide, pair.model], Arguments(batch, {}))
         _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
-            _check_objective(model, guide, objective)
+            _check_objective({**priors, **posteriors}, objective)
         replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
         if failure:
             raise failure
-    for name, node in replayed.nodes.items():
-        if node["type"] == "sample" and node["is_observed"]:
-            _check_observation(name, node)
-    return SiteTable(_sites(model), _sites(guide), plate_nesting(model, guide), plates)
+    for name, node in observed_sites(replayed).items():
+        _check_observation(name, node)
+    return SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
 
 
 def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
-    """Check a first batch of a data set in depth, as `check` does, and the support of the rest.
+    """Check the first rows of a dataset as `check` does, and a sample of the rest for its support.
 
     Raises:
-        PairError: as `check`.
+        PairError: As in `check`.
     """
     table = check(pair, data.batch(slice(8)), objective=objective)
     if data.values.dtype == torch.uint8:
-        return table  # a data set's own pixels: in range by construction
+        return table  # pixels of a built-in dataset are in range
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
@@ -94,16 +123,19 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
         first = data.batch(slice(1))
         guide = poutine.trace(pair.guide).get_trace(*first)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
-    for name in model.observation_nodes:
-        fn: Any = model.nodes[name]["fn"]
-        # One datum's distribution, whose support all data share.
-        if fn.batch_shape == (1,) and model.nodes[name]["value"] is first[0]:
-            check_support(fn, data.sample(), name)
+    for name, node in observed_sites(model).items():
+        # The support of one datum's distribution is that of all data.
+        if node["fn"].batch_shape == (1,) and node["value"] is first[0]:
+            check_support(node["fn"], data.sample(), name)
     return table
 
 
 def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
-    """Raise `PairError` if data have more tensors for each datum than a program takes."""
+    """Check that model and guide take all tensors of a batch.
+
+    Raises:
+        PairError: If a batch has more tensors than the model or the guide has arguments.
+    """
     x, *others = batch
     for role, program in (("guide", pair.guide), ("model", pair.model)):
         taken = _num_arguments(program)
@@ -126,8 +158,8 @@ def _like_labels(value: Tensor) -> bool:
     return not value.is_floating_point() and value.dim() <= 2
 
 
-def _num_arguments(program: Callable[..., Any]) -> int:
-    """Return how many positional arguments a program takes, as far as its signature says."""
+def _num_arguments(program: Program) -> int:
+    """Return the number of positional arguments of a program, or `sys.maxsize` if unknown."""
     call = program.forward if isinstance(program, nn.Module) else program
     try:
         kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
@@ -141,9 +173,15 @@ def _num_arguments(program: Callable[..., Any]) -> int:
 
 
 def check_values(x: Tensor, *others: Tensor) -> None:
-    """Raise `PairError` unless x is a batch of at least one datum, floating point, not infinite.
+    """Check the dtype, the shape and the values of a batch.
 
-    What else belongs to its data must have as many rows.
+    Args:
+        x: Data, shape `(num_data, *event)`.
+        others: Other tensors with one row per datum.
+
+    Raises:
+        PairError: If x is empty, infinite or not a floating point tensor, or if another tensor has
+            a different number of rows.
     """
     for value in (x, *others):
         if not isinstance(value, Tensor):
@@ -152,33 +190,37 @@ def check_values(x: Tensor, *others: Tensor) -> None:
         raise PairError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise PairError(
-            f"x has dtype {x.dtype}; floating point is expected. Bytes 0..255 become data by "
-            "x.float() / 255, and for a Bernoulli likelihood by binarizing them (binarize=)"
+            f"x has dtype {x.dtype}; floating point is expected. Convert bytes 0..255 by "
+            "x.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
         )
     if torch.isinf(x).any():
         raise PairError("x holds infinite values")
     for value in others:
         if value.dim() == 0 or len(value) != len(x):
             raise PairError(
-                f"x has {len(x)} data, but what goes with it has shape {tuple(value.shape)}: give "
-                "one row for each datum"
+                f"x has {len(x)} data, but a tensor passed with it has shape {tuple(value.shape)}: "
+                "give one row per datum"
             )
 
 
-def check_reparameterized(name: str, distribution: Any, objective: object) -> None:
-    """Raise `PairError` where an objective that needs it has no reparameterized draws."""
+def check_reparameterized(name: str, distribution: Distribution, objective: object) -> None:
+    """Check that a latent has reparameterized samples, for an objective that needs them.
+
+    Raises:
+        PairError: If the distribution has no `rsample`.
+    """
     if not distribution.has_rsample:
         raise PairError(
-            f"{type(objective).__name__} needs reparameterized draws, and the guide's "
-            f"{kind_of(distribution)} for latent {name!r} has none: take Trace_ELBO, enumerate a "
+            f"{type(objective).__name__} needs reparameterized samples, and the guide's "
+            f"{kind_of(distribution)} for latent {name!r} has none: use Trace_ELBO, enumerate a "
             "discrete latent by TraceEnum_ELBO, or choose a guide with rsample"
         )
 
 
 def _run(
-    role: str, program: Callable[..., Any], batch: tuple[Tensor, ...]
+    role: str, program: Program, batch: tuple[Tensor, ...]
 ) -> tuple[poutine.Trace, PairError | None]:
-    """Trace a program on a batch; where it fails, return what it did so far and a `PairError`."""
+    """Trace a program on a batch. If it fails, return the trace so far and a `PairError`."""
     with poutine.trace() as tracer:
         try:
             program(*batch)
@@ -186,7 +228,7 @@ def _run(
             x = batch[0]
             advice = ""
             if "Shape mismatch inside plate" in str(error):
-                advice = ". Declare what belongs to one datum as its event, by .to_event()"
+                advice = ". Declare the dimensions of one datum as its event, by .to_event()"
             failure = PairError(
                 f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: "
                 f"{error}{advice}"
@@ -196,131 +238,73 @@ def _run(
     return tracer.trace, None
 
 
-def _check_draws(guide: poutine.Trace, x: Tensor) -> None:
-    for name, node in guide.nodes.items():
-        if node["type"] != "sample":
-            continue
-        value: Any = node["value"]
+def _check_samples(guide: poutine.Trace, x: Tensor) -> None:
+    for name, value in values_of(guide).items():
         if not torch.isfinite(value).all():
             if torch.isnan(x).any():
                 fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
             else:
-                fix = "rescale x, or look at the encoder's weights"
-            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
+                fix = "rescale x, or check the encoder's weights"
+            raise PairError(f"the guide's sample of latent {name!r} is not finite: {fix}")
 
 
-def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    return {
-        name: node
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node)
-    }
-
-
-def _latents(trace: poutine.Trace) -> dict[str, Any]:
-    return {name: node for name, node in _sample_sites(trace).items() if not node["is_observed"]}
-
-
-def _sites(trace: poutine.Trace) -> dict[str, Site]:
+def _table(trace: poutine.Trace) -> dict[str, Site]:
     sites = {}
-    for name, node in _sample_sites(trace).items():
-        fn: Any = node["fn"]
+    for name, node in sample_sites(trace):
+        fn = node["fn"]
         batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
         sites[name] = Site(name, batch, event, support_name(fn.support), node["is_observed"])
     return sites
 
 
-# -- latents: the model beside the guide ---------------------------------------------------------
-
-
-def _check_latents(model: poutine.Trace, guide: poutine.Trace, complete: bool) -> None:
-    """Compare the latents of both programs; `complete` says whether the model ran to its end."""
-    priors, posteriors = _latents(model), _latents(guide)
-    for name, prior in priors.items():
-        if name in posteriors:
-            _check_shapes(name, prior["fn"], posteriors[name]["fn"])
-            check_latent_support(name, prior["fn"], posteriors[name])
-        elif not is_enumerated(prior):
-            raise PairError(
-                f"the model draws the latent {name!r}, the guide does not: it would silently be "
-                f"drawn from its prior. Sample {name!r} in the guide, or observe it in the model"
-            )
-    for name, posterior in posteriors.items():
-        if complete and name not in priors and not posterior["infer"].get("is_auxiliary"):
-            raise PairError(
-                f"the guide draws the latent {name!r}, the model does not: sample {name!r} in the "
-                "model under that name, or mark a helper variable of the guide by "
-                "infer={'is_auxiliary': True}"
-            )
-
-
-def _check_shapes(name: str, prior: Any, posterior: Any) -> None:
-    if prior.event_shape != posterior.event_shape:
-        raise PairError(
-            f"latent {name!r} has event shape {tuple(prior.event_shape)} in the model's prior and "
-            f"{tuple(posterior.event_shape)} in the guide: give prior, decoder and guide one "
-            "latent size, and .to_event() the same dimensions"
-        )
-    if prior.batch_shape != posterior.batch_shape:
-        raise PairError(
-            f"latent {name!r} has batch shape {tuple(prior.batch_shape)} in the model and "
-            f"{tuple(posterior.batch_shape)} in the guide: look for a missing .to_event() or plate"
-        )
-
-
-# -- plates, objectives, observations ------------------------------------------------------------
-
-
 def _check_batch_dimensions(model: poutine.Trace, guide: poutine.Trace) -> None:
     """Raise `PairError` unless each batch dimension belongs to a plate."""
     for role, trace in (("model", model), ("guide", guide)):
-        for name, node in _sample_sites(trace).items():
+        for name, node in sample_sites(trace):
             frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
             dims = {frame.dim for frame in frames}
             batch_shape = tuple(node["fn"].batch_shape)
             if any(n > 1 and i - len(batch_shape) not in dims for i, n in enumerate(batch_shape)):
                 raise PairError(
-                    f"site {name!r} of the {role} has batch shape {batch_shape}, of which its "
-                    f"plates {sorted(frame.name for frame in frames)} do not explain all: declare "
-                    "one datum's dimensions as its event, by .to_event(), and put the data into "
+                    f"site {name!r} of the {role} has batch shape {batch_shape}, but its plates "
+                    f"{sorted(frame.name for frame in frames)} do not cover all of it: declare the "
+                    "dimensions of one datum as its event, by .to_event(), and put the data into "
                     "pyro.plate('data', len(x))"
                 )
 
 
 def _check_data_plate(model: poutine.Trace, plates: tuple[str, ...], num_data: int) -> None:
     """Raise `PairError` unless an observed site is in the plate over the data."""
-    observed = {n: node for n, node in _sample_sites(model).items() if node["is_observed"]}
-    if not observed:
-        raise PairError("the model observes nothing: pass x as obs= of a pyro.sample")
+    observed = observed_sites(model)
     if not any(
         frame.name in plates and (frame.name == "data" or frame.size == num_data)
         for node in observed.values()
         for frame in node["cond_indep_stack"]
     ):
         raise PairError(
-            f"no observed site ({', '.join(observed)}) stands in a plate over the {num_data} data, "
-            "so that minibatches cannot be weighed: put it into pyro.plate('data', len(x))"
+            f"no observed site ({', '.join(observed)}) is in a plate over the {num_data} data, so "
+            "minibatches cannot be weighted: put it into pyro.plate('data', len(x))"
         )
 
 
-def _check_objective(model: poutine.Trace, guide: poutine.Trace, objective: object) -> None:
+def _check_objective(latents: dict[str, Node], objective: object) -> None:
     needed = getattr(
         objective,
         "needs_reparameterization",
         isinstance(objective, TraceMeanField_ELBO | RenyiELBO),
     )
     enumerates = isinstance(getattr(objective, "objective", objective), TraceEnum_ELBO)
-    for name, node in {**_latents(model), **_latents(guide)}.items():
+    for name, node in latents.items():
         if is_enumerated(node) and not enumerates:
             raise PairError(
                 f"latent {name!r} is marked for enumeration, but {type(objective).__name__} does "
-                "not enumerate: take TraceEnum_ELBO(), or leave the mark out"
+                "not enumerate: use TraceEnum_ELBO(), or remove the mark"
             )
         if needed:
             check_reparameterized(name, node["fn"], objective)
 
 
-def _check_observation(name: str, node: Any) -> None:
+def _check_observation(name: str, node: Node) -> None:
     distribution, value = node["fn"], node["value"]
     if distribution.event_shape != value.shape[len(distribution.batch_shape) :]:
         raise PairError(

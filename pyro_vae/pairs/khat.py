@@ -1,17 +1,17 @@
-"""Pareto k-hat: how far an importance sampling estimate can be relied on."""
+"""Pareto k-hat, a diagnostic for importance sampling estimates."""
 
 import math
 
 import numpy as np
 
-# Below this spread the weights are equal but for rounding, and no tail can be fitted to them.
+# Log weights within this range are equal up to rounding; no tail can be fitted to them.
 EQUAL_WEIGHTS = 1e-7
-# ArviZ fits the tail to a fifth of the draws, and at least 5 of them.
+# ArviZ fits the tail to a fifth of the samples and needs at least 5.
 MIN_TAIL_SAMPLES = 25
 
 
 def khat_threshold(num_samples: int) -> float:
-    """Return min(1 - 1/log10(S), 0.7): above it an estimate is not to be relied on.
+    """Return min(1 - 1/log10(S), 0.7), the largest k-hat of a reliable estimate from S samples.
 
     Vehtari et al. (2024), "Pareto smoothed importance sampling", section 3.2.4.
     """
@@ -19,13 +19,13 @@ def khat_threshold(num_samples: int) -> float:
 
 
 def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
-    """Return the shape k-hat of the generalized Pareto tail of each column's weights.
+    """Return k-hat, the shape parameter of the generalized Pareto tail of each column's weights.
 
-    Equal weights, of an exact posterior, give -inf; fewer than 25 draws have no tail and give NaN,
-    as does a weight that is not finite.
+    Equal weights, as for an exact posterior, give -inf. Fewer than 25 samples give NaN, and so does
+    a weight that is not finite.
 
     Args:
-        log_weights: shape `(num_samples, num_data)`.
+        log_weights: Log weights in nats, shape `(num_samples, num_data)`.
     """
     from arviz_stats.base import array_stats  # takes seconds to import
 
@@ -39,6 +39,6 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
         khat[equal] = -np.inf
         fitted = finite & ~equal
         if fitted.any():
-            # ArviZ takes log likelihoods, whose reciprocals are the weights: hence the sign.
+            # ArviZ takes log likelihoods and uses their negatives as log weights.
             khat[fitted] = array_stats.psislw(-columns[:, fitted], axis=0)[1]
     return khat

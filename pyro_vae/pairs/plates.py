@@ -1,28 +1,27 @@
-"""Which plates of a model and its guide are over the data: found once, then known by name.
+"""Find the plates over the data of a model and its guide. Other modules use their names.
 
-The plate of the observed sites is the one called `"data"`. If there is none of that name, the
-programs run on two numbers of rows, and the plate with one entry for each row is over the data.
-Its size on one batch alone says nothing: a plate of 20 genes is no plate over 20 data.
+The plate over the data is the plate `"data"` of the observed sites, or their only plate. Otherwise
+the programs run on two numbers of rows, and the plate with one entry per row is over the data. The
+size of a plate on one batch does not decide: a plate of 20 genes is as large as a batch of 20 data.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
 
 from pyro_vae.pairs.batching import Arguments, Batch
-from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sites import PARTICLE_PLATES, ConditionLatents, sample_sites, values_of
+from pyro_vae.pairs.pair import PairError, Program
+from pyro_vae.pairs.sites import PARTICLE_PLATES, ConditionLatents, Node, sample_sites, values_of
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
 
-Program = Callable[..., Any]
-
-# How a program that was not written for one more dimension, or for fewer data, may fail.
+# Errors of a program that does not accept one more dimension, or fewer data.
 MISFITS = (
     RuntimeError,
     ValueError,
@@ -39,18 +38,18 @@ def data_plates(
     programs: Sequence[Program] = (),
     arguments: Arguments | None = None,
 ) -> tuple[str, ...]:
-    """Return the names of the plates over the data, the one of the observed sites first.
+    """Return the names of the plates over the data, the plate of the observed sites first.
 
-    Others follow if they have one entry for each row: a guide may call its plate as it likes.
+    The other plates with one entry per row follow. A guide may name its plate differently.
 
     Args:
-        traces: of a model and its guide; or of one of them.
-        programs: the programs, the guide first, to be run on two numbers of rows if names alone
-            do not decide. They and the random state are left as they were found.
-        arguments: their arguments.
+        traces: Traces of a model and its guide, or of one of them.
+        programs: The programs, the guide first. They run on two numbers of rows if names do not
+            decide. Their state and the random state are preserved.
+        arguments: Arguments of the programs.
 
     Raises:
-        PairError: when several plates of the observed sites may be the one over the data.
+        PairError: If several plates of the observed sites may be the one over the data.
     """
     nodes = [node for trace in traces for _, node in sample_sites(trace)]
     frames = [frame for node in nodes for frame in _frames(node)]
@@ -59,7 +58,7 @@ def data_plates(
     at_observed = [names for names in observed if names]
     if observed and not at_observed:
         return ()
-    # A guide observes nothing.
+    # A guide has no observed site.
     names = set().union(*at_observed) if observed else everywhere & {"data"}
     names = names & {"data"} or names
     if everywhere == names and len(names) < 2:
@@ -74,32 +73,32 @@ def data_plates(
         raise PairError(
             f"the observed sites are in the plates {sorted(names)}, and each of them may be the "
             "plate over the data: call that one 'data', as in pyro.plate('data', len(x)), or pass "
-            "its name to from_pyro_svi by obs_plate="
+            "its name as obs_plate= to from_pyro_svi"
         )
     return (*names, *sorted(following - names))
 
 
-def data_plates_of(program: Program, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+def data_plates_of(program: Program, *args: object, **kwargs: object) -> tuple[str, ...]:
     """Return the names of the plates over the data of one program, a model or a guide."""
     arguments = Arguments(args, kwargs)
     program = _without_state(program)
-    with _aside(program):
+    with _isolated(program):
         trace = _run(program, arguments.whole(), {})
     return data_plates([trace], [program], arguments)
 
 
-def frame_of(node: Any, plates: Sequence[str]) -> Any:
-    """Return a site's frame in the first of these plates that it is in, or None."""
+def frame_of(node: Node, plates: Sequence[str]) -> CondIndepStackFrame | None:
+    """Return the first of the named plates that a site is in, or None."""
     frames = {frame.name: frame for frame in node["cond_indep_stack"]}
     return next((frames[name] for name in plates if name in frames), None)
 
 
-def _frames(node: Any) -> list[Any]:
+def _frames(node: Node) -> list[CondIndepStackFrame]:
     return [frame for frame in node["cond_indep_stack"] if frame.name not in PARTICLE_PLATES]
 
 
 def _one_entry_per_row(programs: Sequence[Program], arguments: Arguments | None) -> set[str]:
-    """Return the plates with one entry for each row of the data, on two numbers of rows."""
+    """Return the plates with one entry per row of the data, for two numbers of rows."""
     if arguments is None or not arguments.num_rows:
         return set()
     if arguments.num_rows < 3:
@@ -113,10 +112,10 @@ def _one_entry_per_row(programs: Sequence[Program], arguments: Arguments | None)
 
 
 def _of_size(size: int, programs: Sequence[Program], arguments: Arguments) -> set[str]:
-    """Return the plates of this size when the programs run on so many rows."""
-    batch, values, names = arguments.rows(0, size), dict[str, Any](), set()
+    """Return the plates of size `size` when the programs run on `size` rows."""
+    batch, values, names = arguments.rows(0, size), dict[str, Tensor](), set[str]()
     programs = [_without_state(program) for program in programs]
-    with _aside(*programs):
+    with _isolated(*programs):
         for program in programs:
             trace = _run(program, batch, values)
             values = values_of(trace)
@@ -126,18 +125,18 @@ def _of_size(size: int, programs: Sequence[Program], arguments: Arguments) -> se
 
 
 def _without_state(program: Program) -> Program:
-    """Return the model of an `AutoGuide`, which keeps the shapes of its first arguments."""
+    """Return the model of an `AutoGuide`, because the guide stores the shapes of its first call."""
     return program.model if isinstance(program, AutoGuide) else program
 
 
-def _run(program: Program, batch: Batch, values: dict[str, Any]) -> poutine.Trace:
+def _run(program: Program, batch: Batch, values: Mapping[str, Tensor]) -> poutine.Trace:
     with ConditionLatents(values):
         return poutine.trace(program).get_trace(*batch.args, **batch.kwargs)
 
 
 @contextlib.contextmanager
-def _aside(*programs: Program) -> Any:
-    """Run programs unseen by the handlers around them, and leave all state as it was found."""
+def _isolated(*programs: Program) -> Iterator[None]:
+    """Run programs outside the surrounding effect handlers, and restore all state afterwards."""
     with (
         torch.no_grad(),
         preserved_state(),

@@ -1,38 +1,44 @@
-"""Runs any Pyro model and its guide over many draws, and over any part of their data.
+"""Run any Pyro model and its guide for many samples, on any part of their data.
 
-For draws s of the guide's latents, every sample site of both programs gives its value and its log
-density, arranged as `(draws, *plates, *event)` and `(draws, *plates)`, whatever shapes the programs
-themselves have. The draws of a batch of data stand in one more plate on the left, where the
-programs allow it. A decoder that mixes up leading dimensions does not: then the data are repeated,
-once for each draw, and where latents outside the data's plate forbid that, draws run one by one.
-Data are taken batch by batch where the programs treat each datum by itself. All of this is found
-out by comparing log densities on a few data; a program need not say how it was written.
+Every sample site of both programs gives its values, shape `(samples, *plates, *event)`, and its log
+densities, shape `(samples, *plates)`. The samples run in one of three ways:
+
+    vectorized    in one more plate on the left, if the programs accept it
+    tiled         in the plate over the data, with the data repeated for each sample, for decoders
+                  that do not broadcast over leading dimensions
+    one by one    if neither works, for example because of latents outside the plate over the data
+
+If each datum is treated independently, the data run batch by batch. The way is chosen by comparing
+log densities on a few data, so programs need no annotation.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.pairs.axes import PlateAxes
 from pyro_vae.pairs.batching import Arguments, Batch
-from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.latents import check_names, check_not_enumerated
+from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_plates
 from pyro_vae.pairs.sites import (
     DRAWS,
     ConditionLatents,
     SiteDraws,
     Sites,
-    check_sites,
     dims_of,
     frames_of,
+    full_size_of,
+    observed_sites,
     sample_sites,
     stack,
     values_of,
@@ -41,42 +47,43 @@ from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
 
-# Log densities of the same draws agree to rounding, of a float32 matrix product in another shape.
+# Tolerance for log densities of the same samples: float32 matrix products of different shapes round
+# differently.
 RTOL, ATOL = 1e-4, 1e-3
 
-Traces = tuple[poutine.Trace, ...]
+Traces: TypeAlias = tuple[poutine.Trace, ...]
 
 
 class PairRunner:
-    """A model and its guide on given arguments, whatever their plates.
+    """Runs a model and its guide on given arguments, with any plates.
 
     Attributes:
-        data_plate: name of the plate over the data; None where no observed site is in a plate.
-        num_data: number of data in it, all of them where the plate is subsampled.
-        separable: each datum is treated by itself, so that any batch of data can be run.
-        all_local: every latent stands in the plate over the data.
-        local_latents: number of event dimensions of each latent that does.
-        point_masses: the latents that the guide has at one value, as `AutoDelta` does.
-        datum_size: elements of the largest site of one datum.
-        fixed_indices: indices of the subsampled plates that are not over the data.
+        data_plate: Name of the plate over the data, or None if no observed site is in a plate.
+        num_data: Number of data in this plate, before subsampling.
+        separable: Whether each datum is treated independently, so that any batch can be run.
+        all_local: Whether every latent is in the plate over the data.
+        local_latents: Number of event dimensions of each latent in the plate over the data.
+        point_masses: Latents that have a fixed value in the guide, as in `AutoDelta`.
+        datum_size: Number of elements of the largest site of one datum.
+        fixed_indices: Indices of the subsampled plates that are not over the data.
 
     Args:
-        model: a Pyro model.
-        guide: its guide, with the same arguments.
-        args: their arguments; the rows of the first tensor are taken for the data.
-        kwargs: their keyword arguments.
-        obs_plate: name of the plate over the data; by default as `data_plates` finds it.
+        model: A Pyro model.
+        guide: Its guide, called with the same arguments.
+        args: Positional arguments. The rows of the first tensor are the data.
+        kwargs: Keyword arguments.
+        obs_plate: Name of the plate over the data. By default, `data_plates` finds it.
 
     Raises:
-        PairError: when a program fails on its arguments, when guide and model do not have the same
-            latents, nothing is observed, a site has a batch dimension without a plate, or several
-            plates may be the one over the data.
+        PairError: If a program fails on its arguments, if guide and model have different latents,
+            if no site is observed, if a batch dimension belongs to no plate, or if several plates
+            may be the one over the data.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        model: Program,
+        guide: Program,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None = None,
         *,
@@ -91,15 +98,17 @@ class PairRunner:
         self.fixed_indices: dict[str, Tensor] = {}
         with torch.no_grad(), preserved_state():
             if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-                self._running(
-                    guide, self.arguments.whole()
-                )  # its first arguments decide its shapes
+                self._trace(guide, self.arguments.whole())  # the first call fixes its shapes
             few = self._learn_plates(obs_plate)
             self._learn_draws(few)
             self._learn_sites(few)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the data, `size` at a time where the programs allow it."""
+        """Yield the data in batches.
+
+        A batch has `size` data if the programs treat each datum independently, and otherwise as
+        many as the plate over the data.
+        """
         if self.separable:
             for start in range(0, self.num_data, size):
                 yield self.arguments.rows(start, min(start + size, self.num_data))
@@ -117,23 +126,21 @@ class PairRunner:
     def run(
         self, batch: Batch, num_draws: int, given: Mapping[str, Tensor] | None = None
     ) -> tuple[Sites, Sites]:
-        """Run the guide on a batch, and the model on the guide's draws.
+        """Run the guide on a batch, and the model on the guide's samples.
 
         Args:
-            batch: one of `batches`, or like them.
-            num_draws: how many draws.
-            given: latents, as `SiteDraws.value` has them, that the guide is not to draw itself.
+            batch: Data, as from `batches`.
+            num_draws: Number of samples.
+            given: Values of latents that the guide does not sample, in the shape of
+                `SiteDraws.value`.
 
         Returns:
             The sites of the guide and those of the model.
         """
 
         def both(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
-            guide = self._running(self.guide, batch, values)
-            drawn = {
-                n: node["value"] for n, node in guide.nodes.items() if node["type"] == "sample"
-            }
-            return guide, self._running(self.model, batch, drawn)
+            guide = self._trace(self.guide, batch, values)
+            return guide, self._trace(self.model, batch, values_of(guide))
 
         guide, model = self._over_draws(both, batch, num_draws, given or {})
         return guide, model
@@ -146,19 +153,24 @@ class PairRunner:
         *,
         observe: bool = True,
     ) -> Sites:
-        """Run the model on a batch, latents that are not `given` drawn from their prior.
+        """Run the model on a batch.
 
-        With `observe=False` the observed sites are drawn, too.
+        Args:
+            batch: Data, as from `batches`.
+            num_draws: Number of samples.
+            given: Values of latents, in the shape of `SiteDraws.value`. The other latents are
+                sampled from the prior.
+            observe: Whether to condition on the data. Otherwise the observed sites are sampled.
         """
         model = self.model if observe else poutine.uncondition(self.model)
 
         def alone(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
-            return (self._running(model, batch, values),)
+            return (self._trace(model, batch, values),)
 
         return self._over_draws(alone, batch, num_draws, given or {})[0]
 
-    def _running(
-        self, program: Callable[..., Any], batch: Batch, values: Mapping[str, Any] | None = None
+    def _trace(
+        self, program: Program, batch: Batch, values: Mapping[str, Tensor] | None = None
     ) -> poutine.Trace:
         with (
             evaluating(self.model, self.guide),
@@ -188,10 +200,10 @@ class PairRunner:
             runs.append([self.layout.collect(trace, 1) for trace in program(batch, one)])
         return tuple(stack(list(sites)) for sites in zip(*runs, strict=True))
 
-    # -- finding out -------------------------------------------------------------------------
+    # -- how the programs can be run -----------------------------------------------------------
 
     def _learn_plates(self, obs_plate: str | None) -> Batch:
-        """Find the plates, and whether the programs can be run on a part of the data."""
+        """Find the plates, and whether the programs can run on a part of the data."""
         traces: Traces | None = None
         few = self.arguments.rows(0, min(3, self.arguments.num_rows))
         if self.arguments.num_rows:
@@ -205,33 +217,35 @@ class PairRunner:
         traces = self._try(self.arguments.whole())
         frame = self._set_plates(traces, obs_plate)
         if frame is not None:
-            self.num_data, self.subsample_size = frame.full_size, frame.size
+            self.num_data, self.subsample_size = full_size_of(frame), frame.size
         return next(self.batches(1))
 
-    def _set_plates(self, traces: Traces, obs_plate: str | None) -> Any:
+    def _set_plates(self, traces: Traces, obs_plate: str | None) -> CondIndepStackFrame | None:
+        """Set all attributes about plates, and return the plate over the data, if there is one."""
         guide, model = (dict(sample_sites(trace)) for trace in traces)
-        check_sites(guide, model)
+        check_not_enumerated(model, guide)
+        check_names(model, guide)
+        observed = observed_sites(traces[1])
         self.layout.frames = {name: frames_of(node) for name, node in {**guide, **model}.items()}
         all_frames = [frame for frames in self.layout.frames.values() for frame in frames]
         self.layout.nesting = -min(dims_of(all_frames), default=0)
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
-        observed = [node for node in model.values() if node["is_observed"]]
-        at_observed = [frame for node in observed for frame in frames_of(node)]
+        at_observed = [frame for node in observed.values() for frame in frames_of(node)]
         names = (obs_plate,) if obs_plate is not None else self._find_data_plates(traces)
         frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
         if obs_plate is not None and frame is None:
             plates = sorted({frame.name for frame in at_observed})
             raise PairError(
-                f"obs_plate={obs_plate!r}, but the observed sites stand in the plates {plates}"
+                f"obs_plate={obs_plate!r}, but the observed sites are in the plates {plates}"
             )
         self.data_plate = None if frame is None else frame.name
-        subsampled = {frame.name for frame in all_frames if frame.size < frame.full_size}
+        subsampled = {frame.name for frame in all_frames if frame.size < full_size_of(frame)}
         self.fixed_indices = {
             name: value
             for name, value in values_of(traces[1]).items()
             if name in subsampled - {self.data_plate}
         }
-        self.layout.data_dim = 0 if frame is None else frame.dim
+        self.layout.data_dim = 0 if frame is None or frame.dim is None else frame.dim
         self.all_local = frame is not None and all(
             frame.name in [f.name for f in frames_of(node)] for node in latents
         )
@@ -241,7 +255,7 @@ class PairRunner:
         return data_plates(traces, (self.guide, self.model), self.arguments)
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
-        """Do log densities of the same latents stay when the last datum is left out?"""
+        """Return whether log densities stay the same when the last datum is left out."""
         guide, model = (self.layout.collect(trace, 1) for trace in traces)
         plate = str(self.data_plate)
 
@@ -268,7 +282,7 @@ class PairRunner:
         )
 
     def _learn_draws(self, batch: Batch) -> None:
-        """Find how many draws can be run at once: in a plate, in the data's place, or not."""
+        """Choose how samples run: vectorized, tiled or one by one."""
         self.layout.vectorized = True
         if self._draws_agree(batch):
             return
@@ -297,7 +311,7 @@ class PairRunner:
         }
 
     def _draws_agree(self, batch: Batch) -> bool:
-        """Does the second of two draws at once have the log densities that it has alone?"""
+        """Return whether a sample has the same log densities in a run of two and in a run alone."""
         try:
             together = self.run(batch, 2)
         except MISFITS:
@@ -318,11 +332,11 @@ class PairRunner:
     def _try(self, batch: Batch) -> Traces:
         role = "guide"
         try:
-            guide = self._running(self.guide, batch)
+            guide = self._trace(self.guide, batch)
             role = "model"
-            return guide, self._running(self.model, batch, values_of(guide))
+            return guide, self._trace(self.model, batch, values_of(guide))
         except MISFITS as error:
-            raise PairError(f"the {role} fails on the arguments it was given: {error}") from error
+            raise PairError(f"the {role} fails on the arguments given: {error}") from error
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

@@ -1,16 +1,18 @@
-"""Draws and log weights of a model/guide pair on any data, in bounded memory.
+"""Sample from the guide of a pair and compute log weights, in bounded memory.
 
-The model and the guide meet in one array, for draws z_s ~ q(z|x_n):
+Every bound, score and diagnostic of the package is computed from one array, for samples
+z_s ~ q(z|x_n):
 
     log_weights[s, n] = log p(x_n, z_s) - log q(z_s|x_n)          shape (num_samples, num_data)
 
-Its mean over s estimates the ELBO (Kingma & Welling 2013, eq. 2), its log-mean-exp the
-importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8), its tail says how far either can
-be trusted. Every bound, score and diagnostic of the package reads this array.
+Its mean over s estimates the ELBO (Kingma & Welling 2013, eq. 2). Its log-mean-exp estimates the
+importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8). Its tail shows how reliable these
+estimates are.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,15 +24,19 @@ from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import Sites
 
-Data = Tensor | tuple[Tensor, ...]
+Data: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws from the guide with their log densities, in nats, each of shape `(draws, data)`.
+    """Samples from the guide with their log densities in nats.
 
-    `latents` holds the draws themselves by site name, shape `(draws, data, *other plates, *event)`;
-    those outside the plate over the data as `SiteDraws.value` has them.
+    Attributes:
+        latents: Samples by site name, shape `(samples, data, *other plates, *event)`. Latents
+            outside the plate over the data have the shape of `SiteDraws.value`.
+        log_likelihood: log p(x|z), shape `(samples, data)`.
+        log_prior: log p(z), shape `(samples, data)`.
+        log_q: log q(z|x), shape `(samples, data)`.
     """
 
     latents: dict[str, Tensor]
@@ -40,29 +46,27 @@ class Draws:
 
     @property
     def log_weights(self) -> Tensor:
-        """Return log p(x, z) - log q(z|x), shape `(draws, data)`."""
+        """Return log p(x, z) - log q(z|x), shape `(samples, data)`."""
         return self.log_likelihood + self.log_prior - self.log_q
 
 
 class Sampler:
-    """Draws from a pair's guide, with the log densities of guide and model, on any data.
+    """Samples from a pair's guide, with the log densities of guide and model, on any data.
 
-    It serves pairs whose latents are all local: each belongs to one datum. `PairRunner` runs the
-    others.
+    All latents must be in the plate over the data. For other pairs, use `PairRunner`.
 
     Args:
-        pair: anything with `.model` and `.guide`; every latent and observed site stands in the
-            plate over the data.
-        batch: some data, shape `(num_data, *event)`; or a tuple of them and what else the programs
-            take for each datum.
-
-        given_globals: take pairs with global latents, too: data are scored given a draw of these,
-            whose own densities, which belong to no datum, are left out.
+        pair: Any object with a `.model` and a `.guide`.
+        batch: Some data, shape `(num_data, *event)`, or a tuple of these and other tensors with one
+            row per datum.
+        given_globals: Whether to accept pairs with global latents. Log densities are then
+            conditional on samples of these. The global latents' log densities are left out, since
+            they belong to no datum.
 
     Raises:
-        PairError: when a latent stands outside the plate over the data and `given_globals` is
-            False, when data cannot be treated one by one, or when there are more tensors than the
-            model or the guide takes.
+        PairError: If a latent is outside the plate over the data and `given_globals` is False, if
+            the programs do not treat each datum independently, or if there are more tensors than
+            the model or the guide takes.
     """
 
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
@@ -72,25 +76,27 @@ class Sampler:
         given_globals = given_globals and self.programs.separable
         if not (self.programs.all_local or given_globals):
             raise PairError(
-                "a latent stands outside the plate over the data, so that no datum has a log "
-                "weight of its own: put it into pyro.plate('data', len(x)), or look at the "
-                "joint log weight in pyro_vae.from_pyro_svi"
+                "a latent is outside the plate over the data, so there is no log weight per datum: "
+                "put it into pyro.plate('data', len(x)), or use the joint log weight from "
+                "pyro_vae.from_pyro_svi"
             )
         self.plate = str(self.programs.data_plate)
 
     def rsample(self, batch: Data, num_samples: int) -> Draws:
-        """Draw z `num_samples` times for each datum of a batch, all at once, with gradients."""
+        """Sample z `num_samples` times for each datum, in one run, with gradients."""
         return self._draws(*self.programs.run(batch_of(batch), num_samples))
 
     @torch.no_grad()
     def draw(self, batch: Data, num_samples: int) -> Draws:
-        """Draw z `num_samples` times for each datum of a batch, all at once."""
+        """Sample z `num_samples` times for each datum, in one run."""
         return self.rsample(batch, num_samples)
 
     def model_at(self, batch: Data, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return log p(z) and log p(x|z) at given latents, each `(draws, data)`; with gradients.
+        """Return log p(z) and log p(x|z) with gradients, each of shape `(samples, data)`.
 
-        The latents are arranged as those of `Draws`.
+        Args:
+            batch: Data.
+            latents: Values of the latents, in the shapes of `Draws.latents`.
         """
         num_samples = len(next(iter(latents.values())))
         values = dict(latents)
@@ -101,9 +107,9 @@ class Sampler:
         return self._sum(model, observed=False), self._sum(model, observed=True)
 
     def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
-        """Return the log densities of `num_samples` draws for each datum, chunk by chunk.
+        """Return the log densities of `num_samples` samples per datum, computed chunk by chunk.
 
-        As `draw`, but the draws themselves are let go: `latents` is empty.
+        Unlike `draw`, it does not keep the samples: `latents` is empty.
         """
         parts = []
         for start in range(0, num_samples, chunk_draws):
@@ -131,7 +137,7 @@ class Sampler:
 
 
 def batch_of(data: Data) -> Batch:
-    """Return data, and what belongs to them, as the arguments of a program."""
+    """Return data as the arguments of a program."""
     args = _arguments(data)
     return Batch(args, {}, torch.arange(len(args[0])))
 
@@ -143,13 +149,16 @@ def _arguments(data: Data) -> tuple[Tensor, ...]:
 def simulate(
     programs: PairRunner, template: tuple[Tensor, ...], places: range
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Draw latents and data from a model, one of each for each place.
+    """Sample latents and data from a model.
 
-    The data have the shape and type of the template's x. Its context rows are taken in turn, and
-    returned with the data.
+    Args:
+        programs: The model and its guide.
+        template: Data with the shape and dtype to simulate. Context tensors are repeated in order
+            and returned with the data.
+        places: Indices of the simulated data. One latent and one datum are sampled for each.
 
     Raises:
-        ValueError: when the model has more than one observed site.
+        ValueError: If the model has several observed sites.
     """
     x, *others = template
     rows = x[:1].expand(len(places), *x.shape[1:])
@@ -160,5 +169,5 @@ def simulate(
     latents = {name: sites[name].rows(plate)[0] for name in programs.local_latents}
     drawn = [name for name in sites if name not in latents]
     if len(drawn) != 1:
-        raise ValueError(f"to simulate data, one observed site is needed; the model has {drawn}")
+        raise ValueError(f"expected one observed site to simulate data, got {drawn}")
     return latents, (sites[drawn[0]].rows(plate)[0].to(x.dtype), *context)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Site:
-    """One sample site of one program: its shapes and the support of its distribution."""
+    """A sample site of a program: its shapes, the support of its distribution, observed or not."""
 
     name: str
     batch_shape: tuple[int, ...]
@@ -22,10 +22,13 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteTable:
-    """The sample sites of a pair, those of the model beside those of the guide.
+    """The sample sites of a model and its guide, side by side.
 
-    `plate_nesting` is the number of batch dimensions that the plates of both take, `data_plates`
-    are the names of the plates over the data, the one of the observed sites first.
+    Attributes:
+        model: Sites of the model by name.
+        guide: Sites of the guide by name.
+        plate_nesting: Number of batch dimensions that the plates of both take.
+        data_plates: Names of the plates over the data, the plate of the observed sites first.
     """
 
     model: dict[str, Site]
@@ -36,11 +39,11 @@ class SiteTable:
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
         for name in {**self.model, **self.guide}:
-            here, there = self.model.get(name), self.guide.get(name)
-            if here is not None and here.observed:
-                table.add_row(name, str(here), "observed")
+            model, guide = self.model.get(name), self.guide.get(name)
+            if model is not None and model.observed:
+                table.add_row(name, str(model), "observed")
             else:
-                table.add_row(name, str(here or "auxiliary"), str(there or "enumerated"))
+                table.add_row(name, str(model or "auxiliary"), str(guide or "enumerated"))
         return table
 
     def __str__(self) -> str:

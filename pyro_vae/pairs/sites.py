@@ -1,28 +1,43 @@
-"""What the trace of a Pyro program says of its sample sites, and the handlers that steer one."""
+"""Read the sample sites of a traced Pyro program, and set the values of its sites."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
+from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.pairs.pair import PairError
 
-DRAWS = "_draws"  # the plate over draws of the latents
-# Plates over draws, of this package and of Pyro's vectorized ELBOs: no data stand in them.
+Node: TypeAlias = (
+    Any  # a site of a trace: a dict, for which Pyro's `Message` types `fn` too loosely
+)
+
+DRAWS = "_draws"  # the plate over samples of the latents
+# Plates over samples, of this package and of Pyro's vectorized ELBOs. They hold no data.
 PARTICLE_PLATES = (DRAWS, "num_particles_vectorized")
 
 
 @dataclass(frozen=True)
 class SiteDraws:
-    """One sample site over many draws: values `(draws, *plates, *event)`, log densities in nats.
+    """Samples of one site.
 
-    The values of an observed site do not depend on the draw: they have one.
+    Attributes:
+        value: Values, shape `(samples, *plates, *event)`. An observed site has the same value for
+            every sample: its first dimension has size 1.
+        log_prob: Log densities in nats, shape `(samples, *plates)`.
+        plates: Names of the plates from left to right.
+        observed: Whether the site is observed.
+        distribution: Distribution of the site.
     """
 
     value: Tensor
@@ -33,91 +48,58 @@ class SiteDraws:
 
     @property
     def is_factor(self) -> bool:
-        """Whether it is a `pyro.factor`, a log density without a value."""
+        """Whether the site is a `pyro.factor`, a log density without a value."""
         return type(self.distribution).__name__ == "Unit"
 
     @property
     def is_delta(self) -> bool:
-        """Whether its distribution is a point mass, under whatever wrappers."""
-        distribution = self.distribution
-        while hasattr(distribution, "base_dist"):
-            distribution = distribution.base_dist
-        return isinstance(distribution, Delta)
+        """Whether the distribution is a point mass, inside any wrappers."""
+        wrappers = ExpandedDistribution, MaskedDistribution, TransformedDistribution
+        return isinstance(unwrap_independent(self.distribution, *wrappers), Delta)
 
     @property
     def event_dim(self) -> int:
-        """Number of dimensions of one value."""
+        """Number of event dimensions."""
         return self.value.dim() - 1 - len(self.plates)
 
     def rows(self, plate: str) -> Tensor:
-        """Return the values of a site in a plate as `(draws, plate, *other plates, *event)`."""
+        """Return the values with a plate moved to the left.
+
+        The shape is `(samples, plate, *other plates, *event)`.
+        """
         return self.value.movedim(1 + self.plates.index(plate), 1)
 
     def per_datum(self, plate: str) -> Tensor:
-        """Return the log density summed over all plates but one, shape `(draws, data)`."""
+        """Return the log density summed over all plates but one, shape `(samples, data)`."""
         others = [1 + i for i, name in enumerate(self.plates) if name != plate]
         return self.log_prob.sum(others) if others else self.log_prob
 
     def joint(self) -> Tensor:
-        """Return the log density summed over all plates, shape `(draws,)`."""
+        """Return the log density summed over all plates, shape `(samples,)`."""
         return self.log_prob.flatten(1).sum(1) if self.plates else self.log_prob
 
 
-Sites = dict[str, SiteDraws]
+Sites: TypeAlias = dict[str, SiteDraws]
 
 
 class ConditionLatents(Messenger):
-    """Gives latent sites and subsampled plates their values; they stay what they are."""
+    """Set the values of latent sites and of subsampled plates. The sites stay latent."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values = values
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+    def _pyro_sample(self, msg: Message) -> None:
+        name = str(msg["name"])
+        if name in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[name], True
 
 
-def check_sites(guide: dict[str, Any], model: dict[str, Any]) -> None:
-    """Raise `PairError` unless guide and model have the same latents and something is observed."""
-    latents = [name for name, node in model.items() if not node["is_observed"]]
-    for name in latents:
-        if name not in guide and is_enumerated(model[name]):
-            raise PairError(
-                f"the latent {name!r} is enumerated in the model and absent from the guide, so "
-                "that no draw has a log weight: sum it out in the model (a mixture "
-                f"distribution), or sample {name!r} in the guide"
-            )
-        if name not in guide:
-            raise PairError(
-                f"the model draws the latent {name!r}, the guide does not: it would silently be "
-                f"drawn from its prior. Sample {name!r} in the guide, or observe it in the model"
-            )
-    for name, node in guide.items():
-        if name not in model and not node["infer"].get("is_auxiliary", False):
-            raise PairError(
-                f"the guide draws {name!r}, which the model does not have: name it as in the "
-                "model, or mark it by infer={'is_auxiliary': True}"
-            )
-    if len(latents) == len(model):
-        raise PairError(
-            "the model has no observed site, so that there is no likelihood: give one of its "
-            "pyro.sample statements the data by obs="
-        )
+def sample_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
+    """Return the sample sites of a trace, latent and observed, in order.
 
-
-def is_enumerated(node: Any) -> bool:
-    """Return whether a site is marked for `TraceEnum_ELBO` to sum out."""
-    return node["infer"].get("enumerate") == "parallel"
-
-
-def values_of(trace: poutine.Trace) -> dict[str, Any]:
-    """Return the values of a trace's sample sites and the indices of its plates."""
-    return {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "sample"}
-
-
-def sample_sites(trace: poutine.Trace) -> list[tuple[str, Any]]:
-    """Return the sites that have a density of their own; `pyro.deterministic` has none."""
+    Indices of subsampled plates and `pyro.deterministic` sites are left out: they have no density.
+    """
     return [
         (name, node)
         for name, node in trace.nodes.items()
@@ -127,30 +109,63 @@ def sample_sites(trace: poutine.Trace) -> list[tuple[str, Any]]:
     ]
 
 
-def frames_of(node: Any) -> list[Any]:
-    """Return the vectorized plates of a site from left to right, the plate of draws left out."""
+def latent_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
+    """Return the sample sites of a trace that are not observed, in order."""
+    return [(name, node) for name, node in sample_sites(trace) if not node["is_observed"]]
+
+
+def observed_sites(trace: poutine.Trace) -> dict[str, Node]:
+    """Return the observed sites of a model by name, in order.
+
+    Raises:
+        PairError: If the model has no observed site.
+    """
+    observed = {name: node for name, node in sample_sites(trace) if node["is_observed"]}
+    if not observed:
+        raise PairError("the model has no observed site: pass x as obs= of a pyro.sample")
+    return observed
+
+
+def is_enumerated(node: Node) -> bool:
+    """Return whether a site is marked for enumeration by `TraceEnum_ELBO`."""
+    return node["infer"].get("enumerate") == "parallel"
+
+
+def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """Return the values of all sample sites of a trace, indices of subsampled plates included."""
+    nodes: list[tuple[str, Node]] = list(trace.nodes.items())
+    return {name: node["value"] for name, node in nodes if node["type"] == "sample"}
+
+
+def frames_of(node: Node) -> list[CondIndepStackFrame]:
+    """Return the vectorized plates of a site from left to right, without the plate of samples."""
     frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name not in PARTICLE_PLATES]
     return sorted(frames, key=lambda frame: frame.dim)
 
 
-def dims_of(frames: list[Any]) -> list[int]:
-    """Return the dimensions of plates, counted from the right."""
-    return [frame.dim for frame in frames]
+def dims_of(frames: list[CondIndepStackFrame]) -> list[int]:
+    """Return the dimensions of vectorized plates, counted from the right."""
+    return [frame.dim for frame in frames if frame.dim is not None]
+
+
+def full_size_of(frame: CondIndepStackFrame) -> int:
+    """Return the size of a plate before subsampling."""
+    return frame.size if frame.full_size is None else frame.full_size
 
 
 def plate_nesting(*traces: poutine.Trace) -> int:
-    """Return how many batch dimensions the plates of traced programs take."""
+    """Return the number of batch dimensions that the plates of traced programs take."""
     nodes = [node for trace in traces for _, node in sample_sites(trace)]
     return -min((dim for node in nodes for dim in dims_of(frames_of(node))), default=0)
 
 
 def split_shape(shape: torch.Size, event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Split a shape into its batch and its event dimensions."""
+    """Split a shape into its batch and event dimensions."""
     return tuple(shape[: len(shape) - event_dim]), tuple(shape[len(shape) - event_dim :])
 
 
 def stack(runs: list[Sites]) -> Sites:
-    """Put runs of one draw each together."""
+    """Concatenate runs of one sample each along the dimension of samples."""
     return {
         name: replace(
             site,

@@ -243,11 +243,11 @@ def guide(x, y):
     ("model", "q", "settings", "sentence"),
     [
         (regression, without_latent, {}, "draws the latent 'w', the guide does not"),
-        (without_latent, guide, {}, "the guide draws 'w', which the model does not have"),
+        (without_latent, guide, {}, "the guide draws the latent 'w', the model does not"),
         (unobserved, guide, {}, "no observed site"),
         (without_plate, guide, {}, r"site 'y' has batch shape \(20,\)"),
         (named_like_a_dim, guide_of_draw, {}, "site 'draw' has the name of a dimension"),
-        (failing, guide, {}, "the model fails on the arguments .*: a matrix of the wrong shape"),
+        (failing, guide, {}, "the model fails on the arguments given: a matrix of the wrong shape"),
         (regression, guide, {"num_samples": 0}, "num_samples must be at least 1, got 0"),
         (regression, guide, {"groups": ["posteriors"]}, r"groups \['posteriors'\] are unknown"),
         (regression, guide, {"obs_plate": "rows"}, "obs_plate='rows', but .* plates .*'people'"),

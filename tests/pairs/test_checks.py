@@ -168,15 +168,15 @@ def test_guides_on_the_prior_s_support_pass(prior, posterior):
         (
             dirichlet,
             normal,
-            "'w' lies on Simplex in the model's prior, a Dirichlet, but the guide's Normal draws "
-            "from Real: give the guide a distribution on Simplex, such as Dirichlet",
+            "'w' lies on Simplex in the model's prior, a Dirichlet, but the guide's Normal has "
+            "support Real: give the guide a distribution on Simplex, such as Dirichlet",
         ),
         (standard, softmaxed, "'w' lies on Real .* such as Normal"),
         (positive, normal, "'w' lies on GreaterThan.*such as LogNormal or Gamma"),
         (unit, log_normal, "'w' lies on Interval.*such as Beta"),
         (sphere, normal, "'w' lies on Sphere.*such as ProjectedNormal"),
-        (standard, coin, "'w' lies on Real.*the guide's Bernoulli draws from Boolean"),
-        (coin, normal, "'w' lies on Boolean.*the guide's Normal draws from Real"),
+        (standard, coin, "'w' lies on Real.*the guide's Bernoulli has support Boolean"),
+        (coin, normal, "'w' lies on Boolean.*the guide's Normal has support Real"),
         (standard, None, "the model draws the latent 'w', the guide does not: it would silently"),
     ],
 )
@@ -220,9 +220,9 @@ def test_missing_events_and_plates_are_named():
     def one_event(x):
         pyro.sample("x", dist.Normal(torch.zeros(8, 4), 1.0).to_event(2), obs=x)
 
-    with pytest.raises(pv.PairError, match=r"no observed site \(x\) stands in a plate over the 8"):
+    with pytest.raises(pv.PairError, match=r"no observed site \(x\) is in a plate over the 8"):
         pv.check(pv.Pair(one_event, lambda x: None), X)
-    with pytest.raises(pv.PairError, match="the model observes nothing"):
+    with pytest.raises(pv.PairError, match="the model has no observed site"):
         pv.check(pv.Pair(lambda x: None, lambda x: None), X)
 
 
@@ -274,9 +274,9 @@ def test_what_is_masked_out_may_be_anything():
 )
 def test_an_objective_that_needs_reparameterized_draws_is_named(objective):
     name = type(objective).__name__
-    with pytest.raises(pv.PairError, match=f"{name} needs reparameterized draws.*Bernoulli for"):
+    with pytest.raises(pv.PairError, match=f"{name} needs reparameterized samples.*Bernoulli for"):
         pv.check(pair(coin, coin), X, objective=objective)
-    with pytest.raises(pv.PairError, match="needs reparameterized draws"):
+    with pytest.raises(pv.PairError, match="needs reparameterized samples"):
         pv.fit(pair(coin, coin), X, objective=objective)
     pv.check(pair(standard, normal), X, objective=objective)
     pv.check(pair(coin, coin), X, objective=Trace_ELBO())

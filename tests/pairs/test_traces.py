@@ -101,7 +101,7 @@ def test_an_autoguide_has_the_log_weights_of_trace_elbo(kind):
 
 def test_a_sampler_refuses_a_global_latent():
     pair = EXACT_PAIRS["hierarchy"]()
-    with pytest.raises(pv.PairError, match="a latent stands outside the plate over the data"):
+    with pytest.raises(pv.PairError, match="a latent is outside the plate over the data"):
         Sampler(SimpleNamespace(model=pair.model, guide=pair.guide), *pair.args)
 
 

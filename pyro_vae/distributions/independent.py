@@ -1,0 +1,18 @@
+"""Distributions inside `Independent` and other wrappers."""
+
+from typing import Any
+
+import torch.distributions
+
+
+def unwrap_independent(distribution: Any, *wrappers: type) -> Any:
+    """Return the distribution inside `Independent`, the class behind `.to_event()`.
+
+    Args:
+        distribution: Any torch or Pyro distribution.
+        wrappers: Other wrapper classes to strip, each with an attribute `base_dist`.
+    """
+    kinds: Any = (torch.distributions.Independent, *wrappers)
+    while isinstance(distribution, kinds):
+        distribution = distribution.base_dist
+    return distribution

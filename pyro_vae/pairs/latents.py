@@ -1,0 +1,80 @@
+"""Compare the sites of a model with those of its guide."""
+
+from collections.abc import Mapping
+
+from torch.distributions import Distribution
+
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.sites import Node, is_enumerated
+from pyro_vae.pairs.supports import check_latent_support
+
+
+def check_names(
+    model: Mapping[str, Node], guide: Mapping[str, Node], *, complete: bool = True
+) -> None:
+    """Check that model and guide have the same latents.
+
+    The guide may lack a latent that is enumerated in the model.
+
+    Args:
+        model: Sites of the model by name.
+        guide: Sites of the guide by name.
+        complete: Whether the model ran to its end, so that all its sites are known.
+
+    Raises:
+        PairError: If a latent is missing from the guide, or a site of the guide from the model.
+    """
+    for name, node in model.items():
+        if not node["is_observed"] and name not in guide and not is_enumerated(node):
+            raise PairError(
+                f"the model draws the latent {name!r}, the guide does not: it would silently be "
+                f"drawn from its prior. Sample {name!r} in the guide, or observe it in the model"
+            )
+    for name, node in guide.items():
+        if complete and name not in model and not node["infer"].get("is_auxiliary"):
+            raise PairError(
+                f"the guide draws the latent {name!r}, the model does not: sample {name!r} in the "
+                "model under that name, or mark a helper variable of the guide by "
+                "infer={'is_auxiliary': True}"
+            )
+
+
+def check_not_enumerated(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
+    """Check that the guide samples every latent, so that samples have log weights.
+
+    Raises:
+        PairError: If a latent is enumerated in the model and missing from the guide.
+    """
+    for name, node in model.items():
+        if not node["is_observed"] and name not in guide and is_enumerated(node):
+            raise PairError(
+                f"the latent {name!r} is enumerated in the model and absent from the guide, so "
+                "samples have no log weights: sum it out in the model (a mixture distribution), or "
+                f"sample {name!r} in the guide"
+            )
+
+
+def check_shapes(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
+    """Check the shapes and supports of the latents that model and guide share.
+
+    Raises:
+        PairError: If an event shape, a batch shape or a support differs.
+    """
+    for name, prior in model.items():
+        if name in guide:
+            _check_shape(name, prior["fn"], guide[name]["fn"])
+            check_latent_support(name, prior["fn"], guide[name])
+
+
+def _check_shape(name: str, prior: Distribution, posterior: Distribution) -> None:
+    if prior.event_shape != posterior.event_shape:
+        raise PairError(
+            f"latent {name!r} has event shape {tuple(prior.event_shape)} in the model's prior and "
+            f"{tuple(posterior.event_shape)} in the guide: give prior, decoder and guide the same "
+            "latent size, and .to_event() the same dimensions"
+        )
+    if prior.batch_shape != posterior.batch_shape:
+        raise PairError(
+            f"latent {name!r} has batch shape {tuple(prior.batch_shape)} in the model and "
+            f"{tuple(posterior.batch_shape)} in the guide: look for a missing .to_event() or plate"
+        )
