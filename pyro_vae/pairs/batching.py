@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +20,8 @@ class Batch:
             subsampled plate is as large as the others.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     indices: Tensor
     subsample: Mapping[str, Tensor] = field(default_factory=dict)
     repeated: int = 0
@@ -31,7 +30,7 @@ class Batch:
 class Arguments:
     """Arguments of a program. Tensors with as many rows as the first tensor hold its data."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         self.args, self.kwargs = args, kwargs
         rows = [len(value) for value in args if isinstance(value, Tensor) and value.dim() > 0]
         self.num_rows = rows[0] if rows else 0

@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyro
 import torch
@@ -84,8 +84,8 @@ class PairRunner:
         self,
         model: Program,
         guide: Program,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object] | None = None,
         *,
         obs_plate: str | None = None,
     ) -> None:

@@ -18,9 +18,8 @@ from torch.distributions import TransformedDistribution
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.pairs.pair import PairError
 
-Node: TypeAlias = (
-    Any  # a site of a trace: a dict, for which Pyro's `Message` types `fn` too loosely
-)
+# A site of a trace. Pyro's type `Message` does not declare that `fn` is a distribution.
+Node: TypeAlias = Any
 
 DRAWS = "_draws"  # the plate over samples of the latents
 # Plates over samples, of this package and of Pyro's vectorized ELBOs. They hold no data.
