@@ -1,7 +1,6 @@
 """Any pair, run over draws and parts of its data, against exact posteriors and slow twins."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -14,9 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.pairs.runner import PairRunner
-from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.random_state import preserved_state
-from tests.support.linear_gaussian import linear_vae
 from tests.support.pairs import EXACT_PAIRS
 
 HOW = {  # separable, in a plate of draws, in the data's place
@@ -97,41 +94,6 @@ def test_an_autoguide_has_the_log_weights_of_trace_elbo(kind):
     expected = replayed.log_prob_sum() - twin.log_prob_sum()
     log_p, log_q = (sum(site.joint() for site in part.values()) for part in alone[::-1])
     torch.testing.assert_close((log_p - log_q)[0], expected, rtol=1e-5, atol=1e-4)
-
-
-def test_a_sampler_refuses_a_global_latent():
-    pair = EXACT_PAIRS["hierarchy"]()
-    with pytest.raises(pv.PairError, match="a latent is outside the plate over the data"):
-        Sampler(SimpleNamespace(model=pair.model, guide=pair.guide), *pair.args)
-
-
-def test_data_are_scored_given_a_draw_of_the_global_latents():
-    """x_n = w + z_n + noise, with the guide exact for z given w: log weights are log p(x_n|w)."""
-    pair = EXACT_PAIRS["hierarchy"]()
-    programs = SimpleNamespace(model=pair.model, guide=pair.guide)
-    draws = Sampler(programs, *pair.args, given_globals=True).draw(*pair.args, 5)
-    exact = dist.Normal(draws.latents["w"][:, None], 2**0.5).log_prob(*pair.args)
-    torch.testing.assert_close(draws.log_weights, exact)
-
-
-def test_data_without_latents_of_their_own_are_scored_given_the_global_ones():
-    pair = EXACT_PAIRS["global"]()
-    programs = SimpleNamespace(model=pair.model, guide=pair.guide)
-    draws = Sampler(programs, *pair.args, given_globals=True).draw(*pair.args, 5)
-    exact = dist.Normal(draws.latents["w"][:, None], 1.0).log_prob(*pair.args)
-    torch.testing.assert_close(draws.log_weights, exact)
-
-
-def test_given_latents_have_gradients_and_the_densities_of_their_draws():
-    vae, x = linear_vae()
-    sampler = Sampler(vae, x)
-    draws = sampler.draw(x, 3)
-    z = draws.latents["z"].requires_grad_()
-    log_prior, log_likelihood = sampler.model_at(x, {"z": z})
-    torch.testing.assert_close(log_prior, draws.log_prior, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(log_likelihood, draws.log_likelihood, rtol=1e-12, atol=1e-12)
-    (gradient,) = torch.autograd.grad(log_prior.sum(), z)
-    torch.testing.assert_close(gradient, -z, rtol=1e-12, atol=1e-12)
 
 
 class Normalized(nn.Module):
