@@ -10,7 +10,7 @@ this is the bound per datum:
 The objective, its gradients, learning rates and clipping thresholds then have the same meaning for
 every batch size and dataset size. `PerDatum` applies this scaling.
 
-Pyro's own objectives can be used directly: `Trace_ELBO` is estimator A of the paper (eq. 6), and
+Pyro's objectives can be used directly: `Trace_ELBO` is estimator A of the paper (eq. 6), and
 `TraceMeanField_ELBO` is estimator B (eq. 7), with a closed-form KL divergence. This package adds,
 for K reparameterized samples z_k with log weights log w = log p(x,z) - log q(z|x):
 

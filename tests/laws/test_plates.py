@@ -1,4 +1,4 @@
-"""The plate over the data is known by name, whatever sizes the plates and the batches have."""
+"""The plate over the data is found by name, for plates and batches of any size."""
 
 import functools
 import itertools
@@ -30,14 +30,14 @@ def data(*shape):
 
 
 def as_events(x, name, genes, size):
-    """Observe x with a datum as one event."""
+    """Observe x with one event per datum."""
     w, _ = genes()
     with pyro.plate(name, size, subsample_size=len(x), dim=-1):
         pyro.sample("x", dist.Normal(w, 1.0).to_event(1), obs=x)
 
 
 def in_two_plates(x, name, genes, size):
-    """Observe x in the plate over the data and one over the features, which is another one."""
+    """Observe x in the plate over the data and in another plate over the features."""
     w, _ = genes()
     with (
         pyro.plate(name, size, subsample_size=len(x), dim=-2),
@@ -47,7 +47,7 @@ def in_two_plates(x, name, genes, size):
 
 
 def in_genes(x, name, genes, size):
-    """Observe x in the plate over the data and in that of the global latents, the outer one."""
+    """Observe x in an outer plate over the data and in the plate of the global latents."""
     w, plate = genes()
     with (
         plate,
@@ -57,7 +57,7 @@ def in_genes(x, name, genes, size):
 
 
 class GlobalMeans:
-    """w_k ~ N(0, s^2) for k of K, x_nk ~ N(w_k, 1); the guide is the exact posterior."""
+    """w_k ~ N(0, s^2) and x_nk ~ N(w_k, 1) for k = 1..K. The guide is the exact posterior."""
 
     def __init__(self, x, observe, name="data", size=None, sd=0.5):
         self.observe, self.name, self.size, self.sd = observe, name, size, sd
@@ -80,7 +80,7 @@ class GlobalMeans:
 
 
 class Recorded(Trace_ELBO):
-    """Keeps the scales of the sites of each step, with the size of its batch."""
+    """Records the size of the batch and the scales of the sites at each step."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class Recorded(Trace_ELBO):
 @pytest.mark.parametrize("name", ["data", "people"])
 @pytest.mark.parametrize("observe", [as_events, in_two_plates, in_genes])
 def test_global_sites_weigh_1_over_n_and_data_1_over_m(observe, name, subsampled):
-    """In plates of every size and for every size of a batch, the short last one included."""
+    """For plates and batches of every size, with a shorter last batch."""
     for num_genes, batch_size in itertools.product(range(1, N + 1), repeat=2):
         x = data(N, num_genes)
         pair = GlobalMeans(x, observe, name, N if subsampled else None)
@@ -116,7 +116,7 @@ def test_global_sites_weigh_1_over_n_and_data_1_over_m(observe, name, subsampled
 @pytest.mark.parametrize("name", ["data", "people"])
 @pytest.mark.parametrize("observe", [as_events, in_two_plates, in_genes])
 def test_the_whole_data_give_the_exact_evidence(observe, name):
-    """With the exact posterior every draw has the same weight."""
+    """With the exact posterior every sample has the same weight."""
     for num_genes in range(1, N + 1):
         x = data(N, num_genes)
         pair = GlobalMeans(x, observe, name)
@@ -151,7 +151,7 @@ def test_fit_finds_the_posterior_of_as_many_globals_as_data_in_a_batch(batch_siz
 
 
 class Views:
-    """z_nv ~ N(0, 1), x_nv ~ N(z_nv, 1) in an outer plate of V views around that of the data."""
+    """z_nv ~ N(0, 1), x_nv ~ N(z_nv, 1) in a plate of V views around the plate over the data."""
 
     def __init__(self, name="data", guide_name=None, guide_sd=0.5**0.5):
         self.name, self.guide_name, self.guide_sd = name, guide_name or name, guide_sd
@@ -207,7 +207,7 @@ def test_objectives_are_exact_in_an_outer_plate_of_any_size(make, name, guide_na
     pair = Views(name, guide_name)
     for num_views, batch_size in itertools.product([1, 2, 3, 4], [1, 2, 3, 4]):
         x = data(4, num_views)
-        # Batches of different sizes: each counts by its number of data.
+        # Batches of different sizes are weighted by their number of data.
         fit = pv.fit(pair, x, epochs=1, batch_size=batch_size, objective=make(), optimizer=frozen)
         curve = fit.history[0].get("train_elbo", fit.history[0].get("train_objective"))
         assert curve == pytest.approx(pair.evidence(x).mean().item(), abs=1e-6)
@@ -215,10 +215,10 @@ def test_objectives_are_exact_in_an_outer_plate_of_any_size(make, name, guide_na
 
 @pytest.mark.parametrize("num_views", [1, 2, 3, 4])
 def test_free_nats_are_for_a_datum_in_an_outer_plate_of_any_size(num_views):
-    """Above any divergence of the latent, they take its place."""
+    """A threshold above the KL divergence of the latent replaces it."""
     x = data(3, num_views)
     for name in ("data", "people"):
-        pair = Views(name, guide_sd=1e-9)  # so that the reconstruction has no noise
+        pair = Views(name, guide_sd=1e-9)  # for a reconstruction without noise
         reconstruction = dist.Normal(x / 2, 1.0).log_prob(x).sum(1).mean().item()
         fit = pv.fit(pair, x, epochs=1, objective=FreeBits(1e3), optimizer=frozen)
         value = fit.history[0]["train_objective"]

@@ -29,7 +29,7 @@ from tests.support.objectives import evaluated, gradients, imperfect_vae
 )
 def test_beta_of_one_changes_nothing(inner):
     vae, x = imperfect_vae()
-    inner.loss(vae.model, vae.guide, x)  # a first run learns the plates, and draws for it
+    inner.loss(vae.model, vae.guide, x)  # the first run also samples to find the plate nesting
     parameters = list(vae.parameters())
     found = []
     for objective in (inner, Beta(1.0, inner)):

@@ -21,7 +21,9 @@ def test_free_bits_by_hand():
         q = vae.encode(x).base_dist
         z = torch.normal(q.loc, q.scale)
         prior = dist.Normal(torch.zeros(2, **KWARGS), 1.0)
-        kl = (q.log_prob(z) - prior.log_prob(z)).mean(0)  # of each dimension, over the minibatch
+        kl = (q.log_prob(z) - prior.log_prob(z)).mean(
+            0
+        )  # per dimension, averaged over the minibatch
     between, above = kl.mean().item(), 2 * kl.sum().item()
     assert kl.min() < between < kl.max()
     for groups, threshold, raised in [
@@ -31,14 +33,14 @@ def test_free_bits_by_hand():
         objective = FreeBits(threshold, groups=groups)
         torch.manual_seed(3)
         assert -objective.loss(model, guide, x) == pytest.approx(elbo - raised.item(), abs=1e-9)
-        # Without the scale per datum, the threshold is one for each of the 40 data.
+        # Without scaling per datum, the threshold applies to each of the 40 data.
         torch.manual_seed(3)
         summed = -objective.loss(vae.model, vae.guide, x)
         assert summed == pytest.approx(40 * (elbo - raised.item()), abs=1e-9)
 
 
 def test_free_bits_press_no_latent_below_the_threshold():
-    """Below it, the gradient is that of the reconstruction alone."""
+    """Below the threshold, the gradient is that of the reconstruction alone."""
     vae, x = imperfect_vae(40)
     weight = vae.guide.posterior.encoder.layers[-1].weight
     found = []

@@ -20,7 +20,7 @@ from tests.support.objectives import KWARGS, evaluated, gradients, imperfect_vae
 
 
 def subsampled(vae, num_data, size):
-    """The programs of a VAE in a plate over `num_data` that takes `size` at a time."""
+    """Return the programs of a VAE in a plate over `num_data` with a subsample of `size`."""
 
     def run(program, x):
         with pyro.plate("data", num_data, subsample=torch.arange(size)):
@@ -36,8 +36,8 @@ def subsampled(vae, num_data, size):
 
 
 def test_the_importance_weighted_bound_holds_under_subsampling_and_renyi_s_does_not():
-    """Why `ImportanceWeighted` exists: Pyro's RenyiELBO puts the plate's scale into the logarithm,
-    and its value, which is a bound only without that scale, passes the evidence by far."""
+    """Pyro's RenyiELBO applies the plate's scale inside the logarithm. Its value is a bound only
+    without that scale, and exceeds the evidence by far here."""
     torch.manual_seed(1)
     vae, x = linear_vae(MeanFieldPosterior, dim=4, latent_dim=2)
     x = x[:10]
@@ -46,7 +46,7 @@ def test_the_importance_weighted_bound_holds_under_subsampling_and_renyi_s_does_
     ours = ImportanceWeighted(1000)
     renyi = RenyiELBO(alpha=0, num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
     assert -renyi.loss(model, guide, x) > exact + 100
-    # The bound is below log p in the mean, by var(w) / 2K E[w]^2 for each datum: a thousandth.
+    # The expected bound is below log p by var(w) / 2K E[w]^2 per datum, about 0.001.
     values = [-ours.loss(model, guide, x) / 1000 for _ in range(20)]
     mean = sum(values) / 20
     error = torch.tensor(values).std().item() / math.sqrt(20)
@@ -64,9 +64,10 @@ def test_per_datum_scales_stand_outside_the_logarithm():
 
 
 def test_more_particles_never_lower_the_bound():
-    """Jensen, on paired noise: the bound of 2K draws is at least the mean of its two halves."""
+    """Jensen's inequality on the same noise: the bound of 2K samples is at least the mean of the
+    bounds of its two halves."""
     vae, x = imperfect_vae()
-    # One by one, so that the draws of the halves are those of the whole.
+    # Not vectorized: the samples of the halves are then those of the whole.
     whole, half = (ImportanceWeighted(k, vectorize_particles=False) for k in (8, 4))
     for seed in range(20):
         bound = -evaluated(whole, vae, x, seed)

@@ -44,7 +44,7 @@ def test_each_objective_has_the_elbo_as_its_special_case(objective):
 
 @pytest.mark.parametrize("vectorize_particles", [True, False])
 def test_particles_at_once_or_one_by_one(vectorize_particles):
-    vae, x = linear_vae()  # exact guide: no noise, so that both draws give the same
+    vae, x = linear_vae()  # the guide is exact: all samples have the same weight
     for kind in (ImportanceWeighted, StickingTheLanding, functools.partial(FreeBits, 0.0)):
         objective = kind(num_particles=5, vectorize_particles=vectorize_particles)
         exact = vae.model.likelihood.marginal().log_prob(x).sum().item()
@@ -75,7 +75,7 @@ def test_trace_mean_field_elbo_is_trace_elbo_in_the_mean():
     ids=["iwae", "dreg", "stl", "beta", "free bits"],
 )
 def test_each_objective_trains(objective):
-    """With stock SVI too; on the linear-Gaussian pair, the ELBO rises by more than a nat."""
+    """On the linear-Gaussian pair, stock SVI raises the ELBO by more than a nat."""
     torch.manual_seed(6)
     vae, x = imperfect_vae(50)
     before = pv.evaluate(vae, x, num_samples=200).mean("elbo")

@@ -28,7 +28,7 @@ def test_path_derivatives_are_unbiased(ours, plain, chain):
     else:
         pair, x = imperfect_vae(4)
         parameters = list(pair.parameters())
-    repeats, copies = 100, 16  # as many gradients, each the sum over copies of the data
+    repeats, copies = 100, 16  # number of gradients, and of copies of the data in each
     x = x.repeat(copies, 1)
     with pyro.get_param_store().scope():
         a = gradients(ours, pair, x, repeats, parameters)

@@ -11,7 +11,7 @@ from tests.support.objectives import KWARGS, gradients
 
 
 def test_sticking_the_landing_has_no_gradient_at_the_exact_posterior():
-    """Not even one draw's, where Trace_ELBO's gradient to the guide is noise of mean zero."""
+    """The gradient of every sample is zero. That of Trace_ELBO is noise with mean zero."""
     vae, x = linear_vae(dim=4, latent_dim=2)
     guide = nn.Linear(4, 2, **KWARGS)
     gain, covariance = vae.model.likelihood.posterior_terms()

@@ -1,4 +1,4 @@
-"""`check`: what does not fit is said in a sentence before a minute is spent."""
+"""`check` accepts pairs that fit their data, and raises an error that names the cause otherwise."""
 
 import math
 
@@ -78,13 +78,13 @@ def test_parts_refuse_sizes_that_cannot_be():
         pv.networks.MLP(3, [], (4, 4), output_bias=torch.zeros(3))
 
 
-# -- a user's own pair -----------------------------------------------------------------------------
+# -- pairs of plain functions ----------------------------------------------------------------------
 
 X = torch.randn(8, 4)
 
 
 def pair(prior, posterior, likelihood=None, infer=None):
-    """Return a pair with one latent w in the plate "data", in plain functions."""
+    """Return a pair of functions with one latent w in the plate "data"."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -148,7 +148,7 @@ def point(x):
     ("prior", "posterior"),
     [
         (standard, normal),
-        (standard, log_normal),  # narrower than the prior, which is allowed
+        (standard, log_normal),  # narrower than the prior: allowed
         (dirichlet, dirichlet),
         (dirichlet, softmaxed),
         (positive, log_normal),
@@ -323,7 +323,7 @@ def test_what_is_enumerated_in_the_model_alone_has_no_log_weight(score):
     in_the_model = pair(fair, None, infer={"enumerate": "parallel"})
     with pytest.raises(pv.PairError, match="'w' is enumerated in the model and absent from the g"):
         score(pv.Pair(in_the_model.model, recorded))
-    assert 5 not in sizes  # no step of training was spent
+    assert 5 not in sizes  # no training step ran
 
 
 def test_what_goes_with_x_has_its_rows():
@@ -359,7 +359,7 @@ def test_data_are_checked_without_touching_running_statistics():
         pv.likelihoods.Normal(pv.networks.MLP(2, [], 3)),
         pv.guides.DiagonalNormal(Standardizing()),
     )
-    # The programs run on a single datum, which alone has no statistics.
+    # The programs run on a single datum, which has no batch statistics.
     check_data(vae, pv.data.as_dataset(torch.randn(20, 3)))
     _, variance, count = vae.guide.buffers()
     assert torch.equal(variance, torch.ones(3))

@@ -1,4 +1,4 @@
-"""A user's own model and guide: Pyro's VAE, SS-VAE and DMM examples, written for this package.
+"""User-defined models and guides: Pyro's VAE, SS-VAE and DMM examples.
 
 Each trains under `pv.SVI` to the numbers of stock `pyro.infer.SVI`, and under `pv.fit`.
 """
@@ -48,7 +48,7 @@ class PyroVAE:
 
 
 class SSVAE(nn.Module):
-    """Pyro's `examples/vae/ss_vae_M2.py` (Kingma et al. 2014): y is enumerated where not given."""
+    """Pyro's `examples/vae/ss_vae_M2.py` (Kingma et al. 2014): y is enumerated if it is not given."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class SSVAE(nn.Module):
 
 
 class DMM(nn.Module):
-    """Pyro's `examples/dmm.py` (Krishnan et al. 2017): a latent for each time step, masked ends."""
+    """Pyro's `examples/dmm.py` (Krishnan et al. 2017): a latent per time step, with masks."""
 
     def __init__(self, dim=3, latent_dim=2):
         super().__init__()
@@ -127,7 +127,7 @@ def annealed():
     return pv.objectives.Beta(pv.objectives.Linear(20, start=0.2))
 
 
-CASES = {  # pair, what its programs are called with, objective
+CASES = {  # pair, arguments of its programs, objective
     "vae": (PyroVAE, (IMAGES,), Trace_ELBO),
     "vae, iwae": (PyroVAE, (IMAGES,), lambda: pv.objectives.ImportanceWeighted(4)),
     "ss-vae, no labels": (ss_vae, (IMAGES,), lambda: ENUMERATED),
@@ -205,7 +205,7 @@ class _Mean(poutine.messenger.Messenger):
 
 
 def _without_noise(program, *args):
-    """Run a program with z at its mean, so that bounds can be compared without noise."""
+    """Run a program with z at its mean, to compare bounds without noise."""
     with _Mean():
         return program(*args)
 
@@ -236,7 +236,7 @@ def test_minibatches_of_global_and_local_latents_reach_the_exact_posterior():
         epochs=60,
         batch_size=20,
         objective=pv.objectives.StickingTheLanding(20),
-        # A short memory: the first gradients are a hundred times the last ones.
+        # Small betas: the first gradients are a hundred times as large as the last.
         optimizer=functools.partial(torch.optim.Adam, lr=0.05, betas=(0.9, 0.9)),
         schedule=lambda optimizer, steps: OneCycleLR(optimizer, 0.05, total_steps=steps),
     )
@@ -246,14 +246,14 @@ def test_minibatches_of_global_and_local_latents_reach_the_exact_posterior():
     marginal = dist.MultivariateNormal(x.new_zeros(num_data), covariance)
     exact = marginal.log_prob(x).item() / num_data
     assert fit.history[-1]["train_elbo"] == pytest.approx(exact, abs=0.02)
-    # Given w, z integrates out: the validation ELBO is log N(x; w, 2) at one draw of w.
+    # Given w, z integrates out: the validation ELBO is log N(x; w, 2) at one sample of w.
     given_w = dist.Normal(pyro.param("loc"), 2**0.5).log_prob(x[:40]).mean().item()
     fit = pv.fit(pair, x, validation=x[:40], epochs=1, learning_rate=1e-9)
     assert fit.history[-1]["validation_elbo"] == pytest.approx(given_w, abs=0.1)
 
 
 def test_a_user_s_plates_inside_a_datum():
-    """Two plates, data outside and pixels inside, and several particles for each datum."""
+    """Two plates, data outside and pixels inside, with several particles per datum."""
 
     def model(x):
         with pyro.plate("data", len(x), dim=-2):
@@ -286,7 +286,7 @@ def test_a_user_s_plates_inside_a_datum():
 
 
 def _marginal(x):
-    """log p(x) of z ~ N(0, 1), 12 coins with logit z: by quadrature."""
+    """Return log p(x) by quadrature, for z ~ N(0, 1) and 12 Bernoulli variables with logit z."""
     z = torch.linspace(-8, 8, 4001)
     log_joint = (
         dist.Bernoulli(logits=z[:, None, None]).log_prob(x).sum(-1)

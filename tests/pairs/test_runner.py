@@ -1,4 +1,4 @@
-"""Any pair, run over draws and parts of its data, against exact posteriors and slow twins."""
+"""`PairRunner` against exact posteriors and plain traces."""
 
 import random
 
@@ -16,7 +16,7 @@ from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.runtime.random_state import preserved_state
 from tests.support.pairs import EXACT_PAIRS
 
-HOW = {  # separable, in a plate of draws, in the data's place
+HOW = {  # separable, vectorized, tiled
     "global": (True, True, False),
     "subsampled": (False, True, False),
     "hierarchy": (True, True, False),
@@ -97,7 +97,7 @@ def test_an_autoguide_has_the_log_weights_of_trace_elbo(kind):
 
 
 class Normalized(nn.Module):
-    """A decoder whose batch statistics would change by being looked at."""
+    """A decoder with batch statistics, which a run in training mode would change."""
 
     def __init__(self):
         super().__init__()

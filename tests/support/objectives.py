@@ -12,7 +12,7 @@ KWARGS = {"dtype": torch.float64}
 
 
 def imperfect_vae(num_data=6):
-    """A linear-Gaussian VAE whose diagonal guide is some way off, and data."""
+    """Return a linear-Gaussian VAE with an inexact diagonal guide, and data."""
     vae, x = linear_vae(dim=4, latent_dim=2)
     encoder = pv.networks.MLP(4, [], 4).double()
     return vae.replace(guide=pv.guides.DiagonalNormal(encoder)), x[:num_data]
@@ -34,7 +34,7 @@ def gradients(objective, vae, x, repeats, parameters):
 
 
 class Linked(nn.Module):
-    """Two latents, z2 given z1 in the guide and z1 given z2 in the model: a chain in both."""
+    """Two dependent latents: z2 given z1 in the guide, z1 given z2 in the model."""
 
     def __init__(self):
         super().__init__()
