@@ -245,7 +245,7 @@ def _check_samples(guide: poutine.Trace, x: Tensor) -> None:
                 fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
             else:
                 fix = "rescale x, or check the encoder's weights"
-            raise PairError(f"the guide's sample of latent {name!r} is not finite: {fix}")
+            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
 
 
 def _table(trace: poutine.Trace) -> dict[str, Site]:

@@ -21,9 +21,7 @@ def test_free_bits_by_hand():
         q = vae.encode(x).base_dist
         z = torch.normal(q.loc, q.scale)
         prior = dist.Normal(torch.zeros(2, **KWARGS), 1.0)
-        kl = (q.log_prob(z) - prior.log_prob(z)).mean(
-            0
-        )  # per dimension, averaged over the minibatch
+        kl = (q.log_prob(z) - prior.log_prob(z)).mean(0)  # per dimension, over the minibatch
     between, above = kl.mean().item(), 2 * kl.sum().item()
     assert kl.min() < between < kl.max()
     for groups, threshold, raised in [

@@ -48,7 +48,7 @@ class PyroVAE:
 
 
 class SSVAE(nn.Module):
-    """Pyro's `examples/vae/ss_vae_M2.py` (Kingma et al. 2014): y is enumerated if it is not given."""
+    """Pyro's `examples/vae/ss_vae_M2.py` (Kingma et al. 2014): y is enumerated if absent."""
 
     def __init__(self):
         super().__init__()
