@@ -1,8 +1,8 @@
-"""Guides: `guide(x)` returns q(z given x), the amortized approximate posterior.
+"""Guides: `guide(x)` returns q(z|x), the amortized approximate posterior.
 
-Its batch_shape is that of the data and its event_shape `(latent_dim,)`. The encoder, a network
-from x to the distribution's parameters, is an argument; how many outputs it needs for each latent
-is in each guide's docstring. All but `Categorical` are reparameterized.
+The batch_shape is that of the data and the event_shape is `(latent_dim,)`. The encoder, a network
+from x to the parameters of the distribution, is an argument. The docstring of each guide states how
+many outputs the encoder needs. All guides except `Categorical` are reparameterized.
 """
 
 import math
@@ -14,11 +14,13 @@ import torch
 from pyro.distributions.transforms import StickBreakingTransform
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
+from torch.distributions import Transform
 from torch.nn.functional import normalize, softplus
 
 from pyro_vae.distributions import spherical
+from pyro_vae.distributions.parameters import MIN_CONCENTRATION, MIN_SCALE, loc_and_scale
 from pyro_vae.distributions.transforms import AffineAutoregressive, Reverse, TransformedDistribution
-from pyro_vae.part import Part
+from pyro_vae.part import Part, check_at_least
 
 __all__ = [
     "Categorical",
@@ -34,14 +36,9 @@ __all__ = [
 
 Encoder = Callable[[Tensor], Tensor]
 
-# Far below any posterior scale that matters, far above where float32 densities overflow.
-MIN_SCALE = 1e-6
-# Below it, draws from a Dirichlet distribution underflow to the simplex' corners in float32.
-MIN_CONCENTRATION = 1e-2
-
 
 class _Guide(Part):
-    """A guide whose encoder's output is a vector of parameters."""
+    """A guide with an encoder that returns a vector of parameters."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -49,7 +46,7 @@ class _Guide(Part):
 
 
 class _LocationScale(_Guide):
-    """A guide whose encoder gives a loc and a scale for each latent."""
+    """A guide with an encoder that returns a loc and a scale for each latent."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder)
@@ -59,49 +56,77 @@ class _LocationScale(_Guide):
 class DiagonalNormal(_LocationScale):
     """q(z|x) = N(z; loc(x), diag scale(x)^2): Kingma & Welling (2013), eq. 9.
 
-    The encoder's first half is `loc`, its second half is `scale` through a softplus, which grows
-    linearly where the paper's exp(log variance / 2) explodes.
+    The first half of the encoder outputs is loc. A softplus maps the second half to scale: it grows
+    linearly, but the exp(log variance / 2) of the paper grows exponentially.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, 2 * latent_dim)`.
+        encoder: Network from `(*batch, *event)` to `(*batch, 2 * latent_dim)`.
 
     Raises:
-        ValueError: when the encoder's output size is odd.
+        ValueError: If the output size of the encoder is odd.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.DiagonalNormal(networks.MLP(5, [8], 2 * 3))
+        >>> guide(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `FullNormal`, `LowRankNormal`, `Flow`, `priors.StandardNormal`.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.Normal(*_loc_and_scale(self.encoder(x))).to_event(1)
+        return dist.Normal(*loc_and_scale(self.encoder(x))).to_event(1)
 
 
 class Laplace(_LocationScale):
     """q(z|x) = prod_d Laplace(z_d; loc(x)_d, scale(x)_d), for posteriors with heavier tails.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, 2 * latent_dim)`.
+        encoder: Network from `(*batch, *event)` to `(*batch, 2 * latent_dim)`.
 
     Raises:
-        ValueError: when the encoder's output size is odd.
+        ValueError: If the output size of the encoder is odd.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.Laplace(networks.MLP(5, [8], 2 * 3))
+        >>> guide(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `DiagonalNormal`, `priors.Laplace`.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.Laplace(*_loc_and_scale(self.encoder(x))).to_event(1)
+        return dist.Laplace(*loc_and_scale(self.encoder(x))).to_event(1)
 
 
 class FullNormal(_Guide):
-    """q(z|x) = N(z; loc(x), L(x) L(x)'), with any covariance: exact for a linear-Gaussian model.
+    """q(z|x) = N(z; loc(x), L(x) L(x)'), with a full covariance: exact for linear-Gaussian models.
 
-    The encoder's outputs are `loc`, then the diagonal of L through a softplus, then `latent_dim`
-    times the entries below it, row by row: what couples the latents starts small. As the outputs
-    are, it would be noise as wide as the prior, and training would stay far below a diagonal guide.
+    The encoder outputs are loc, the diagonal of L before a softplus, and `latent_dim` times the
+    entries below the diagonal, row by row. The factor `latent_dim` makes the initial correlations
+    small. Without it they are noise as wide as the prior, and training ends far below a diagonal
+    guide.
 
     Args:
-        encoder: network from `(*batch, *event)` to
+        encoder: Network from `(*batch, *event)` to
             `(*batch, 2 * latent_dim + latent_dim * (latent_dim - 1) / 2)`.
 
     Raises:
-        ValueError: when the encoder's output size is no such number.
+        ValueError: If the output size of the encoder has another form.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.FullNormal(networks.MLP(5, [8], guides.FullNormal.num_outputs(3)))
+        >>> guide(torch.zeros(4, 5)).covariance_matrix.shape
+        torch.Size([4, 3, 3])
+
+    See also: `DiagonalNormal`, `LowRankNormal`, `Flow`.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -114,7 +139,7 @@ class FullNormal(_Guide):
 
     @staticmethod
     def num_outputs(latent_dim: int) -> int:
-        """Return how many outputs the encoder needs for so many latents."""
+        """Return the number of encoder outputs for `latent_dim` latents."""
         return 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
@@ -127,24 +152,32 @@ class FullNormal(_Guide):
 
 
 class LowRankNormal(_Guide):
-    """q(z|x) = N(z; loc(x), W(x) W(x)' + diag scale(x)^2), W of `rank` columns.
+    """q(z|x) = N(z; loc(x), W(x) W(x)' + diag scale(x)^2), with W of `rank` columns.
 
-    The encoder's outputs are `loc`, then `scale` through a softplus, then `latent_dim` times W
-    row by row, which starts small for the reason that `FullNormal` gives.
+    The encoder outputs are loc, scale before a softplus, and `latent_dim` times W, row by row. See
+    `FullNormal` for the factor `latent_dim`.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, (2 + rank) * latent_dim)`.
-        rank: number of directions in which the latents vary together.
+        encoder: Network from `(*batch, *event)` to `(*batch, (2 + rank) * latent_dim)`.
+        rank: Number of columns of W.
 
     Raises:
-        ValueError: for a rank below 1, or when the encoder's output size is no multiple of
+        ValueError: If `rank` is below 1, or the output size of the encoder is not a multiple of
             2 + rank.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.LowRankNormal(networks.MLP(5, [8], (2 + 1) * 3), rank=1)
+        >>> guide(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `DiagonalNormal`, `FullNormal`.
     """
 
     def __init__(self, encoder: Encoder, rank: int) -> None:
         super().__init__(encoder)
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
+        check_at_least("rank", rank, 1)
         self.rank = rank
         _check_outputs(
             self, f"(2 + rank = {2 + rank}) * latent_dim", lambda size: size % (2 + rank) == 0
@@ -154,7 +187,7 @@ class LowRankNormal(_Guide):
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         outputs = self.encoder(x)
         latent_dim = outputs.shape[-1] // (2 + self.rank)
-        loc, scale = _loc_and_scale(outputs[..., : 2 * latent_dim])
+        loc, scale = loc_and_scale(outputs[..., : 2 * latent_dim])
         factor = outputs[..., 2 * latent_dim :].unflatten(-1, (latent_dim, self.rank)) / latent_dim
         return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
@@ -162,27 +195,38 @@ class LowRankNormal(_Guide):
 class Flow(_Guide):
     """Inverse autoregressive flow: Kingma et al. (2016), "Improving Variational Inference".
 
-    A draw from a diagonal normal goes through transforms, each z' = s z + (1 - s) m with the gate
-    s in (0, 1) and m functions of the entries of z that come before, and of x (their eq. 14). The
-    encoder's outputs are `loc` and `scale` of the normal, then the context h(x) of the transforms.
+    A sample of a diagonal normal passes through transforms z' = s z + (1 - s) m (eq. 14). The gate
+    s in (0, 1) and m are functions of x and of the entries of z that come before. The encoder
+    outputs are loc and scale of the normal, and the context h(x) of the transforms.
 
-    To draw takes one pass, and so does to score the latest draws; to score other values, D passes.
+    Sampling takes one pass. `log_prob` of the latest samples takes one pass, and `log_prob` of any
+    other value takes D passes.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, 2 * latent_dim + size of h)`.
-        latent_dim: number of latent dimensions D, at least 2.
-        num_transforms: how many transforms; between two, the order of the entries is reversed.
-        hidden: sizes of the hidden layers of each transform's network, at least D; by default one
-            layer of 10 D.
+        encoder: Network from `(*batch, *event)` to `(*batch, 2 * latent_dim + size of h)`, with
+            the attribute `out_shape`.
+        latent_dim: Number of latent dimensions D, at least 2.
+        num_transforms: Number of transforms. The order of the entries is reversed between two.
+        hidden: Sizes of the hidden layers in the network of each transform, at least D. The default
+            is one layer of 10 D.
 
     Raises:
-        ValueError: for a `latent_dim` below 2, no transform, or when the encoder has no
-            `out_shape` or one that leaves nothing for h.
+        ValueError: If `latent_dim` is below 2, there is no transform, or the encoder has no
+            `out_shape` or no outputs for h.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.Flow(networks.MLP(5, [8], 2 * 3 + 4), latent_dim=3)
+        >>> guide(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `FullNormal`, `DiagonalNormal`, `priors.Flow`.
     """
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: Encoder,
         latent_dim: int,
         num_transforms: int = 2,
         hidden: Sequence[int] | None = None,
@@ -199,7 +243,7 @@ class Flow(_Guide):
         if context_dim < 1:
             raise ValueError(
                 f"Flow needs an encoder with an out_shape of more than 2 * latent_dim = "
-                f"{2 * latent_dim} outputs, the others being the context; got {num_outputs}"
+                f"{2 * latent_dim} outputs, of which the rest is the context; got {num_outputs}"
             )
         sizes = list(hidden or [10 * latent_dim])
         order: Any = torch.arange(latent_dim)
@@ -211,9 +255,9 @@ class Flow(_Guide):
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         outputs = self.encoder(x)
-        loc, scale = _loc_and_scale(outputs[..., : 2 * self.latent_dim])
+        loc, scale = loc_and_scale(outputs[..., : 2 * self.latent_dim])
         context = outputs[..., 2 * self.latent_dim :]
-        transforms: list[Any] = []
+        transforms: list[Transform] = []
         for network in self.networks:
             transform = AffineAutoregressive(_Conditioned(network, context), stable=True)
             transforms += [transform, Reverse(cache_size=1)]
@@ -221,13 +265,22 @@ class Flow(_Guide):
 
 
 class LogisticNormal(_Guide):
-    """q(z|x) on the simplex: a normal vector pushed through stick-breaking.
+    """q(z|x) on the simplex: a diagonal normal distribution mapped by stick-breaking.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, 2 * (latent_dim - 1))`.
+        encoder: Network from `(*batch, *event)` to `(*batch, 2 * (latent_dim - 1))`.
 
     Raises:
-        ValueError: when the encoder's output size is odd.
+        ValueError: If the output size of the encoder is odd.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guide = guides.LogisticNormal(networks.MLP(5, [8], 2 * (3 - 1)))
+        >>> guide(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `Dirichlet`, `priors.LogisticNormal`, `priors.Dirichlet`.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -236,8 +289,8 @@ class LogisticNormal(_Guide):
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        normal = dist.Normal(*_loc_and_scale(self.encoder(x)))
-        # The cache scores a draw by the normal variable that it came from, without rounding.
+        normal = dist.Normal(*loc_and_scale(self.encoder(x)))
+        # With the cache, log_prob of a sample uses the normal variable itself, without rounding.
         return dist.TransformedDistribution(normal, [StickBreakingTransform(cache_size=1)])
 
 
@@ -245,7 +298,15 @@ class Dirichlet(_Guide):
     """q(z|x) = Dirichlet(z; concentration(x)), on the simplex.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, latent_dim)`.
+        encoder: Network from `(*batch, *event)` to `(*batch, latent_dim)`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guides.Dirichlet(networks.MLP(5, [8], 3))(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `LogisticNormal`, `priors.Dirichlet`.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
@@ -254,33 +315,50 @@ class Dirichlet(_Guide):
 
 
 class PowerSpherical(_Guide):
-    """q(z|x) around a direction loc(x) on the sphere: De Cao & Aziz (2020).
+    """q(z|x) around a direction loc(x) on the unit sphere: De Cao & Aziz (2020).
 
-    It stands where Davidson et al. (2018) have a von Mises-Fisher guide. The encoder's outputs are
-    the direction, of any length and from the first unit vector, then the concentration through a
+    It replaces the von Mises-Fisher guide of Davidson et al. (2018). The encoder outputs are the
+    direction, of any length and relative to the first unit vector, and the concentration before a
     softplus.
 
     Args:
-        encoder: network from `(*batch, *event)` to `(*batch, latent_dim + 1)`.
+        encoder: Network from `(*batch, *event)` to `(*batch, latent_dim + 1)`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guides.PowerSpherical(networks.MLP(5, [8], 3 + 1))(torch.zeros(4, 5)).rsample().shape
+        torch.Size([4, 3])
+
+    See also: `priors.HypersphericalUniform`.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         outputs = self.encoder(x)
         direction, concentration = outputs[..., :-1], softplus(outputs[..., -1])
-        # Off the origin, where a new encoder may well be, at x = 0 for instance.
+        # Shift away from the origin. A new encoder may return zeros, for example at x = 0.
         direction = direction + torch.eye(direction.shape[-1])[0].to(direction)
         return spherical.PowerSpherical(normalize(direction, dim=-1), concentration)
 
 
 class Categorical(_Guide):
-    """q(z|x) over one-hot codes; not reparameterized.
+    """q(z|x) over one-hot codes, not reparameterized.
 
-    `fit(vae, x, objective=TraceEnum_ELBO())` sums over the codes, and gradients are exact;
-    otherwise one is drawn, and gradients are score-function estimates, of large variance.
+    With `fit(vae, x, objective=TraceEnum_ELBO())` Pyro sums over the codes and gradients are exact.
+    With other objectives one code is sampled, and gradients are score-function estimates of large
+    variance.
 
     Args:
-        encoder: network from `(*batch, *event)` to logits, `(*batch, latent_dim)`.
+        encoder: Network from `(*batch, *event)` to logits, `(*batch, latent_dim)`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import guides, networks
+        >>> guides.Categorical(networks.MLP(5, [8], 3))(torch.zeros(4, 5)).sample().shape
+        torch.Size([4, 3])
+
+    See also: `priors.Categorical`, `MixedVAE`.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
@@ -289,20 +367,15 @@ class Categorical(_Guide):
 
 
 class _Conditioned:
-    """An autoregressive network with its context given, for values that broadcast with that."""
+    """An autoregressive network at a fixed context, for values that broadcast with the context."""
 
     def __init__(self, network: Any, context: Tensor) -> None:
         self.network, self.context = network, context
         self.permutation = network.permutation
 
-    def __call__(self, z: Tensor) -> Any:
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         batch = torch.broadcast_shapes(z.shape[:-1], self.context.shape[:-1])
         return self.network(z.expand(*batch, -1), self.context)
-
-
-def _loc_and_scale(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    loc, raw_scale = outputs.chunk(2, dim=-1)
-    return loc, softplus(raw_scale) + MIN_SCALE
 
 
 def _lower_triangle(diagonal: Tensor, below: Tensor) -> Tensor:
@@ -314,10 +387,10 @@ def _lower_triangle(diagonal: Tensor, below: Tensor) -> Tensor:
 
 
 def _check_outputs(guide: _Guide, needed: str, fits: Callable[[int], bool]) -> None:
-    """Raise `ValueError` where the encoder tells its output size and it does not fit."""
+    """Raise `ValueError` if the encoder has an `out_shape` that does not fit."""
     out_shape = getattr(guide.encoder, "out_shape", None)
     if out_shape is not None and (len(out_shape) != 1 or not fits(out_shape[0])):
         raise ValueError(
-            f"{type(guide).__name__} needs an encoder whose output is ({needed},), got "
+            f"{type(guide).__name__} needs an encoder of out_shape ({needed},), got "
             f"{tuple(out_shape)}"
         )

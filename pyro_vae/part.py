@@ -1,8 +1,8 @@
-"""What a part is: a module that remembers how it was built.
+"""`Part`: a module that remembers its constructor arguments, so that it can be saved as data.
 
-Every network, prior, likelihood and guide of the package is a `Part`. A part records the arguments
-of its constructor, so that a trained pair can be saved as data (class names and arguments, no
-code) and built again, and so that `VAE.replace` can swap one part and keep the rest.
+Every network, prior, likelihood, guide and model of the package is a `Part`. A saved part is a
+tree of class names and constructor arguments plus the tensors of its `state_dict`; no code is
+stored.
 """
 
 import functools
@@ -14,11 +14,32 @@ from torch import Tensor, nn
 
 
 class Part(nn.Module):
-    """An `nn.Module` that remembers its constructor's arguments in `build_arguments`.
+    """An `nn.Module` that records its constructor arguments in `build_arguments`.
 
-    Arguments are remembered by name, defaults left out. A tensor argument is a starting value, not
-    architecture: it reaches the constructor and is remembered as `None`, since what it set is in
-    the parameters and buffers. `Part.classes` has every subclass by name, for loading.
+    Arguments are recorded by name, without defaults. A tensor argument is an initial value, not
+    architecture. The constructor receives it, but `None` is recorded in its place, because the
+    parameters and buffers already hold its effect. `Part.classes` maps class names to subclasses;
+    `load` looks classes up there.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pv.networks.MLP(2, [4], out_shape=3).build_arguments
+        {'in_shape': 2, 'hidden': [4], 'out_shape': 3}
+
+        A custom part is a subclass:
+
+        >>> import torch
+        >>> class Bias(pv.Part):
+        ...     def __init__(self, size):
+        ...         super().__init__()
+        ...         self.bias = torch.nn.Parameter(torch.zeros(size))
+        ...
+        ...     def forward(self, values):
+        ...         return values + self.bias
+        >>> Bias(2).build_arguments
+        {'size': 2}
+
+    See also: `load`, `VAE.save`, `VAE.replace`.
     """
 
     build_arguments: dict[str, Any]
@@ -30,15 +51,16 @@ class Part(nn.Module):
         cls.class_name = f"{cls.__module__}.{cls.__qualname__}"
         Part.classes[cls.class_name] = cls
         if "__init__" in cls.__dict__:
-            cls.__init__ = _remember(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _record_arguments(cls.__init__)  # type: ignore[method-assign]
 
 
-def _remember(init: Callable[..., None]) -> Callable[..., None]:
+def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor so that it records its arguments before it runs."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def wrapper(self: Part, *args: Any, **kwargs: Any) -> None:
-        # A subclass's __init__ calls its parent's: only the outermost call describes the part.
+        # A subclass's __init__ calls the __init__ of its parent. Only the outermost call counts.
         outermost = "build_arguments" not in self.__dict__
         if outermost:
             bound = signature.bind(self, *args, **kwargs)
@@ -46,7 +68,7 @@ def _remember(init: Callable[..., None]) -> Callable[..., None]:
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     arguments.update(arguments.pop(name, {}))
-            # nn.Module's own __setattr__ needs its __init__ first, and would register modules.
+            # nn.Module.__setattr__ would fail before nn.Module.__init__, and register modules.
             self.__dict__["build_arguments"] = {
                 name: None if isinstance(value, Tensor) else value
                 for name, value in arguments.items()
@@ -54,3 +76,15 @@ def _remember(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise `ValueError` if an argument is below its minimum."""
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise `ValueError` if an argument is not positive."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

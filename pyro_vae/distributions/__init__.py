@@ -1,4 +1,4 @@
-"""Distributions and transforms that Pyro lacks, or that lose precision in float32. No networks."""
+"""Distributions and transforms that Pyro lacks, or that lose precision in float32; no networks."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, FastBernoulli, log_sigmoid
 from pyro_vae.distributions.counts import CountsGivenTotal, ZeroInflatedNegativeBinomial

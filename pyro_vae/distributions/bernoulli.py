@@ -1,5 +1,6 @@
 """Bernoulli and continuous Bernoulli, accurate in float32 at extreme logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,23 +11,24 @@ from torch.distributions.utils import broadcast_all
 
 
 def log_sigmoid(logits: Tensor) -> Tensor:
-    """Return log sigmoid(logits), off by no more than rounding of 1.
+    """Return log sigmoid(logits), with an absolute error of at most the rounding error of 1.
 
-    Torch's goes through `log1p`, which on a CPU costs as much as ten `log`. With r = max(0, -y),
+    The version of torch uses `log1p`, which on a CPU costs as much as ten `log`. With
+    r = max(0, -y),
 
         log sigmoid(y) = -r - log(1 + e^(-|y|)),    -|y| = -y - 2 r
 
-    which, so written, has the right gradient at 0, too.
+    This form also has the correct gradient at 0.
     """
     below = (-logits).relu()
     return -(below + (1 + (-logits - 2 * below).exp()).log())
 
 
 class FastBernoulli(dist.Bernoulli):
-    """A Bernoulli whose log density is log sigmoid(+-logits), for a value of 1 or 0.
+    """A Bernoulli distribution with log density log sigmoid(+-logits), for a value of 1 or 0.
 
-    The same number as Pyro's, which goes through a cross entropy for values between 0 and 1, in a
-    fraction of the time.
+    The result is that of Pyro in a fraction of the time. Pyro computes a cross entropy, which also
+    accepts values between 0 and 1.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -36,14 +38,14 @@ class FastBernoulli(dist.Bernoulli):
         return log_sigmoid((2 * value - 1) * self.logits)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> dist.TorchDistribution:
-        """Return the distribution with so many of its last dimensions, or all, as one event."""
+        """Return the distribution with its last batch dimensions, by default all, as one event."""
         ndims = reinterpreted_batch_ndims
         ndims = len(self.batch_shape) if ndims is None else ndims
-        return _BitsOfAnEvent(self, ndims) if ndims > 0 else super().to_event(ndims)
+        return _BernoulliEvent(self, ndims) if ndims > 0 else super().to_event(ndims)
 
 
-class _BitsOfAnEvent(dist.Independent):
-    """The `FastBernoulli` of an event, whose log density takes few logarithms."""
+class _BernoulliEvent(dist.Independent):
+    """A `FastBernoulli` with event dimensions; its log density takes few logarithms."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability in nats."""
@@ -56,21 +58,22 @@ class _BitsOfAnEvent(dist.Independent):
 class _SumOfLogSigmoids(torch.autograd.Function):
     """The sum of log sigmoid(m) = min(m, 0) + log sigmoid(|m|) over the last dimensions of m.
 
-    The second term is at least log 1/2, so that `TOGETHER` of its sigmoids are multiplied before
-    their logarithm is taken: no float32 is too small for the product. On a processor a logarithm
-    costs as much as thirty products.
+    The second term is at least log 1/2, so the product of `FACTORS` of its sigmoids does not
+    underflow in float32, and one logarithm is enough for them. On a CPU a logarithm costs as much
+    as thirty products.
     """
 
-    TOGETHER = 112  # 2^-112 is a normal float32, and 784 = 7 * 112
+    FACTORS = 112  # 2^-112 is a normal float32, and 784 = 7 * 112
 
     @staticmethod
     def forward(ctx: Any, margin: Tensor, ndims: int) -> Tensor:
         ctx.save_for_backward(margin)
-        together = _SumOfLogSigmoids.TOGETHER
-        linear = margin.clamp(max=0).flatten(-ndims).sum(-1)  # its memory serves again below
+        length = _SumOfLogSigmoids.FACTORS
+        # The allocator can reuse the memory of clamp() for abs().
+        linear = margin.clamp(max=0).flatten(-ndims).sum(-1)
         factors = margin.abs().sigmoid_().flatten(-ndims)
-        even = factors.shape[-1] // together * together
-        products = factors[..., :even].unflatten(-1, (-1, together)).prod(-1)
+        even = factors.shape[-1] // length * length
+        products = factors[..., :even].unflatten(-1, (-1, length)).prod(-1)
         rest = factors[..., even:].prod(-1)
         return linear + products.log().sum(-1) + rest.log()
 
@@ -82,21 +85,21 @@ class _SumOfLogSigmoids(torch.autograd.Function):
 
 
 class ContinuousBernoulli(dist.TorchDistribution):
-    """The density on [0, 1] that is proportional to e^(ηx): Loaiza-Ganem & Cunningham (2019).
+    """The density on [0, 1] proportional to e^(ηx): Loaiza-Ganem & Cunningham (2019).
 
-    With λ = sigmoid(η) it is their C(λ) λ^x (1-λ)^(1-x). It falls off from one end of the interval:
-    with s = |η| and d the distance of x from the end that η points to,
+    With λ = sigmoid(η) it is C(λ) λ^x (1-λ)^(1-x) of the paper. The mode is 1 if η >= 0, else 0.
+    With s = |η| and d the distance of x from the mode,
 
         log p(x) = -s d - log (1 - e^(-s)) / s
 
-    Torch's class takes the normalizer through λ, which float32 rounds to 1 from η = 16 on: log
-    densities there are wrong by log(η/16), and the normalizer's gradient is gone.
+    The class of torch computes the normalizer from λ, which float32 rounds to 1 for η above 16. Its
+    log densities are then wrong by log(η/16), and the gradient of the normalizer is 0.
 
     Args:
-        logits: η, of any shape, which is the batch_shape.
+        logits: Logits η, of shape batch_shape.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  # as torch declares it
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012
     support = constraints.unit_interval
     has_rsample = True
 
@@ -104,7 +107,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         (self.logits,) = broadcast_all(logits)
         super().__init__(self.logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousBernoulli":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ContinuousBernoulli":
         """Return the distribution with this batch_shape."""
         return type(self)(self.logits.expand(batch_shape), self._validate_args)
 
@@ -115,17 +118,17 @@ class ContinuousBernoulli(dist.TorchDistribution):
         slope = self._slope()
         small, safe = _near_zero(slope)
         series = slope * (-1 / 2 + slope * (1 / 24 - slope**2 / 2880 * (1 - slope**2 / 63)))
-        # No slope here is so small that expm1, as slow as ten exp, would be needed.
+        # The slope is at least 0.1 here, so expm1, ten times as slow as exp, is not needed.
         log_normalizer = torch.where(small, series, ((1 - (-safe).exp()) / safe).log())
         return -slope * self._flip(value) - log_normalizer
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw by inverting the distribution function."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample by inverting the cumulative distribution function."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         slope = self._slope()
         small, safe = _near_zero(slope)
-        # Short of -1, where a steep density would send a uniform of 1 to infinity.
+        # Above -1: for a steep density, a uniform of 1 would give an infinite distance.
         fall = (uniform * torch.expm1(-safe)).clamp(min=torch.finfo(uniform.dtype).eps - 1)
         distance = torch.log1p(fall) / -safe
         flat = uniform - slope * uniform * (1 - uniform) / 2
@@ -148,18 +151,18 @@ class ContinuousBernoulli(dist.TorchDistribution):
         return torch.where(small, series, safe**-2 - (2 * torch.sinh(safe / 2)) ** -2)
 
     def _slope(self) -> Tensor:
-        # abs() has no gradient at 0, where a decoder may well start.
+        # The gradient of abs() is 0 at 0, which is a common initial value of a decoder.
         return torch.where(self.logits >= 0, self.logits, -self.logits)
 
     def _flip(self, value: Tensor) -> Tensor:
-        """Turn x into its distance from the end that η points to, and back."""
+        """Map x to its distance from the mode; the map is its own inverse."""
         return torch.where(self.logits >= 0, 1 - value, value)
 
 
 def _near_zero(slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where a series must stand in for 0/0, and the slope with 1 put there.
+    """Return a mask of slopes for which a series replaces 0/0, and the slopes with 1 at the mask.
 
-    Both sides of a `where` are differentiated, so that the side not taken has to be finite, too.
+    `torch.where` differentiates both branches, so the unused branch must be finite as well.
     """
     small = slope < 0.1
     return small, torch.where(small, torch.ones_like(slope), slope)

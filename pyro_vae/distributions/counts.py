@@ -1,7 +1,7 @@
 """Count distributions: given a total, and zero-inflated."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,9 +11,11 @@ from torch import Tensor
 
 
 class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
-    """Pyro's, which refuses to be expanded once it was sampled or its mean was taken."""
+    """The distribution of Pyro. `expand` also works after `sample` or `mean`."""
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflatedNegativeBinomial":
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Any = None
+    ) -> "ZeroInflatedNegativeBinomial":
         """Return the distribution with this batch_shape."""
         return type(self)(
             self.total_count.expand(batch_shape),
@@ -26,15 +28,15 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
 class CountsGivenTotal(dist.TorchDistribution):
     """Counts given their observed total l: p(x | l), with means l times shares that sum to one.
 
-    The total of an observation is read off the observation itself and not modelled, as scVI does
-    with its library size (Lopez et al. 2018): densities of this kind are conditional on the total,
-    and not to be compared with those of a distribution that predicts it.
+    The total is computed from the observation and not modelled, as the library size of scVI (Lopez
+    et al. 2018). The log density is conditional on the total and cannot be compared with that of a
+    distribution that predicts the total.
 
     Args:
-        counts: makes the distribution of the counts of the logarithms of their means; its
-            batch_shape is that of the counts.
-        log_shares: unnormalized, shape `(*batch_shape, num_counts)`.
-        library_size: the total that draws and moments stand for.
+        counts: Function from log means to the distribution of the counts, with the batch_shape of
+            the log means.
+        log_shares: Unnormalized log shares, shape `(*batch_shape, num_counts)`.
+        library_size: Total count of samples and moments.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -50,24 +52,24 @@ class CountsGivenTotal(dist.TorchDistribution):
         self.counts, self.log_shares, self.library_size = counts, log_shares, library_size
         super().__init__(log_shares.shape[:-1], log_shares.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "CountsGivenTotal":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CountsGivenTotal":
         """Return the distribution with this batch_shape."""
         log_shares = self.log_shares.expand(*batch_shape, -1)
         return type(self)(self.counts, log_shares, self.library_size, self._validate_args)
 
     def given(self, log_total: Tensor | float) -> dist.TorchDistribution:
-        """Return the distribution for a total, whose logarithm broadcasts with the shares."""
+        """Return the distribution for a log total, which broadcasts with the shares."""
         return self.counts(log_total + self.log_shares.log_softmax(-1)).to_event(1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x | l = sum of x) in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        # Where nothing was counted, a total of 0 would leave a distribution without a spread.
+        # With a total of 0 the means and variances would be 0.
         return self.given(value.sum(-1, keepdim=True).clamp(min=1).log()).log_prob(value)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw counts at the library size, whose total varies around it."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample counts at the library size. Their total varies around it."""
         return self.given(math.log(self.library_size)).sample(torch.Size(sample_shape))
 
     @property

@@ -1,6 +1,6 @@
-"""Distributions over a grid of levels, such as 8-bit grey values."""
+"""Distributions over evenly spaced levels, such as 8-bit grey values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,7 +13,7 @@ from pyro_vae.distributions.bernoulli import log_sigmoid
 
 
 class Levels(constraints.Constraint):
-    """The evenly spaced values 0, spacing, 2 spacing, ..., up to rounding of float32."""
+    """The evenly spaced values 0, spacing, 2 spacing, ..., within float32 rounding error."""
 
     is_discrete = True
 
@@ -21,7 +21,7 @@ class Levels(constraints.Constraint):
         self.num_levels, self.spacing = num_levels, spacing
 
     def check(self, value: Tensor) -> Tensor:
-        """Return which values lie on a level."""
+        """Return a mask of the values on a level."""
         level = value / self.spacing
         near = (level - level.round()).abs() < 1e-3
         return near & (level.round() >= 0) & (level.round() < self.num_levels)
@@ -35,8 +35,8 @@ class CategoricalLevels(dist.TorchDistribution):
     """A categorical distribution over the values 0, spacing, ..., (num_levels - 1) spacing.
 
     Args:
-        logits: unnormalized log probabilities, shape `(*batch_shape, num_levels)`.
-        spacing: distance between neighbouring levels.
+        logits: Unnormalized log probabilities, shape `(*batch_shape, num_levels)`.
+        spacing: Distance between neighbouring levels.
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
@@ -49,10 +49,10 @@ class CategoricalLevels(dist.TorchDistribution):
 
     @property
     def support(self) -> Levels:
-        """The levels."""
+        """The levels on which the distribution is defined."""
         return Levels(self.logits.shape[-1], self.spacing)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "CategoricalLevels":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CategoricalLevels":
         """Return the distribution with this batch_shape."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return type(self)(logits, self.spacing, self._validate_args)
@@ -63,14 +63,14 @@ class CategoricalLevels(dist.TorchDistribution):
             self._validate_sample(value)
         return self._categorical.log_prob((value / self.spacing).round())
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values, in the float type of the logits."""
-        draws = self._categorical.sample(torch.Size(sample_shape))
-        return draws.to(self.logits.dtype) * self.spacing
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample values, in the dtype of the logits."""
+        levels = self._categorical.sample(torch.Size(sample_shape))
+        return levels.to(self.logits.dtype) * self.spacing
 
     @property
     def mean(self) -> Tensor:
-        """E[x]; of little meaning where the levels are mere codes."""
+        """E[x]; not meaningful if the levels are category codes."""
         return self.logits.softmax(-1) @ self._values
 
     @property
@@ -92,17 +92,18 @@ class CategoricalLevels(dist.TorchDistribution):
 class DiscretizedLogistic(dist.TorchDistribution):
     """A logistic distribution rounded to evenly spaced levels in [0, 1]: Salimans et al. (2017).
 
-    A level's probability is that of the reals nearest to it; the two at the ends also have all
-    beyond, so that the sum telescopes to one. With a < b the ends of a level's bin, standardized,
+    The probability of a level is that of its bin, the reals nearest to it. The bins of the first
+    and the last level extend to infinity, so the sum telescopes to one. With a < b the standardized
+    ends of a bin,
 
         sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a-b))
 
-    loses no digits in either tail, where the difference itself would be 0.
+    The right-hand side is accurate in both tails, in which the difference rounds to 0.
 
     Args:
-        loc: location, in the units of x.
-        scale: scale of the logistic density, of a shape that broadcasts with it.
-        num_levels: the levels are 0, 1/(num_levels - 1), ..., 1.
+        loc: Location, in the units of x.
+        scale: Scale of the logistic density, broadcastable with loc.
+        num_levels: Number of levels 0, 1/(num_levels - 1), ..., 1.
     """
 
     arg_constraints = {  # noqa: RUF012
@@ -123,10 +124,10 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def support(self) -> Levels:
-        """The levels."""
+        """The levels on which the distribution is defined."""
         return Levels(self.num_levels, 1 / (self.num_levels - 1))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DiscretizedLogistic":
         """Return the distribution with this batch_shape."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return type(self)(loc, scale, self.num_levels, self._validate_args)
@@ -143,8 +144,8 @@ class DiscretizedLogistic(dist.TorchDistribution):
         inner = torch.where(level == 0, below, below + above + both)
         return torch.where(level == last, above, inner)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw from the logistic distribution and round."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample the logistic distribution and round."""
         shape = self._extended_shape(torch.Size(sample_shape))
         last = self.num_levels - 1
         with torch.no_grad():
@@ -163,9 +164,9 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return second - self.mean**2
 
     def _tail_sum(self, weight: Callable[[int], float]) -> Tensor:
-        """Return the sum over k of weight(k) P(level >= k): E[level] for weight 1."""
+        """Return the sum over k of weight(k) P(level >= k), which is E[level] for weight 1."""
         total = torch.zeros_like(self.loc)
         last = self.num_levels - 1
-        for k in range(1, self.num_levels):  # one at a time: all at once would be 256 images
+        for k in range(1, self.num_levels):  # a vectorized sum would need num_levels images
             total = total + weight(k) * ((self.loc - (k - 0.5) / last) / self.scale).sigmoid()
         return total

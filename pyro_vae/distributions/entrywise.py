@@ -1,4 +1,4 @@
-"""Distributions over the entries of an event: missing entries, columns of several kinds."""
+"""Distributions of the entries of an event: missing entries, columns of several kinds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,33 +17,37 @@ class _OpenUnitInterval(constraints.Constraint):
 
 
 class OpenBeta(dist.Beta):
-    """Pyro's Beta with the ends 0 and 1, where its density is 0 or infinite, off its support."""
+    """A beta distribution with support (0, 1). At 0 and 1 the density is 0 or infinite."""
 
-    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch's closed interval
+    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch uses a closed interval
 
 
 def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
-    """Return the distribution of single entries behind one of whole observations.
+    """Return the distribution of the entries of an observation, without any `Independent`.
 
-    Its batch_shape is batch_shape and event_shape of the other, its event_shape `()`.
+    Args:
+        distribution: Distribution of observations.
+
+    Returns:
+        Distribution of batch_shape `(*batch_shape, *event_shape)` and event_shape `()`.
 
     Raises:
-        ValueError: when the entries are not independent of each other.
+        ValueError: If the entries depend on each other.
     """
     entries = unwrap_independent(distribution)
     if entries.event_shape:
         raise ValueError(
-            f"the entries of a {type(entries).__name__} depend on each other, where a product over "
-            "entries is needed: one distribution for each, made an observation by .to_event()"
+            f"the entries of a {type(entries).__name__} depend on each other: expected a "
+            "distribution of independent entries, combined by .to_event()"
         )
     return entries
 
 
 class PartlyObserved(dist.TorchDistribution):
-    """A distribution of single entries whose NaN values have the log density 0.
+    """A distribution of entries that assigns log density 0 to NaN.
 
     Args:
-        entries: the distribution of entries that are observed, event_shape `()`.
+        entries: Distribution of observed entries, event_shape `()`.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -54,28 +58,28 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of the entries, and NaN."""
+        """The support of the entries, and NaN."""
         return _OrMissing(self.entries.support)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "PartlyObserved":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "PartlyObserved":
         """Return the distribution with this batch_shape."""
         return type(self)(self.entries.expand(torch.Size(batch_shape)), self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density in nats, 0 where the value is NaN."""
+        """Return the log density in nats, 0 for NaN."""
         if self._validate_args:
             self._validate_sample(value)
         missing = value.isnan()
-        # The missing entries' densities are computed and thrown away, but their gradients are
-        # multiplied by 0: they must be finite, as they are at a value in the support. A half is
-        # in every common support that is continuous, 0 in every discrete one.
+        # The densities of missing entries are computed and discarded. Their gradients are
+        # multiplied by 0, so they must be finite, as they are for a value in the support. 1/2 is in
+        # every common continuous support, and 0 in every common discrete one.
         half = torch.full_like(value, 0.5)
         filler = torch.where(self.entries.support.check(half), half, torch.zeros_like(value))
         log_prob = self.entries.log_prob(torch.where(missing, filler, value))
         return torch.where(missing, torch.zeros_like(log_prob), log_prob)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw complete values."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample complete values."""
         return self.entries.sample(torch.Size(sample_shape))
 
     @property
@@ -90,18 +94,18 @@ class PartlyObserved(dist.TorchDistribution):
 
 
 class _OrMissing(constraints.Constraint):
-    """A support, and NaN."""
+    """The union of a support and NaN."""
 
     def __init__(self, base: constraints.Constraint) -> None:
         self.base = base
 
     @property
-    def is_discrete(self) -> bool:  # type: ignore[override]  # torch's own combinations do so
+    def is_discrete(self) -> bool:  # type: ignore[override]  # as in torch.distributions.constraints
         """Whether the support is discrete."""
         return self.base.is_discrete
 
     def check(self, value: Tensor) -> Tensor:
-        """Return which values are in the support or NaN."""
+        """Return a mask of the values that are in the support or NaN."""
         return self.base.check(value) | value.isnan()
 
     def __repr__(self) -> str:
@@ -109,10 +113,10 @@ class _OrMissing(constraints.Constraint):
 
 
 class SideBySide(dist.TorchDistribution):
-    """Distributions of single entries, concatenated along their last batch dimension.
+    """Distributions of entries, concatenated along the last batch dimension.
 
     Args:
-        columns: each of batch_shape `(*batch, width)` and event_shape `()`.
+        columns: Distributions of batch_shape `(*batch, width)` and event_shape `()`.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -127,11 +131,11 @@ class SideBySide(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The columns' supports, each for its own."""
+        """The concatenated supports of the columns."""
         return _ColumnSupports([column.support for column in self.columns], -1, self.widths)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SideBySide":
-        """Return the distribution with this batch_shape, whose last dimension stays."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SideBySide":
+        """Return the distribution with this batch_shape. The last dimension must be unchanged."""
         columns = [
             column.expand(torch.Size((*batch_shape[:-1], width)))
             for column, width in zip(self.columns, self.widths, strict=True)
@@ -139,15 +143,15 @@ class SideBySide(dist.TorchDistribution):
         return type(self)(columns, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return each entry's log density in nats."""
+        """Return the log density of each entry in nats."""
         if self._validate_args:
             self._validate_sample(value)
         values = value.split(self.widths, dim=-1)
         pairs = zip(self.columns, values, strict=True)
         return torch.cat([column.log_prob(part) for column, part in pairs], dim=-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw every column."""
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample all columns."""
         shape = torch.Size(sample_shape)
         return torch.cat([column.sample(shape) for column in self.columns], dim=-1)
 
@@ -162,7 +166,7 @@ class SideBySide(dist.TorchDistribution):
         return torch.cat([column.variance for column in self.columns], dim=-1)
 
 
-class _ColumnSupports(type(constraints.cat([]))):  # type: ignore[misc]  # torch names a class so
+class _ColumnSupports(type(constraints.cat([]))):  # type: ignore[misc]  # torch's `cat` class is private
     def __repr__(self) -> str:
         start, names = 0, []
         for support, width in zip(self.cseq, self.lengths, strict=True):

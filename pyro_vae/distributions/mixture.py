@@ -1,6 +1,7 @@
-"""A mixture whose components share one batch dimension."""
+"""A mixture with components along one batch dimension."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,18 +11,18 @@ from torch import Tensor
 
 
 class Mixture(dist.MixtureSameFamily):
-    """A mixture whose log density, of diagonal normal components, is a matrix product.
+    """A mixture that computes the log density of diagonal normal components by a matrix product.
 
     With the precisions p_k = 1 / scale_k^2 of K components
 
         sum_d p_kd (z_d - loc_kd)^2 = z^2 . p_k - 2 z . (loc_k p_k) + loc_k^2 . p_k
 
-    for all z at once, where torch's goes through a tensor of draws x K x dimensions several times.
-    The three terms cancel where a component is narrow: they are float64, whatever the arguments.
+    for all z. The class of torch allocates several tensors of shape (samples, K, dimensions). The
+    three terms cancel if a component is narrow, so they are computed in float64.
     """
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> dist.TorchDistribution:
-        """Return the distribution with this batch_shape; the components are not copied."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.TorchDistribution:
+        """Return the distribution with this batch_shape. The components are not copied."""
         return ExpandedDistribution(self, torch.Size(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class Mixture(dist.MixtureSameFamily):
             and isinstance(normal, torch.distributions.Normal)
             and type(normal).log_prob is torch.distributions.Normal.log_prob
         )
-        # There is no float64 on mps.
+        # The device mps does not support float64.
         if self.batch_shape or not plain or value.device.type == "mps":
             return super().log_prob(value)
         if self._validate_args:

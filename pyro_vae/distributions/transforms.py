@@ -1,4 +1,4 @@
-"""Invertible maps between latents and noise: what flows are made of, on Pyro's transforms."""
+"""Transforms of normalizing flows: corrections of those of Pyro, and a table of names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-# softplus of it is 1.
-ONE_BEFORE_SOFTPLUS = 0.5413248546129181
+from pyro_vae.distributions.parameters import ONE_BEFORE_SOFTPLUS
 
 
 class TransformedDistribution(dist.TransformedDistribution):
-    """Pyro's, which takes the noise behind a draw from its transforms' caches, gradients or not.
+    """The distribution of Pyro, with gradients for samples that were taken without gradients.
 
-    A draw without gradients, scored where they are wanted, would leave the transforms without:
-    then the noise is found again.
+    Pyro reads the noise of the latest sample from the caches of its transforms. If the sample was
+    taken without gradients, that noise does not depend on the parameters of the transforms, and
+    `log_prob` would have no gradient for them. In that case the noise is computed again.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class TransformedDistribution(dist.TransformedDistribution):
 
 
 class Reverse(Transform):
-    """Reverses the order of the latents, so that the next transform treats them the other way."""
+    """A transform that reverses the order of the latents."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -50,13 +50,13 @@ class Reverse(Transform):
 
 
 class AffineAutoregressive(T.AffineAutoregressive):
-    """Pyro's inverse autoregressive flow, with an inverse that is not confined to float32."""
+    """The inverse autoregressive flow of Pyro, with an inverse for any dtype, not only float32."""
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
         position = torch.arange(y.shape[-1], device=y.device)
         for i in self.arn.permutation:
-            # y_i = scale_i x_i + shift_i, both functions of the entries before; x_i is still 0.
+            # y_i = scale_i x_i + shift_i with functions of the entries before. x_i is still 0.
             shift = self._call(x)
             x = torch.where(position == i, (y - shift) / self._cached_log_scale.exp(), x)
         return x
@@ -77,7 +77,7 @@ def _spline_coupling(latent_dim: int) -> T.SplineCoupling:
 
 
 def _near_identity(transform: Any) -> Any:
-    """Flatten the splines in a transform, which Pyro starts as dozens of narrow spikes."""
+    """Move the splines of a transform near the identity. Pyro initializes them as narrow spikes."""
     for spline in transform.modules():
         if isinstance(spline, T.Spline):
             with torch.no_grad():
@@ -97,17 +97,17 @@ TRANSFORMS: dict[str, Callable[[int], Any]] = {
 
 
 def transform_named(name: str, latent_dim: int) -> Any:
-    """Build the transform called `name`; raise `ValueError` naming those there are."""
+    """Build the transform called `name`; raise `ValueError` if the name is unknown."""
     if name not in TRANSFORMS:
-        raise ValueError(f"transform {name!r} is unknown; choose one of {sorted(TRANSFORMS)}")
+        raise ValueError(f"unknown transform {name!r}; expected one of {sorted(TRANSFORMS)}")
     return TRANSFORMS[name](latent_dim)
 
 
 def clear_caches(module: nn.Module) -> None:
-    """Forget the last input and output that each Pyro transform in `module` keeps.
+    """Clear the cached input and output of each Pyro transform in a module.
 
-    They are found again by the identity of the tensor, whatever the weights are by then, and,
-    being intermediate results, would keep the module from being copied.
+    The cache is looked up by the identity of a tensor, even if the weights have changed since. Its
+    tensors are not leaves of the autograd graph, so the module could not be copied.
     """
     transforms: list[Any] = [part for part in module.modules() if isinstance(part, Transform)]
     for transform in transforms:

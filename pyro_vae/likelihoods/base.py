@@ -1,7 +1,8 @@
-"""How a decoder's outputs become a distribution for every entry of x: the base of likelihoods.
+"""Base class of likelihoods with entries that are independent given z.
 
-The outputs of an entry are stacked along the first dimension of the event; `likelihoods.py` says
-how. Positive parameters may be outputs, learned by themselves, or fixed.
+The decoder outputs of an entry are stacked along the first event dimension; see
+`pyro_vae.likelihoods`. Positive parameters are decoder outputs, learned parameters, or fixed
+numbers.
 """
 
 from abc import ABC, abstractmethod
@@ -15,23 +16,19 @@ from torch.nn.functional import softplus
 from pyro_vae.part import Part
 
 Decoder = Callable[[Tensor], Tensor]
-# How a positive parameter is given: a fixed number; "learned", one number for all entries of x;
-# "entrywise", learned too, one for each entry; or "decoder", for each entry and dependent on z.
+# A positive parameter: a fixed number; "learned", one value for all entries of x; "entrywise", one
+# learned value for each entry; or "decoder", one decoder output for each entry.
 Spread = float | str
-
-# At a constant entry of x, a learned scale would shrink and the density grow without bound. For
-# pixels in [0, 1] this floor is a quarter of the step between two grey levels.
-MIN_SCALE = 1e-3
 
 
 class PositiveParameter(nn.Module):
-    """A positive parameter of a likelihood, whichever way a `Spread` says it comes about.
+    """A positive parameter of a likelihood, defined by a `Spread`.
 
     Args:
-        given: the `Spread`.
-        minimum: lower end of what is learned; a fixed number is taken as it is.
-        event_shape: shape of one observation, for `"entrywise"`.
-        index: which of the decoder's outputs it is, for `"decoder"`.
+        given: Source of the parameter, a `Spread`.
+        minimum: Lower bound of learned values. A fixed number has no lower bound.
+        event_shape: Shape of one observation, used by `"entrywise"`.
+        index: Index of the decoder output, used by `"decoder"`.
     """
 
     def __init__(
@@ -41,10 +38,14 @@ class PositiveParameter(nn.Module):
         self.given, self.minimum, self.index = given, minimum, index
         if given in ("learned", "entrywise"):
             shape = event_shape if given == "entrywise" else ()
-            self.raw = nn.Parameter(torch.ones(shape).expm1().log())  # softplus of it is 1
+            self.raw = nn.Parameter(torch.ones(shape).expm1().log())  # softplus(raw) = 1
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """Return its value, which broadcasts with the entries; outputs are `(*entries, K)`."""
+        """Return the parameter, which broadcasts with the entries.
+
+        Args:
+            outputs: Decoder outputs, shape `(*entries, K)`.
+        """
         if not isinstance(self.given, str):
             return outputs.new_full((), self.given)
         raw = outputs[..., self.index] if self.given == "decoder" else self.raw
@@ -52,16 +53,16 @@ class PositiveParameter(nn.Module):
 
 
 class Entrywise(Part, ABC):
-    """A likelihood whose entries are independent given z: the base class of those below.
+    """Base class of likelihoods with entries that are independent given z.
 
     Args:
-        decoder: network from `(*batch, latent_dim)` to the stacked outputs of all entries.
-        num_outputs: outputs that an entry takes beside its positive parameters.
-        positive: each positive parameter's `Spread`, and the least value that it can learn.
+        decoder: Network from `(*batch, latent_dim)` to the stacked outputs of all entries.
+        num_outputs: Number of decoder outputs for each entry, without the positive parameters.
+        positive: `Spread` and smallest learned value of each positive parameter.
 
     Raises:
-        ValueError: when the decoder's out_shape is no stack of so many outputs, or a `Spread` is
-            none.
+        ValueError: If the out_shape of the decoder does not have that number of outputs for each
+            entry, or a `Spread` is invalid.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Entrywise(Part, ABC):
             if given == "entrywise" and out_shape is None:
                 raise ValueError(
                     f"{type(self).__name__}({name}='entrywise') needs the shape of x, but the "
-                    f"decoder, a {type(decoder).__name__}, has no out_shape: give it that "
-                    "attribute, or choose 'learned' or 'decoder'"
+                    f"decoder, a {type(decoder).__name__}, has no out_shape: add that attribute, "
+                    "or use 'learned' or 'decoder'"
                 )
             self.add_module(name, PositiveParameter(given, minimum, event_shape, indices[name]))
 
@@ -92,7 +93,7 @@ class Entrywise(Part, ABC):
         return self.entries(outputs).to_event(outputs.dim() - z.dim())
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Return the K outputs of every entry, shape `(*batch, *event_shape, K)`."""
+        """Return the K outputs for each entry, shape `(*batch, *event_shape, K)`."""
         output = self.decoder(z)
         first = z.dim() - 1
         self._event_shape(output.shape[first:])
@@ -100,7 +101,7 @@ class Entrywise(Part, ABC):
 
     @abstractmethod
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of every entry, batch_shape `(*batch, *event_shape)`."""
+        """Return the distribution of the entries, batch_shape `(*batch, *event_shape)`."""
 
     def _event_shape(self, out_shape: Sequence[int]) -> tuple[int, ...]:
         if not out_shape or out_shape[0] % self.num_outputs:

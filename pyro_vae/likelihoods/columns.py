@@ -1,4 +1,4 @@
-"""Tables: a likelihood for columns of different kinds, side by side."""
+"""A likelihood for tables with columns of different kinds."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,28 +10,37 @@ from pyro_vae.part import Part
 
 
 class Columns(Part):
-    """p(x|z) = prod_c p_c(x_c|z) for a row x of columns of different kinds.
+    """p(x|z) = prod_c p_c(x_c|z) for a row x with columns of different kinds.
 
-    Each likelihood describes some neighbouring columns, in their order; its own decoder may be as
-    small as one layer where they share a `trunk`:
-
-        Columns(
-            [
-                Normal(MLP(32, [], 3)),                                        # columns 0 to 2
-                Bernoulli(MLP(32, [], 1)),                                     # column 3
-                Categorical(MLP(32, [], 5), num_levels=5, spacing=1),          # column 4
-            ],
-            trunk=MLP(latent_dim, [32], 32),
-        )
+    Each likelihood describes a block of neighbouring columns, in order. If the likelihoods share a
+    `trunk`, a decoder of one layer is enough for each of them.
 
     Args:
-        likelihoods: each takes what the trunk returns and has an event_shape of one dimension, its
-            number of columns, whose entries are independent given z.
-        trunk: network from `(*batch, latent_dim)` to what the likelihoods' decoders share; without
-            one they take z itself.
+        likelihoods: Likelihoods of the blocks, called with the output of the trunk. Each has an
+            event_shape of one dimension, the number of its columns, which are independent given z.
+        trunk: Network from `(*batch, latent_dim)` to the common input of the decoders. Without a
+            trunk the likelihoods are called with z.
 
     Raises:
-        ValueError: without a likelihood; when called, for one whose columns depend on each other.
+        ValueError: If there is no likelihood, or the columns of one depend on each other (the
+            latter raised by `forward`).
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.likelihoods import Bernoulli, Categorical, Columns, Normal
+        >>> from pyro_vae.networks import MLP
+        >>> likelihood = Columns(
+        ...     [
+        ...         Normal(MLP(8, [], 3)),  # columns 0 to 2
+        ...         Bernoulli(MLP(8, [], 1)),  # column 3
+        ...         Categorical(MLP(8, [], 5), num_levels=5, spacing=1),  # column 4
+        ...     ],
+        ...     trunk=MLP(2, [8], 8),
+        ... )
+        >>> likelihood(torch.zeros(6, 2)).sample().shape
+        torch.Size([6, 5])
+
+    See also: `Missing`, `Normal`, `Categorical`.
     """
 
     def __init__(

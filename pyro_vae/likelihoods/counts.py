@@ -1,4 +1,4 @@
-"""Likelihoods of counts, with means of their own or as shares of an observed total."""
+"""Likelihoods of counts, with means or with shares of an observed total."""
 
 from abc import abstractmethod
 
@@ -7,26 +7,25 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.distributions.counts import CountsGivenTotal
+from pyro_vae.distributions.parameters import MIN_INVERSE_DISPERSION
 from pyro_vae.likelihoods.base import Decoder, Entrywise, PositiveParameter, Spread
-
-MIN_INVERSE_DISPERSION = 1e-3
 
 
 class Counts(Entrywise):
-    """Counts with means exp(decoder(z)), or with shares of a total: the base class of those below.
+    """Base class of likelihoods of counts, with means exp(decoder(z)) or shares of a total.
 
     Args:
-        decoder: network to log means, or log shares, and what else the distribution takes.
-        num_outputs: as for `Entrywise`.
-        library_size: None for means exp(decoder(z)). A number makes the means shares, a softmax
-            over the entries, of the total count of each observation, as scVI does with its library
-            size (Lopez et al. 2018); the number is the total that draws and means stand for.
-            log p(x|z) is then conditional on the observed total: it is no density of x, and not to
-            be compared with one.
-        positive: as for `Entrywise`.
+        decoder: Network from z to log means or log shares, and to the other parameters.
+        num_outputs: Number of decoder outputs for each entry, as for `Entrywise`.
+        library_size: `None` for means exp(decoder(z)). With a number, the means are shares, a
+            softmax over the entries, of the total count of each observation, as the library size
+            of scVI (Lopez et al. 2018). The number is the total of samples and moments. In that
+            case log p(x|z) is conditional on the observed total: it is not a density of x and
+            cannot be compared with one.
+        positive: `Spread` and smallest learned value of each positive parameter.
 
     Raises:
-        ValueError: for a library size that is not positive.
+        ValueError: If `library_size` is not positive.
     """
 
     def __init__(
@@ -57,20 +56,29 @@ class Counts(Entrywise):
         )
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Return a distribution of counts for every entry."""
+        """Return a distribution of counts for each entry."""
         return self.counts(outputs[..., 0], outputs)
 
     @abstractmethod
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of counts with these means and the outputs' other parameters."""
+        """Return the distribution of counts with these means and the other decoder outputs."""
 
 
 class Poisson(Counts):
-    """p(x|z) = Poisson(x; mean exp(decoder(z))), for counts whose variance is their mean.
+    """p(x|z) = Poisson(x; mean exp(decoder(z))), for counts with a variance equal to the mean.
 
     Args:
-        decoder: network to log means.
-        library_size: see `Counts`.
+        decoder: Network from z to log means.
+        library_size: Total count of samples and moments, or `None`; see `Counts`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import likelihoods, networks
+        >>> likelihood = likelihoods.Poisson(networks.MLP(3, [8], 5))
+        >>> likelihood(torch.zeros(4, 3)).sample().shape
+        torch.Size([4, 5])
+
+    See also: `NegativeBinomial`, `ZeroInflatedNegativeBinomial`.
     """
 
     def __init__(self, decoder: Decoder, library_size: float | None = None) -> None:
@@ -85,10 +93,19 @@ class NegativeBinomial(Counts):
     """p(x|z) = NB(x; mean m = exp(decoder(z)), r), for counts of variance m + m^2 / r.
 
     Args:
-        decoder: network to log means, and to r where that is `"decoder"`.
-        inverse_dispersion: r, a number, `"learned"`, `"entrywise"` or `"decoder"`; it grows as the
-            counts come near to Poisson's.
-        library_size: see `Counts`.
+        decoder: Network from z to log means and, if `inverse_dispersion="decoder"`, to r.
+        inverse_dispersion: Inverse dispersion r: a number, `"learned"`, `"entrywise"` or
+            `"decoder"`. The distribution approaches a Poisson distribution as r grows.
+        library_size: Total count of samples and moments, or `None`; see `Counts`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import likelihoods, networks
+        >>> likelihood = likelihoods.NegativeBinomial(networks.MLP(3, [8], 5), library_size=100.0)
+        >>> likelihood(torch.zeros(4, 3)).sample().shape
+        torch.Size([4, 5])
+
+    See also: `Poisson`, `ZeroInflatedNegativeBinomial`.
     """
 
     inverse_dispersion: PositiveParameter
@@ -112,15 +129,25 @@ class NegativeBinomial(Counts):
 
 
 class ZeroInflatedNegativeBinomial(Counts):
-    """A negative binomial with more zeros, for the counts of single cells: Lopez et al. (2018).
+    """A negative binomial with extra zeros, for single-cell counts: Lopez et al. (2018).
 
-    p(x|z) = g [x = 0] + (1 - g) NB(x; m, r), with m = exp(decoder(z)) the mean of what is not
-    dropped out, and g = sigmoid(decoder(z)) the share that is.
+    p(x|z) = g [x = 0] + (1 - g) NB(x; m, r). m = exp(decoder(z)) is the mean of counts without
+    dropout, and g = sigmoid(decoder(z)) is the probability of dropout.
 
     Args:
-        decoder: network to log m and the logits of g, and to r where that is `"decoder"`.
-        inverse_dispersion: r, as for `NegativeBinomial`.
-        library_size: see `Counts`.
+        decoder: Network from z to log m, to the logits of g and, if
+            `inverse_dispersion="decoder"`, to r.
+        inverse_dispersion: Inverse dispersion r, as for `NegativeBinomial`.
+        library_size: Total count of samples and moments, or `None`; see `Counts`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import likelihoods, networks
+        >>> likelihood = likelihoods.ZeroInflatedNegativeBinomial(networks.MLP(3, [8], 2 * 5))
+        >>> likelihood(torch.zeros(4, 3)).sample().shape
+        torch.Size([4, 5])
+
+    See also: `NegativeBinomial`, `Poisson`.
     """
 
     inverse_dispersion: PositiveParameter

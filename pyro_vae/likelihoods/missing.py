@@ -1,7 +1,8 @@
-"""Missing values: NaN entries of x, which say nothing about the latents and are imputed from them.
+"""A likelihood for data with missing entries, which are NaN.
 
-Where the entries of x are independent given z, those that are missing at random integrate out of
-p(x|z) and leave the product over the observed ones. The bound is then one on log p(x_observed).
+If the entries of x are independent given z and missing at random, the missing ones integrate out of
+p(x|z), and the product over the observed entries remains. The ELBO is then a bound on
+log p(x_observed).
 """
 
 from collections.abc import Callable
@@ -14,17 +15,27 @@ from pyro_vae.part import Part
 
 
 class Missing(Part):
-    """p(x_observed|z): any likelihood that is a product over entries, with NaN entries left out.
+    """p(x_observed|z): a likelihood that is a product over entries, without the NaN entries.
 
-    `VAE.impute` fills them in. The guide's encoder must know about NaN, too: see
+    `VAE.impute` samples the missing entries. The encoder of the guide must also accept NaN: see
     `networks.WithMask`.
 
     Args:
-        likelihood: p(x|z); its draws and moments are those of complete observations. Each entry's
-            support contains 0 or 1/2.
+        likelihood: Likelihood p(x|z) of complete observations. `sample` and the moments are those
+            of complete observations. The support of each entry must contain 0 or 1/2.
 
     Raises:
-        ValueError: when called, where the likelihood's entries depend on each other.
+        ValueError: If the entries of the likelihood depend on each other (raised by `forward`).
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import likelihoods, networks
+        >>> likelihood = likelihoods.Missing(likelihoods.Normal(networks.MLP(3, [8], 2)))
+        >>> x = torch.tensor([[0.5, float("nan")]])
+        >>> likelihood(torch.zeros(1, 3)).log_prob(x).isfinite()
+        tensor([True])
+
+    See also: `networks.WithMask`, `VAE.impute`, `Columns`.
     """
 
     def __init__(self, likelihood: Callable[[Tensor], dist.TorchDistribution]) -> None:

@@ -1,4 +1,4 @@
-"""`Autoencoder`, and the `param` messages by which a model exposes its parameters to Pyro."""
+"""`Autoencoder`, and the `param` messages that expose the parameters of a model to Pyro."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 
-from pyro_vae.checkpointing import model_folder as checkpoints
+from pyro_vae.checkpointing import model_folder
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.part import Part
@@ -21,31 +21,96 @@ Posterior = Callable[[Tensor], dist.TorchDistribution]
 
 
 class Autoencoder(Part):
-    """A model and a guide, modules both, that are saved, checked and drawn from as one."""
+    """Base class of the models: a Pyro model and a Pyro guide, both modules, as one `Part`."""
 
     model: nn.Module
     guide: nn.Module
 
     def check(self, x: Tensor) -> SiteTable:
-        """Run both programs once on x and return the table of sites; see `pyro_vae.check`."""
+        """Run model and guide once on x and return the table of their sample sites.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+
+        Raises:
+            PairError: If model, guide and x do not fit together.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> vae.check(torch.zeros(4, 5)).model["x"].event_shape
+            (5,)
+
+        See also: `pyro_vae.check`.
+        """
         return check(self, x)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save architecture and weights into the folder `path`; `pyro_vae.load` reads it."""
-        checkpoints.save(self, path)
+        """Save architecture and weights to a directory.
+
+        Args:
+            path: Directory of the saved model. A saved model at this path is replaced.
+
+        Raises:
+            CheckpointError: If a constructor argument of a part cannot be stored as data, or the
+                directory contains other files.
+            OSError: If the directory cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vae.save(f"{folder}/model")
+            ...     loaded = pv.load(f"{folder}/model")
+            >>> type(loaded).__name__
+            'VAE'
+
+        See also: `pyro_vae.load`.
+        """
+        model_folder.save(self, path)
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
-        """Draw x from the prior predictive p(x), shape `(num_samples, *event)`."""
+        """Sample x from the prior predictive distribution p(x).
+
+        Args:
+            num_samples: Number of samples.
+
+        Returns:
+            Samples, shape `(num_samples, *event)`.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> vae.sample(4).shape
+            torch.Size([4, 5])
+
+        See also: `VAE.decode`, `VAE.reconstruct`.
+        """
         with evaluating(self):
             return self.model(num_data=num_samples)
 
 
 def observed_or_drawn(x: Tensor | None) -> Tensor | None:
-    """Return what a model's site `"x"` observes.
+    """Return the `obs` argument of the site `"x"` of a model.
 
-    Where Pyro masks out the whole model, as `pyro.infer.Predictive` does, an observation has no
-    weight and would only be handed back as its own prediction: x is drawn there, too.
+    If a handler masks out the whole model, as `pyro.infer.Predictive` does, an observation has no
+    weight, and the site would return the observation as its prediction. In that case the result
+    is `None`, and the site is sampled.
     """
     return None if pyro.poutine.get_mask() is False else x
 
@@ -53,16 +118,21 @@ def observed_or_drawn(x: Tensor | None) -> Tensor | None:
 @effectful(type="param")
 def _parameter(parameter: nn.Parameter) -> Tensor:
     alias = parameter.detach()
-    alias.unconstrained = lambda: parameter  # type: ignore[attr-defined]  # as Pyro's store does
+    # The parameter store of Pyro sets the same attribute.
+    alias.unconstrained = lambda: parameter  # type: ignore[attr-defined]
     return alias
 
 
 def expose_parameters(module: nn.Module, prefix: str) -> None:
-    """Tell the Pyro handlers at work which parameters `module` trains.
+    """Send a `param` message for each trainable parameter of a module to the active Pyro handlers.
 
-    `pyro.module` would do so through the global parameter store, where a second VAE under the same
-    names finds the first one's parameters and never moves. This emits the same `param` messages,
-    which is all that `pyro.infer.SVI` listens to, and stores nothing.
+    `pyro.module` would register the parameters in the global parameter store. A second VAE with the
+    same names would then find the parameters of the first and never be trained. These messages are
+    the same as those of `pyro.module`, and all that `pyro.infer.SVI` reads, but nothing is stored.
+
+    Args:
+        module: Module with the parameters.
+        prefix: Prefix of the parameter names.
     """
     if am_i_wrapped():
         for name, parameter in module.named_parameters(prefix):

@@ -1,11 +1,11 @@
 """A hierarchical variational autoencoder with two or more layers of latents.
 
     model:  z_L ~ p(z_L),  z_i ~ N(loc_i(z_{i+1}), scale_i(z_{i+1})^2),  x ~ p(x|z_1)
-    guide:  z_L ~ q(z_L|x),  z_i ~ N that joins p(z_i|z_{i+1}) with what x says of z_i
+    guide:  z_L ~ q(z_L|x),  z_i ~ N proportional to p(z_i|z_{i+1}) N(z_i; loc_i(x), scale_i(x)^2)
 
-The guide is that of the ladder network, Sønderby et al. (2016), eq. 9-11 and 15-17: on the way up a
-chain of encoders reads off x, for each layer, a loc and a scale; on the way down they are combined
-with the model's own, weighted by precision. So the guide need not learn again what the model knows.
+The guide is that of Sønderby et al. (2016), eq. 9-11 and 15-17. Bottom-up, a chain of encoders
+computes loc and scale of each layer from x. Top-down, they are combined with loc and scale of the
+model, weighted by precision, so the guide shares the decoders of the model.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from pyro_vae.distributions.parameters import MIN_LADDER_SCALE, loc_and_scale
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
@@ -25,24 +25,38 @@ from pyro_vae.models.base import (
     observed_or_drawn,
 )
 
-MIN_SCALE = 1e-4
-
 
 class LadderVAE(Autoencoder):
     """A ladder variational autoencoder, with the latent sites `"z1"` (next to x) to `"zL"`.
 
     Args:
-        prior: `prior()` returns p(z_L), as for `VAE`.
-        decoders: one network for each layer below the top, from the top down: from
-            `(*batch, latent_dim of the layer above)` to `(*batch, 2 * latent_dim)`, the loc and,
-            before a softplus, the scale of p(z_i|z_{i+1}).
-        likelihood: `likelihood(z1)` returns p(x|z_1), as for `VAE`.
-        encoders: one network for each layer, from x upwards: the first takes x, each other the
-            output of the one before.
-        latent_dims: sizes of the layers, from x upwards.
+        prior: Callable that returns p(z_L), as for `VAE`.
+        decoders: Networks of the layers below the top, from the top down. Each maps
+            `(*batch, latent_dim of the layer above)` to `(*batch, 2 * latent_dim)`: loc of
+            p(z_i|z_{i+1}), and scale before a softplus.
+        likelihood: Callable of z1 that returns p(x|z_1), as for `VAE`.
+        encoders: Networks of the layers, from x upwards. The first takes x, each other one takes
+            the output of the one before. Each has an `out_shape` of one dimension.
+        latent_dims: Sizes of the layers, from x upwards.
 
     Raises:
-        ValueError: when their numbers do not fit each other.
+        ValueError: If the numbers of decoders, encoders and sizes do not match.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import LadderVAE, likelihoods, priors
+        >>> from pyro_vae.networks import MLP
+        >>> vae = LadderVAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     decoders=[MLP(2, [8], 2 * 3)],
+        ...     likelihood=likelihoods.Bernoulli(MLP(3, [8], 5)),
+        ...     encoders=[MLP(5, [8], 8), MLP(8, [8], 8)],
+        ...     latent_dims=[3, 2],
+        ... )
+        >>> sorted(vae.check(torch.zeros(4, 5)).guide)
+        ['z1', 'z2']
+
+    See also: `VAE`, `MixedVAE`.
     """
 
     def __init__(
@@ -56,8 +70,8 @@ class LadderVAE(Autoencoder):
         super().__init__()
         if not len(encoders) == len(latent_dims) == len(decoders) + 1 > 1:
             raise ValueError(
-                "L layers of latents, at least 2, need L latent_dims, L encoders and L - 1 "
-                f"decoders, got {len(latent_dims)}, {len(encoders)} and {len(decoders)}"
+                "expected L latent_dims, L encoders and L - 1 decoders for L layers of latents, "
+                f"L at least 2; got {len(latent_dims)}, {len(encoders)} and {len(decoders)}"
             )
         self.model = LadderModel(prior, decoders, likelihood)
         self.guide = LadderGuide(self.model, encoders, latent_dims)
@@ -72,12 +86,21 @@ class LadderModel(nn.Module):
         self.decoders = nn.ModuleList(decoders)
 
     def forward(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them."""
+        """Run the model.
+
+        Args:
+            x: Observations, shape `(num_data, *event)`. If `None`, x is sampled.
+            num_data: Number of samples of x, used if x is `None`.
+
+        Returns:
+            The value of x, shape `(num_data, *event)`.
+        """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             z = pyro.sample(f"z{len(self.decoders) + 1}", self.prior())
             for layer, decoder in zip(range(len(self.decoders), 0, -1), self.decoders, strict=True):
-                z = pyro.sample(f"z{layer}", dist.Normal(*_loc_and_scale(decoder(z))).to_event(1))
+                loc, scale = loc_and_scale(decoder(z), MIN_LADDER_SCALE)
+                z = pyro.sample(f"z{layer}", dist.Normal(loc, scale).to_event(1))
             return pyro.sample("x", self.likelihood(z), obs=observed_or_drawn(x))
 
 
@@ -96,25 +119,21 @@ class LadderGuide(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Draw all layers for x of shape `(num_data, *event)`; return z_1."""
+        """Sample all layers for x of shape `(num_data, *event)` and return z_1."""
         expose_parameters(self, "guide")
-        seen, features = [], x
+        bottom_up, features = [], x
         for encoder, head in zip(self.encoders, self.heads, strict=True):
             features = encoder(features)
-            seen.append(_loc_and_scale(head(features)))
+            bottom_up.append(loc_and_scale(head(features), MIN_LADDER_SCALE))
         with pyro.plate("data", len(x), dim=-1):
-            top = dist.Normal(*seen.pop())
+            top = dist.Normal(*bottom_up.pop())
             z = pyro.sample(f"z{len(self.heads)}", top.to_event(1))
             for decoder in self.decoders:
-                layer = len(seen)
-                joined = _weighted_by_precision(seen.pop(), _loc_and_scale(decoder(z)))
+                layer = len(bottom_up)
+                top_down = loc_and_scale(decoder(z), MIN_LADDER_SCALE)
+                joined = _weighted_by_precision(bottom_up.pop(), top_down)
                 z = pyro.sample(f"z{layer}", dist.Normal(*joined).to_event(1))
             return z
-
-
-def _loc_and_scale(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    loc, raw_scale = outputs.chunk(2, dim=-1)
-    return loc, softplus(raw_scale) + MIN_SCALE
 
 
 def _weighted_by_precision(

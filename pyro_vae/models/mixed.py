@@ -1,10 +1,10 @@
-"""A variational autoencoder with a discrete latent beside a continuous one.
+"""A variational autoencoder with a discrete and a continuous latent.
 
     model:  c ~ p(c),  z ~ p(z),  x ~ p(x|c, z)          c a one-hot code
     guide:  c ~ q(c|x),  z ~ q(z|x)
 
 As in Dupont (2018), "Learning Disentangled Joint Continuous and Discrete Representations", but
-without its relaxation of c. Pyro sums over the codes, exactly:
+without its relaxation of c. Pyro sums over the codes exactly:
 
     fit(vae, x, objective=TraceEnum_ELBO())
 """
@@ -24,18 +24,34 @@ from pyro_vae.models.base import (
 
 
 class MixedVAE(Autoencoder):
-    """A discrete latent c and a continuous z, at the sites `"c"` and `"z"`.
+    """A VAE with a discrete latent at the site `"c"` and a continuous latent at the site `"z"`.
 
-    Both are drawn, and the gradients for q(c|x) are then score-function estimates, of large
-    variance; `TraceEnum_ELBO` has c summed over instead.
+    `TraceEnum_ELBO` sums over c. Other objectives sample c, and their gradients for q(c|x) are
+    score-function estimates of large variance.
 
     Args:
-        discrete_prior: p(c), such as `priors.Categorical(num_codes)`.
-        prior: p(z), event_shape `(latent_dim,)`.
-        likelihood: p(x|c, z) as a function of c and z concatenated, of
-            `num_codes + latent_dim` entries.
-        discrete_guide: q(c|x), such as `guides.Categorical(encoder)`.
-        guide: q(z|x).
+        discrete_prior: Prior p(c), such as `priors.Categorical(num_codes)`.
+        prior: Prior p(z), event_shape `(latent_dim,)`.
+        likelihood: Likelihood p(x|c, z), called with c and z concatenated, shape
+            `(*batch, num_codes + latent_dim)`.
+        discrete_guide: Guide q(c|x), such as `guides.Categorical(encoder)`.
+        guide: Guide q(z|x).
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import MixedVAE, guides, likelihoods, networks, priors
+        >>> vae = MixedVAE(
+        ...     discrete_prior=priors.Categorical(4),
+        ...     prior=priors.StandardNormal(3),
+        ...     likelihood=likelihoods.Bernoulli(networks.MLP(4 + 3, [8], 5)),
+        ...     discrete_guide=guides.Categorical(networks.MLP(5, [8], 4)),
+        ...     guide=guides.DiagonalNormal(networks.MLP(5, [8], 2 * 3)),
+        ... )
+        >>> c, z = vae.guide(torch.zeros(6, 5))
+        >>> c.shape, z.shape
+        (torch.Size([6, 4]), torch.Size([6, 3]))
+
+    See also: `VAE`, `LadderVAE`, `guides.Categorical`.
     """
 
     def __init__(
@@ -59,12 +75,20 @@ class MixedModel(nn.Module):
         self.discrete_prior, self.prior, self.likelihood = discrete_prior, prior, likelihood
 
     def forward(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them."""
+        """Run the model.
+
+        Args:
+            x: Observations, shape `(num_data, *event)`. If `None`, x is sampled.
+            num_data: Number of samples of x, used if x is `None`.
+
+        Returns:
+            The value of x, shape `(num_data, *event)`.
+        """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             c = pyro.sample("c", self.discrete_prior())
             z = pyro.sample("z", self.prior())
-            # Enumerated codes stand in a dimension of their own, left of the data.
+            # Enumerated codes have an extra dimension to the left of the data.
             batch = torch.broadcast_shapes(c.shape[:-1], z.shape[:-1])
             both = torch.cat([c.expand(*batch, -1), z.expand(*batch, -1)], dim=-1)
             return pyro.sample("x", self.likelihood(both), obs=observed_or_drawn(x))
@@ -78,7 +102,7 @@ class MixedGuide(nn.Module):
         self.discrete_posterior, self.posterior = discrete_posterior, posterior
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw c and z for x of shape `(num_data, *event)`."""
+        """Sample c and z for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
             c = pyro.sample("c", self.discrete_posterior(x))

@@ -1,11 +1,11 @@
-"""The Pyro program of a variational autoencoder (Kingma & Welling, 2013).
+"""The Pyro programs of a variational autoencoder (Kingma & Welling, 2013).
 
     model:  z ~ p(z),  x ~ p(x|z)        the generative model, section 2.1
     guide:  z ~ q(z|x)                   the recognition model, section 2.2
 
-`VAE` puts three parts, each a module that returns a distribution, behind two plain Pyro programs
-with the sites `"z"` and `"x"` in the plate `"data"`. Any Pyro inference takes them; none is written
-here. A datum is one event, so log densities have shape `(num_data,)`.
+`VAE` combines three parts, modules that return distributions, into two plain Pyro programs with the
+sites `"z"` and `"x"` in the plate `"data"`. They work with any Pyro inference algorithm. A datum is
+one event, so log densities have shape `(num_data,)`.
 """
 
 from typing import Any, Self
@@ -24,6 +24,7 @@ from pyro_vae.models.base import (
     expose_parameters,
     observed_or_drawn,
 )
+from pyro_vae.part import check_at_least
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 
@@ -36,7 +37,15 @@ class Model(nn.Module):
         self.prior, self.likelihood = prior, likelihood
 
     def forward(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """Observe x, of shape `(num_data, *event)`; without x, draw `num_data` of them."""
+        """Run the model.
+
+        Args:
+            x: Observations, shape `(num_data, *event)`. If `None`, x is sampled.
+            num_data: Number of samples of x, used if x is `None`.
+
+        Returns:
+            The value of x, shape `(num_data, *event)`.
+        """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             z = pyro.sample("z", self.prior())
@@ -51,62 +60,148 @@ class Guide(nn.Module):
         self.posterior = posterior
 
     def forward(self, x: Tensor) -> Tensor:
-        """Draw z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
+        """Sample z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.posterior(x))
 
 
 class VAE(Autoencoder):
-    """A variational autoencoder: `model` and `guide` are plain Pyro programs that share latents.
+    """A variational autoencoder: Kingma & Welling (2013).
 
-    Both are modules and keep their parameters to themselves: Pyro's parameter store is neither
-    read nor written, so that two VAEs can train in one process, or one of them twice.
+    `model` and `guide` are plain Pyro programs with the same latents. Both are modules and hold
+    their parameters. They neither read nor write the parameter store of Pyro, so several VAEs can
+    be trained in one process.
 
     Args:
-        prior: `prior()` returns p(z), batch_shape `()`, event_shape `(latent_dim,)`; or such a
-            distribution itself.
-        likelihood: `likelihood(z)` returns p(x|z), batch_shape `z.shape[:-1]`, event_shape that
+        prior: Callable that returns p(z), batch_shape `()`, event_shape `(latent_dim,)`; or that
+            distribution.
+        likelihood: Callable of z that returns p(x|z), batch_shape `z.shape[:-1]`, event_shape that
             of one observation.
-        guide: `guide(x)` returns q(z|x), batch_shape that of the data, event_shape
+        guide: Callable of x that returns q(z|x), batch_shape that of the data, event_shape
             `(latent_dim,)`.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(3),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 2 * 3)),
+        ... )
+        >>> x = torch.bernoulli(torch.full((20, 5), 0.5))
+        >>> fit = pv.fit(vae, x, epochs=2, batch_size=10, compile=False, progress=False)
+        >>> vae.encode(x).mean.shape
+        torch.Size([20, 3])
+
+    See also: `fit`, `evaluate`, `LadderVAE`, `MixedVAE`.
     """
 
     def __init__(
         self, prior: Prior | dist.TorchDistribution, likelihood: Likelihood, guide: Posterior
     ) -> None:
         super().__init__()
-        if isinstance(prior, Distribution):  # which is callable, too: to draw from it
+        if isinstance(prior, Distribution):  # Pyro distributions are callable, too
             prior = Fixed(prior)
         self.model: Model = Model(prior, likelihood)
         self.guide: Guide = Guide(guide)
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The three parts by name, as `VAE(**parts)` takes them."""
+        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
         return {
             "prior": self.model.prior,
             "likelihood": self.model.likelihood,
             "guide": self.guide.posterior,
         }
 
-    def replace(self, **parts: Any) -> Self:
-        """Return a new VAE with these parts swapped; the others are shared, not copied."""
+    def replace(self, **parts: Prior | Likelihood | Posterior | dist.TorchDistribution) -> Self:
+        """Return a new VAE with some parts replaced. The other parts are shared, not copied.
+
+        Args:
+            parts: New parts: `prior`, `likelihood` or `guide`.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> other = vae.replace(prior=pv.priors.Laplace(3))
+            >>> other.parts["likelihood"] is vae.parts["likelihood"]
+            True
+
+        See also: `VAE.parts`.
+        """
         return type(self)(**{**self.parts, **parts})
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`."""
+        """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> vae.encode(torch.zeros(4, 5)).sample().shape
+            torch.Size([4, 3])
+
+        See also: `VAE.decode`, `VAE.reconstruct`.
+        """
         return self.guide.posterior(x)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation."""
+        """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation.
+
+        Args:
+            z: Latents, shape `(*batch, latent_dim)`.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> vae.decode(torch.zeros(4, 3)).sample().shape
+            torch.Size([4, 5])
+
+        See also: `VAE.encode`, `VAE.sample`.
+        """
         return self.model.likelihood(z)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return E[x'|z] at z = E[z|x], of x's shape: what the latents kept of x.
+        """Return E[x'|z] at z = E[z|x].
 
-        Where q(z|x) has no mean in closed form, as a flow has none, 100 draws estimate it.
+        If q(z|x) has no mean in closed form, as for a flow, 100 samples estimate it.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+
+        Returns:
+            Reconstructions, of the same shape as x.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> vae.reconstruct(torch.zeros(4, 5)).shape
+            torch.Size([4, 5])
+
+        See also: `VAE.encode`, `VAE.impute`.
         """
         with evaluating(self):
             posterior = self.encode(x)
@@ -118,24 +213,40 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def impute(self, x: Tensor, num_samples: int = 100) -> Tensor:
-        """Draw the NaN entries of x from p(x'|z), z ~ q(z|x); the observed entries stay.
+        """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
-        The mean of the draws is the imputation, their standard deviation its uncertainty. They
-        follow p(x_missing|x_observed) as closely as the guide does p(z|x_observed).
+        The mean of the samples is the imputation, and their standard deviation its uncertainty. The
+        samples approximate p(x_missing|x_observed) as well as the guide approximates
+        p(z|x_observed).
 
         Args:
-            x: shape `(num_data, *event)`.
-            num_samples: draws for each datum.
+            x: Data, shape `(num_data, *event)`, with NaN for missing entries.
+            num_samples: Number of samples for each datum.
 
         Returns:
             Completed data, shape `(num_samples, num_data, *event)`.
 
         Raises:
-            ValueError: for a `num_samples` below 1.
-            PairError: when x does not fit the model.
+            ValueError: If `num_samples` is below 1.
+            PairError: If x does not fit the model.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> likelihood = pv.likelihoods.Normal(pv.networks.MLP(3, [8], 2))
+            >>> encoder = pv.networks.WithMask(pv.networks.MLP(2 * 2, [8], 6))
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Missing(likelihood),
+            ...     pv.guides.DiagonalNormal(encoder),
+            ... )
+            >>> x = torch.tensor([[0.5, float("nan")], [1.0, 2.0]])
+            >>> vae.impute(x, num_samples=10).shape
+            torch.Size([10, 2, 2])
+
+        See also: `likelihoods.Missing`, `networks.WithMask`.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_at_least("num_samples", num_samples, 1)
         self.check(x)
         with evaluating(self):
             z = self.encode(x).sample((num_samples,))

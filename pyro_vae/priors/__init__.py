@@ -1,6 +1,6 @@
 """Priors: `prior()` returns p(z), with batch_shape `()` and event_shape `(latent_dim,)`.
 
-A guide can be combined with a prior if both have the same support: the real line, the simplex, the
+A guide can be combined with a prior if both have the same support: real vectors, the simplex, the
 sphere, or one-hot codes.
 """
 

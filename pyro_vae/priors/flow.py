@@ -6,6 +6,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_vae.distributions.transforms import (
     Reverse,
@@ -13,28 +14,33 @@ from pyro_vae.distributions.transforms import (
     clear_caches,
     transform_named,
 )
-from pyro_vae.part import Part
-
-# Keeps a learned scale away from 0, where the density has no bound.
-MIN_SCALE = 1e-6
+from pyro_vae.part import Part, check_at_least
 
 
 class Flow(Part):
-    """A normalizing flow: transforms T take z to standard normal noise.
+    """A normalizing flow: transforms T map z to standard normal noise.
 
-    p(z) = N(T(z); 0, I) |det dT/dz|, T = T_n after ... after T_1, with the order of the latents
-    reversed between two transforms. To score z takes one pass, to draw it the inverse of T: so an
-    `"affine_autoregressive"` T makes a masked autoregressive flow (Papamakarios et al. 2017),
-    which draws one latent after the other; a `"spline_coupling"` one (Durkan et al. 2019) draws
-    in one pass, too.
+    p(z) = N(T(z); 0, I) |det dT/dz|, T = T_n after ... after T_1. The order of the latents is
+    reversed between two transforms. `log_prob` takes one pass through T, sampling takes one pass
+    through the inverse of T. An `"affine_autoregressive"` T is a masked autoregressive flow
+    (Papamakarios et al. 2017), which samples one latent after the other. A `"spline_coupling"` T
+    (Durkan et al. 2019) also samples in one pass.
 
     Args:
-        latent_dim: number of latent dimensions, at least 2.
-        transforms: names (keys of `pyro_vae.distributions.transforms.TRANSFORMS`), or transforms of
-            vectors from Pyro or your own, which train but cannot be saved.
+        latent_dim: Number of latent dimensions, at least 2.
+        transforms: Names of transforms (keys of `pyro_vae.distributions.transforms.TRANSFORMS`),
+            or transforms of vectors, such as those of Pyro. A transform object is trained, but a
+            prior that contains one cannot be saved.
 
     Raises:
-        ValueError: for a `latent_dim` below 2, an unknown name, or no transform.
+        ValueError: If `latent_dim` is below 2, a name is unknown, or there is no transform.
+
+    Example:
+        >>> from pyro_vae.priors import Flow
+        >>> Flow(3, ["affine_coupling", "spline_coupling"])().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `MixtureOfGaussians`, `VampPrior`, `guides.Flow`.
     """
 
     zero: Tensor
@@ -43,7 +49,7 @@ class Flow(Part):
     def __init__(
         self,
         latent_dim: int,
-        transforms: Sequence[Any] = ("spline_coupling", "affine_autoregressive"),
+        transforms: Sequence[str | Transform] = ("spline_coupling", "affine_autoregressive"),
     ) -> None:
         super().__init__()
         check_at_least("latent_dim", latent_dim, 2)
@@ -66,9 +72,3 @@ class Flow(Part):
     def __getstate__(self) -> Any:
         clear_caches(self)
         return super().__getstate__()
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise `ValueError` for a value below the least."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

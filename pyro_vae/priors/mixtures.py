@@ -8,25 +8,30 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.distributions.mixture import Mixture
-from pyro_vae.distributions.transforms import (
-    ONE_BEFORE_SOFTPLUS,
-)
+from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
 from pyro_vae.networks import Shape, shape_of
-from pyro_vae.part import Part
-from pyro_vae.priors.flow import MIN_SCALE, check_at_least
+from pyro_vae.part import Part, check_at_least
 
 
 class MixtureOfGaussians(Part):
-    """p(z) = sum_k w_k N(z; loc_k, diag scale_k^2), all learned.
+    """p(z) = sum_k w_k N(z; loc_k, diag scale_k^2), with learned weights, locs and scales.
 
     Args:
-        latent_dim: number of latent dimensions.
-        num_components: K.
-        locs: starting values of the locs, shape `(num_components, latent_dim)`; by default
-            standard normal draws.
+        latent_dim: Number of latent dimensions.
+        num_components: Number of components K.
+        locs: Initial locs, shape `(num_components, latent_dim)`. The default is standard normal
+            samples.
 
     Raises:
-        ValueError: for a `latent_dim` or `num_components` below 1, or `locs` of another shape.
+        ValueError: If `latent_dim` or `num_components` is below 1, or `locs` has another shape.
+
+    Example:
+        >>> from pyro_vae.priors import MixtureOfGaussians
+        >>> prior = MixtureOfGaussians(3, num_components=10)
+        >>> prior().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `VampPrior`, `Flow`.
     """
 
     def __init__(self, latent_dim: int, num_components: int, locs: Tensor | None = None) -> None:
@@ -52,18 +57,30 @@ class MixtureOfGaussians(Part):
 class VampPrior(Part):
     """p(z) = 1/K sum_k q(z|u_k), with learned pseudo-inputs u_k: Tomczak & Welling (2018), eq. 9.
 
-    The guide is the model's own: `vae.replace(prior=VampPrior(vae.parts["guide"], ...))`.
-
     Args:
-        guide: q(z|x), shared, not copied.
-        num_pseudo_inputs: K.
-        event_shape: shape of one observation.
-        bounds: the interval that the pseudo-inputs stay in, as data do; None for the reals.
-        pseudo_inputs: starting values, such as `train[:num_pseudo_inputs]`, shape
-            `(num_pseudo_inputs, *event_shape)`; by default noise within the bounds.
+        guide: Guide q(z|x) of the same model. It is shared, not copied.
+        num_pseudo_inputs: Number of pseudo-inputs K.
+        event_shape: Shape of one observation.
+        bounds: Interval of the pseudo-inputs, the same as that of the data. `None` leaves them
+            unbounded.
+        pseudo_inputs: Initial pseudo-inputs, such as `train[:num_pseudo_inputs]`, shape
+            `(num_pseudo_inputs, *event_shape)`. The default is noise within the bounds.
 
     Raises:
-        ValueError: for a size below 1, `pseudo_inputs` of another shape or out of bounds.
+        ValueError: If a size is below 1, or `pseudo_inputs` has another shape or is out of bounds.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(3),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+        ... )
+        >>> vae = vae.replace(prior=pv.priors.VampPrior(vae.parts["guide"], 10, event_shape=5))
+        >>> vae.parts["prior"]().sample((4,)).shape
+        torch.Size([4, 3])
+
+    See also: `MixtureOfGaussians`, `Flow`.
     """
 
     logits: Tensor
@@ -81,17 +98,17 @@ class VampPrior(Part):
         shape = (num_pseudo_inputs, *shape_of(event_shape))
         self.guide, self.bounds = guide, bounds
         if pseudo_inputs is None:
-            # Near the middle of the bounds: a sigmoid's flat ends would hold them.
+            # Start near the middle of the bounds. The gradient vanishes at the ends of a sigmoid.
             raw = torch.randn(shape)
         else:
             _check_shape("pseudo_inputs", pseudo_inputs, shape)
-            raw = pseudo_inputs.clone() if bounds is None else _inside(pseudo_inputs, bounds)
+            raw = pseudo_inputs.clone() if bounds is None else _unbounded(pseudo_inputs, bounds)
         self.raw_pseudo_inputs = nn.Parameter(raw)
         self.register_buffer("logits", torch.zeros(num_pseudo_inputs), persistent=False)
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The u_k, shape `(num_pseudo_inputs, *event_shape)`."""
+        """Pseudo-inputs u_k, shape `(num_pseudo_inputs, *event_shape)`."""
         if self.bounds is None:
             return self.raw_pseudo_inputs
         low, high = self.bounds
@@ -103,13 +120,13 @@ class VampPrior(Part):
         return Mixture(dist.Categorical(logits=self.logits), components)
 
 
-def _inside(values: Tensor, bounds: Sequence[float]) -> Tensor:
-    """Return what a sigmoid takes to `values`, kept off its flat ends by 1%."""
+def _unbounded(values: Tensor, bounds: Sequence[float]) -> Tensor:
+    """Map values in the bounds to the real line, clamped to 1% from the ends."""
     low, high = bounds
     share = (values - low) / (high - low)
     if ((share < 0) | (share > 1)).any():
         raise ValueError(
-            f"pseudo_inputs hold values in [{values.min().item():g}, {values.max().item():g}], "
+            f"pseudo_inputs have values in [{values.min().item():g}, {values.max().item():g}], "
             f"outside the bounds {tuple(bounds)}: pass bounds=(low, high) of the data, or None"
         )
     return share.clamp(0.01, 0.99).logit()

@@ -1,4 +1,4 @@
-"""Priors with a fixed form."""
+"""Priors without weights, or with a location, scale or probabilities as their only weights."""
 
 import copy
 from collections.abc import Callable
@@ -10,20 +10,19 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.functional import softplus
 
+from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
 from pyro_vae.distributions.spherical import PowerSpherical
-from pyro_vae.distributions.transforms import ONE_BEFORE_SOFTPLUS
-from pyro_vae.part import Part
-from pyro_vae.priors.flow import MIN_SCALE, check_at_least
+from pyro_vae.part import Part, check_at_least, check_positive
 
 
 class _Standard(Part):
     """A prior without weights, of location 0 and scale 1.
 
     Args:
-        latent_dim: number of latent dimensions; `event_shape` is `(latent_dim,)`.
+        latent_dim: Number of latent dimensions; `event_shape` is `(latent_dim,)`.
 
     Raises:
-        ValueError: for a `latent_dim` below 1.
+        ValueError: If `latent_dim` is below 1.
     """
 
     zero: Tensor
@@ -33,7 +32,7 @@ class _Standard(Part):
         super().__init__()
         check_at_least("latent_dim", latent_dim, 1)
         self.latent_dim = latent_dim
-        # Buffers, so that the distribution lives on the module's device and in its float type.
+        # As buffers, they follow the module to its device and dtype.
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
@@ -42,10 +41,17 @@ class StandardNormal(_Standard):
     """p(z) = N(z; 0, I): the centred isotropic Gaussian of Kingma & Welling (2013), section 3.
 
     Args:
-        latent_dim: number of latent dimensions.
+        latent_dim: Number of latent dimensions.
 
     Raises:
-        ValueError: for a `latent_dim` below 1.
+        ValueError: If `latent_dim` is below 1.
+
+    Example:
+        >>> from pyro_vae.priors import StandardNormal
+        >>> StandardNormal(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `DiagonalNormal`, `guides.DiagonalNormal`, `guides.FullNormal`.
     """
 
     def forward(self) -> dist.TorchDistribution:
@@ -54,13 +60,20 @@ class StandardNormal(_Standard):
 
 
 class Laplace(_Standard):
-    """p(z) = prod_d Laplace(z_d; 0, 1), whose rotations differ, unlike those of a normal.
+    """p(z) = prod_d Laplace(z_d; 0, 1), which is not invariant to rotations of z.
 
     Args:
-        latent_dim: number of latent dimensions.
+        latent_dim: Number of latent dimensions.
 
     Raises:
-        ValueError: for a `latent_dim` below 1.
+        ValueError: If `latent_dim` is below 1.
+
+    Example:
+        >>> from pyro_vae.priors import Laplace
+        >>> Laplace(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `StandardNormal`, `StudentT`, `guides.Laplace`.
     """
 
     def forward(self) -> dist.TorchDistribution:
@@ -69,19 +82,26 @@ class Laplace(_Standard):
 
 
 class StudentT(_Standard):
-    """p(z) = prod_d StudentT(z_d; df, 0, 1), which leaves room for outliers.
+    """p(z) = prod_d StudentT(z_d; df, 0, 1), with heavy tails.
 
     Args:
-        latent_dim: number of latent dimensions.
-        df: degrees of freedom.
+        latent_dim: Number of latent dimensions.
+        df: Degrees of freedom.
 
     Raises:
-        ValueError: for a `latent_dim` below 1, or a `df` that is not positive.
+        ValueError: If `latent_dim` is below 1 or `df` is not positive.
+
+    Example:
+        >>> from pyro_vae.priors import StudentT
+        >>> StudentT(3, df=4.0)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `StandardNormal`, `Laplace`.
     """
 
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        _check_positive("df", df)
+        check_positive("df", df)
         self.df = df
 
     def forward(self) -> dist.TorchDistribution:
@@ -90,16 +110,23 @@ class StudentT(_Standard):
 
 
 class DiagonalNormal(Part):
-    """p(z) = N(z; loc, diag scale^2), both learned.
+    """p(z) = N(z; loc, diag scale^2), with learned loc and scale.
 
-    It adds nothing to a `StandardNormal` in front of networks that can shift and scale by
-    themselves, and much where a part of them is fixed.
+    If the first layer of the decoder can shift and scale z, this prior adds nothing to a
+    `StandardNormal`. It is useful if that layer is fixed.
 
     Args:
-        latent_dim: number of latent dimensions.
+        latent_dim: Number of latent dimensions.
 
     Raises:
-        ValueError: for a `latent_dim` below 1.
+        ValueError: If `latent_dim` is below 1.
+
+    Example:
+        >>> from pyro_vae.priors import DiagonalNormal
+        >>> DiagonalNormal(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `StandardNormal`, `MixtureOfGaussians`.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -114,15 +141,22 @@ class DiagonalNormal(Part):
 
 
 class LogisticNormal(_Standard):
-    """z on the simplex is a normal vector pushed through a logistic map: Aitchison & Shen (1980).
+    """A logistic normal distribution on the simplex: Aitchison & Shen (1980).
 
-    Stick-breaking takes `latent_dim - 1` standard normal variables to `latent_dim` shares.
+    Stick-breaking maps `latent_dim - 1` standard normal variables to `latent_dim` shares.
 
     Args:
-        latent_dim: number of shares, at least 2.
+        latent_dim: Number of shares, at least 2.
 
     Raises:
-        ValueError: for a `latent_dim` below 2.
+        ValueError: If `latent_dim` is below 2.
+
+    Example:
+        >>> from pyro_vae.priors import LogisticNormal
+        >>> LogisticNormal(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `Dirichlet`, `guides.LogisticNormal`, `guides.Dirichlet`.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -138,17 +172,24 @@ class Dirichlet(_Standard):
     """p(z) = Dirichlet(z; c, ..., c), on the simplex.
 
     Args:
-        latent_dim: number of shares, at least 2.
-        concentration: c; 1 is uniform, below it shares are sparse.
+        latent_dim: Number of shares, at least 2.
+        concentration: Concentration c. The density is uniform at 1, and shares are sparse below 1.
 
     Raises:
-        ValueError: for a `latent_dim` below 2, or a concentration that is not positive.
+        ValueError: If `latent_dim` is below 2 or `concentration` is not positive.
+
+    Example:
+        >>> from pyro_vae.priors import Dirichlet
+        >>> Dirichlet(3, concentration=0.5)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `LogisticNormal`, `guides.Dirichlet`, `guides.LogisticNormal`.
     """
 
     def __init__(self, latent_dim: int, concentration: float = 1.0) -> None:
         super().__init__(latent_dim)
         check_at_least("latent_dim", latent_dim, 2)
-        _check_positive("concentration", concentration)
+        check_positive("concentration", concentration)
         self.concentration = concentration
 
     def forward(self) -> dist.TorchDistribution:
@@ -157,13 +198,20 @@ class Dirichlet(_Standard):
 
 
 class HypersphericalUniform(_Standard):
-    """p(z) uniform on the unit sphere in `latent_dim` dimensions: Davidson et al. (2018).
+    """The uniform distribution on the unit sphere: Davidson et al. (2018).
 
     Args:
-        latent_dim: number of dimensions that the sphere lies in, at least 2.
+        latent_dim: Number of dimensions of the space that contains the sphere, at least 2.
 
     Raises:
-        ValueError: for a `latent_dim` below 2.
+        ValueError: If `latent_dim` is below 2.
+
+    Example:
+        >>> from pyro_vae.priors import HypersphericalUniform
+        >>> HypersphericalUniform(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `guides.PowerSpherical`.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -172,20 +220,27 @@ class HypersphericalUniform(_Standard):
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
-        # Without concentration, any direction will do.
+        # With a concentration of 0 the direction has no effect.
         return PowerSpherical(self.one / self.latent_dim**0.5, self.zero[0])
 
 
 class Categorical(Part):
-    """z is one of `latent_dim` one-hot codes, with learned probabilities.
+    """A categorical distribution over `latent_dim` one-hot codes, with learned probabilities.
 
-    How to sum over the codes instead of drawing one is said of `guides.Categorical`.
+    See `guides.Categorical` for exact enumeration.
 
     Args:
-        latent_dim: number of codes.
+        latent_dim: Number of codes.
 
     Raises:
-        ValueError: for a `latent_dim` below 1.
+        ValueError: If `latent_dim` is below 1.
+
+    Example:
+        >>> from pyro_vae.priors import Categorical
+        >>> Categorical(3)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `guides.Categorical`, `MixedVAE`.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -199,16 +254,26 @@ class Categorical(Part):
 
 
 class Fixed(Part):
-    """Any distribution as a prior; `VAE(prior=distribution)` wraps it so.
+    """Any distribution as a prior. `VAE(prior=distribution)` uses it for a distribution.
 
-    It moves between devices and float types as a module does, but cannot be saved: for that, make
-    a `Part` whose `forward` returns the distribution.
+    The tensors of the distribution follow the module to its device and dtype. A `Fixed` prior
+    cannot be saved; to save one, define a `Part` with a `forward` that returns the distribution.
 
     Args:
-        distribution: p(z), batch_shape `()`, event_shape `(latent_dim,)`.
+        distribution: Distribution p(z), batch_shape `()`, event_shape `(latent_dim,)`.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: If the distribution has other shapes.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.priors import Fixed
+        >>> normal = dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1)
+        >>> Fixed(normal)().sample((5,)).shape
+        torch.Size([5, 3])
+
+    See also: `DiagonalNormal`, `Part`.
     """
 
     def __init__(self, distribution: dist.TorchDistribution) -> None:
@@ -216,7 +281,7 @@ class Fixed(Part):
         batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
         if batch_shape or len(event_shape) != 1:
             raise ValueError(
-                "a prior needs batch_shape () and event_shape (latent_dim,), got "
+                "expected a prior of batch_shape () and event_shape (latent_dim,), got "
                 f"{tuple(batch_shape)} and {tuple(event_shape)}: for independent latents, add "
                 ".to_event(1)"
             )
@@ -232,7 +297,7 @@ class Fixed(Part):
 
 
 def _convert(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a distribution with `fn` applied to every tensor in it."""
+    """Return a copy of a distribution with `fn` applied to each of its tensors."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, list):
@@ -242,8 +307,3 @@ def _convert(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         converted.__dict__ = {name: _convert(item, fn) for name, item in vars(value).items()}
         return converted
     return value
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 import pyro_vae as pv
 from pyro_vae import distributions, likelihoods
-from pyro_vae.likelihoods.base import MIN_SCALE
+from pyro_vae.distributions.parameters import MIN_LIKELIHOOD_SCALE as MIN_SCALE
 from pyro_vae.networks import MLP
 
 
