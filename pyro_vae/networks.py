@@ -1,14 +1,13 @@
-"""Tensor to tensor: the networks inside the parts. They have weights and know no probability.
+"""Neural networks: plain modules that return tensors, not distributions.
 
-A network maps an array of shape `(*batch, *in_shape)` to one of shape `(*batch, *out_shape)`, for
-any number of leading batch dimensions: it flattens them before its layers and restores them after,
-so that Pyro may put plates and particles on the left as it likes.
+A network maps a tensor of shape `(*batch, *in_shape)` to one of shape `(*batch, *out_shape)`. It
+accepts any number of leading batch dimensions, for the plates and particles of Pyro: they are
+flattened before the layers and restored after them.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,25 +29,25 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_named(name: str) -> nn.Module:
-    """Build the activation called `name`; raise `ValueError` naming those there are."""
+    """Build the activation called `name`; raise `ValueError` if the name is unknown."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is unknown; choose one of {sorted(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {name!r}; expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
 def shape_of(shape: Shape) -> tuple[int, ...]:
-    """Turn a size or a sequence of sizes into a tuple; raise `ValueError` below 1."""
+    """Convert a size or a sequence of sizes to a tuple; raise `ValueError` if one is below 1."""
     sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"a network's shape needs sizes of at least 1, got {shape!r}")
+        raise ValueError(f"expected a shape with sizes of at least 1, got {shape!r}")
     return sizes
 
 
 def image_shape_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Turn `(channels, height, width)` into a tuple; raise `ValueError` for another shape."""
+    """Convert an image shape to a tuple; raise `ValueError` if it does not have three sizes."""
     sizes = shape_of(shape)
     if len(sizes) != 3:
-        raise ValueError(f"an image's shape is (channels, height, width), got {shape!r}")
+        raise ValueError(f"expected an image shape (channels, height, width), got {shape!r}")
     return sizes
 
 
@@ -56,18 +55,27 @@ class MLP(Part):
     """Fully connected layers, as in Appendix C of Kingma & Welling (2013).
 
     Maps `(*batch, *in_shape)` to `(*batch, *out_shape)`. With `hidden=[500]` and tanh it is the
-    paper's network; `hidden=[]` makes it linear.
+    network of the paper. With `hidden=[]` it is linear.
 
     Args:
-        in_shape: event shape of the input, an integer or a tuple.
-        hidden: sizes of the hidden layers.
-        out_shape: event shape of the output.
-        activation: name of the nonlinearity between layers (a key of `ACTIVATIONS`).
-        output_bias: starting value of the last layer's bias, of shape `out_shape`: a decoder that
-            starts at the data's mean is spared the first epochs.
+        in_shape: Event shape of the input, an integer or a tuple.
+        hidden: Sizes of the hidden layers.
+        out_shape: Event shape of the output.
+        activation: Name of the activation between layers (a key of `ACTIVATIONS`).
+        output_bias: Initial bias of the last layer, shape `out_shape`. A decoder that starts at the
+            mean of the data saves the first epochs.
 
     Raises:
-        ValueError: for a size below 1, an unknown activation, or an `output_bias` of another shape.
+        ValueError: If a size is below 1, the activation is unknown, or `output_bias` has another
+            shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.networks import MLP
+        >>> MLP((1, 4, 4), [8], 3)(torch.zeros(10, 1, 4, 4)).shape
+        torch.Size([10, 3])
+
+    See also: `ConvEncoder`, `ConvDecoder`.
     """
 
     def __init__(
@@ -90,8 +98,8 @@ class MLP(Part):
         if output_bias is not None:
             if output_bias.shape != torch.Size(self.out_shape):
                 raise ValueError(
-                    f"output_bias has shape {tuple(output_bias.shape)}, but the network's output "
-                    f"has shape {self.out_shape}"
+                    f"expected an output_bias of shape {self.out_shape}, got "
+                    f"{tuple(output_bias.shape)}"
                 )
             with torch.no_grad():
                 output.bias.copy_(output_bias.flatten())
@@ -105,22 +113,30 @@ class MLP(Part):
 
 
 class ConvEncoder(Part):
-    """Residual convolutions over an image, each level of half the height and width of the last.
+    """A residual convolutional encoder; each level halves height and width.
 
     Maps images `(*batch, channels, height, width)` of any size to `(*batch, *out_shape)`. A level
     is a convolution of stride 2, which rounds odd sizes up, and a residual block (He et al. 2016,
-    pre-activation). There is no normalization over the batch: a datum's output is its own, in
-    training as in evaluation.
+    pre-activation). There is no batch normalization: the output for a datum does not depend on
+    other data, in training and in evaluation.
 
     Args:
-        in_shape: `(channels, height, width)` of the images.
-        channels: number of channels at each level, from the image inwards.
-        out_shape: event shape of the output.
-        activation: name of the nonlinearity (a key of `ACTIVATIONS`).
+        in_shape: Shape `(channels, height, width)` of the images.
+        channels: Number of channels at each level, from the image inwards.
+        out_shape: Event shape of the output.
+        activation: Name of the activation (a key of `ACTIVATIONS`).
 
     Raises:
-        ValueError: for an `in_shape` that is no image's, no level, a size below 1, or an unknown
-            activation.
+        ValueError: If `in_shape` is not an image shape, there is no level, a size is below 1, or
+            the activation is unknown.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.networks import ConvEncoder
+        >>> ConvEncoder((1, 8, 8), [4, 8], 3)(torch.zeros(10, 1, 8, 8)).shape
+        torch.Size([10, 3])
+
+    See also: `ConvDecoder`, `MLP`.
     """
 
     def __init__(
@@ -151,22 +167,30 @@ class ConvEncoder(Part):
 
 
 class ConvDecoder(Part):
-    """The mirror image of `ConvEncoder`: from a vector, level by level, to an image of any size.
+    """A residual convolutional decoder, the mirror image of `ConvEncoder`.
 
-    Maps `(*batch, *in_shape)` to images `(*batch, channels, height, width)`. A level is a residual
-    block, an enlargement by copying pixels, and a convolution, which leaves no checkerboard as
-    transposed convolutions do (Odena et al. 2016).
+    Maps `(*batch, *in_shape)` to images `(*batch, channels, height, width)` of any size. A level is
+    a residual block, nearest-neighbour upsampling, and a convolution. In contrast to transposed
+    convolutions, this leaves no checkerboard artifacts (Odena et al. 2016).
 
     Args:
-        in_shape: event shape of the input.
-        channels: number of channels at each level, from the vector outwards: those of the
+        in_shape: Event shape of the input.
+        channels: Number of channels at each level, from the vector outwards: those of the
             `ConvEncoder` reversed.
-        out_shape: `(channels, height, width)` of the images.
-        activation: name of the nonlinearity (a key of `ACTIVATIONS`).
+        out_shape: Shape `(channels, height, width)` of the images.
+        activation: Name of the activation (a key of `ACTIVATIONS`).
 
     Raises:
-        ValueError: for an `out_shape` that is no image's, no level, a size below 1, or an
-            unknown activation.
+        ValueError: If `out_shape` is not an image shape, there is no level, a size is below 1, or
+            the activation is unknown.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.networks import ConvDecoder
+        >>> ConvDecoder(3, [8, 4], (1, 8, 8))(torch.zeros(10, 3)).shape
+        torch.Size([10, 1, 8, 8])
+
+    See also: `ConvEncoder`, `MLP`.
     """
 
     def __init__(
@@ -214,12 +238,12 @@ class _ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        # The sum of two signals of a size has twice its variance.
+        # The sum of two signals of equal variance has twice that variance.
         return (features + self.layers(features)) / math.sqrt(2)
 
 
 def _halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
-    """Return height and width at each level, from the image inwards, odd ones rounded up."""
+    """Return height and width at each level, from the image inwards, with odd sizes rounded up."""
     height, width = size
     sizes = [(height, width)]
     for _ in range(times):
@@ -229,11 +253,10 @@ def _halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
 
 
 def initialize(network: nn.Module) -> None:
-    """Give a network's layers weights that keep the size of signals, and no bias.
+    """Initialize the layers of a network to preserve the variance of signals, with zero biases.
 
-    Linear layers get those of Glorot & Bengio (2010), made for tanh, where torch's default are a
-    third of them; convolutions those of He et al. (2015), which put back what rectifiers and their
-    smooth relatives take off.
+    Linear layers use Glorot & Bengio (2010), derived for tanh; the default of torch is a third of
+    it. Convolutions use He et al. (2015), derived for rectifiers.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
@@ -246,33 +269,41 @@ def initialize(network: nn.Module) -> None:
 
 
 class WithMask(Part):
-    """Tells a network which entries are missing: zeros for NaN, and which entries were observed.
+    """A network for data with missing entries: it replaces NaN by 0 and appends the mask.
 
-    Maps `(*batch, *in_shape)` to `(*batch, *out_shape)`. The two arrays are stacked along the first
-    dimension of the event, as more channels or more units.
+    Maps `(*batch, *in_shape)` to `(*batch, *out_shape)`. The data and the mask of observed entries
+    are stacked along the first event dimension, as channels or units.
 
     Args:
-        network: a network whose in_shape is twice that of x along its first dimension.
+        network: Network with an in_shape twice as long as x along the first dimension.
 
     Raises:
-        ValueError: when the network has no in_shape, or one whose first size is odd.
+        ValueError: If the network has no in_shape, or the first size of its in_shape is odd.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.networks import MLP, WithMask
+        >>> network = WithMask(MLP(2 * 5, [8], 3))
+        >>> network(torch.full((10, 5), float("nan"))).shape
+        torch.Size([10, 3])
+
+    See also: `likelihoods.Missing`, `VAE.impute`.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         doubled = getattr(network, "in_shape", None)
         if doubled is None or doubled[0] % 2:
             raise ValueError(
-                "WithMask takes a network whose in_shape is (2 * event_shape[0], "
-                "*event_shape[1:]), for x and for which of it was observed; got a "
-                f"{type(network).__name__} with in_shape {doubled}"
+                "WithMask takes a network with in_shape (2 * event_shape[0], *event_shape[1:]), "
+                f"for x and its mask; got a {type(network).__name__} with in_shape {doubled}"
             )
         self.network = network
         self.in_shape = (doubled[0] // 2, *doubled[1:])
         self.out_shape = network.out_shape
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map `(*batch, *in_shape)`, with NaN where values are missing."""
+        """Map `(*batch, *in_shape)`, with NaN for missing values, to `(*batch, *out_shape)`."""
         batch = batch_shape(values, self.in_shape)
         missing = values.isnan()
         zeroed = torch.where(missing, torch.zeros_like(values), values)
@@ -280,7 +311,7 @@ class WithMask(Part):
 
 
 def batch_shape(values: Tensor, event_shape: tuple[int, ...]) -> torch.Size:
-    """Return the leading dimensions of `values`, whose last ones must be `event_shape`."""
+    """Return the leading dimensions of `values`; raise `ValueError` if the others do not fit."""
     if tuple(values.shape[-len(event_shape) :]) != event_shape:
         raise ValueError(
             f"the network takes inputs of shape (*batch, {', '.join(map(str, event_shape))}), "
