@@ -1,14 +1,12 @@
 """Guides beyond their laws: exact posteriors, flows that score what they drew, what is refused."""
 
 import functools
-import math
 
 import pytest
 import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.distributions.spherical import PowerSpherical
 from pyro_vae.networks import MLP
 from pyro_vae.pairs.sampler import Sampler
 from tests.support.linear_gaussian import linear_vae
@@ -151,21 +149,6 @@ def test_what_couples_latents_starts_small(name):
     outputs[:, 40:80] = -30.0  # scales of next to nothing
     coupling = guide(outputs).covariance_matrix.diagonal(dim1=-2, dim2=-1)
     assert coupling.mean() < 0.02
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("concentration", [0.0, 1.0, 100.0, 1e5])
-def test_power_spherical_draws_have_the_mean_and_a_gradient(concentration, dtype):
-    loc = torch.tensor([0.6, 0.0, -0.8], dtype=dtype)
-    kappa = torch.tensor(concentration, dtype=dtype, requires_grad=True)
-    described = PowerSpherical(loc, kappa)
-    draws = described.rsample((4000,))
-    error = draws.detach().std(0) / math.sqrt(4000) + 1e-6
-    assert ((draws.mean(0) - described.mean).abs() < 5 * error).all()
-    (gradient,) = torch.autograd.grad(
-        (draws @ loc).mean() + described.log_prob(draws).mean(), kappa
-    )
-    assert gradient.isfinite()
 
 
 def test_an_encoder_of_zeros_still_points_somewhere():
