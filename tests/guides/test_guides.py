@@ -1,4 +1,4 @@
-"""Guides beyond their laws: exact posteriors, flows that score what they drew, what is refused."""
+"""Guides: exact posteriors, the density of flows, errors."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Against closed forms, in float64: the linear-Gaussian VAE."""
+"""The linear-Gaussian VAE against closed forms, in float64."""
 
 import math
 

@@ -1,9 +1,9 @@
 """The grid: every prior with every guide that fits it, with every likelihood.
 
-A guide fits a prior when both have the same support. Twenty steps each: the loss falls, and the
-pair is scored, draws, and comes back from a file. A likelihood and a guide meet in z alone, so that
-two likelihoods, of a discrete and a continuous x, stand for all in front of most priors and guides;
-`pytest -m slow tests/laws/test_grid.py` runs the rest of the full product, some minutes.
+A guide fits a prior if both have the same support. Each pair is trained for twenty steps, scored,
+sampled, saved and loaded. A likelihood and a guide share only z, so most priors and guides are
+tested with two likelihoods, of a discrete and a continuous x.
+`pytest -m slow tests/laws/test_grid.py` runs the full product in some minutes.
 """
 
 import functools
@@ -60,7 +60,7 @@ def test_a_pair_trains_scores_draws_and_saves(prior, guide, likelihood, tmp_path
     prior, guide = PRIORS[prior], GUIDES[guide]
     build_likelihood = LIKELIHOODS[likelihood].build
     latent_dim = prior.build()().event_shape[0]
-    # Data that are there to be learned: draws of a likelihood at one and the same z.
+    # Samples of a likelihood at one z, so that there is something to learn.
     x = build_likelihood(latent_dim)(torch.zeros(200, latent_dim)).sample()
     vae = pv.VAE(prior.build(), build_likelihood(latent_dim), guide.build())
     vae.check(x)

@@ -1,4 +1,4 @@
-"""Laws that every part in the catalogue obeys."""
+"""Laws that hold for every part in the catalogue."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ from pyro_vae.checkpointing import model_folder as checkpoints
 from tests.support.catalogue import EVENT_SHAPE, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
 
 KINDS = {"prior": PRIORS, "guide": GUIDES, "likelihood": LIKELIHOODS, "network": NETWORKS}
-LATENT_DIM = 2  # of the latents that likelihoods are tried on
+LATENT_DIM = 2  # size of the latents in tests of likelihoods
 
 
 def lines(*kinds, only=lambda kind, line: True):
@@ -37,7 +37,7 @@ def build(kind, line):
 
 
 def inputs(kind, part, batch=(3,), dtype=torch.float32):
-    """Return the arguments of a part's call; seeded, and the same in every float type."""
+    """Return the arguments of a call of a part, with the same values in every dtype."""
     if kind == "prior":
         return ()
     shape = {"guide": EVENT_SHAPE, "likelihood": (LATENT_DIM,), "network": None}[kind]
@@ -51,14 +51,14 @@ def describe(kind, line, dtype=torch.float64, batch=()):
     return part(*inputs(kind, part, batch, dtype))
 
 
-# A grid over a support: points and weights such that weights @ f(points) is the integral of f, or
-# its sum. Real lines are covered by the trapezoidal rule in u, x = sinh u, which converges
-# geometrically for what is smooth, heavy tails included.
+# A grid over a support: points and weights such that weights @ f(points) is the integral or the sum
+# of f. The real line uses the trapezoidal rule in u, x = sinh u, which converges geometrically for
+# smooth functions, including those with heavy tails.
 
 
 def grid(support, shape=()):
     """Return points of shape `(P, *shape)` and weights of shape `(P,)`, in float64."""
-    if hasattr(getattr(support, "base_constraint", None), "cseq"):  # columns of their own
+    if hasattr(getattr(support, "base_constraint", None), "cseq"):  # columns of several kinds
         return grid(support.base_constraint)
     if isinstance(support, constraints.independent):
         return product([grid(support.base_constraint)] * shape[-1])
@@ -78,7 +78,7 @@ def grid(support, shape=()):
         u = torch.linspace(-25, 25, 1001, dtype=torch.float64)
         return u.exp(), u.exp() * 0.05
     if "Interval" in name:
-        # x = sigmoid(2 sinh u): the ends, where a density may be infinite, are approached fast.
+        # x = sigmoid(2 sinh u) approaches the ends fast. The density may be infinite there.
         u = torch.linspace(-3.4, 3.4, 801, dtype=torch.float64)
         x = (2 * u.sinh()).sigmoid()
         return x, 2 * u.cosh() * x * (1 - x) * 0.0085
@@ -121,7 +121,7 @@ def product(grids):
 
 
 def features(values: Tensor) -> Tensor:
-    """Bounded functions of a vector, whose means tell distributions apart."""
+    """Return bounded functions of a vector. Their means identify a distribution."""
     squashed = torch.tanh(values)
     pairs = itertools.combinations_with_replacement(range(values.shape[-1]), 2)
     products = [squashed[..., i] * squashed[..., j] for i, j in pairs]
@@ -253,9 +253,9 @@ def test_draws_carry_gradients_where_the_guide_is_reparameterized(kind, line):
 def test_float32_agrees_with_float64(kind, line):
     part = build(kind, line)
     single = part(*inputs(kind, part, (8,)))
-    draws = single.sample((50,)).clone()  # so that a flow scores them instead of what it drew
+    draws = single.sample((50,)).clone()  # a clone, so that a flow does not use its cache
     double = copy.deepcopy(part).double()
-    with pyro.validation_enabled(False):  # of unit vectors, which are so up to rounding only
+    with pyro.validation_enabled(False):  # float32 unit vectors are rounded
         reference = double(*inputs(kind, part, (8,), torch.float64)).log_prob(draws.double())
     single = single.log_prob(draws)
     torch.testing.assert_close(single.double(), reference, rtol=1e-3, atol=1e-3)
@@ -268,7 +268,7 @@ def test_saved_and_loaded_alike(kind, line, tmp_path):
         for parameter in part.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     checkpoints.save(part, tmp_path / "part")
-    torch.manual_seed(99)  # what is drawn at construction must not matter
+    torch.manual_seed(99)  # random initial values must have no effect
     loaded = pv.load(tmp_path / "part")
     assert_alike(kind, part, loaded)
 

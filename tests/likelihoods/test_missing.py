@@ -1,4 +1,4 @@
-"""Missing values, against a linear-Gaussian model whose every answer is known.
+"""Missing values, against the closed forms of a linear-Gaussian model.
 
 z ~ N(0, I),  x|z ~ N(W z + b, s^2 I);  for the observed entries o of x
 x_o ~ N(b_o, W_o W_o' + s^2 I),  z|x_o ~ N(m, A^-1),  A = I + W_o'W_o / s^2

@@ -1,4 +1,4 @@
-"""Pairs with more than one latent: the ladder, and a discrete latent beside a continuous one."""
+"""`LadderVAE` and `MixedVAE`, pairs with more than one latent."""
 
 import functools
 

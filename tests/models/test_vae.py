@@ -1,4 +1,4 @@
-"""The Pyro programs: plain Pyro, for stock inference, with parameters of their own."""
+"""`VAE`: stock Pyro inference, predictive samples, saving and loading."""
 
 import copy
 
@@ -119,7 +119,7 @@ def test_saved_as_data_and_loaded_alike(x, tmp_path):
 
 
 class Doubled(pv.Part):
-    """A user's own network."""
+    """A user-defined network."""
 
     def __init__(self, inner):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks: images of any size, starting weights, errors."""
+"""Networks: images of any size, initial weights, errors."""
 
 import pytest
 import torch

@@ -1,12 +1,12 @@
-"""Every part of the package, one line each: what the laws (test_laws.py) and the grid hold for.
+"""Every part of the package, one line each, for the laws (test_laws.py) and the grid.
 
-A class that `priors`, `likelihoods`, `guides` or `networks` exports and that no line here builds
-fails the suite. To add a part, add a line; where a part has variants that take other paths through
-the code, give each its own line, with a name that begins with the class's.
+The suite fails if `priors`, `likelihoods`, `guides` or `networks` exports a class without a line.
+To add a part, add a line. If variants of a part take different paths through the code, add a line
+for each, with a name that begins with the name of the class.
 
-All observations are pairs of numbers, `EVENT_SHAPE`, so that every likelihood meets every guide and
-densities can be integrated over a grid. Latents on the real line have 2 dimensions, those on a
-simplex, a sphere or a one-hot code 3, for the same reason.
+All observations have `EVENT_SHAPE`, two numbers, so every likelihood fits every guide and densities
+can be integrated over a grid. For the same reason latents on the real line have 2 dimensions, and
+those on a simplex, a sphere or one-hot codes have 3.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ EVENT_SHAPE = (2,)
 
 @dataclass(frozen=True)
 class Line:
-    """A part and what is to be expected of it.
+    """A part and its expected properties.
 
     Args:
-        build: makes the part; for likelihoods, of the number of latent dimensions.
-        reparameterized: whether draws carry gradients; asked of guides alone.
-        normalized: whether the density sums to 1 over all x: not so where it is conditional on
-            something that is read off x.
-        saves: whether it can be saved as data.
+        build: Function that builds the part, for likelihoods from the number of latent dimensions.
+        reparameterized: Whether samples have gradients, for guides only.
+        normalized: Whether the density sums to 1 over x. It does not if it is conditional on a
+            statistic of x.
+        saves: Whether the part can be saved.
     """
 
     build: Callable[..., Any]
@@ -91,7 +91,7 @@ GUIDES: dict[str, Line] = {
     "PowerSpherical": Line(lambda: guides.PowerSpherical(encoder(4))),
 }
 
-# Likelihoods take latents of any size, and describe an x of EVENT_SHAPE.
+# Likelihoods of an x of EVENT_SHAPE, for latents of any size.
 LIKELIHOODS: dict[str, Line] = {
     "Bernoulli": Line(lambda latent_dim: likelihoods.Bernoulli(decoder(latent_dim))),
     "Beta": Line(lambda latent_dim: likelihoods.Beta(decoder(latent_dim))),
