@@ -391,6 +391,6 @@ def _check_outputs(guide: _Guide, needed: str, fits: Callable[[int], bool]) -> N
     out_shape = getattr(guide.encoder, "out_shape", None)
     if out_shape is not None and (len(out_shape) != 1 or not fits(out_shape[0])):
         raise ValueError(
-            f"{type(guide).__name__} needs an encoder of out_shape ({needed},), got "
+            f"{type(guide).__name__} needs an encoder whose output is ({needed},), got "
             f"{tuple(out_shape)}"
         )

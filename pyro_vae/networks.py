@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def activation_named(name: str) -> nn.Module:
     """Build the activation called `name`; raise `ValueError` if the name is unknown."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; expected one of {sorted(ACTIVATIONS)}")
+        raise ValueError(f"activation {name!r} is unknown; expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
@@ -98,8 +98,7 @@ class MLP(Part):
         if output_bias is not None:
             if output_bias.shape != torch.Size(self.out_shape):
                 raise ValueError(
-                    f"expected an output_bias of shape {self.out_shape}, got "
-                    f"{tuple(output_bias.shape)}"
+                    f"output_bias has shape {tuple(output_bias.shape)}; expected {self.out_shape}"
                 )
             with torch.no_grad():
                 output.bias.copy_(output_bias.flatten())

@@ -99,7 +99,7 @@ TRANSFORMS: dict[str, Callable[[int], Any]] = {
 def transform_named(name: str, latent_dim: int) -> Any:
     """Build the transform called `name`; raise `ValueError` if the name is unknown."""
     if name not in TRANSFORMS:
-        raise ValueError(f"unknown transform {name!r}; expected one of {sorted(TRANSFORMS)}")
+        raise ValueError(f"transform {name!r} is unknown; expected one of {sorted(TRANSFORMS)}")
     return TRANSFORMS[name](latent_dim)
 
 
