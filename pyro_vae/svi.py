@@ -1,9 +1,9 @@
-"""One training step: a bound, its gradients, the optimizer's update; eager or compiled."""
+"""One training step: the bound, its gradients and the optimizer's update; eager or compiled."""
 
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pyro.infer
 import torch
@@ -13,60 +13,92 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_vae import distributed
-from pyro_vae.engine.bfloat16 import _LayersInBFloat16
-from pyro_vae.engine.compiler import Compiler, numbers
+from pyro_vae.engine.bfloat16 import LayersInBFloat16
+from pyro_vae.engine.compiler import Compiler
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.matmul import fast_layers
+from pyro_vae.engine.step import (
+    Arguments,
+    Keywords,
+    Loss,
+    LossValue,
+    Precision,
+    Program,
+    loss_values,
+)
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.pairs.sites import plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 
-Compile = bool | Literal["auto"]
-Precision = Literal["fp32", "bf16"]
+Compile: TypeAlias = bool | Literal["auto"]
 
 
 class SVI(pyro.infer.SVI):
-    """Stochastic variational inference: a drop-in for `pyro.infer.SVI`, compiled.
+    """Stochastic variational inference: a drop-in for `pyro.infer.SVI` with compiled steps.
 
-    Pyro builds the bound; its first steps run as Pyro runs them. Then the bound, its gradients and
-    the optimizer's update are traced into one graph and compiled, and the compiled step takes over
-    where it has been shown to give the same. Whatever the graph does not see (another shape, a
-    number that changed, a branch that depends on the data) runs eagerly, as before.
+    The first steps run eagerly, as in Pyro. Then the bound, its gradients and the optimizer's
+    update are traced into one graph and compiled. The compiled step is used if it gives the same
+    results as the eager step. Steps that the graph does not cover (another shape, a number that
+    changed, a branch that depends on the data) run eagerly.
 
-    A step whose loss is not finite warns, as Pyro's does, but leaves the parameters as they were.
+    If the loss of a step is not finite, the step warns, as in Pyro, and leaves the parameters
+    unchanged.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide with the model's latent sites.
-        optim: a torch optimizer, a callable that makes one of a list of parameters, or a
+        model: Pyro model.
+        guide: Pyro guide with the model's latent sites.
+        optim: Torch optimizer, callable that makes one from a list of parameters, or
             `pyro.optim` optimizer.
-        loss: a `pyro.infer.ELBO`, or a function of model, guide and their arguments.
-        loss_and_grads: as in `pyro.infer.SVI`, for a `loss` that is a function.
-        compile: `True` compiles as soon as the parameters exist; `False` never. `"auto"` compiles
-            the model and guide of a `VAE`, `LadderVAE` or `MixedVAE` after 1,000 steps with
-            arguments of the same shapes, if there is a C++ compiler, and runs other programs
-            eagerly.
-        precision: `"bf16"` computes linear and convolutional layers in bfloat16, everything else
-            (log densities, sums, the optimizer) as before.
+        loss: Objective, a `pyro.infer.ELBO` or a function of model, guide and their arguments.
+        loss_and_grads: Function that fills the gradients, as in `pyro.infer.SVI`, if `loss` is a
+            function.
+        compile: When to compile. `True` compiles as soon as the parameters exist; `False` never.
+            `"auto"` compiles the model and guide of a `VAE`, `LadderVAE` or `MixedVAE` after 1,000
+            steps with arguments of the same shapes, if there is a C++ compiler, and runs other
+            programs eagerly.
+        precision: Precision of linear and convolutional layers. `"bf16"` computes them in bfloat16;
+            log densities, sums and the optimizer stay in float32.
+        **kwargs: Further arguments of `pyro.infer.SVI`.
+
+    Raises:
+        ValueError: If `compile` or `precision` has an unknown value.
 
     Warns:
-        CompilationWarning: if a program cannot be compiled or the compiled step fails. The message
+        CompilationWarning: If a program cannot be compiled or the compiled step fails. The message
             gives the reason. The step is then taken eagerly, on the same random numbers.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [8], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 4)),
+        ... )
+        >>> svi = pv.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), lr=1e-3))
+        >>> x = torch.ones(4, 5)
+        >>> loss = svi.step(x)  # negative ELBO, summed over the batch
+        >>> loss > 0
+        True
+        >>> svi.step_tensor(x).shape
+        torch.Size([])
+
+    See also: `fit`, which runs the epochs; `pyro_vae.objectives` for other losses.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        model: Program,
+        guide: Program,
         optim: PyroOptim | Optimizer | OptimizerFactory,
         loss: pyro.infer.ELBO | Callable[..., Any] | None = None,
-        loss_and_grads: Callable[..., Any] | None = None,
+        loss_and_grads: Callable[..., Loss] | None = None,
         compile: Compile = "auto",
         precision: Precision = "fp32",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
@@ -80,53 +112,72 @@ class SVI(pyro.infer.SVI):
         self.compile = compile
         if isinstance(loss, Beta):
             self.loss_and_grads = loss.loss_and_grads_at_beta
-        self.precision = precision
-        # Every parameter that a step has met, in the order of their appearance; a dict as a set
-        # that keeps its order, which would otherwise differ from process to process.
+        self.precision: Precision = precision
+        # Every parameter seen so far, in order of appearance. A dict keeps the order, which must be
+        # the same in all processes; a set would not.
         self.parameters: dict[Tensor, None] = {}
         self.trained: set[Tensor] = set()
-        # This process's share of the minibatch, where several processes take each step together.
+        # Share of `step`; `step_of` takes it as an argument.
         self.share: float | None = None
         keep_freed_memory()
-        self._modules: list[nn.Module] | None = None  # that may compute faster; found once
+        self._modules: list[nn.Module] | None = None  # candidates for `fast_layers`; found once
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
         self._compiler.enabled = compile is True or (
             compile == "auto" and can_compile() and is_own(model, guide)
         )
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: object, **kwargs: object) -> Any:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
+        return self.step_of(args, kwargs, self.share)
+
+    def step_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> Any:
+        """Take the step of `step`, possibly together with other processes.
+
+        Args:
+            args: Positional arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
+            share: Fraction of the minibatch's rows that this process computes, if several processes
+                take the step together. Losses and gradients are averaged with these weights.
+
+        Returns:
+            The loss, a float; a tuple of floats if the objective has several losses.
+        """
         self._begin(args, kwargs)
-        loss = self._compiler.step(args, kwargs)
+        loss = self._compiler.step(args, kwargs, share)
         if loss is None:
-            return self._eager_step(args, kwargs)
+            return self.eager_step(args, kwargs, share)
         values = tuple(x.item() for x in loss)
         if not all(map(math.isfinite, values)):
-            return self._compiler.repeat_eagerly(args, kwargs)
+            return self._compiler.repeat_eagerly(args, kwargs, share)
         return self._compiler.result(values)
 
-    def step_tensor(self, *args: Any, **kwargs: Any) -> Tensor:
+    def step_tensor(self, *args: object, **kwargs: object) -> Tensor:
         """Take one gradient step as `step` does; return the loss as a tensor of shape `()`.
 
-        On a GPU this does not wait for the step to be done: read the loss every so many steps. NaN
-        means that the step's loss was not finite and that the parameters are as they were.
+        On a GPU this does not wait for the step to finish; read the loss every few steps only. A
+        NaN loss means that the step's loss was not finite and that the parameters are unchanged.
         """
+        share = self.share
         self._begin(args, kwargs)
-        loss = self._compiler.step(args, kwargs)
+        loss = self._compiler.step(args, kwargs, share)
         if loss is None:
-            return torch.as_tensor(self._eager_step(args, kwargs))
-        if self._compiler.must_look and not loss[0].isfinite():
-            return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs))
+            return torch.as_tensor(self.eager_step(args, kwargs, share))
+        if self._compiler.must_check_loss and not loss[0].isfinite():
+            return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, share))
         return loss[0]
 
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Compile at once for arguments of these shapes, where `compile=True` and a run is resumed.
+    def prepare(self, *args: object, **kwargs: object) -> None:
+        """Compile now for arguments of these shapes, if `compile=True` and a run is resumed.
 
-        A run that goes on in the middle then has the programs that it had before, whatever the
-        shape of its next batch. Nothing is changed and no random number is drawn.
+        A run that is resumed within an epoch then has the programs that it had before, whatever the
+        shape of its next batch. Parameters and random state do not change.
         """
-        self._compiler.prepare(args, kwargs)
+        self.prepare_of(args, kwargs, self.share)
+
+    def prepare_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> None:
+        """Compile as `prepare` does, for steps with `step_of`; `share` is None or not, as there."""
+        self._compiler.prepare(args, kwargs, share)
 
     @property
     def update_outside(self) -> bool:
@@ -142,54 +193,58 @@ class SVI(pyro.infer.SVI):
         """Number of steps that compiled programs have taken; the others ran eagerly."""
         return self._compiler.num_steps
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate_loss(self, *args: object, **kwargs: object) -> Any:
         """Return an estimate of the loss, a float; arguments go to model and guide."""
         self._find_plates(args, kwargs)
         with self.arithmetic():
             return super().evaluate_loss(*args, **kwargs)
 
     def nest_plates(self, depth: int) -> None:
-        """Tell objectives that need to know how many batch dimensions the programs' plates take."""
+        """Set the number of batch dimensions of the programs' plates on objectives without it."""
         for objective in self._without_plates:
             particles = objective.vectorize_particles and objective.num_particles > 1
             objective.max_plate_nesting = depth + particles
         self._without_plates = []
 
-    def _find_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _find_plates(self, args: Arguments, kwargs: Keywords) -> None:
         if self._without_plates:
-            # As Pyro's objectives do themselves, which announce it, too.
+            # Pyro's objectives trace the programs for this too, but warn about it.
             guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(self.model, trace=guide)
             model = poutine.trace(replayed).get_trace(*args, **kwargs)
             self.nest_plates(plate_nesting(model, guide))
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, args: Arguments, kwargs: Keywords) -> None:
         self._find_plates(args, kwargs)
-        # Outside of what is traced: a graph reads beta, it does not count.
+        # Counted here, not in the traced code: a graph reads beta and does not count steps.
         if isinstance(self.objective, Beta):
             self.objective.advance()
 
-    def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
+        """Take the step without a compiled program; return the loss."""
         if self._modules is None:
             self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
         with fast_layers(self._modules):
             loss, parameters = self.gradients(args, kwargs)
-        values = self.update(numbers(loss), parameters)
-        if not all(map(math.isfinite, values)) and self.any_process(False):
-            return self._eager_step(args, kwargs)  # as those do whose program declined the step
-        return type(loss)(values) if isinstance(loss, tuple) else values[0]
+        values = self.update(loss_values(loss), parameters, share)
+        if not all(map(math.isfinite, values)) and self.any_process(False, share):
+            # The compiled step of another process was declined. All processes repeat the step.
+            return self.eager_step(args, kwargs, share)
+        return values if isinstance(loss, tuple) else values[0]
 
-    def update(self, values: tuple[float, ...], parameters: list[Tensor]) -> tuple[float, ...]:
-        """Let the optimizer update parameters by their gradients, which are None afterwards.
+    def update(
+        self, values: tuple[float, ...], parameters: list[Tensor], share: float | None
+    ) -> tuple[float, ...]:
+        """Update parameters by their gradients; set the gradients to None afterwards.
 
-        Where several processes take the step, losses and gradients are averaged over them first.
+        If several processes take the step, their losses and gradients are averaged first.
 
         Returns:
-            The losses; where one is not finite, nothing was updated.
+            The losses. If one is not finite, nothing was updated.
         """
-        if self.share is not None:
+        if share is not None:
             parameters = list(self.parameters)
-            values = distributed.average(values, parameters, self.share)
+            values = distributed.average(values, parameters, share)
             parameters = [p for p in parameters if p.grad is not None]
         if all(map(math.isfinite, values)):
             self.optim(parameters)
@@ -198,15 +253,15 @@ class SVI(pyro.infer.SVI):
             parameter.grad = None
         return values
 
-    def any_process(self, compiled: bool) -> bool:
-        """Tell whether the step was a compiled one, in any of the processes that took it."""
-        return compiled if self.share is None else any(distributed.gather(compiled))
+    def any_process(self, compiled: bool, share: float | None) -> bool:
+        """Return whether any process took the step with a compiled program."""
+        return compiled if share is None else any(distributed.gather(compiled))
 
-    def gradients(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
-        """Run the bound and its backward pass; return its loss and the parameters that have sites.
+    def gradients(self, args: Arguments, kwargs: Keywords) -> tuple[Loss, list[Tensor]]:
+        """Compute the bound and its gradients; return the loss and the parameters of all sites.
 
-        As in Pyro, a parameter that has had a gradient before and has none now has a zero one, by
-        which an optimizer's momentum goes on.
+        As in Pyro, a parameter that has had a gradient before and has none now gets a zero
+        gradient, so that an optimizer's momentum still moves it.
         """
         with self.arithmetic(), poutine.trace(param_only=True) as traced:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
@@ -218,18 +273,18 @@ class SVI(pyro.infer.SVI):
                 parameter.grad = torch.zeros_like(parameter)
         return loss, list(parameters)
 
-    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which the programs run, for this precision."""
-        return _LayersInBFloat16() if self.precision == "bf16" else contextlib.nullcontext()
+    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which model and guide run with this precision."""
+        return LayersInBFloat16() if self.precision == "bf16" else contextlib.nullcontext()
 
 
-def is_own(*programs: Callable[..., Any]) -> bool:
-    """Whether all programs are modules of this package, such as a `VAE`'s model and guide."""
+def is_own(*programs: Program) -> bool:
+    """Return whether all programs are modules of this package, such as a `VAE`'s model."""
     return all(type(program).__module__.startswith("pyro_vae.") for program in programs)
 
 
 def _needs_plates(objective: Any) -> bool:
-    """Tell whether an objective has yet to learn what dimensions are left of the plates'."""
+    """Return whether an objective needs `max_plate_nesting` and does not have it yet."""
     enumerates = isinstance(objective, pyro.infer.TraceEnum_ELBO | pyro.infer.TraceTMC_ELBO)
     needs = enumerates or getattr(objective, "vectorize_particles", False)
     return needs and objective.max_plate_nesting == math.inf

@@ -1,5 +1,6 @@
 """Linear and convolutional layers in bfloat16, everything else in float32."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,20 +8,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class _LayersInBFloat16(TorchFunctionMode):
-    """Computes linear and convolutional layers in bfloat16, with results in the input's type.
+class LayersInBFloat16(TorchFunctionMode):
+    """Computes linear and convolutional layers in bfloat16 and returns their results in float32.
 
-    torch's autocast would hand the layers' bfloat16 on to log densities and sums.
+    With `torch.autocast`, log densities and sums would receive bfloat16 tensors.
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func not in LAYERS or args[0].dtype is not torch.float32:
             return func(*args, **kwargs)
-        args = [_narrow(value) for value in args]
-        return func(*args, **{k: _narrow(v) for k, v in kwargs.items()}).float()
+        narrow = [_narrow(value) for value in args]
+        return func(*narrow, **{k: _narrow(v) for k, v in kwargs.items()}).float()
 
 
 LAYERS = {
@@ -34,5 +39,5 @@ LAYERS = {
 }
 
 
-def _narrow(value: Any) -> Any:
+def _narrow(value: object) -> object:
     return value.bfloat16() if isinstance(value, Tensor) else value

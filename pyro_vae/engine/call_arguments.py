@@ -1,6 +1,6 @@
-"""The arguments of a call as tensors and the rest, and the random numbers that it will draw."""
+"""Split the arguments of a call into tensors and other values, and join them again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,25 +8,26 @@ from torch import Tensor, nn
 
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.guards import ATOMS
+from pyro_vae.engine.step import Arguments, Keywords
 
 DENSE = (Tensor, nn.Parameter)
 
 
-def split(args: Any, kwargs: Any) -> tuple[list[Tensor], Any]:
-    """Return the tensors among the arguments and, hashable, the rest.
+def split(args: Arguments, kwargs: Keywords) -> tuple[list[Tensor], Hashable]:
+    """Return the tensors among the arguments, and the other arguments as a hashable value.
 
     Raises:
-        NotCompilable: If an argument is neither a dense tensor nor a Python value that can be
-            compared, or a container of such.
+        NotCompilable: If an argument is anything but a dense tensor, a number, a string, or a
+            container of these.
     """
     inputs: list[Tensor] = []
     return inputs, (_fixed(args, inputs), _fixed(kwargs, inputs))
 
 
-# A nested function that calls itself refers to itself: it would keep its tensors, a batch for each
-# step, until Python next looks for such circles.
-def _fixed(value: Any, inputs: list[Tensor]) -> Any:
-    if type(value) in DENSE and value.layout is torch.strided and not value.is_nested:
+# Not a nested function: a nested recursive function is part of a reference cycle, which would keep
+# the batch of each step alive until the garbage collector runs.
+def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
+    if isinstance(value, Tensor) and _is_dense(value):
         inputs.append(value)
         return Tensor
     if isinstance(value, tuple | list):
@@ -36,11 +37,17 @@ def _fixed(value: Any, inputs: list[Tensor]) -> Any:
     if type(value) in ATOMS:
         return (type(value), value)
     kind = value.layout if isinstance(value, Tensor) else type(value).__name__
-    raise NotCompilable(f"an argument is of type {kind}; a compiled step takes dense tensors")
+    raise NotCompilable(
+        f"an argument is of type {kind}; expected dense tensors, numbers or strings"
+    )
 
 
-def join(args: Any, kwargs: Any, inputs: Iterable[Tensor]) -> tuple[Any, Any]:
-    """Return the arguments with other tensors in the places of theirs."""
+def _is_dense(value: Tensor) -> bool:
+    return type(value) in DENSE and value.layout is torch.strided and not value.is_nested
+
+
+def join(args: Arguments, kwargs: Keywords, inputs: Iterable[Tensor]) -> tuple[Arguments, Keywords]:
+    """Return the arguments with their tensors replaced by `inputs`."""
     rest = iter(inputs)
     return _replaced(args, rest), _replaced(kwargs, rest)
 

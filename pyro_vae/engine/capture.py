@@ -1,68 +1,65 @@
-"""From Python to one graph: a function of tensors is traced, and the trace checked.
+"""Graph capture: trace a function of tensors into one FX graph and check the trace.
 
-Pyro's bound cannot be compiled as it stands: it looks at the values of tensors (`loss.item()`, the
-warnings about NaN, the masks of an enumerated bound) and at Python objects without end. But one run
-of it, with its backward pass, is a plain sequence of tensor operations, and `capture` records it.
+Pyro's bound cannot be compiled directly. It reads tensor values (`loss.item()`, the NaN warnings,
+the masks of an enumerated bound) and many Python objects. A single run, backward pass included, is
+a plain sequence of tensor operations. `capture` records that sequence.
 
-What could make the record differ from the program, and what is done about it:
+A recorded graph can differ from the program in four ways:
 
-- a tensor's value decides what is run (`if x.sum() > 0`): the value that was read becomes a
-  *guard*, computed in every step; where it differs, the step changes nothing and returns NaN;
-- a tensor that is not an argument (parameters, buffers, globals) becomes an input of the graph,
-  so that changes in place are seen;
-- a number that came from elsewhere (`random`, numpy): two records must be equal, else
-  `NotCompilable` is raised;
-- everything else (a global number that changes): the caller's affair; see `surroundings.py`.
+- The program branches on a tensor's value (`if x.sum() > 0`). The value becomes a *guard*, which
+  the graph computes in every step. If it differs, the step changes nothing and returns NaN.
+- The program uses a tensor that is not an argument (parameters, buffers, globals). The tensor
+  becomes an input of the graph, so in-place changes are seen.
+- The program uses a number from elsewhere (`random`, numpy). `capture` records the program twice
+  and raises `NotCompilable` if the two graphs differ.
+- The program reads another Python value, such as a global number. `capture` does not detect a
+  change of it; see `guards.py`.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import get_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 aten = torch.ops.aten
 
-# F.batch_norm's own operation changes the running statistics without saying so in its signature.
-EXPLICIT_MUTATION: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm])
 
-
-class NotCompilable(Exception):  # noqa: N818 - it is a finding, not an error
-    """A function that one graph cannot stand for; the message completes "because ..."."""
+class NotCompilable(Exception):  # noqa: N818 - a result of the checks, not a failure
+    """The function cannot be replaced by one graph; the message completes "because ..."."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """The record of one run: `graph(*inputs, *tensors)` computes what the function did.
+    """The graph of one run: `graph(*inputs, *tensors)` repeats the function's computation.
 
     Attributes:
-        graph: returns `(losses, guards, gradients)`.
-        tensors: the tensors that the function used beside its inputs, by reference.
-        parameters: those tensors among `tensors` that have gradients, in the gradients' order.
-        mutated: positions in `tensors` of those that the function changed in place.
-        guards: the values that the function read; a step with others is not this program's.
-        branches: whether it read more than if something is NaN.
+        graph: Graph module that returns `(losses, guards, gradients)`.
+        tensors: Tensors, other than the inputs, that the function used; held by reference.
+        parameters: Tensors among `tensors` that have gradients, in the gradients' order.
+        mutated: Positions in `tensors` of the tensors that the function changed in place.
+        guards: Values that the function read. The graph is valid for these values only.
+        branches: Whether the function read any value other than "is some entry NaN?".
     """
 
     graph: fx.GraphModule
     tensors: list[Tensor]
     parameters: list[Tensor]
     mutated: list[int]
-    guards: list[Any]
+    guards: list[bool | float]
     branches: bool
 
 
 class ValueReader(TorchFunctionMode):
-    """Answers what a program asks of a tensor's value while it is traced."""
+    """Returns the values of tensors to a program that is being traced, and records the reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read: list[tuple[Tensor, Any]] = []
+        self.read: list[tuple[Tensor, bool | float]] = []
         self._selected: dict[int, Selection] = {}
 
     def __torch_function__(
@@ -70,7 +67,7 @@ class ValueReader(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.item and args[0].is_floating_point():
-            # A float that goes into sums: it stays a tensor, with the precision that it had.
+            # A float that enters sums stays a tensor, in double precision like a Python float.
             return args[0].detach().double()
         if func in READS:
             with _disable_current_modes():
@@ -81,15 +78,16 @@ class ValueReader(TorchFunctionMode):
             same_shape = args[0].shape == args[1].shape
             return same_shape and bool((args[0] == args[1]).all())
         if func in UNTRACEABLE:
-            raise NotCompilable(f"it takes a tensor's values into Python by {func.__name__}()")
+            raise NotCompilable(f"it reads tensor values into Python by {func.__name__}()")
         if kwargs.get("generator") is not None:
-            raise NotCompilable("it draws from a random generator of its own")
-        if func is Tensor.register_hook:  # called in the backward pass, where no mode is active
+            raise NotCompilable("it passes its own random generator to torch")
+        if func is Tensor.register_hook:  # called in the backward pass, outside this mode
             return func(args[0], lambda gradient: self._run(args[1], gradient))
         if func is DATA:
             return args[0].detach()
-        # `a[mask] = b[mask]`, as Pyro's splines have it, needs no selection, whose size depends on
-        # the data. One that goes elsewhere, too, stays in the record, and is refused there.
+        # `a[mask] = b[mask]`, as in Pyro's splines, is recorded as `torch.where`: the size of
+        # `b[mask]` depends on the data. If `b[mask]` is used elsewhere too, it stays in the graph
+        # and `_record` refuses it.
         if func is Tensor.__getitem__ and _is_mask(args[1], args[0]):
             part = func(*args)
             self._selected[id(part)] = Selection(part, *args)
@@ -99,7 +97,8 @@ class ValueReader(TorchFunctionMode):
             if selection.fits(*args[:2]):
                 args[0].copy_(torch.where(args[1], selection.source, args[0]))
                 return None
-        # An optimizer scales by numbers (`alpha`, `value`) which here are tensors.
+        # Optimizers pass the learning rate as `alpha` or `value`. Here it is a tensor, which the
+        # operations do not accept.
         if func in SCALED and isinstance(kwargs.get("alpha", kwargs.get("value")), Tensor):
             scale: Any = kwargs.get("alpha", kwargs.get("value"))
             return args[0].add_(scale * SCALED[func](*args[1:]))
@@ -113,14 +112,14 @@ class ValueReader(TorchFunctionMode):
 
 
 class Selection:
-    """What a mask selected: `part = source[mask]`."""
+    """A selection by a mask: `part = source[mask]`."""
 
     def __init__(self, part: Tensor, source: Tensor, mask: Tensor) -> None:
         self.part, self.source, self.mask = part, source, mask
         self._versions = self._current_versions()
 
     def fits(self, target: Tensor, mask: Tensor) -> bool:
-        """Tell whether `target[mask] = part` can be read off the source, as it was then."""
+        """Return whether `target[mask] = part` equals a `torch.where` on the unchanged source."""
         same = mask is self.mask and target.shape == self.source.shape
         return same and self._versions == self._current_versions()
 
@@ -151,23 +150,23 @@ SCALED: dict[Any, Callable[..., Tensor]] = {
 
 
 def capture(
-    function: Callable[..., tuple[Sequence[Tensor], list[Tensor]]], inputs: list[Tensor]
+    function: Callable[..., tuple[Sequence[float | Tensor], list[Tensor]]], inputs: list[Tensor]
 ) -> Capture:
-    """Run `function(*inputs)` and record it.
+    """Run `function(*inputs)` twice and record it as a graph.
 
     Args:
-        function: returns losses and the parameters whose `.grad` it has filled. It runs twice, for
-            real: it draws random numbers and changes buffers, which the caller must restore.
-        inputs: the tensors that it is called with.
+        function: Function that returns its losses and the parameters of which it filled `.grad`.
+            Both runs draw random numbers and change buffers; the caller must restore these.
+        inputs: Tensor arguments of the function.
 
     Raises:
-        NotCompilable: when a graph cannot stand for the function.
+        NotCompilable: If one graph cannot replace the function.
     """
     first, second = _record(function, inputs), _record(function, inputs)
     if first.graph.code != second.graph.code or first.guards != second.guards:
         raise NotCompilable(
             "two runs on the same data differ: it uses randomness from outside torch, or changes "
-            "itself from call to call"
+            "its state from call to call"
         )
     constants = _constants(first.graph)
     if (
@@ -183,25 +182,41 @@ def capture(
     return first
 
 
-def _record(function: Callable[..., Any], inputs: list[Tensor]) -> Capture:
+@functools.cache
+def _explicit_mutation() -> Mapping[Any, Callable[..., Any]]:
+    """Return decompositions of batch norm.
+
+    Its operations change the running statistics, and their schemas do not declare it.
+    """
+    from torch._decomp import get_decompositions
+
+    return get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm])
+
+
+def _record(
+    function: Callable[..., tuple[Sequence[float | Tensor], list[Tensor]]], inputs: list[Tensor]
+) -> Capture:
+    # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     reader = ValueReader()
     parameters: list[Tensor] = []
     used: list[Tensor] = []
 
-    def traced(*inputs: Tensor) -> Any:
+    def traced(*inputs: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
         with reader:
-            losses, parameters[:] = function(*inputs)
-            losses = [torch.as_tensor(loss, dtype=torch.double).detach() for loss in losses]
+            values, parameters[:] = function(*inputs)
+            losses = [torch.as_tensor(value, dtype=torch.double).detach() for value in values]
         used[:] = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in used]
         return losses, [tensor for tensor, _ in reader.read], gradients
 
     versions = [tensor._version for tensor in inputs]
     try:
-        graph = make_fx(traced, decomposition_table=EXPLICIT_MUTATION)(*inputs)
+        graph = make_fx(traced, decomposition_table=_explicit_mutation())(*inputs)
     except NotCompilable:
         raise
-    except Exception as error:  # whatever a foreign program may raise under a tracer
+    except Exception as error:  # a traced program can raise anything
         raise NotCompilable(f"it cannot be traced: {first_line(error)}") from error
     finally:
         for parameter in parameters:
@@ -210,7 +225,7 @@ def _record(function: Callable[..., Any], inputs: list[Tensor]) -> Capture:
         raise NotCompilable("it changes its arguments in place")
     for node in reversed(graph.graph.nodes):
         if node.target is aten.index.Tensor and not node.users:
-            graph.graph.erase_node(node)  # a selection by a mask that `ValueReader` did without
+            graph.graph.erase_node(node)  # a mask selection that `ValueReader` replaced
     for node in graph.graph.nodes:
         if _has_dynamic_shape(node):
             raise NotCompilable(f"the shape of a result depends on the data ({node.target})")
@@ -230,9 +245,9 @@ def _branches(graph: fx.GraphModule) -> bool:
 
 
 def same_strides(tensor: Tensor) -> Tensor:
-    """Return a copy with the tensor's own strides, for which a program is compiled.
+    """Return a copy with the same strides, because compiled programs are specific to strides.
 
-    `clone` alone keeps those of a dense tensor, but not of a slice or an expanded one.
+    `clone` keeps the strides of a dense tensor, but not of a slice or an expanded tensor.
     """
     tensor = tensor.detach()
     copy = tensor.clone()
@@ -244,7 +259,7 @@ def same_strides(tensor: Tensor) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -260,14 +275,14 @@ def _has_dynamic_shape(node: fx.Node) -> bool:
 
 
 def _lift_tensors(graph: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into inputs of it, and return them."""
+    """Turn the tensors that a graph holds into inputs of the graph, and return them."""
     nodes = graph.graph
     inputs = [node for node in nodes.nodes if node.op == "placeholder"]
     tensors: list[Tensor] = []
     placeholders: list[fx.Node] = []
     for node in list(nodes.nodes):
         if node.op != "get_attr" or all(user.target in LITERAL for user in node.users):
-            continue  # a literal is a number written in the program, such as torch.tensor(0.5)
+            continue  # a literal in the program, such as torch.tensor(0.5)
         value = getattr(graph, str(node.target))
         known = [i for i, tensor in enumerate(tensors) if tensor is value]
         if not known:
@@ -294,7 +309,7 @@ def _constants(graph: fx.GraphModule) -> list[Tensor]:
 
 
 def _mutated(graph: fx.GraphModule, num_inputs: int) -> list[int]:
-    """Return which of the lifted tensors an operation of the graph writes to."""
+    """Return the positions of the lifted tensors that the graph changes in place."""
     lifted = [node for node in graph.graph.nodes if node.op == "placeholder"][num_inputs:]
     written = set()
     for node in graph.graph.nodes:

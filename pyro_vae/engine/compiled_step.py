@@ -1,14 +1,13 @@
 """A compiled training step: the bound, its gradients and the optimizer's update in one graph.
 
-The update is torch's own: `optimizer.step` runs while the graph is recorded, on stand-ins for the
-parameters and the optimizer's state, so that no update rule is written here. The compiled step
-then changes the real ones in place: `optimizer.state_dict()` is right after every step.
+The update is recorded from torch's code: `optimizer.step` runs during the recording on stand-ins
+for the parameters and the optimizer state, so this package contains no update rules. The compiled
+step changes the real tensors in place, so `optimizer.state_dict()` is up to date after every step.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,98 +15,80 @@ from torch import Tensor
 from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
-
-# Rounding: between a graph and its compiled form, sums are taken in another order.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-BF16_TOLERANCE = 0.05  # where a product's rounding to 8 bits is among what differs
-
-
-def check_close(
-    what: str, actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
-) -> None:
-    """Raise `NotCompilable` unless two lists of tensors agree to `tolerance` of their largest."""
-    for a, b in zip(actual, expected, strict=True):
-        if b.numel() == 0 or torch.equal(a, b):
-            continue
-        scale = max(1.0, float(b.abs().max()))
-        error = float((a.double() - b.double()).abs().max())
-        if not error <= tolerance * scale:
-            raise NotCompilable(
-                f"{what} of the graph and of the program differ by {error:.3g}: it depends on "
-                "something that the graph does not see"
-            )
+from pyro_vae.engine.tolerances import check_close
 
 
 class CompiledStep:
     """One compiled step for arguments of the same shapes.
 
     Args:
-        capture: the record of the bound and its gradients.
-        inputs: the tensors among the step's arguments.
-        owners: the optimizer of each of the capture's parameters; or None, and the program only
-            computes gradients.
-        tolerance: of the checks of the compiled program against the graph.
+        capture: Graph of the bound and its gradients.
+        inputs: Tensors among the step's arguments.
+        optimizers: Optimizer of each parameter of the capture. If None, the program computes
+            gradients and updates nothing.
+        tolerance: Relative tolerance of the comparison of the compiled program with the graph.
 
     Raises:
-        NotCompilable: when the compiled program does not do what the optimizer's own code does.
+        NotCompilable: If the compiled program and the optimizer's code give different results.
     """
 
     def __init__(
         self,
         capture: Capture,
         inputs: list[Tensor],
-        owners: list[GraphOptimizer] | None,
+        optimizers: list[GraphOptimizer] | None,
         tolerance: float,
     ) -> None:
-        self.capture, self.owners = capture, owners
+        self.capture, self.optimizers = capture, optimizers
         self.runs = self.misses = 0
-        # One owner for each parameter group: what it says holds for all of the group.
-        self._heads = list({id(owner.group): owner for owner in owners or ()}.values())
-        self._groups = [owner.group for owner in self._heads]
-        # Each group's learning rate and betas, by position; see `_follow_schedule`.
+        # One optimizer for each parameter group: its hyperparameters hold for the whole group.
+        self._heads = list({id(opt.group): opt for opt in optimizers or ()}.values())
+        self._groups = [opt.group for opt in self._heads]
+        # Learning rate and betas of each group as tensors; `_follow_schedule` fills them.
         self._scheduled = [
             [torch.zeros((), dtype=torch.double) for _ in scheduled(group)]
             for group in self._groups
         ]
         self._last = [[math.nan for _ in values] for values in self._scheduled]
         self._follow_schedule()
-        entries = [entry for owner in owners or () for entry in owner.state.items()]
+        entries = [entry for opt in optimizers or () for entry in opt.state.items()]
         self._steps = [value for key, value in entries if key == "step"]
         moments = [value for key, value in entries if key != "step"]
-        # Parameters that have taken as many steps share their bias corrections in the graph.
+        # Parameters with equal step counts share their bias corrections in the graph.
         self._leaders = _leaders(self._steps)
-        # The scalars come last; see `_compile`.
+        # `_compile` relies on the scalars being last.
         self._scalars = [*self._steps, *itertools.chain(*self._scheduled)]
         self._tensors = [*capture.tensors, *moments, *self._scalars]
         self._compiled = self._compile(inputs, tolerance)
 
     def is_current(self) -> bool:
-        """Tell whether the optimizer is as it was when the program was made."""
-        return all(owner.is_current() for owner in self._heads)
+        """Return whether the optimizer is the one that the program was compiled for."""
+        return all(opt.is_current() for opt in self._heads)
 
     def in_step(self) -> bool:
-        """Tell whether the parameters that had taken as many steps still have."""
+        """Return whether parameters with equal step counts still have equal step counts."""
         return _leaders(self._steps) == self._leaders
 
     def __call__(self, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Take the step; return its losses and, without owners, the gradients.
+        """Take the step; return its losses and, without optimizers, the gradients.
 
-        A step whose loss is not finite, or which read other values than the program was made for,
-        changes nothing and returns NaN.
+        If the loss is not finite or a guard has another value, the step changes nothing and
+        returns NaN.
         """
         self._follow_schedule()
-        for owner in self._heads:
-            owner.note_step()
+        for opt in self._heads:
+            opt.note_step()
         with torch.no_grad():
             results = self._compiled(*inputs, *self._tensors)
-        return self._parted(results)
+        return self._split(results)
 
-    def _parted(self, results: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        num_gradients = 0 if self.owners else len(self.capture.parameters)
+    def _split(self, results: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        num_gradients = 0 if self.optimizers else len(self.capture.parameters)
         num_losses = len(results) - num_gradients
         return list(results[:num_losses]), list(results[num_losses:])
 
     def _follow_schedule(self) -> None:
+        """Copy the current learning rates and betas into the tensors that the program reads."""
         for group, tensors, last in zip(self._groups, self._scheduled, self._last, strict=True):
             for i, value in enumerate(scheduled(group)):
                 if isinstance(value, Tensor):
@@ -116,7 +97,7 @@ class CompiledStep:
                     tensors[i].fill_(value)
                     last[i] = value
 
-    def _compile(self, inputs: list[Tensor], tolerance: float) -> Callable[..., Any]:
+    def _compile(self, inputs: list[Tensor], tolerance: float) -> Callable[..., Sequence[Tensor]]:
         flat = [*inputs, *self._tensors]
         graph = functional(self._step, [same_strides(tensor) for tensor in flat])
         share_scalars(graph, range(len(flat) - len(self._scalars), len(flat)))
@@ -138,14 +119,14 @@ class CompiledStep:
         return compiled
 
     def _stand_ins(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
-        """Split what a graph is called with into arguments and, by identity, other tensors."""
+        """Split the inputs of a graph into arguments and other tensors; map these by identity."""
         num_inputs = len(flat) - len(self._tensors)
         return list(flat[:num_inputs]), dict(
             zip(map(id, self._tensors), flat[num_inputs:], strict=True)
         )
 
     def _step(self, *flat: Tensor) -> list[Tensor]:
-        """The whole step on stand-ins for the tensors: this is what the graph records."""
+        """Run the whole step on stand-ins for the tensors; the graph records this function."""
         inputs, old = self._stand_ins(flat)
         new = dict(old)
         for i in self.capture.mutated:
@@ -156,8 +137,8 @@ class CompiledStep:
         valid = torch.stack([torch.isfinite(loss) for loss in losses]).all()
         for value, expected in zip(guards, self.capture.guards, strict=True):
             valid = valid & (value == expected).all()
-        if self.owners is not None:
-            new |= self._updated(self.owners, gradients, old)
+        if self.optimizers is not None:
+            new |= self._updated(self.optimizers, gradients, old)
             gradients = []
         for key, value in new.items():
             if value is not old[key]:
@@ -165,9 +146,9 @@ class CompiledStep:
         return [*(torch.where(valid, loss, torch.nan) for loss in losses), *gradients]
 
     def _updated(
-        self, owners: list[GraphOptimizer], gradients: list[Tensor], old: dict[int, Tensor]
+        self, optimizers: list[GraphOptimizer], gradients: list[Tensor], old: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        """Return the parameters and the optimizers' states after the update, by identity."""
+        """Return parameters and optimizer state after the update, by identity."""
         new: dict[int, Tensor] = {}
         values = {
             id(group): [old[id(tensor)] for tensor in tensors]
@@ -177,35 +158,35 @@ class CompiledStep:
             id(step): self._steps[i] for step, i in zip(self._steps, self._leaders, strict=True)
         }
         with ValueReader() as reader:
-            for owner, gradient in zip(owners, gradients, strict=True):
-                parameter = old[id(owner.parameter)].clone()
+            for opt, gradient in zip(optimizers, gradients, strict=True):
+                parameter = old[id(opt.parameter)].clone()
                 state = {
                     key: old[id(leader.get(id(value), value))].clone()
-                    for key, value in owner.state.items()
+                    for key, value in opt.state.items()
                 }
-                owner.update(parameter, gradient, state, [*values[id(owner.group)]])
-                if state.keys() != owner.state.keys():
+                opt.update(parameter, gradient, state, [*values[id(opt.group)]])
+                if state.keys() != opt.state.keys():
                     raise NotCompilable("the optimizer has no state for a parameter yet")
-                new[id(owner.parameter)] = parameter
-                new |= {id(value): state[key] for key, value in owner.state.items()}
+                new[id(opt.parameter)] = parameter
+                new |= {id(value): state[key] for key, value in opt.state.items()}
         if reader.read:
-            raise NotCompilable("the optimizer looks at a tensor's value")
+            raise NotCompilable("the optimizer reads a tensor's value")
         return new
 
     def _step_without_graph(self, *flat: Tensor) -> list[Tensor]:
-        """The same, with the optimizer's code as it runs without a graph: to check against."""
+        """Run the whole step with the optimizer's code outside a graph, for comparison."""
         inputs, current = self._stand_ins(flat)
         tensors = [current[id(tensor)] for tensor in self.capture.tensors]
         losses, _, gradients = self.capture.graph(*inputs, *tensors)
-        if self.owners is None:
+        if self.optimizers is None:
             return [*losses, *gradients]
-        for owner, gradient in zip(self.owners, gradients, strict=True):
-            state = {key: current[id(value)] for key, value in owner.state.items()}
-            owner.update(current[id(owner.parameter)], gradient, state, scheduled(owner.group))
+        for opt, gradient in zip(self.optimizers, gradients, strict=True):
+            state = {key: current[id(value)] for key, value in opt.state.items()}
+            opt.update(current[id(opt.parameter)], gradient, state, scheduled(opt.group))
         return losses
 
 
 def _leaders(steps: list[Tensor]) -> list[int]:
-    """Return for each step count the position of the first one that is equal."""
+    """Return, for each step count, the position of the first equal step count."""
     counts = [step.item() for step in steps]
     return [counts.index(count) for count in counts]

@@ -1,4 +1,4 @@
-"""The optimizer's update as part of a compiled graph."""
+"""Record the optimizer's update as part of a compiled graph."""
 
 import inspect
 from collections import defaultdict
@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.torch_optim import TorchOptim
 
-# What schedules change from step to step, and optimizers also take as tensors: inputs of a graph.
+# Hyperparameters that schedules change. Optimizers accept tensors for them, so they are inputs of
+# the graph.
 SCHEDULED = ("lr", "betas")
 
 
@@ -23,13 +24,21 @@ def scheduled(group: dict[str, Any]) -> list[float | Tensor]:
 
 
 class GraphOptimizer:
-    """The optimizer of one parameter, and what of it a graph takes as fixed or as an input."""
+    """The optimizer of one parameter: its state, its fixed and its scheduled hyperparameters.
+
+    Args:
+        optimizer: Torch optimizer that updates the parameter.
+        parameter: Parameter in one of the optimizer's groups.
+
+    Raises:
+        NotCompilable: If the optimizer has no such parameter.
+    """
 
     def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
         self.optimizer, self.parameter = optimizer, parameter
         groups = [g for g in optimizer.param_groups if any(p is parameter for p in g["params"])]
         if not groups:
-            raise NotCompilable("a parameter that it uses is not the optimizer's")
+            raise NotCompilable("it uses a parameter that the optimizer does not have")
         self.group: dict[str, Any] = groups[0]
         self.state: dict[str, Any] = optimizer.state.get(parameter, {})
         self._all_states = optimizer.state
@@ -40,15 +49,15 @@ class GraphOptimizer:
         return {key: value for key, value in self.group.items() if key not in others}
 
     def is_current(self) -> bool:
-        """Tell whether state and hyperparameters are still those that a graph was made with."""
+        """Return whether state object and fixed hyperparameters are unchanged."""
         return self.optimizer.state is self._all_states and self._hyperparameters() == self._fixed
 
     def note_step(self) -> None:
-        """Mark the optimizer as stepped, else schedules warn that they go before it."""
+        """Mark the optimizer as stepped; otherwise schedulers warn about the order of calls."""
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def traceable(self) -> bool:
-        """Tell whether torch can run this update on tensors alone, without side effects."""
+        """Return whether the update is torch's code on tensors alone, without side effects."""
         hooks = (
             self.optimizer._optimizer_step_pre_hooks,
             self.optimizer._optimizer_step_post_hooks,
@@ -66,13 +75,13 @@ class GraphOptimizer:
         state: dict[str, Tensor],
         values: list[float | Tensor],
     ) -> None:
-        """Let the optimizer's own code update `parameter` and `state`, its own ones untouched.
+        """Run the optimizer's code on stand-ins; the optimizer itself does not change.
 
         Args:
-            parameter: is changed in place.
-            gradient: the parameter's.
-            state: the optimizer's entries for the parameter; they are changed in place.
-            values: the hyperparameters that `scheduled` names.
+            parameter: Stand-in for the parameter, changed in place.
+            gradient: Gradient of the parameter.
+            state: Stand-ins for the optimizer state of the parameter, changed in place.
+            values: Values of the hyperparameters that `scheduled` returns.
         """
         stand_in = object.__new__(type(self.optimizer))
         stand_in.__dict__.update(self.optimizer.__dict__)
@@ -86,9 +95,9 @@ class GraphOptimizer:
         parameter.grad = None
 
 
-def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[GraphOptimizer] | None:
-    """Return the optimizer of each parameter, or None where one has to update outside a graph."""
-    owners = []
+def graph_optimizers(optim: PyroOptim, trained: Iterable[Tensor]) -> list[GraphOptimizer] | None:
+    """Return the optimizer of each parameter; None if an update cannot be part of a graph."""
+    optimizers = []
     for parameter in trained:
         optimizer: Any
         if isinstance(optim, TorchOptim):
@@ -100,8 +109,8 @@ def owners_of(optim: PyroOptim, trained: Iterable[Tensor]) -> list[GraphOptimize
             return None
         if optimizer is None:
             return None
-        owner = GraphOptimizer(optimizer, parameter)
-        if not owner.traceable():
+        candidate = GraphOptimizer(optimizer, parameter)
+        if not candidate.traceable():
             return None
-        owners.append(owner)
-    return owners
+        optimizers.append(candidate)
+    return optimizers

@@ -12,8 +12,8 @@ import itertools
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeAlias
 
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
@@ -21,50 +21,53 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.optim import Optimizer
 
-Read = tuple[Callable[[Any, Any], Any], Any, Any]
+# A function with an owner and a name: `read(owner, name)` gives the value.
+Reader: TypeAlias = Callable[[Any, Any], object]
+Read: TypeAlias = tuple[Reader, object, object]
+GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
 
 ATOMS = {int, float, bool, str, bytes, complex, type(None)}
 LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
-LIMIT = 100  # entries of lists and dictionaries: more are data, not settings
-# Values in all. Comparing this many before a step takes about half a millisecond.
+LIMIT = 100  # entries of a list or dictionary; larger ones are data, not settings
+# Total number of values. Comparing this many before a step takes about half a millisecond.
 MAX_VALUES = 10_000
 # Objects that run the training step. An object that holds its SVI would otherwise lead the walk
 # into the compiler, which keeps the result of each walk. Optimizers are compared elsewhere.
 ENGINE = (SVI, PyroOptim, Optimizer)
 CONTAINERS = {dict, list, tuple}
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
-PLUMBING = set(vars(nn.Module())) - STRUCTURE  # hooks and the like, which every module has
-# What transforms keep of their last call: each step has its own, and finds no other step's.
+PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module, such as hooks
+# Results of the last call that transforms cache; they change in every step.
 CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
 
 
 class GuardedState:
-    """The Python values that some functions and objects can see.
+    """The Python values that functions and objects can read.
 
     Args:
-        roots: the model, the guide and the loss.
+        roots: Model, guide and loss.
 
     Attributes:
-        modules: The modules found.
+        modules: Modules found.
         complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: object) -> None:
         self._roots = roots
         self.complete = True
         self._reads: list[Read] = []
-        self._held: list[Any] = []
-        self._last: list[Any] | None = None
-        self._key: tuple[Any, ...] = ()
-        # The reads by their function: owners, names, and the objects that were read last.
-        self._groups: list[tuple[Callable[..., Any], list[Any], list[Any], list[Any]]] = []
+        self._held: list[object] = []
+        self._last: list[Hashable] | None = None
+        self._key: GuardKey = ()
+        # The reads by function: owners, names, and the objects that the last reads gave.
+        self._groups: list[tuple[Reader, list[object], list[object], list[object]]] = []
         self.modules: list[nn.Module] = []
 
-    def key(self) -> tuple[Any, ...]:
-        """Return the values; equal keys mean that a program sees the same.
+    def key(self) -> GuardKey:
+        """Return the values; a program that reads equal keys reads equal values.
 
-        Numbers, strings and what is in lists and dictionaries count by value, other objects only
-        as themselves.
+        Numbers, strings and the entries of lists and dictionaries are compared by value, other
+        objects by identity.
         """
         if self._untouched():
             return self._key
@@ -75,22 +78,22 @@ class GuardedState:
         return self._key
 
     def _untouched(self) -> bool:
-        """Tell whether every read gives the very object that it gave, as it does in most steps."""
+        """Return whether every read gives the identical object, as in most steps."""
         try:
             return bool(self._groups) and all(
                 all(map(operator.is_, map(read, owners, names), held))
                 for read, owners, names, held in self._groups
             )
-        except (LookupError, AttributeError, ValueError):  # something is gone
+        except (LookupError, AttributeError, ValueError):  # a value no longer exists
             return False
 
-    def difference(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
-        """Name what differs between two keys."""
+    def difference(self, old: GuardKey, new: GuardKey) -> str:
+        """Return the name of the first value that differs between two keys."""
         names = (name for (name, a), (other, b) in zip(old, new, strict=False)
                  if (name, a) != (other, b))  # fmt: skip
-        return str(next(names, "the number of objects that it sees"))
+        return str(next(names, "the number of objects that it reads"))
 
-    def _read(self) -> list[Any]:
+    def _read(self) -> list[Hashable]:
         return [
             value if type(value) in ATOMS else id(value)
             for value in itertools.starmap(_get, self._reads)
@@ -98,9 +101,9 @@ class GuardedState:
 
     def _collect(self) -> None:
         self._reads, self._held, self.modules = [], [], []
-        key: list[tuple[str, Any]] = []
+        key: list[tuple[str, Hashable]] = []
         seen: set[int] = set()
-        queue: list[Any] = list(self._roots)
+        queue: list[object] = list(self._roots)
         while queue and len(key) < MAX_VALUES:
             value = queue.pop()
             if id(value) in seen or type(value) in ATOMS or isinstance(value, (Tensor, *ENGINE)):
@@ -112,7 +115,7 @@ class GuardedState:
             for read in itertools.islice(_visible(value), MAX_VALUES - len(key)):
                 self._reads.append(read)
                 child = _get(*read)
-                # What is identified by its address must stay alive, else another takes its place.
+                # Objects compared by address must stay alive; otherwise the address is reused.
                 self._held.append(child)
                 queue.append(child)
                 kind = type(child)
@@ -120,7 +123,7 @@ class GuardedState:
                 key.append((str(read[2]), by_value))
         self._key = tuple(key)
         self.complete = len(key) < MAX_VALUES
-        groups: dict[Any, tuple[list[Any], list[Any], list[Any]]] = {}
+        groups: dict[Reader, tuple[list[object], list[object], list[object]]] = {}
         for (function, owner, name), held in zip(self._reads, self._held, strict=True):
             entries = groups.setdefault(function, ([], [], []))
             for entry, value in zip(entries, (owner, name, held), strict=True):
@@ -128,30 +131,31 @@ class GuardedState:
         self._groups = [(read, *entries) for read, entries in groups.items()]
 
 
-def modules_of(*programs: Any) -> list[nn.Module]:
-    """Return the modules that programs can see, as far as they can be found."""
-    surroundings = GuardedState(*programs)
-    with contextlib.suppress(Exception):  # of an attribute of a foreign object
-        surroundings.key()
-    return surroundings.modules
+def modules_of(*programs: object) -> list[nn.Module]:
+    """Return the modules that the walk over the programs' values finds."""
+    state = GuardedState(*programs)
+    with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
+        state.key()
+    return state.modules
 
 
-def _get(read: Callable[[Any, Any], Any], owner: Any, name: Any) -> Any:
+def _get(read: Reader, owner: object, name: object) -> object:
     try:
         return read(owner, name)
-    except (LookupError, AttributeError, ValueError):  # it is gone
+    except (LookupError, AttributeError, ValueError):  # the value no longer exists
         return None
 
 
-def _methods(value: Any) -> list[types.FunctionType]:
-    """Return the functions of an object's class, as far as they are the user's own."""
+def _methods(value: object) -> list[types.FunctionType]:
+    """Return the methods of an object, except methods that a library's class defines."""
     if isinstance(value, type | types.ModuleType) or _from_library(type(value)):
         return []
     attributes = [vars(kind) for kind in type(value).__mro__ if not _from_library(kind)]
     return [f for names in attributes for f in names.values() if isinstance(f, types.FunctionType)]
 
 
-def _visible(value: Any) -> Iterator[Read]:
+def _visible(value: object) -> Iterator[Read]:
+    """Yield the reads of the values that an object gives access to."""
     if isinstance(value, types.MethodType):
         yield getattr, value, "__self__"
         yield getattr, value, "__func__"
@@ -161,7 +165,7 @@ def _visible(value: Any) -> Iterator[Read]:
         for name in ("func", "args", "keywords"):
             yield getattr, value, name
     elif isinstance(value, nn.Module):
-        own = not _from_library(type(value))  # a library's modules rebuild caches in every run
+        own = not _from_library(type(value))  # modules of libraries rebuild caches in every run
         passing = PLUMBING | CACHES if isinstance(value, Transform) else PLUMBING
         yield from (
             (dict.get, vars(value), name)
@@ -178,7 +182,7 @@ def _visible(value: Any) -> Iterator[Read]:
     elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
         if not _from_library(type(value)):
             yield from ((dict.get, vars(value), name) for name in vars(value))
-        else:  # of Pyro's own objects, such as an ELBO, their settings
+        else:  # the settings of Pyro's objects, such as an ELBO
             yield from (
                 (dict.get, vars(value), n) for n, v in vars(value).items() if type(v) in ATOMS
             )
@@ -201,7 +205,7 @@ def _visible_to_function(function: types.FunctionType) -> Iterator[Read]:
             yield dict.get, function.__globals__, name
             value = function.__globals__[name]
             if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
-                # settings.beta: the attributes that the function names
+                # the attributes that the function names, such as settings.beta
                 yield from ((getattr, value, n) for n in names if hasattr(value, n))
 
 
@@ -212,7 +216,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _from_library(value: Any) -> bool:
+def _from_library(value: object) -> bool:
     return _is_library(getattr(value, "__module__", None) or "")
 
 

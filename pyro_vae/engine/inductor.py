@@ -1,19 +1,17 @@
 """Prepare an FX graph for TorchInductor and compile it."""
 
 import contextlib
+import functools
 import logging
 import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import get_decompositions
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.engine.capture import NotCompilable, first_line, same_strides
 from pyro_vae.engine.matmul import product
@@ -22,111 +20,126 @@ aten = torch.ops.aten
 log = logging.getLogger("pyro_vae")
 
 
-def _scaled(target: Any) -> Callable[..., Any]:
-    """Write `a + alpha * b` out: a compiler's fusion of product and sum forgets alpha (2.14)."""
+def _scaled(target: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Decompose `a + alpha * b`: torch 2.14's fusion of product and sum drops alpha."""
 
-    def decomposition(a: Tensor, b: Any, *, alpha: Any = 1) -> Any:
+    def decomposition(a: Tensor, b: Tensor | float, *, alpha: float | Tensor = 1) -> Any:
         return NotImplemented if alpha == 1 else target(a, alpha * b)
 
     return decomposition
 
 
 def _log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Write log sigmoid(x) = min(x, 0) - log1p(u), u = exp(-|x|), by a logarithm of 1 + u.
+    """Compute log sigmoid(x) = min(x, 0) - log1p(u), u = exp(-|x|), by the logarithm of 1 + u.
 
-    The compiler has vector code for log, but takes log1p number by number, at ten times the cost.
-    What 1 + u rounds off is added in first order, so that nothing is lost.
+    TorchInductor vectorizes log but not log1p, which takes ten times as long. A first-order
+    correction adds the rounding error of 1 + u, so no precision is lost.
     """
     u = (-x.abs()).exp()
     w = 1 + u
     return x.clamp(max=0) - (w.log() - ((w - 1) - u) / w), x.new_empty(0)
 
 
-def _sum_and_product(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+def _product_and_sum(
+    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Any:
     return product(a, b, bias) if bias.dim() == beta == alpha == 1 else NotImplemented
 
 
-DECOMPOSITIONS: Any = {
-    aten.mm.default: product,
-    aten.addmm.default: _sum_and_product,
-    **get_decompositions([aten.binary_cross_entropy_with_logits, aten.log_sigmoid_backward]),
-    aten.add.Tensor: _scaled(torch.add),
-    aten.sub.Tensor: _scaled(torch.sub),
-    aten.log_sigmoid_forward.default: _log_sigmoid,
-}
+@functools.cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    from torch._decomp import get_decompositions
+
+    return {
+        aten.mm.default: product,
+        aten.addmm.default: _product_and_sum,
+        **get_decompositions([aten.binary_cross_entropy_with_logits, aten.log_sigmoid_backward]),
+        aten.add.Tensor: _scaled(torch.add),
+        aten.sub.Tensor: _scaled(torch.sub),
+        aten.log_sigmoid_forward.default: _log_sigmoid,
+    }
 
 
 def can_compile() -> bool:
-    """Tell whether there is what torch's compiler needs: a C++ compiler."""
+    """Return whether a C++ compiler, which TorchInductor needs, is on the path."""
     return any(map(shutil.which, ("g++", "c++", "clang++", "cl")))
 
 
 def try_out_processor() -> None:
-    """Have the compiler find out this processor's vector instructions while a graph is recorded.
+    """Detect this processor's vector instructions in a thread, while a graph is recorded.
 
-    For that it builds and loads some small programs, which takes 4 s where its cache is empty.
+    TorchInductor builds and loads small programs for this, which takes 4 s with an empty cache.
     """
-    # The compiler tells those without a GPU that they have none, when it is first imported.
+    # On import, TorchInductor logs a warning if there is no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):  # else it will find out when it has to know
+    with contextlib.suppress(ImportError):  # otherwise it is detected later, during compilation
         from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-        def find_out() -> None:
-            with contextlib.suppress(Exception):  # no compiler, say: told when it is needed
+        def detect() -> None:
+            with contextlib.suppress(Exception):  # compilation reports the error
                 pick_vec_isa()
 
-        threading.Thread(target=find_out).start()
+        threading.Thread(target=detect).start()
 
 
 def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph for inputs of these shapes.
 
-    The compiled program draws its random numbers as the graph does, from torch's generator in the
-    same order, so that a run is the same compiled or not, up to rounding.
+    The compiled program draws the same random numbers from torch's generator, in the same order as
+    the graph. A compiled run therefore equals an eager run up to rounding.
+
+    Raises:
+        NotCompilable: If TorchInductor fails.
     """
+    from torch._inductor import standalone_compile
+
     started = time.perf_counter()
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [same_strides(tensor) for tensor in inputs]
-    # One C++ program that calls all kernels, in the place of Python that calls each. On a GPU it
-    # would be in the way of CUDA graphs.
+    # A single C++ program calls all kernels; by default, Python calls each. On a GPU this would
+    # prevent CUDA graphs.
     in_cpp = all(tensor.is_cpu for tensor in inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler's own code
-            # torch.compile would look at every tensor before every call, and takes 0.1 ms for it.
-            # What may change between calls is the caller's to compare.
-            compiled = torch._inductor.standalone_compile(
+            warnings.simplefilter("ignore")  # from inside the compiler
+            # `torch.compile` would check every tensor before every call, which takes 0.1 ms. Here
+            # the caller compares everything that can change between calls.
+            compiled = standalone_compile(
                 graph,
                 [*copies],
                 dynamic_shapes="from_example_inputs",
                 options={"config_patches": {"fallback_random": True, "cpp_wrapper": in_cpp}},
             )
             compiled(*copies)
-    except Exception as error:  # a compiler that is missing or broken, an operation it lacks
+    except Exception as error:  # no C++ compiler, or an operation that Inductor lacks
         raise NotCompilable(f"torch's compiler fails: {first_line(error)}") from error
     log.info("compiled in %.1f s", time.perf_counter() - started)
     return compiled
 
 
 def functional(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
-    """Record `function(*inputs)` as a graph without changes in place, save those of its inputs."""
+    """Record `function(*inputs)` as a graph without in-place changes, except to its inputs."""
+    # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
+    from torch._functorch.compile_utils import fx_graph_cse
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     with torch.no_grad():
         functionalized = torch.func.functionalize(function, remove="mutations")
-        graph = make_fx(functionalized, decomposition_table=DECOMPOSITIONS)(*inputs)
+        graph = make_fx(functionalized, decomposition_table=_decompositions())(*inputs)
     graph.graph.set_codegen(fx.graph.CodeGen())
     graph.graph.eliminate_dead_code()
     return fx.GraphModule(graph, fx_graph_cse(graph.graph))
 
 
 def share_scalars(graph: fx.GraphModule, scalars: Sequence[int]) -> None:
-    """Have everything that follows from scalar inputs alone computed once, before any loop.
+    """Compute values that depend on scalar inputs alone once, before any loop over weights.
 
-    The compiler would compute an optimizer's bias corrections, powers in float64, anew for every
-    weight. Stacked into one array they are computed once, and the loops read them.
+    TorchInductor would compute an optimizer's bias corrections, powers in float64, again for every
+    weight. Stacking them into one tensor makes it compute them once; the loops read the tensor.
 
     Args:
-        graph: a graph without changes in place; it is changed.
-        scalars: positions of the scalar inputs, such as learning rates and step counts.
+        graph: Graph without in-place changes, modified here.
+        scalars: Positions of the scalar inputs, such as learning rates and step counts.
     """
     nodes = graph.graph
     placeholders = [node for node in nodes.nodes if node.op == "placeholder"]
@@ -149,10 +162,10 @@ def share_scalars(graph: fx.GraphModule, scalars: Sequence[int]) -> None:
         anchor.append(node)
         anchor = node
 
-    def insert(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def insert(target: Callable[..., object], *args: Any) -> fx.Node:
         nonlocal anchor
         with nodes.inserting_after(anchor):
-            anchor = nodes.call_function(target, args, kwargs)
+            anchor = nodes.call_function(target, args)
         return anchor
 
     stack = insert(aten.stack.default, shared)

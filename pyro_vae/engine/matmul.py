@@ -1,4 +1,4 @@
-"""Matrix products of float32 by whichever library uses all of the processor."""
+"""Float32 matrix products by oneDNN on processors where it is faster than torch's BLAS."""
 
 import contextlib
 import functools
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# oneDNN takes some 12 us to begin: smaller products are done by then.
+# Multiplications below which oneDNN does not pay off: a call takes about 12 us to start.
 LARGE_PRODUCT = 2**21
-# Where gradients are asked for, Python is part of the backward pass: some 20 us a layer.
+# The same with gradients: Python is part of the backward pass and adds about 20 us per layer.
 LARGE_LAYER = 2**24
 
 
 @functools.cache
 def has_half_speed_blas() -> bool:
-    """Tell whether torch's BLAS leaves half of this processor idle, where oneDNN does not.
+    """Return whether torch's BLAS runs at half the speed of oneDNN on this processor.
 
-    MKL's float32 products use AVX-512 on Intel's processors only: on AMD's, oneDNN takes half the
-    time (107 against 230 GFLOP/s of a core). Known from the processor and not measured, since a
-    run that is resumed must go on with the same rounding.
+    MKL's float32 products use AVX-512 on Intel processors only. On AMD processors oneDNN takes half
+    the time (107 against 230 GFLOP/s per core). The decision depends on the processor, not on a
+    measurement, because a resumed run must continue with the same rounding.
     """
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # an operation that torch may rename
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # private in torch
         return False
     processor = torch.cpu.get_capabilities()
     return bool(processor.get("avx512_f")) and "AMD" in str(processor.get("cpu_name"))
@@ -38,7 +38,7 @@ def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(len(a), b.shape[1])
 
 
-# torch's compiler takes oneDNN's product for constant weights only, but any operation of ours.
+# TorchInductor uses oneDNN for constant weights only. It calls a custom operation as it is.
 _library = torch.library.Library("pyro_vae", "DEF")
 _library.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
 _library.impl("product", _onednn_product, "CPU")
@@ -46,26 +46,26 @@ _library.impl("product", _product_shape, "Meta")
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
-    """Return a @ b + bias of matrices, without gradients; `NotImplemented` where torch's serves."""
-    if len(a) * b.numel() < LARGE_PRODUCT or not serves(a, b):
+    """Return a @ b + bias of matrices without gradients; `NotImplemented` if torch is as fast."""
+    if len(a) * b.numel() < LARGE_PRODUCT or not is_faster(a, b):
         return NotImplemented
     return torch.ops.pyro_vae.product(a, b, bias)
 
 
-def serves(a: Tensor, b: Tensor) -> bool:
-    """Tell whether oneDNN is the library to multiply these."""
+def is_faster(a: Tensor, b: Tensor) -> bool:
+    """Return whether oneDNN can multiply these matrices and is faster than torch's BLAS."""
     suited = a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"
-    # Neither vmap and the like nor autocast know such an operation.
+    # The operation supports neither function transforms, such as vmap, nor autocast.
     others = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu")
     return suited and not others and has_half_speed_blas()
 
 
 @contextlib.contextmanager
 def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Compute the linear layers among the modules by `product`, while the context lasts.
+    """Compute the linear layers among the modules by `product` inside the context.
 
-    Large ones only, where gradients are asked for. The modules themselves are told: a function mode
-    would be asked about every other operation, too, at 0.4 ms a training step.
+    With gradients, only large layers are affected. The context patches the modules: a function mode
+    would intercept every other operation too, at a cost of 0.4 ms per training step.
     """
     linear = (m for m in modules if isinstance(m, nn.Linear))
     plain = (m for m in linear if type(m).forward is nn.Linear.forward)
@@ -80,11 +80,11 @@ def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    weight, bias = layer.weight, layer.bias  # once: of a `PyroModule`, they may be drawn
+    weight, bias = layer.weight, layer.bias  # read once: a `PyroModule` may sample them
     result = NotImplemented
     if not torch.is_grad_enabled() and x.dim() > 1:
         result = product(_as_matrix(x), weight.t(), bias)
-    elif x.numel() * len(weight) >= LARGE_LAYER and x.dim() > 1 and serves(x, weight):
+    elif x.numel() * len(weight) >= LARGE_LAYER and x.dim() > 1 and is_faster(x, weight):
         result = _Linear.apply(_as_matrix(x), weight, bias)
     if result is NotImplemented:
         return nn.functional.linear(x, weight, bias)
@@ -96,7 +96,7 @@ def _as_matrix(x: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """x @ weight^T + bias and its gradients, each by `product`."""
+    """Computes x @ weight^T + bias and its gradients by `product`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

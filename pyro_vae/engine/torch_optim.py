@@ -1,7 +1,6 @@
-"""One torch optimizer for all parameters, with Pyro's optimizer interface."""
+"""A torch optimizer behind the interface of Pyro's optimizers."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -11,12 +10,13 @@ OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 
 
 class TorchOptim(PyroOptim):
-    """One torch optimizer for all parameters, where `pyro.optim` keeps one for each and is slow.
+    """One torch optimizer for all parameters; `pyro.optim` keeps one for each, which is slower.
 
     Args:
-        optim: a torch optimizer, or a callable that makes one of a list of parameters, such as
-            `functools.partial(torch.optim.Adam, lr=1e-3)`; it is called when the first step has
-            shown which parameters the programs have. Parameters that appear later join it.
+        optim: Torch optimizer, or callable that makes one from a list of parameters, such as
+            `functools.partial(torch.optim.Adam, lr=1e-3)`. The callable is called after the first
+            bound has been computed, when the parameters of the programs are known. Parameters that
+            appear later are added as a parameter group.
     """
 
     def __init__(self, optim: Optimizer | OptimizerFactory) -> None:
@@ -24,16 +24,16 @@ class TorchOptim(PyroOptim):
         self._factory = None if isinstance(optim, Optimizer) else optim
         self._known: set[Tensor] = set()
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Iterable[Tensor], *args: object, **kwargs: object) -> None:
         """Update the parameters by their gradients."""
         self.add(params)
         if self.optimizer is not None:
             self.optimizer.step()
 
     def add(self, params: Iterable[Tensor]) -> None:
-        """Take parameters that were not there before under the optimizer's care."""
+        """Add parameters that the optimizer does not have yet."""
         if self._factory is None:
-            return  # an optimizer that was given has the parameters that it was given
+            return  # the caller of an existing optimizer chose its parameters
         new = [parameter for parameter in params if parameter not in self._known]
         if not new:
             return

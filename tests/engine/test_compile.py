@@ -241,7 +241,7 @@ def test_the_compiler_keeps_weight_decay_in_the_graph():
     ours, eager = train(optim, True), train(optim, False)
     assert_same(ours, eager)
     (program,) = ours[0]._compiler._programs.values()
-    assert program.owners is not None
+    assert program.optimizers is not None
 
 
 @pytest.mark.usefixtures("graph_only")
@@ -514,7 +514,7 @@ def test_the_optimizers_own_update_and_state(name):
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps >= 6
     (program,) = ours[0]._compiler._programs.values()
-    assert (program.owners is None) == (name == "RAdam")  # it looks at its step count
+    assert (program.optimizers is None) == (name == "RAdam")  # it looks at its step count
     states = [svi.optim.optimizer.state_dict()["state"] for svi in (ours[0], eager[0])]
     for i, expected in states[1].items():
         for key, value in expected.items():
@@ -567,7 +567,7 @@ def test_learning_rates_that_change_in_pyros_optimizers():
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps == 7
     (program,) = ours[0]._compiler._programs.values()
-    assert program.owners is not None
+    assert program.optimizers is not None
 
 
 @pytest.mark.usefixtures("graph_only")
@@ -582,7 +582,7 @@ def test_betas_that_change_need_no_other_program(kind):
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps == 7
     (program,) = ours[0]._compiler._programs.values()
-    assert program.owners is not None
+    assert program.optimizers is not None
     assert program.runs == 7
 
 
@@ -596,7 +596,7 @@ def test_other_hyperparameters_that_change_are_the_optimizers_own():
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps == 7
     (program,) = ours[0]._compiler._programs.values()
-    assert program.owners is None
+    assert program.optimizers is None
 
 
 @pytest.mark.usefixtures("graph_only")

@@ -54,7 +54,7 @@ def test_an_object_that_holds_its_svi_costs_what_it_costs_without(name, kind):
         counts = []
         for _ in range(12):
             svi.step(TABLE[:, :6].contiguous())
-            counts.append(len(svi._compiler._surroundings._reads))
+            counts.append(len(svi._compiler._guards._reads))
         assert svi.num_compiled_steps == 11
         return counts
 
@@ -77,7 +77,7 @@ def test_a_program_that_sees_too_much_runs_eagerly_and_says_so():
     with pytest.warns(CompilationWarning, match="more than 10,000 Python values"):
         ours = train(True, batch, between=burden)
     assert_equal_runs(ours, train(False, batch))
-    assert len(ours[2]._compiler._surroundings._reads) <= surroundings.MAX_VALUES
+    assert len(ours[2]._compiler._guards._reads) <= surroundings.MAX_VALUES
 
 
 class Hostile:

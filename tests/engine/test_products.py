@@ -226,7 +226,7 @@ def test_bits_that_are_certain():
 
 FAULTS = """
 import resource, torch
-from pyro_vae.memory import keep_freed_memory
+from pyro_vae.runtime.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

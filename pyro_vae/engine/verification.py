@@ -1,0 +1,137 @@
+"""Verification: compare a recorded graph with Pyro's eager computation of loss and gradients."""
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.engine.capture import Capture, NotCompilable
+from pyro_vae.engine.guards import GuardedState
+from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
+from pyro_vae.engine.tolerances import check_close, tolerance_of
+from pyro_vae.runtime.random_state import python_random_state, random_state, set_random_state
+
+
+class Reference(NamedTuple):
+    """Result of an eager computation without an update.
+
+    Attributes:
+        loss: Loss as Pyro returned it.
+        gradients: Gradient of each parameter that has one.
+        random_state: State of torch's CPU generator after the computation.
+        foreign_randomness: Whether it drew from Python's or numpy's generator.
+    """
+
+    loss: Loss
+    gradients: dict[Tensor, Tensor]
+    random_state: Tensor
+    foreign_randomness: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses are finite."""
+        return all(map(math.isfinite, loss_values(self.loss)))
+
+
+class Verifier:
+    """Compares graphs with the eager computation; restores all state that a comparison changes.
+
+    Args:
+        svi: Training step that is compiled.
+        guards: Guarded state of its programs, which knows their modules.
+    """
+
+    def __init__(self, svi: StepProtocol, guards: GuardedState) -> None:
+        self.svi, self._guards = svi, guards
+
+    def reference(self, args: Arguments, kwargs: Keywords) -> Reference:
+        """Compute loss and gradients eagerly, without an update."""
+        with self.restored():
+            python = python_random_state()
+            loss, parameters = self.svi.gradients(args, kwargs)
+            gradients = {p: p.grad for p in parameters if p.grad is not None}
+            for parameter in parameters:
+                parameter.grad = None
+            foreign = python_random_state() != python
+            return Reference(loss, gradients, torch.get_rng_state(), foreign)
+
+    def compare(self, recorded: Capture, inputs: list[Tensor], reference: Reference) -> None:
+        """Run the graph on the random numbers of the reference and compare the results.
+
+        Raises:
+            NotCompilable: If loss, gradients or random numbers differ.
+        """
+        with self.restored(), torch.no_grad():
+            losses, guards, actual = recorded.graph(*inputs, *recorded.tensors)
+            if any(bool((g != v).any()) for g, v in zip(guards, recorded.guards, strict=True)):
+                return  # the compiled step will decline these arguments
+            drawn = torch.get_rng_state()
+        tolerance = self.tolerance(recorded)
+        expected = [torch.tensor(x, dtype=torch.double) for x in loss_values(reference.loss)]
+        check_close("the loss", losses, expected, tolerance)
+        if set(reference.gradients) != set(recorded.parameters):
+            raise NotCompilable("its parameters change from step to step")
+        gradients = [reference.gradients[p] for p in recorded.parameters]
+        check_close("the gradients", actual, gradients, tolerance)
+        if not torch.equal(drawn, reference.random_state):
+            raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
+
+    def check_again(
+        self, recorded: Capture, inputs: list[Tensor], args: Arguments, kwargs: Keywords
+    ) -> None:
+        """Compare a graph that is in use with the eager computation.
+
+        Raises:
+            NotCompilable: If the results differ.
+        """
+        reference = self.reference(args, kwargs)
+        if reference.finite:  # otherwise the compiled step declines these arguments
+            self.compare(recorded, inputs, reference)
+
+    def check_mutations(self, recorded: Capture) -> None:
+        """Check that a graph changes no tensors in place other than buffers of modules.
+
+        Raises:
+            NotCompilable: If it changes another tensor.
+        """
+        mutated = [recorded.tensors[i] for i in recorded.mutated]
+        if any(tensor.requires_grad for tensor in mutated):
+            raise NotCompilable("it changes a parameter in place")
+        known = {id(buffer) for buffer in self._buffers()}
+        if any(id(tensor) not in known for tensor in mutated):
+            raise NotCompilable("it changes a tensor in place that is not a module's buffer")
+
+    def tolerance(self, recorded: Capture) -> float:
+        """Return the tolerance for a graph, by its parameters' dtypes and the step's precision."""
+        return tolerance_of(recorded.parameters, self.svi.precision)
+
+    def _buffers(self) -> list[Tensor]:
+        modules = self._guards.modules
+        return [b for module in modules for b in module.buffers(recurse=False)]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore random states, buffers and gradients on exit."""
+        state, buffers = random_state(), self._buffers()
+        modules = self._guards.modules
+        parameters = dict.fromkeys(self.svi.parameters)
+        parameters |= dict.fromkeys(p for module in modules for p in module.parameters(False))
+        gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's
+        copies = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            set_random_state(state)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            with torch.no_grad():
+                for buffer, copy in zip(buffers, copies, strict=True):
+                    buffer.copy_(copy)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
