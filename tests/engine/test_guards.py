@@ -1,4 +1,4 @@
-"""The guards of a compiled step read the user's values, not the engine's, and not too many."""
+"""The guards of a compiled step read the values of the user's programs, and not too many."""
 
 import functools
 import warnings
@@ -8,16 +8,22 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.engine import compiled_step, compiler
-from pyro_vae.engine import guards as surroundings
+from pyro_vae.engine import guards
 from pyro_vae.engine.compiler import CompilationWarning
-from tests.engine.test_engine_failures import ADAM, TABLE, Net, assert_equal_runs, train
+from tests.support.pyro_programs import both
+from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
+
+SETTINGS = {"scale": 1.0}
 
 
-@pytest.fixture
-def graph_only(monkeypatch):
-    """Run the graph itself, without the seconds that compiling it takes."""
-    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
+def reads_setting(x):
+    return SETTINGS["scale"]
+
+
+@pytest.mark.usefixtures("double", "graph_only")
+def test_a_setting_that_changes_is_followed():
+    svi = both(reads_setting, lambda i: SETTINGS.update(scale=2.0 if i in (5, 6) else 1.0))
+    assert svi.num_compiled_steps == 11
 
 
 class OwnSVI(pv.SVI):
@@ -75,9 +81,9 @@ def test_a_program_that_sees_too_much_runs_eagerly_and_says_so():
             ]  # fmt: skip
 
     with pytest.warns(CompilationWarning, match="more than 10,000 Python values"):
-        ours = train(True, batch, between=burden)
-    assert_equal_runs(ours, train(False, batch))
-    assert len(ours[2]._compiler._guards._reads) <= surroundings.MAX_VALUES
+        ours = train_net(True, batch, between=burden)
+    assert_equal_runs(ours, train_net(False, batch))
+    assert len(ours[2]._compiler._guards._reads) <= guards.MAX_VALUES
 
 
 class Hostile:
@@ -96,16 +102,5 @@ def test_a_foreign_object_that_raises_is_no_error_of_the_step(compile):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompilationWarning)
-        ours = train(compile, batch, steps=4, between=hold)
-    assert_equal_runs(ours, train(False, batch, steps=4))
-
-
-@pytest.mark.usefixtures("graph_only")
-def test_signatures_that_differ_from_step_to_step_are_forgotten(monkeypatch):
-    monkeypatch.setattr(compiler, "MAX_SIGNATURES", 5)
-    net = Net()
-    svi = pv.SVI(net.model, net.guide, ADAM, compile=True)
-    for i in range(40):
-        svi.step(TABLE[: 1 + i % 9, :6].contiguous())
-        net.count = i
-    assert len(svi._compiler._counts) <= 5
+        ours = train_net(compile, batch, steps=4, between=hold)
+    assert_equal_runs(ours, train_net(False, batch, steps=4))

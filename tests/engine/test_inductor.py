@@ -1,0 +1,55 @@
+"""Code that TorchInductor compiles gives the numbers of the graph."""
+
+import functools
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_vae.engine import inductor
+from pyro_vae.svi import SVI
+from tests.support.pyro_programs import PROGRAMS, assert_same, run, train_vae
+from tests.support.strided_net import TABLE, assert_equal_runs, train_net
+
+
+@pytest.mark.parametrize("name", ["vae", "mixture"])
+@pytest.mark.usefixtures("double")
+def test_compiled_equals_stock_pyro_step_by_step(name):
+    program, loss = PROGRAMS[name]
+    ours = run(SVI, program, loss, compile=True)
+    assert_same(ours, run(pyro.infer.SVI, program, loss))
+    assert ours[0].num_compiled_steps >= 6
+
+
+@pytest.mark.usefixtures("double")
+def test_the_compiler_keeps_weight_decay_in_the_graph():
+    """Fusing a product with a scaled sum, torch 2.14's compiler forgets the scale."""
+    optim = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
+    ours, eager = train_vae(optim, True), train_vae(optim, False)
+    assert_same(ours, eager)
+    (program,) = ours[0]._compiler._programs.values()
+    assert program.optimizers is not None
+
+
+def test_compiled_code_takes_strided_batches_and_priors():
+    loc = torch.full((), 0.3).expand(2)
+    for batch in (TABLE[:, 2:8], TABLE[0, :6].expand(9, 6)):
+        ours = train_net(True, batch, loc, steps=6)
+        assert_equal_runs(ours, train_net(False, batch, loc, steps=6))
+        assert ours[2].num_compiled_steps == 5
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
+def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
+    """Not even far out, where 1 + exp(-|x|) rounds to 1; against twice the precision."""
+    x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([0.0, 1e-8, -1e-8])]).to(dtype)
+    actual, _ = inductor._log_sigmoid(x)
+    u = np.exp(-np.abs(x.numpy().astype(np.longdouble)))
+    expected = np.minimum(x.numpy().astype(np.longdouble), 0) - np.log1p(u)
+    error = np.abs(actual.numpy().astype(np.longdouble) - expected)
+    tiny = np.finfo(actual.numpy().dtype).tiny  # below, exp flushes to zero
+    assert (error <= 4 * eps * np.abs(expected) + tiny).all()
+    certain, _ = inductor._log_sigmoid(torch.tensor([torch.inf, -torch.inf, torch.nan]))
+    assert certain[:2].tolist() == [0, -torch.inf]
+    assert certain[2].isnan()

@@ -1,0 +1,64 @@
+"""The public methods of `SVI`."""
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import (
+    Trace_ELBO,
+)
+
+import pyro_vae as pv
+from pyro_vae.svi import SVI
+from tests.support.pyro_programs import OPTIMIZERS, batches, train_vae, vae
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_step_tensor_takes_the_same_step():
+    torch.manual_seed(1)
+    pyro.clear_param_store()
+    model, guide, data = vae()
+    svi = SVI(model, guide, OPTIMIZERS["Adam"], Trace_ELBO(), compile=True)
+    losses = [svi.step_tensor(*args) for args in data]
+    assert all(loss.shape == () for loss in losses)
+    np.testing.assert_allclose([x.item() for x in losses], train_vae(OPTIMIZERS["Adam"], True)[1])
+
+
+@pytest.mark.parametrize(("name", "value"), [("compile", "yes"), ("precision", "fp16")])
+def test_refuses_unknown_options(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        SVI(*vae()[:2], OPTIMIZERS["Adam"], Trace_ELBO(), **{name: value})
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_a_loss_that_is_not_finite_changes_nothing():
+    svi, _, before = train_vae(OPTIMIZERS["Adam"], True)
+    compiled = svi.num_compiled_steps
+    x = batches()[0][0].clone()
+    x[0, 0] = torch.nan
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="NaN"):
+        loss = svi.step(x)
+    assert np.isnan(loss)
+    assert svi.num_compiled_steps == compiled
+    for name, value in pyro.get_param_store().named_parameters():
+        assert torch.equal(value, before[name])
+    assert np.isfinite(svi.step(*batches()[1]))
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_fit_compiles_and_gives_what_eager_gives():
+    data = torch.rand(40, 4).bernoulli()
+    fits = {}
+    for compile in (True, False):
+        torch.manual_seed(0)
+        vae = pv.VAE(
+            pv.priors.StandardNormal(2),
+            pv.likelihoods.Bernoulli(pv.networks.MLP(2, [5], (4,))),
+            pv.guides.DiagonalNormal(pv.networks.MLP((4,), [5], 4)),
+        )
+        fits[compile] = pv.fit(vae, data, epochs=3, batch_size=8, compile=compile)
+    assert [fits[c].settings["engine"] for c in (True, False)] == ["compiled", "eager"]
+    for ours, eager in zip(fits[True].history, fits[False].history, strict=True):
+        np.testing.assert_allclose(ours["train_elbo"], eager["train_elbo"], rtol=1e-9)
