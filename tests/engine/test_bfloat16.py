@@ -4,9 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import (
-    Trace_ELBO,
-)
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae.svi import SVI

@@ -9,9 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import (
-    Trace_ELBO,
-)
+from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.engine import compiler

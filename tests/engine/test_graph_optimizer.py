@@ -5,9 +5,7 @@ import functools
 import pyro
 import pytest
 import torch
-from pyro.infer import (
-    Trace_ELBO,
-)
+from pyro.infer import Trace_ELBO
 from pyro.optim import PyroLRScheduler
 
 from pyro_vae.svi import SVI

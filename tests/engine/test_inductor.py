@@ -1,6 +1,8 @@
 """Code that TorchInductor compiles gives the numbers of the graph."""
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pyro
@@ -53,3 +55,18 @@ def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
     certain, _ = inductor._log_sigmoid(torch.tensor([torch.inf, -torch.inf, torch.nan]))
     assert certain[:2].tolist() == [0, -torch.inf]
     assert certain[2].isnan()
+
+
+LOADED = """
+import sys
+import pyro_vae
+print([name for name in ("torch._inductor", "torch._functorch.compile_utils", "sympy")
+       if name in sys.modules])
+"""
+
+
+def test_importing_the_package_does_not_import_torchs_compiler():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

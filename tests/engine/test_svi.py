@@ -4,9 +4,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import (
-    Trace_ELBO,
-)
+from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.svi import SVI
@@ -62,3 +60,25 @@ def test_fit_compiles_and_gives_what_eager_gives():
     assert [fits[c].settings["engine"] for c in (True, False)] == ["compiled", "eager"]
     for ours, eager in zip(fits[True].history, fits[False].history, strict=True):
         np.testing.assert_allclose(ours["train_elbo"], eager["train_elbo"], rtol=1e-9)
+
+
+@pytest.mark.usefixtures("graph_only")
+@pytest.mark.parametrize("prepared", [None, 0.5])
+def test_steps_with_a_share_are_averaged_whatever_was_prepared(monkeypatch, prepared):
+    shares = []
+
+    def average(values, parameters, share):
+        shares.append(share)
+        return values
+
+    monkeypatch.setattr(pv.distributed, "average", average)
+    first, _, _ = train_vae(OPTIMIZERS["Adam"], True, steps=2)
+    resumed = SVI(first.model, first.guide, first.optim, Trace_ELBO(), compile=True)
+    data = batches()[2:6]
+    resumed.prepare_of(data[0], {}, prepared)
+    for args in data[:3]:
+        resumed.step_of(args, {}, 0.5)
+    resumed.share = 0.25
+    resumed.step(*data[3])
+    assert shares == [0.5, 0.5, 0.5, 0.25]
+    assert resumed.num_compiled_steps == (0 if prepared is None else 4)

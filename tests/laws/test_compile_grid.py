@@ -1,7 +1,7 @@
-"""Every part and objective, compiled: the graph gives the loss and gradients that Pyro gives.
+"""For every part and objective, the graph gives the loss and gradients that Pyro gives.
 
-Each part stands once, beside default ones, and so does each objective; float64, the same noise.
-Plain gradient steps, so that what is compared is the gradients and not what Adam makes of rounding.
+Each part is tested once, combined with default parts, and so is each objective; in float64, on the
+same random numbers. The steps are plain gradient steps, because Adam amplifies rounding errors.
 """
 
 import functools
@@ -51,7 +51,7 @@ def cases():
 
 @pytest.fixture(autouse=True)
 def _double(monkeypatch):
-    # The graph itself, without the ten seconds that compiling it takes.
+    # Run the graph itself: compiling it takes ten seconds.
     monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
     torch.set_default_dtype(torch.float64)
     yield
