@@ -91,8 +91,6 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     Raises:
         NotCompilable: If TorchInductor fails.
     """
-    from torch._inductor import standalone_compile
-
     started = time.perf_counter()
     log.info("compiling the training step (%d operations) ...", len(graph.graph.nodes))
     copies = [same_strides(tensor) for tensor in inputs]
@@ -100,6 +98,8 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     # prevent CUDA graphs.
     in_cpp = all(tensor.is_cpu for tensor in inputs)
     try:
+        from torch._inductor import standalone_compile
+
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from inside the compiler
             # `torch.compile` would check every tensor before every call, which takes 0.1 ms. Here

@@ -1,4 +1,4 @@
-"""Sums of Bernoulli log densities by products: the same numbers."""
+"""`FastBernoulli` sums log densities by products and equals Pyro's Bernoulli."""
 
 import pytest
 import torch

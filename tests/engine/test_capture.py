@@ -83,7 +83,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why(scale_of, reason):
 
 @pytest.mark.usefixtures("graph_only")
 def test_entries_replaced_by_a_mask_are_of_any_number():
-    # The batches have different numbers of them.
+    # The number of replaced entries differs from batch to batch.
     assert both(replaces_by_mask).num_compiled_steps == 13
 
 

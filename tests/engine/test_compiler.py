@@ -102,7 +102,7 @@ def test_auto_waits_and_tells_nothing(monkeypatch):
         for _ in range(40):
             for args in batches():
                 svi.step(*args)
-    # The first step makes the parameters, 200 more show that they are worth it.
+    # The first step creates the parameters; the program is compiled after 200 more.
     assert svi.num_compiled_steps == 8 * 41 - 201
 
 
@@ -124,7 +124,7 @@ def test_memory_does_not_grow():
 
 @pytest.mark.parametrize("compile", [True, False])
 def test_a_batch_is_let_go_with_its_step(compile):
-    """Without Python's search for circles of references, in which a batch once stayed."""
+    """Reference counting frees the batch; no garbage collection is needed."""
     svi, _, _ = train_vae(OPTIMIZERS["Adam"], compile)
     gc.collect()
     gc.disable()

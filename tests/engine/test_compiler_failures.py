@@ -47,7 +47,7 @@ def test_expanded_priors_compile():
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-5)
 
 
-# Every function that the engine calls in a step: where it is found, and its name.
+# Functions that the engine calls in a step: module or class, and name.
 FAILING = {
     "split": (compiler, "split"),
     "signature": (compiler.Compiler, "_signature"),
@@ -77,13 +77,13 @@ def test_an_error_in_the_engine_becomes_an_eager_step(name, error, monkeypatch):
     whole = getattr(owner, attribute)
 
     def fails(*args, **kwargs):
-        torch.rand(3)  # the engine may have drawn random numbers before it failed
+        torch.rand(3)  # the engine can draw random numbers before it fails
         raise error("broken")
 
     def break_it(i, svi):
         if i == (0 if name in FIRST else 4):
             monkeypatch.setattr(owner, attribute, fails)
-            if name in ("reference", "comparison"):  # of the next checked run
+            if name in ("reference", "comparison"):  # called in the next checked run
                 monkeypatch.setattr(compiler, "CHECKED_RUNS", range(1, 100))
 
     with pytest.warns(CompilationWarning, match=f"{error.__name__}: .*broken"):
@@ -134,7 +134,7 @@ def test_auto_compiles_own_models_only(monkeypatch):
     vae, net = own_vae(), Net()
 
     class User(type(vae.model)):
-        """A model of the user's own, whatever it is derived from."""
+        """A user's subclass of the package's model."""
 
     user = User(vae.model.prior, vae.model.likelihood)
     programs = {

@@ -22,7 +22,7 @@ def test_the_optimizers_own_update_and_state(name):
     assert_same(ours, eager)
     assert ours[0].num_compiled_steps >= 6
     (program,) = ours[0]._compiler._programs.values()
-    assert (program.optimizers is None) == (name == "RAdam")  # it looks at its step count
+    assert (program.optimizers is None) == (name == "RAdam")  # RAdam reads its step count
     states = [svi.optim.optimizer.state_dict()["state"] for svi in (ours[0], eager[0])]
     for i, expected in states[1].items():
         for key, value in expected.items():

@@ -27,7 +27,7 @@ def test_a_setting_that_changes_is_followed():
 
 
 class OwnSVI(pv.SVI):
-    """A subclass of the user's own."""
+    """A user's subclass."""
 
 
 HOLDERS = {
@@ -87,7 +87,7 @@ def test_a_program_that_sees_too_much_runs_eagerly_and_says_so():
 
 
 class Hostile:
-    """An attribute that raises whatever is asked of it."""
+    """An object that raises on any attribute access."""
 
     def __getattribute__(self, name):
         raise RuntimeError("hands off")
@@ -98,7 +98,7 @@ def test_a_foreign_object_that_raises_is_no_error_of_the_step(compile):
     batch = TABLE[:, :6].contiguous()
 
     def hold(i, svi):
-        vars(svi.model.__self__)["foreign"] = Hostile()  # a module asks what it is given
+        vars(svi.model.__self__)["foreign"] = Hostile()  # not by setattr, which reads attributes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompilationWarning)

@@ -26,7 +26,7 @@ def test_compiled_equals_stock_pyro_step_by_step(name):
 
 @pytest.mark.usefixtures("double")
 def test_the_compiler_keeps_weight_decay_in_the_graph():
-    """Fusing a product with a scaled sum, torch 2.14's compiler forgets the scale."""
+    """torch 2.14 drops the scale when it fuses a product with a scaled sum."""
     optim = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
     ours, eager = train_vae(optim, True), train_vae(optim, False)
     assert_same(ours, eager)
@@ -44,13 +44,13 @@ def test_compiled_code_takes_strided_batches_and_priors():
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
 def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
-    """Not even far out, where 1 + exp(-|x|) rounds to 1; against twice the precision."""
+    """Compare with extended precision, including values with 1 + exp(-|x|) rounded to 1."""
     x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([0.0, 1e-8, -1e-8])]).to(dtype)
     actual, _ = inductor._log_sigmoid(x)
     u = np.exp(-np.abs(x.numpy().astype(np.longdouble)))
     expected = np.minimum(x.numpy().astype(np.longdouble), 0) - np.log1p(u)
     error = np.abs(actual.numpy().astype(np.longdouble) - expected)
-    tiny = np.finfo(actual.numpy().dtype).tiny  # below, exp flushes to zero
+    tiny = np.finfo(actual.numpy().dtype).tiny  # smaller values are flushed to zero by exp
     assert (error <= 4 * eps * np.abs(expected) + tiny).all()
     certain, _ = inductor._log_sigmoid(torch.tensor([torch.inf, -torch.inf, torch.nan]))
     assert certain[:2].tolist() == [0, -torch.inf]

@@ -35,7 +35,7 @@ def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """What goes by `product` without gradients, and by a layer of its own with them."""
+    """Record calls of `product` (without gradients) and `_Linear` (with gradients)."""
     calls = []
 
     def watch(owner, name):
@@ -53,13 +53,13 @@ def test_layers_are_fast_and_torchs(fast, taken):
     x, layer = torch.randn(3, 5, 40), torch.nn.Linear(40, 30)
     expected = layer(x)
     with matmul.fast_layers([layer]), matmul.fast_layers([layer]):
-        assert torch.equal(layer(x), expected)  # too small, where gradients are asked for
+        assert torch.equal(layer(x), expected)  # too small with gradients
         assert not taken
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
             torch.testing.assert_close(layer(x[0, 0]), expected[0, 0])  # a vector
     assert taken == [("product", 15, 40)]
-    assert "forward" not in vars(layer)  # as it was
+    assert "forward" not in vars(layer)  # restored
     with pytest.raises(RuntimeError, match="shapes"), matmul.fast_layers([layer]):
         layer(x.mT)
     assert "forward" not in vars(layer)
@@ -98,7 +98,7 @@ def test_gradients_of_fast_layers_are_torchs(fast, taken, monkeypatch, bias):
     expected = gradients(False), penalty()
     with matmul.fast_layers([layer]):
         torch.testing.assert_close(gradients(False), expected[0])
-        # The layer, and two of its gradients.
+        # The layer and two of its gradients.
         assert taken == [("apply", 15, 40), ("product", 15, 30), ("product", 30, 15)]
         torch.testing.assert_close(penalty(), expected[1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
@@ -140,7 +140,7 @@ def programs(kind):
 def test_eager_steps_take_fast_layers_where_these_are_large(
     fast, taken, monkeypatch, kind, num_fast
 ):
-    """Of the package's programs, of those that `fit` makes of them, and of plain functions."""
+    """For the package's programs, their versions per datum, and plain functions."""
     monkeypatch.setattr(matmul, "LARGE_LAYER", 50 * 600)
 
     def train(num_data):
@@ -155,7 +155,7 @@ def test_eager_steps_take_fast_layers_where_these_are_large(
         return losses, sum(name == "apply" for name, *_ in taken)
 
     losses, count = train(50)
-    assert count == num_fast  # those between 30 pixels and 20 hidden units, in three steps
+    assert count == num_fast  # layers between 30 pixels and 20 hidden units, in three steps
     assert train(49)[1] == 0
     monkeypatch.setattr(matmul, "has_half_speed_blas", lambda: False)
     plain, count = train(50)

@@ -10,7 +10,7 @@ from tests.support.strided_net import TABLE, assert_equal_runs, train_net
 
 
 class Cell:
-    """A setting where no search finds it: behind a class that is not the user's own."""
+    """A setting that guards do not find, because its class claims to be of a library."""
 
     __module__ = "torch"
 
@@ -29,7 +29,7 @@ def test_what_nothing_else_sees_is_seen_by_the_check_of_a_later_step():
         cell.value[0] = 1.0 if i < 10 else 2.0
 
     with pytest.warns(CompilationWarning, match="something that the graph does not see"):
-        svi = both(lambda x: cell(x), change)  # the change falls on the tenth compiled step
+        svi = both(lambda x: cell(x), change)  # the change happens at the tenth compiled step
     assert svi.num_compiled_steps == 9
 
 

@@ -25,7 +25,7 @@ print(cleared, faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
 def test_freed_memory_is_not_cleared_again():
-    """Pages of a tensor of 4 MB, fresh each time, and then none; huge pages are 2 of them."""
+    """A tensor of 4 MB faults at least its 2 huge pages; later tensors fault none."""
     told = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
     def measured(**environment):
@@ -37,4 +37,4 @@ def test_freed_memory_is_not_cleared_again():
     cleared, kept = measured()
     assert cleared >= 2 > 0.5 > kept
     _, kept = measured(**told)
-    assert kept >= 2  # whoever set the thresholds keeps them
+    assert kept >= 2  # thresholds set by the user are kept

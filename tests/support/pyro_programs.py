@@ -1,4 +1,4 @@
-"""Pyro programs as users write them, and their training by Pyro's SVI and by this package's."""
+"""Pyro programs as users write them; training with Pyro's SVI and with the package's SVI."""
 
 import functools
 import random
@@ -82,7 +82,7 @@ def joined(*values):
 
 
 def semi_supervised():
-    """SS-VAE: the label is enumerated in the guide where it is not observed."""
+    """SS-VAE: the guide enumerates the label if it is not observed."""
     encoder_y, encoder_z, decoder = nn.Linear(4, 3), nn.Linear(7, 4), nn.Linear(5, 4)
 
     def model(x, y=None):
@@ -193,7 +193,7 @@ def assert_same(ours, stock, tolerance=1e-9):
 
 
 def normal(scale_of=lambda x: 1.0):
-    """A model whose scale depends on `scale_of(x)`, in whatever way that does."""
+    """Return a model with scale `scale_of(x)`, its guide and batches."""
 
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

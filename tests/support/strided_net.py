@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def train_net(compile, batch, loc=None, steps=14, between=lambda i, svi: None):
-    """Return the losses and the final parameters of a run from a seed, and its SVI."""
+    """Train from a seed; return losses, final parameters and the SVI."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     net = Net(loc)
@@ -57,7 +57,7 @@ def assert_equal_runs(ours, eager):
 
 TABLE = (torch.rand(9, 20, generator=torch.Generator().manual_seed(1)) < 0.4).float()
 
-# The same kind of tensor in memory of every form; the first dimension has 9 rows, the second 6.
+# Tensors of shape (9, 6) with every memory layout.
 LAYOUTS = {
     "dense": lambda: TABLE[:, :6].contiguous(),
     "columns of a table": lambda: TABLE[:, 2:8],
