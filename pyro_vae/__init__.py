@@ -1,30 +1,47 @@
-"""Auto-Encoding Variational Bayes (Kingma & Welling, 2013) on Pyro."""
+"""Auto-Encoding Variational Bayes (Kingma & Welling, 2013) on Pyro.
 
-from pyro_vae import data, distributed, guides, likelihoods, networks, objectives, priors
-from pyro_vae.checkpointing.model_folder import load
-from pyro_vae.datatree.elpd import elpd_marginal
-from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
-from pyro_vae.diagnostics.ais import Annealed, ais, bidirectional
-from pyro_vae.diagnostics.collapse import Collapse, collapse
-from pyro_vae.diagnostics.gaps import Gaps, gaps
-from pyro_vae.diagnostics.mcmc import mcmc_draws
-from pyro_vae.diagnostics.sbc import sbc
-from pyro_vae.diagnostics.trust_card import TrustCard, diagnose
-from pyro_vae.distributed import DistributedError
-from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.models.ladder import LadderVAE
-from pyro_vae.models.mixed import MixedVAE
-from pyro_vae.models.vae import VAE
-from pyro_vae.pairs.check import check
-from pyro_vae.pairs.pair import Pair, PairError
-from pyro_vae.part import Part
-from pyro_vae.reporting.run_report import report
-from pyro_vae.runtime.devices import resolve_device
-from pyro_vae.runtime.files import CheckpointError
-from pyro_vae.svi import SVI
-from pyro_vae.training.fit import fit
-from pyro_vae.training.nan_recovery import TrainingError
-from pyro_vae.training.result import Fit
+Public names are imported when they are first used (PEP 562), so that `import pyro_vae` loads
+neither torch, matplotlib nor ArviZ.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_vae import (
+        data,
+        distributed,
+        guides,
+        likelihoods,
+        networks,
+        objectives,
+        plots,
+        priors,
+    )
+    from pyro_vae.checkpointing.model_folder import load
+    from pyro_vae.datatree.elpd import elpd_marginal
+    from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
+    from pyro_vae.diagnostics.ais import Annealed, ais, bidirectional
+    from pyro_vae.diagnostics.collapse import Collapse, collapse
+    from pyro_vae.diagnostics.gaps import Gaps, gaps
+    from pyro_vae.diagnostics.mcmc import mcmc_draws
+    from pyro_vae.diagnostics.sbc import sbc
+    from pyro_vae.diagnostics.trust_card import TrustCard, diagnose
+    from pyro_vae.distributed import DistributedError
+    from pyro_vae.evaluation import Evaluation, evaluate
+    from pyro_vae.models.ladder import LadderVAE
+    from pyro_vae.models.mixed import MixedVAE
+    from pyro_vae.models.vae import VAE
+    from pyro_vae.pairs.check import check
+    from pyro_vae.pairs.pair import Pair, PairError
+    from pyro_vae.part import Part
+    from pyro_vae.reporting.run_report import report
+    from pyro_vae.runtime.devices import resolve_device
+    from pyro_vae.runtime.files import CheckpointError
+    from pyro_vae.svi import SVI
+    from pyro_vae.training.fit import fit
+    from pyro_vae.training.nan_recovery import TrainingError
+    from pyro_vae.training.result import Fit
 
 __all__ = [
     "SVI",
@@ -61,9 +78,72 @@ __all__ = [
     "mcmc_draws",
     "networks",
     "objectives",
+    "plots",
     "priors",
     "report",
     "resolve_device",
     "sbc",
 ]
 __version__ = "0.1.0"
+
+# The module that defines each public name; a public module is absent.
+_MODULE_OF = {
+    "SVI": "svi",
+    "VAE": "models.vae",
+    "Annealed": "diagnostics.ais",
+    "CheckpointError": "runtime.files",
+    "Collapse": "diagnostics.collapse",
+    "DistributedError": "distributed",
+    "Evaluation": "evaluation",
+    "Fit": "training.result",
+    "Gaps": "diagnostics.gaps",
+    "LadderVAE": "models.ladder",
+    "MixedVAE": "models.mixed",
+    "Pair": "pairs.pair",
+    "PairError": "pairs.pair",
+    "Part": "part",
+    "TrainingError": "training.nan_recovery",
+    "TrustCard": "diagnostics.trust_card",
+    "ais": "diagnostics.ais",
+    "bidirectional": "diagnostics.ais",
+    "check": "pairs.check",
+    "collapse": "diagnostics.collapse",
+    "diagnose": "diagnostics.trust_card",
+    "elpd_marginal": "datatree.elpd",
+    "evaluate": "evaluation",
+    "fit": "training.fit",
+    "from_pyro_svi": "datatree.from_pyro_svi",
+    "gaps": "diagnostics.gaps",
+    "load": "checkpointing.model_folder",
+    "mcmc_draws": "diagnostics.mcmc",
+    "report": "reporting.run_report",
+    "resolve_device": "runtime.devices",
+    "sbc": "diagnostics.sbc",
+}
+# `load` finds classes among the imported ones, so it imports the modules that define parts.
+_MODULES_OF_PARTS = (
+    "guides",
+    "likelihoods",
+    "models.ladder",
+    "models.mixed",
+    "models.vae",
+    "networks",
+    "priors",
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "load":
+        for module in _MODULES_OF_PARTS:
+            importlib.import_module(f"{__name__}.{module}")
+    if name not in _MODULE_OF:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

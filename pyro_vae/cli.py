@@ -1,56 +1,66 @@
-"""The command `pyro-vae`: wiring from a shell to the package's functions."""
+"""The command `pyro-vae`: calls the package's functions from a shell.
+
+torch, Pyro and matplotlib are imported by the commands that use them, so that `--help` is fast.
+"""
 
 import functools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from torch.optim.lr_scheduler import OneCycleLR
 from typer import Argument, Option
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.reporting import html_page as pages
-from pyro_vae.runtime.files import check_folder, read_file, writable_folder, write_file
 
-print = Console(quiet=not pv.distributed.is_first()).print
+if TYPE_CHECKING:
+    from pyro_vae.models.base import Autoencoder
+
 app = typer.Typer(
-    help="Variational autoencoders on Pyro: train, evaluate, sample.",
+    help="Variational autoencoders on Pyro: train, evaluate, inspect, sample.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 DataRoot = Annotated[
-    Path | None, Option(help="Folder with the data [default: $PYRO_VAE_DATA or a cache]")
+    Path | None,
+    Option(help="Folder that contains the dataset [default: $PYRO_VAE_DATA or a cache folder]"),
 ]
 Run = Annotated[Path, Argument(help="Folder of a training run")]
-Seed = Annotated[int, Option(help="Repeats the command")]
+Seed = Annotated[int, Option(help="Random seed")]
+Device = Annotated[str, Option(help="torch device, such as cpu or cuda")]
+NumSamples = Annotated[int, Option(help="K, the number of importance samples for log p(x)")]
 
 
 @app.command()
 def train(
-    data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
+    data: Annotated[str, Option(help="Dataset: mnist, fashion-mnist, frey or mnist-5k")] = "mnist",
     data_root: DataRoot = None,
-    binarize: Annotated[str, Option(help="dynamic, static or threshold")] = "dynamic",
-    epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
-    latent_dim: Annotated[int, Option(help="Number of latents")] = 20,
-    hidden: Annotated[list[int], Option(help="Hidden units; once for each layer")] = [500],  # noqa: B006
-    batch_size: Annotated[int, Option(help="Data in a minibatch")] = 128,
-    learning_rate: Annotated[float, Option(help="The highest of the one-cycle schedule")] = 3e-3,
+    binarize: Annotated[
+        str, Option(help="Binarization of the pixels: dynamic, static or threshold")
+    ] = "dynamic",
+    epochs: Annotated[int, Option(help="Number of passes over the training data")] = 18,
+    latent_dim: Annotated[int, Option(help="Dimension of the latent space")] = 20,
+    hidden: Annotated[
+        list[int], Option(help="Number of hidden units; repeat the option for more layers")
+    ] = [500],  # noqa: B006
+    batch_size: Annotated[int, Option(help="Size of a minibatch")] = 128,
+    learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
     patience: Annotated[
-        int | None, Option(help="Stop after so many epochs without a better validation ELBO")
+        int | None,
+        Option(help="Stop after this number of epochs without a better validation ELBO"),
     ] = None,
-    num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 500,
+    num_samples: NumSamples = 500,
     seed: Seed = 0,
-    resume: Annotated[bool, Option(help="Go on from the newest checkpoint in --out")] = False,
-    device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
-    out: Annotated[Path, Option(help="Folder for results")] = Path("runs/train"),
+    resume: Annotated[bool, Option(help="Continue from the latest checkpoint in --out")] = False,
+    device: Device = "cpu",
+    out: Annotated[Path, Option(help="Output folder")] = Path("runs/train"),
 ) -> None:
-    """Train a VAE with a Bernoulli likelihood and write its scores and pictures to a folder."""
+    """Train a VAE with a Bernoulli likelihood; write its scores and figures to a folder."""
+    import torch
+    from torch.optim.lr_scheduler import OneCycleLR
+
     full, test = pv.data.load(data, binarize=binarize, root=data_root, seed=seed)
     training, validation = full.hold_out(len(full) // 12)
     x_shape = full.event_shape
@@ -76,81 +86,99 @@ def train(
         out=out,
         resume=resume,
     )
-    print(pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed))
-    print(f"Metrics, pictures, posterior.nc and the model are in {out}")
+    _print(pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed))
+    _print(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
 
 
 @app.command()
 def evaluate(
     run: Run,
     data_root: DataRoot = None,
-    num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 5000,
+    num_samples: NumSamples = 5000,
     seed: Seed = 0,
-    device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Score a run's model on its test data: ELBO, log p(x), with standard errors."""
+    """Print the ELBO and log p(x) of a run's test data, with standard errors."""
     vae, metrics = _open(run, device)
     test = _test_data(metrics, data_root)
-    print(pv.evaluate(vae, test, num_samples=num_samples, seed=seed))
+    _print(pv.evaluate(vae, test, num_samples=num_samples, seed=seed))
 
 
 @app.command()
 def inspect(
     run: Run,
-    html: Annotated[Path | None, Option(help="Page to write: the card, pictures, scores")] = None,
+    html: Annotated[
+        Path | None, Option(help="HTML page to write: trust card, figures, scores")
+    ] = None,
     data_root: DataRoot = None,
-    num_data: Annotated[int, Option(help="How many of the test data to look at")] = 1000,
-    num_samples: Annotated[int, Option(help="K, draws from the guide for each datum")] = 500,
+    num_data: Annotated[int, Option(help="Number of test data to diagnose")] = 1000,
+    num_samples: Annotated[int, Option(help="K, the number of guide samples per datum")] = 500,
     seed: Seed = 0,
-    device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Say how far a run's posterior can be trusted, and why; with --html, on a page of its own."""
+    """Diagnose a run's posterior and print its trust card; with --html, also write a page."""
+    from pyro_vae.reporting.html_page import write
+    from pyro_vae.runtime.files import writable_folder
+
     if num_data < 2:
-        raise ValueError(f"num_data must be at least 2, to tell data apart, got {num_data}")
+        raise ValueError(f"num_data must be at least 2, got {num_data}")
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     vae, metrics = _open(run, device)
     if html is not None and html.is_dir():
-        raise ValueError(f"--html is the file to write, and {html} is a folder: name a file in it")
+        raise ValueError(f"--html={html} is a folder; expected the path of a file")
     writable_folder(run, ["trust.json"])
     writable_folder(run if html is None else html.parent)
     x = _test_data(metrics, data_root).spread(num_data)
     card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
-    print(card)
-    card.save(run / "trust.json")
-    print(f"The card is in {run / 'trust.json'}")
+    _print(card)
+    pv.distributed.from_first(lambda: card.save(run / "trust.json"))
+    _print(f"Wrote the trust card to {run / 'trust.json'}")
     if html is not None:
-        pages.write(html, run, metrics, vae, x, card)
-        print(f"The page is {html}")
+        write(html, run, metrics, vae, x, card)
+        _print(f"Wrote the page to {html}")
 
 
 @app.command()
 def sample(
     run: Run,
-    num_samples: Annotated[int, Option(help="How many images")] = 100,
+    num_samples: Annotated[int, Option(help="Number of images")] = 100,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, Option(help="Picture to write [default: RUN/prior_samples.png]")
+        Path | None, Option(help="Image file to write [default: RUN/prior_samples.png]")
     ] = None,
 ) -> None:
-    """Draw images from a run's model, x ~ p(x), and write them as a picture."""
+    """Sample images x ~ p(x) from a run's model and write them to an image file."""
+    import torch
+
+    from pyro_vae.runtime.files import write_file
+
     vae, metrics = _open(run, "cpu")
     torch.manual_seed(seed)
-    figure = plots.image_grid(
+    figure = pv.plots.image_grid(
         vae.sample(num_samples), f"{metrics['dataset']}: draws from p(x), seed {seed}"
     )
     out = out or run / "prior_samples.png"
-    write_file(out, plots.encoded(figure, out.suffix[1:] or "png", dpi=150))
-    print(f"{num_samples} draws from p(x) are in {out}")
+    write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png", dpi=150))
+    _print(f"Wrote {num_samples} samples from p(x) to {out}")
 
 
-def _open(run: Path, device: str) -> tuple[Any, dict[str, Any]]:
-    """Return a run's model and its metrics."""
+def _print(message: object) -> None:
+    """Print in the first process only."""
+    from rich.console import Console
+
+    Console(quiet=not pv.distributed.is_first()).print(message)
+
+
+def _open(run: Path, device: str) -> tuple["Autoencoder", dict[str, Any]]:
+    """Return the model and the metrics of a run."""
+    from pyro_vae.runtime.files import check_folder, read_file
+
     if not run.is_dir():
-        raise ValueError(f"{run} is no folder of a training run: there is no such folder")
+        raise ValueError(f"{run}: no such directory")
     for name in ("metrics.json", "model"):
         if not (run / name).exists():
-            raise ValueError(f"{run} is no folder of a training run: it has no {name}")
+            raise ValueError(f"{run} is not the folder of a training run: it has no {name}")
     check_folder(run / "model")
     text = read_file(run, "metrics.json")
     try:
@@ -159,30 +187,30 @@ def _open(run: Path, device: str) -> tuple[Any, dict[str, Any]]:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{run / 'metrics.json'} is damaged: {error}") from error
     if missing:
-        raise ValueError(
-            f"{run / 'metrics.json'} does not say the run's {', '.join(sorted(missing))}"
-        )
+        raise ValueError(f"{run / 'metrics.json'} lacks {', '.join(sorted(missing))}")
     return pv.load(run / "model", pv.resolve_device(device)), metrics
 
 
-def _test_data(metrics: dict[str, Any], root: Path | None) -> pv.data.Dataset:
-    """Return the data that a run was scored on."""
+def _test_data(metrics: dict[str, Any], root: Path | None) -> "pv.data.Dataset":
+    """Return the test data of a run."""
     name, binarize, seed = (metrics[key] for key in ("dataset", "binarization", "seed"))
     try:
         _, test = pv.data.load(name, binarize=binarize, root=root, seed=seed)
     except pv.data.DataError as error:
-        raise ValueError(f"the run's test data cannot be had: {error}") from error
+        raise ValueError(f"cannot load the test data of the run: {error}") from error
     if test.name != name:
         raise ValueError(
-            f"the run's test data, of {name}, cannot be had, and those of {test.name} may be what "
-            "it was trained on: name the folder by --data-root or PYRO_VAE_DATA"
+            f"cannot load the test data of the run: expected {name}, found {test.name}, which may "
+            "contain its training data. Set --data-root or PYRO_VAE_DATA"
         )
     return test
 
 
 def main() -> None:
-    """Run the command; an error of the package's own is a sentence, not a trace."""
+    """Run the command; print an expected error as a sentence, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, pv.TrainingError) as error:
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError | pv.TrainingError):
+            raise
         sys.exit(f"error: {error}")

@@ -7,13 +7,14 @@ arrays of shape `(..., height, width)` or `(..., channels, height, width)` with 
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def encoded(figure: Figure, kind: str = "png", **settings: Any) -> bytes:
@@ -94,14 +95,14 @@ def latent_map(points: Any, labels: Any | None, title: str, axis_labels: Sequenc
     return figure
 
 
-def forest(tree: xr.DataTree, data: Sequence[int], plate: str = "data") -> Figure:
+def forest(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Figure:
     """Show means and intervals of the latents of some data, by their indices in `plate`."""
     import arviz_plots  # takes seconds
 
     return _figure_of(arviz_plots.plot_forest(tree, coords={plate: list(data)}))
 
 
-def densities(tree: xr.DataTree, data: Sequence[int], plate: str = "data") -> Figure:
+def densities(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Figure:
     """Show the marginal posterior densities of the latents of some data."""
     import arviz_plots
 
@@ -109,10 +110,11 @@ def densities(tree: xr.DataTree, data: Sequence[int], plate: str = "data") -> Fi
 
 
 def pairs(
-    tree: xr.DataTree, datum: int, latents: Sequence[int] | None = None, plate: str = "data"
+    tree: "xr.DataTree", datum: int, latents: Sequence[int] | None = None, plate: str = "data"
 ) -> Figure:
     """Scatter the latents of one datum against each other; `latents` picks of `latent_dim`."""
     import arviz_plots
+    import xarray as xr
 
     one = tree["posterior"].to_dataset().sel({plate: datum}, drop=True)
     if latents is not None:
@@ -120,7 +122,7 @@ def pairs(
     return _figure_of(arviz_plots.plot_pair(xr.DataTree.from_dict({"posterior": one})))
 
 
-def predictive(tree: xr.DataTree, data: Sequence[int], title: str, plate: str = "data") -> Figure:
+def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str = "data") -> Figure:
     """Show images x, above the mean of the posterior predictive, above three of its draws."""
     observed = tree["observed_data"].to_dataset().sel({plate: list(data)})
     (name,) = map(str, observed.data_vars)
@@ -163,7 +165,7 @@ def khat(elpd: Any, images: Any | None = None, count: int = 10) -> Figure:
     return figure
 
 
-def calibration(tree: xr.DataTree, coverage: bool = False) -> Figure:
+def calibration(tree: "xr.DataTree", coverage: bool = False) -> Figure:
     """Plot the ECDF of the SBC ranks minus the uniform's, with a simultaneous 99% envelope.
 
     With `coverage`, the ECDF of the levels of the central intervals that just hold the truth.
@@ -235,6 +237,8 @@ def aggregate_posterior(draws: Any, title: str, count: int = 8) -> Figure:
 
 def _figure_of(collection: Any) -> Figure:
     """Take the figure out of an ArviZ plot, and out of pyplot's list of open figures."""
+    from matplotlib import pyplot
+
     figure = collection.viz["figure"].item()
     pyplot.close(figure)
     return figure

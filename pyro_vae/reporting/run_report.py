@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
@@ -168,7 +168,7 @@ def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
 
 def _manifold(vae: VAE, title: str) -> Figure:
     """Decode a grid of the unit square through the inverse normal CDF: the paper's Figure 4."""
-    quantiles = norm.ppf((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
+    quantiles = ndtri((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
     z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
     z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
     images = vae.decode(z.to(device_of(vae))).mean

@@ -256,4 +256,4 @@ def test_the_command_trains_evaluates_and_samples(tmp_path):
     assert (tmp_path / "run/prior_samples.png").stat().st_size > 1000
     done = run(["-m", "pyro_vae", "evaluate", "nowhere"], tmp_path)
     assert done.returncode == 1
-    assert "error: nowhere is no folder of a training run" in done.stderr
+    assert "error: nowhere: no such directory" in done.stderr
