@@ -4,28 +4,24 @@ Nothing here changes a weight. All scores are read off one array of log weights.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.data.dataset import Chunk, Data, as_dataset
-from pyro_vae.distributed import distribute, is_first
+from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
-from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk
+from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.random_state import preserved_state, seed_chunk
+from pyro_vae.runtime.random_state import preserved_state
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -33,10 +29,6 @@ DESCRIPTIONS = {
     "kl": "KL(q(z|x) || p(z))",
     "log_likelihood": "log p(x)",
 }
-
-
-class MemoryWarning(UserWarning):
-    """Memory ran out, and smaller chunks are taken."""
 
 
 @dataclass(frozen=True)
@@ -152,37 +144,24 @@ def evaluate(
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     dataset = as_dataset(data).to(device_of(pair.model, pair.guide))
     check_data(pair, dataset)
-    rows, draws = data_per_chunk(dataset.event_shape, num_samples), min(num_samples, CHUNK_DRAWS)
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    bar = Progress(console=console, disable=not (shown and is_first()), transient=True)
-    task = bar.add_task("evaluating", total=len(dataset))
-
-    def score(chunk: Chunk) -> dict[str, Tensor]:
-        nonlocal rows, draws
-        parts: list[dict[str, Tensor]] = []
-        place, read = chunk
-        batch, done = read(), 0
-        while done < len(batch[0]):
-            few = tuple(part[done : done + rows] for part in batch)
-            try:
-                seed_chunk(seed, place + done)
-                parts.append(_scores(sampler, few, num_samples, draws))
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                rows, draws = _smaller(rows, draws, error)
-                continue
-            done += len(few[0])
-        bar.update(task, completed=place + done)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
     programs = pair.model, pair.guide
-    # `evaluating` once for all: each chunk would do and undo it.
-    with preserved_state(), bar, evaluating(*programs), fast_layers(modules_of(*programs)):
+
+    def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
+        return _scores(sampler, batch, num_samples, draws)
+
+    # Each chunk would otherwise enter and leave `evaluating`.
+    with preserved_state(), evaluating(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
-        found = list(distribute(dataset.chunks(rows), score))
-    scores = {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
+        found = map_chunks(
+            dataset,
+            score,
+            rows=data_per_chunk(dataset.event_shape, num_samples),
+            seed=seed,
+            draws=min(num_samples, CHUNK_DRAWS),
+            description="evaluating",
+            progress=progress,
+        )
+    scores = {name: values.numpy() for name, values in found.items()}
     check_finite(scores["log_likelihood"])
     return Evaluation(
         **scores,
@@ -191,29 +170,6 @@ def evaluate(
         dataset=dataset.name,
         binarization=dataset.binarization,
     )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch has a type of its own for a GPU's memory, and none for the processor's.
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def _smaller(rows: int, draws: int, error: BaseException) -> tuple[int, int]:
-    """Halve the data of a chunk, and where it is one, its draws."""
-    if rows == draws == 1:
-        raise MemoryError(
-            "there is no memory to score a single draw of a single datum: take a smaller network, "
-            "or free memory"
-        ) from error
-    rows, draws = (max(1, rows // 2), draws) if rows > 1 else (1, draws // 2)
-    warnings.warn(
-        f"memory ran out: scoring goes on with chunks of {rows} data and {draws} draws, whose "
-        "noise is another than with full memory",
-        MemoryWarning,
-        stacklevel=3,
-    )
-    return rows, draws
 
 
 def _scores(

@@ -1,5 +1,6 @@
 """From any Pyro model and guide to an `xarray.DataTree`, which ArviZ reads."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,8 +12,9 @@ import xarray as xr
 from pyro_vae.data.dataset import Dataset, as_tensor
 from pyro_vae.datatree.collector import GroupCollector
 from pyro_vae.datatree.writer import Labels, TreeWriter, Variables
-from pyro_vae.distributed import distribute, from_first, is_first
+from pyro_vae.distributed import from_first, is_first
 from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.chunking import over_chunks
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.runtime.random_state import preserved_state, seed_chunk
 
@@ -93,16 +95,20 @@ def from_pyro_svi(
         blocks = GroupCollector(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
-        batches = list(enumerate(programs.batches(rows)))
+        batches = list(programs.batches(rows))
+        chunks = [
+            (place, functools.partial(batches.__getitem__, place)) for place in range(len(batches))
+        ]
 
-        def collect(item: tuple[int, Batch]) -> Variables:
-            seed_chunk(base, item[0])
-            return blocks.collect(item[1])
+        def collect(place: int, batch: Batch) -> Variables:
+            return blocks.collect(batch)
 
         if not is_first():
-            collect(batches[0])  # what belongs to no datum is drawn with the first batch
+            seed_chunk(base, 0)
+            blocks.collect(batches[0])  # sites outside the data plate are sampled with it
             blocks.forget_data()
-        for (place, batch), variables in zip(batches, distribute(batches, collect), strict=True):
+        results = over_chunks(chunks, collect, seed=base)
+        for place, (batch, variables) in enumerate(zip(batches, results, strict=True)):
             if place == 0:
                 plate = programs.data_plate
                 labels.check(variables, {} if plate is None else {plate: programs.num_data})

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.diagnostics.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
 from pyro_vae.runtime.devices import device_of
@@ -54,6 +54,7 @@ def ais(
     num_temperatures: int = 500,
     num_leapfrog: int = 10,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Annealed:
     """Estimate log p(x) of each datum by annealed importance sampling.
 
@@ -65,6 +66,7 @@ def ais(
         num_temperatures: T, the transitions of each chain.
         num_leapfrog: leapfrog steps of each transition.
         seed: of all draws; the random state is left as it was found.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
         PairError: when a latent stands outside the plate over the data.
@@ -73,17 +75,20 @@ def ais(
     _check(num_chains, num_temperatures, num_leapfrog)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     rows = data_per_chunk(data.event_shape, num_chains)
-    lower, acceptance = [], []
+
+    def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        target = Target(sampler, batch)
+        chain = target.from_prior(num_chains)
+        weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
+        return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
+
     with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
-        for _, read in data.chunks(rows):
-            target = Target(sampler, read())
-            chain = target.from_prior(num_chains)
-            weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
-            lower.append(weights.logsumexp(0) - math.log(num_chains))
-            acceptance.append(accepted)
-    bounds = torch.cat(lower).cpu().numpy()
-    return Annealed(bounds, np.full_like(bounds, np.nan), torch.cat(acceptance).cpu().numpy())
+        found = map_chunks(
+            data, score, rows=rows, seed=seed, description="annealing", progress=progress
+        )
+    bounds = found["lower"].numpy()
+    return Annealed(bounds, np.full_like(bounds, np.nan), found["acceptance"].numpy())
 
 
 def bidirectional(

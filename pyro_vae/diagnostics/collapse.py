@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of
 from pyro_vae.runtime.devices import device_of
@@ -70,7 +70,14 @@ class Collapse:
         return f"all {num_units} latents are active"
 
 
-def collapse(pair: PairLike, x: Data, *, num_samples: int = 100, seed: int = 0) -> Collapse:
+def collapse(
+    pair: PairLike,
+    x: Data,
+    *,
+    num_samples: int = 100,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Collapse:
     """Measure what each latent carries of the data.
 
     Args:
@@ -79,6 +86,7 @@ def collapse(pair: PairLike, x: Data, *, num_samples: int = 100, seed: int = 0) 
             `DataLoader`, as for `fit`.
         num_samples: draws for each datum.
         seed: of the draws; the random state is left as it was found.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
         PairError: when a latent stands outside the plate over the data.
@@ -88,33 +96,44 @@ def collapse(pair: PairLike, x: Data, *, num_samples: int = 100, seed: int = 0) 
     if len(data) < 2 or num_samples < 2:
         raise ValueError(f"at least 2 data and 2 draws are needed, got {len(data)}, {num_samples}")
     rows = max(2, data_per_chunk(data.event_shape, num_samples))
-    means, variances, one, drops = [], [], [], []
+
+    def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        draws = sampler.draw(batch, num_samples)
+        z = (_flat(draws.latents) - prior.mean(0)) / prior.std(0)
+        swapped = {name: value.roll(1, dims=1) for name, value in draws.latents.items()}
+        log_likelihood = sampler.model_at(batch, swapped)[1]
+        return {
+            "mean": z.mean(0),
+            "variance": z.var(0),
+            "draw": z[0],
+            "drop": (draws.log_likelihood - log_likelihood).mean(0),
+        }
+
     with torch.no_grad(), preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
-        # The last datum joins the batch before it rather than being alone with its latents.
-        for _, read in data.chunks(rows, least=2):
-            batch = read()
-            draws = sampler.draw(batch, num_samples)
-            z = (_flat(draws.latents) - prior.mean(0)) / prior.std(0)
-            means.append(z.mean(0))
-            variances.append(z.var(0))
-            one.append(z[0])
-            swapped = {name: value.roll(1, dims=1) for name, value in draws.latents.items()}
-            _, log_likelihood = sampler.model_at(batch, swapped)
-            drops.append((draws.log_likelihood - log_likelihood).mean(0))
-    mean, variance, draw = torch.cat(means), torch.cat(variances), torch.cat(one)
+        # A chunk of one datum would have no other latents to swap with.
+        found = map_chunks(
+            data,
+            score,
+            rows=rows,
+            seed=seed,
+            least=2,
+            description="collapse",
+            progress=progress,
+        )
+    mean, variance = found["mean"], found["variance"]
     # The mean of S draws has their variance over S on top, and the two together 1/S nats of KL.
     square = mean.square() - variance / num_samples
     kl = 0.5 * (square + variance - 1 - variance.log()) - 0.5 / num_samples
     mean_variance = mean.var(0) - variance.mean(0) / num_samples
     return Collapse(
-        kl=kl.mean(0).cpu().numpy(),
-        mean_variance=(mean_variance * prior.var(0)).cpu().numpy(),
-        aggregate_mean=mean.mean(0).cpu().numpy(),
-        aggregate_sd=(mean_variance + variance.mean(0)).sqrt().cpu().numpy(),
-        draws=draw.cpu().numpy(),
-        reconstruction_drop=float(torch.cat(drops).double().mean()),
+        kl=kl.mean(0).numpy(),
+        mean_variance=(mean_variance * prior.var(0).cpu()).numpy(),
+        aggregate_mean=mean.mean(0).numpy(),
+        aggregate_sd=(mean_variance + variance.mean(0)).sqrt().numpy(),
+        draws=found["draw"].numpy(),
+        reconstruction_drop=float(found["drop"].double().mean()),
     )
 
 

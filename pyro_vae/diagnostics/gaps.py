@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_vae.data.dataset import Data, as_dataset
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
@@ -80,6 +80,7 @@ def gaps(
     learning_rate: float = 0.1,
     num_samples: int = 1000,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Gaps:
     """Split what the ELBO loses into approximation and amortization gap, for each datum.
 
@@ -93,6 +94,7 @@ def gaps(
         learning_rate: of Adam, in units of the encoder's output: no step is much longer.
         num_samples: draws for each datum for the bounds and log p(x).
         seed: of the draws; the random state is left as it was found. No parameter changes.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
         PairError: when a latent stands outside the plate over the data.
@@ -106,23 +108,27 @@ def gaps(
             "of q for each datum by encoder="
         )
     rows = data_per_chunk(data.event_shape, num_particles)
-    chunks = []
+
+    def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        first = _encoded(sampler, encoder, batch)
+        with outputs(encoder, first):
+            before = sampler.log_weights(batch, num_samples, num_particles).log_weights
+        best = _optimize(sampler, encoder, batch, first, num_steps, num_particles, learning_rate)
+        with outputs(encoder, best):
+            after = sampler.log_weights(batch, num_samples, num_particles).log_weights
+        return {
+            "elbo": elbo(before),
+            "best_elbo": elbo(after),
+            "log_likelihood": importance_bound(after),
+            "khat": pareto_khat(after),
+        }
+
     with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
-        for _, read in data.chunks(rows):
-            batch = read()
-            first = _encoded(sampler, encoder, batch)
-            with outputs(encoder, first):
-                before = sampler.log_weights(batch, num_samples, num_particles).log_weights
-            best = _optimize(
-                sampler, encoder, batch, first, num_steps, num_particles, learning_rate
-            )
-            with outputs(encoder, best):
-                after = sampler.log_weights(batch, num_samples, num_particles).log_weights
-            chunks.append((elbo(before), elbo(after), importance_bound(after), pareto_khat(after)))
-    names = ("elbo", "best_elbo", "log_likelihood", "khat")
-    columns = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]
-    return Gaps(**dict(zip(names, columns, strict=True)))
+        found = map_chunks(
+            data, score, rows=rows, seed=seed, description="inference gaps", progress=progress
+        )
+    return Gaps(**{name: values.numpy() for name, values in found.items()})
 
 
 def _optimize(

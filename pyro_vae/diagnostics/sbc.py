@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.datatree.writer import Labels
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.runtime.devices import device_of
@@ -32,6 +32,7 @@ def sbc(
     num_simulations: int = 1000,
     num_draws: int = 63,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Simulate data from a pair's model and rank the latents that made them among the guide's.
 
@@ -44,6 +45,7 @@ def sbc(
         num_simulations: N, data to simulate.
         num_draws: L, draws from the guide for each.
         seed: of all draws; the random state is left as it was found.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Returns:
         A tree of three groups. `prior_sbc` has u = (rank + 1/2) / (L + 1) for each simulation, in
@@ -59,18 +61,26 @@ def sbc(
         raise ValueError(
             f"num_simulations and num_draws must be at least 1, got {num_simulations}, {num_draws}"
         )
-    ranks: dict[str, list[np.ndarray]] = {}
+
+    def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        places = range(int(batch[0][0]), int(batch[0][-1]) + 1)
+        latents, simulated = simulate(sampler.programs, template, places)
+        draws = sampler.draw(simulated, num_draws).latents
+        return {name: _ranks(value, draws[name]) for name, value in latents.items()}
+
     with torch.no_grad(), preserved_state(seed):
         template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)
         rows = data_per_chunk(template[0].shape[1:], num_draws)
-        for start in range(0, num_simulations, rows):
-            places = range(start, min(start + rows, num_simulations))
-            latents, simulated = simulate(sampler.programs, template, places)
-            draws = sampler.draw(simulated, num_draws).latents
-            for name, value in latents.items():
-                ranks.setdefault(name, []).append(_ranks(value, draws[name]).cpu().numpy())
-    return _tree({name: np.concatenate(parts) for name, parts in ranks.items()}, num_draws, seed)
+        found = map_chunks(
+            as_dataset(torch.arange(num_simulations, dtype=torch.float64)),
+            score,
+            rows=rows,
+            seed=seed,
+            description="SBC",
+            progress=progress,
+        )
+    return _tree({name: ranks.numpy() for name, ranks in found.items()}, num_draws, seed)
 
 
 def _template(pair: PairLike, x: Data | None, count: int) -> tuple[Tensor, ...]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +20,7 @@ from pyro_vae.diagnostics.collapse import Collapse, collapse
 from pyro_vae.diagnostics.gaps import Gaps, gaps
 from pyro_vae.diagnostics.sbc import sbc
 from pyro_vae.pairs.check import check_data
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
     check_finite,
@@ -174,6 +173,7 @@ def diagnose(
     num_gap_data: int = 100,
     num_simulations: int = 1000,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> TrustCard:
     """Measure how far a pair's posterior can be trusted on some data.
 
@@ -186,6 +186,7 @@ def diagnose(
             each datum's q: 0 leaves them out.
         num_simulations: data to simulate for the calibration: 0 leaves it out.
         seed: of all draws; the random state is left as it was found.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
         PairError: when a latent stands outside the plate over the data.
@@ -195,15 +196,15 @@ def diagnose(
     if len(data) < 2:
         raise ValueError(f"at least two data are needed to compare, got {len(data)}")
     check_data(pair, data)
-    per_datum = _per_datum(pair, data, num_samples, seed)
-    latents = collapse(pair, data, seed=seed)
+    per_datum = _per_datum(pair, data, num_samples, seed, progress)
+    latents = collapse(pair, data, seed=seed, progress=progress)
     has_encoder = hasattr(getattr(pair.guide, "posterior", None), "encoder")
     split = None
     if num_gap_data and has_encoder:
-        split = gaps(pair, data.batch(slice(num_gap_data)), seed=seed)
-    calibration = (
-        sbc(pair, data, num_simulations=num_simulations, seed=seed) if num_simulations else None
-    )
+        split = gaps(pair, data.batch(slice(num_gap_data)), seed=seed, progress=progress)
+    calibration = None
+    if num_simulations:
+        calibration = sbc(pair, data, num_simulations=num_simulations, seed=seed, progress=progress)
     threshold = khat_threshold(num_samples)
     findings = [
         *_weight_findings(per_datum, threshold, num_samples),
@@ -216,18 +217,32 @@ def diagnose(
     )
 
 
-def _per_datum(pair: PairLike, data: Dataset, num_samples: int, seed: int) -> xr.Dataset:
+def _per_datum(
+    pair: PairLike, data: Dataset, num_samples: int, seed: int, progress: bool | None
+) -> xr.Dataset:
     rows = data_per_chunk(data.event_shape, num_samples)
-    scores: dict[str, list[Tensor]] = {"khat": [], "ess": [], "elbo": [], "log_likelihood": []}
+
+    def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
+        weights = sampler.log_weights(batch, num_samples, draws).log_weights
+        return {
+            "khat": pareto_khat(weights),
+            "ess": effective_sample_size(weights),
+            "elbo": elbo(weights),
+            "log_likelihood": importance_bound(weights),
+        }
+
     with preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
-        for _, read in data.chunks(rows):
-            weights = sampler.log_weights(read(), num_samples).log_weights
-            scores["khat"].append(pareto_khat(weights))
-            scores["ess"].append(effective_sample_size(weights))
-            scores["elbo"].append(elbo(weights))
-            scores["log_likelihood"].append(importance_bound(weights))
-    arrays = {name: ("data", torch.cat(parts).cpu().numpy()) for name, parts in scores.items()}
+        found = map_chunks(
+            data,
+            score,
+            rows=rows,
+            seed=seed,
+            draws=min(num_samples, CHUNK_DRAWS),
+            description="log weights",
+            progress=progress,
+        )
+    arrays = {name: ("data", values.numpy()) for name, values in found.items()}
     check_finite(arrays["log_likelihood"][1])
     return xr.Dataset(arrays, {"data": np.arange(len(arrays["khat"][1]))})
 

@@ -1,17 +1,187 @@
-"""How many data fit in one chunk of samples."""
+"""The loop over chunks of data that scores, diagnostics and validation share."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-# Elements of the largest array of one chunk: 4 MB of float32, so that a chunk of the decoder's
-# output and its log density stay near the processor's cache, and that the C library keeps what is
-# freed: larger arrays go back to the system each time, and half the time goes into new pages.
+import torch
+from torch import Tensor
+
+from pyro_vae.data.dataset import Chunk
+from pyro_vae.distributed import distribute, is_first
+from pyro_vae.runtime.random_state import seed_chunk
+
+# Elements of the largest array of a chunk: 4 MB of float32. The decoder's output and its log
+# density then stay near the processor's cache. The C allocator returns larger arrays to the system
+# when they are freed, and page faults for the next ones take half of the time.
 CHUNK_ELEMENTS = 2**20
-# Draws of one datum that are evaluated together: enough to make the encoder's share negligible.
+# Samples of one datum that are evaluated together: enough to amortize the cost of the encoder.
 CHUNK_DRAWS = 128
+
+B = TypeVar("B")
+R = TypeVar("R")
+# A function of a chunk and of the number of samples of a datum to evaluate together. It returns
+# arrays with one row for each datum of the chunk.
+Score = Callable[[tuple[Tensor, ...], int], dict[str, Tensor]]
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out; smaller chunks are used."""
+
+
+class Chunked(Protocol):
+    """Data that can be read in chunks, such as a `Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def chunks(self, rows: int, least: int = 1) -> Iterator[Chunk]:
+        """Yield all data in order as chunks of `rows` rows, the last of at least `least` rows."""
 
 
 def data_per_chunk(event_shape: Iterable[int], num_samples: int) -> int:
-    """Return how many data of this shape `log_weights` should take at a time."""
+    """Return the number of data of this shape to evaluate together, with all their samples."""
     rows = max(1, CHUNK_ELEMENTS // max(1, math.prod(event_shape)))
     return max(1, rows // min(num_samples, CHUNK_DRAWS))
+
+
+def over_chunks(
+    chunks: Iterable[tuple[int, Callable[[], B]]], work: Callable[[int, B], R], *, seed: int
+) -> Iterator[R]:
+    """Read each chunk, seed the random state by its position, and yield the result of `work`.
+
+    Several processes share the chunks; each yields all results in order, and they do not depend on
+    the number of processes. Call it in `preserved_state`.
+
+    Args:
+        chunks: Position of each chunk and a function that reads it.
+        work: Function of the position and the chunk.
+        seed: Random seed.
+    """
+
+    def one(chunk: tuple[int, Callable[[], B]]) -> R:
+        place, read = chunk
+        batch = read()
+        seed_chunk(seed, place)
+        return work(place, batch)
+
+    return distribute(chunks, one)
+
+
+def map_chunks(
+    data: Chunked,
+    score: Score,
+    *,
+    rows: int,
+    seed: int,
+    draws: int = 1,
+    least: int = 1,
+    description: str = "",
+    progress: bool | None = False,
+) -> dict[str, Tensor]:
+    """Score data chunk by chunk and concatenate the results on the CPU.
+
+    The chunks are seeded and shared over processes as in `over_chunks`. If memory runs out, the
+    number of data in a chunk is halved, and then the number of samples.
+
+    Args:
+        data: Data to score.
+        score: Function of a chunk and of the number of samples to evaluate together.
+        rows: Number of data in a chunk.
+        seed: Random seed.
+        draws: Number of samples of a datum that `score` evaluates together.
+        least: Minimum number of data in a chunk.
+        description: Label of the progress bar.
+        progress: Whether to show a progress bar; None shows it if standard error is a terminal.
+
+    Raises:
+        MemoryError: If there is not enough memory for the smallest chunk.
+
+    Warns:
+        MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
+            differs.
+    """
+    size = _ChunkSize(rows, least, draws)
+
+    def work(place: int, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        parts: list[dict[str, Tensor]] = []
+        done, num_data = 0, len(batch[0])
+        while True:
+            few = tuple(part[done : done + size.take(num_data - done)] for part in batch)
+            try:
+                found = score(few, size.draws)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                size.halve(error)
+            else:
+                parts.append({name: values.cpu() for name, values in found.items()})
+                done += len(few[0])
+                report(place + done)
+            if done == num_data:
+                return _joined(parts)
+            seed_chunk(seed, place + done)
+
+    with _progress_bar(description, len(data), progress) as report:
+        return _joined(list(over_chunks(data.chunks(rows, least), work, seed=seed)))
+
+
+@dataclass
+class _ChunkSize:
+    """Number of data in a chunk, its minimum, and number of samples evaluated together."""
+
+    rows: int
+    least: int
+    draws: int
+
+    def take(self, remaining: int) -> int:
+        """Return the number of rows of the next chunk; a short rest joins the last chunk."""
+        return self.rows if remaining - self.rows >= self.least else remaining
+
+    def halve(self, error: BaseException) -> None:
+        """Halve the number of data or, if it is minimal, the number of samples."""
+        if self.rows > self.least:
+            self.rows = max(self.least, self.rows // 2)
+        elif self.draws > 1:
+            self.draws //= 2
+        else:
+            raise MemoryError(
+                f"not enough memory for a chunk of {self.rows} data and {self.draws} samples. Use "
+                "a smaller network or free memory"
+            ) from error
+        warnings.warn(
+            f"memory ran out: continuing with chunks of {self.rows} data and {self.draws} samples. "
+            "The Monte Carlo noise differs from that of larger chunks",
+            MemoryWarning,
+            stacklevel=2,
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch has an exception type for the memory of a GPU, and a message for that of the CPU.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    description: str, total: int, show: bool | None
+) -> Iterator[Callable[[int], object]]:
+    """Show a bar on standard error in the first process; yield a function that moves it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    shown = console.is_terminal if show is None else show
+    if not (shown and is_first()):
+        yield lambda done: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.update(task, completed=done)

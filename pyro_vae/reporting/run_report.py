@@ -19,9 +19,10 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.models.vae import VAE
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import write_file, write_json
+from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.training.result import Fit
 
 SHOWN = 100  # images in a picture
@@ -73,6 +74,8 @@ def report(
         num_samples=500,
         seed=seed,
     )
+    with torch.no_grad(), preserved_state(), evaluating(vae):
+        moments = _encoded(vae, test, seed)
     if not is_first():
         return scores
     vae.save(out / MODEL)
@@ -83,7 +86,7 @@ def report(
     write_file(out / POSTERIOR, tree.to_netcdf(engine="h5netcdf"))
     with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
         torch.manual_seed(seed)
-        figures = _figures(vae, fit, test, shown)
+        figures = _figures(vae, fit, test, shown, *moments)
     for name, figure in figures.items():
         picture = plots.encoded(figure, dpi=150, bbox_inches="tight")
         write_file(out / f"{name}.png", picture)
@@ -113,10 +116,11 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[st
     return metrics
 
 
-def _figures(vae: VAE, fit: Fit, test: Dataset, shown: Tensor) -> dict[str, Figure]:
+def _figures(
+    vae: VAE, fit: Fit, test: Dataset, shown: Tensor, means: Tensor, scales: Tensor
+) -> dict[str, Figure]:
     title = f"{test.name}, binarization {test.binarization}, seed {fit.settings['seed']}"
     figures = {"learning_curve": plots.learning_curve(fit.history, title)}
-    means, scales = _encoded(vae, test)
     latent_dim = means.shape[1]
     points, axis_labels = _plane(means)
     figures["latents"] = plots.latent_map(
@@ -138,20 +142,22 @@ def _figures(vae: VAE, fit: Fit, test: Dataset, shown: Tensor) -> dict[str, Figu
     return figures
 
 
-def _encoded(vae: VAE, test: Dataset) -> tuple[Tensor, Tensor]:
+def _encoded(vae: VAE, test: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
 
-    Where q(z|x) has none in closed form, as a flow has none, 100 draws estimate them.
+    They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
     """
-    rows = data_per_chunk(test.event_shape, 1)
-    posteriors = [vae.encode(read()[0]) for _, read in test.chunks(rows)]
-    try:
-        moments = [(q.mean, q.stddev) for q in posteriors]
-    except NotImplementedError:
-        draws = [q.sample((100,)) for q in posteriors]
-        moments = [(z.mean(dim=0), z.std(dim=0)) for z in draws]
-    means, scales = zip(*moments, strict=True)
-    return torch.cat(means), torch.cat(scales)
+
+    def moments(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        q = vae.encode(batch[0])
+        try:
+            return {"mean": q.mean, "scale": q.stddev}
+        except NotImplementedError:
+            z = q.sample((100,))
+            return {"mean": z.mean(dim=0), "scale": z.std(dim=0)}
+
+    found = map_chunks(test, moments, rows=data_per_chunk(test.event_shape, 1), seed=seed)
+    return found["mean"], found["scale"]
 
 
 def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
@@ -186,4 +192,4 @@ def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
         z[row, :, latent] = values
     labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
     caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
-    return plots.mosaic(vae.decode(z).mean.cpu(), caption, labels)
+    return plots.mosaic(vae.decode(z.to(device_of(vae))).mean.cpu(), caption, labels)

@@ -2,30 +2,26 @@
 
 import math
 
-import torch
 from torch import Tensor
 
-from pyro_vae.data.dataset import Chunk, Dataset
-from pyro_vae.distributed import distribute
-from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.runtime.random_state import preserved_state, seed_chunk
+from pyro_vae.runtime.random_state import preserved_state
 
 
 def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
-    """One draw for each validation datum, the same noise every epoch, so that epochs compare.
+    """Return the mean ELBO of one sample for each validation datum, and its standard error.
 
-    Global latents are drawn from the guide; their KL divergence belongs to the training data.
+    The noise is the same in every epoch, so that epochs can be compared. Global latents are sampled
+    from the guide; their KL divergence is part of the training objective only.
     """
 
-    def score(chunk: Chunk) -> Tensor:
-        place, read = chunk
-        batch = read()
-        seed_chunk(seed, place)
-        return sampler.log_weights(batch, 1).log_weights[0].double().cpu()
+    def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        return {"elbo": sampler.log_weights(batch, 1).log_weights[0].double()}
 
     with preserved_state():
-        chunks = data.chunks(data_per_chunk(data.event_shape, 1))
-        elbo = torch.cat(list(distribute(chunks, score)))
+        rows = data_per_chunk(data.event_shape, 1)
+        elbo = map_chunks(data, score, rows=rows, seed=seed)["elbo"]
     se = elbo.std().item() / math.sqrt(len(elbo)) if len(elbo) > 1 else math.nan
     return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}

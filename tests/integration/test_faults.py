@@ -22,7 +22,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae import evaluation
 from pyro_vae.checkpointing import model_folder as checkpoints
+from pyro_vae.pairs.chunking import MemoryWarning
 from pyro_vae.runtime import files as folders
 from pyro_vae.training import run_state
 from tests.checkpointing.test_runs import (
@@ -423,9 +425,9 @@ def test_evaluation_that_runs_out_of_memory_takes_smaller_chunks_and_says_so(tmp
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 120 * 2**20,) * 2)
         with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", pv.evaluation.MemoryWarning)
+            warnings.simplefilter("always", MemoryWarning)
             scores = pv.evaluate(vae, x, num_samples=32)
-        assert "memory ran out: scoring goes on with chunks of 1 data" in str(told[0].message)
+        assert "memory ran out: continuing with chunks of 1 data" in str(told[0].message)
         # The same draws give the same KL; others differ by their noise, of sd below 2 here.
         np.testing.assert_allclose(scores.kl, full.kl, atol=5 * 2 * (2 / 32) ** 0.5)
 
@@ -436,7 +438,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     def broken(*args):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(pv.evaluation, "_scores", broken)
+    monkeypatch.setattr(evaluation, "_scores", broken)
     with pytest.raises(RuntimeError, match="something else"):
         pv.evaluate(small_vae(), torch.ones(4, 1, 4, 4), num_samples=4)
 
