@@ -274,17 +274,14 @@ def saved_trees(folder):
 
 
 ARVIZ_SCRIPT = """
-import importlib.util, json, sys, warnings
+import json, sys
 import matplotlib
 matplotlib.use("agg")
 import arviz_plots, arviz_stats, xarray as xr
-# That interpreter may have no torch: the rooms that need none are loaded alone.
-def room(name):
-    spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/pyro_vae/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-elpd, plots = room("elpd"), room("plots")
+sys.path.insert(0, sys.argv[1])
+from pyro_vae import plots
+from pyro_vae.datatree import elpd
+assert "torch" not in sys.modules  # that interpreter may have no torch
 tree, sbc = xr.open_datatree("posterior.nc"), xr.open_datatree("sbc.nc")
 score = elpd.elpd_marginal(tree)
 compared = arviz_stats.compare({"one": score, "same": score})

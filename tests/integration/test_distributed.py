@@ -85,6 +85,12 @@ def test_scores_and_trees_are_those_of_one_process(alone, together):
             assert together["trees"][name] == values, name
 
 
+def test_diagnostics_are_those_of_one_process(alone, together):
+    for name, length in (("card", 9), ("khat", 200), ("annealed", 30)):
+        assert together[name] == alone[name]
+        assert len(alone[name]) == length
+
+
 def test_the_noise_is_each_process_own(alone, together):
     (one,), (first, second) = alone["noise"], together["noise"]
     assert first == one

@@ -146,7 +146,7 @@ def trees(folder):
 
 
 def job_equal(folder):
-    """Train eagerly and compiled, score, and draw."""
+    """Train eagerly and compiled, score, diagnose, and draw."""
     graph = compiled_step.compile_graph
     compiled_step.compile_graph = lambda graph, inputs: graph  # without the seconds it takes
     results = {name: numbers(*fit(compile=name == "compiled")) for name in ("eager", "compiled")}
@@ -165,6 +165,10 @@ def job_equal(folder):
         loader = DataLoader(x, batch_size=70, shuffle=True)
         scores = pv.evaluate(vae, loader, num_samples=128, seed=4)
     results["loader_scores"] = scores.log_likelihood.tolist()
+    card = pv.diagnose(vae, x[:200], num_samples=40, num_gap_data=30, num_simulations=100, seed=4)
+    results["card"] = [finding.value for finding in card.findings]
+    results["khat"] = card.per_datum["khat"].to_numpy().tolist()
+    results["annealed"] = pv.ais(vae, x[:30], num_temperatures=5).lower.tolist()
     results["trees"] = trees(folder / f"store-{pv.distributed.world_size()}")
     # The noise is each process's own.
     seen = []
