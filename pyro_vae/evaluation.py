@@ -1,13 +1,12 @@
-"""Scores of a trained pair, per datum: ELBO, its two terms, log p(x), and their k-hat.
+"""Scores of a trained pair per datum: ELBO, its two terms, log p(x), and k-hat.
 
-Nothing here changes a weight. All scores are read off one array of log weights.
+All scores are computed from one array of log weights; parameters are not changed.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.tables import rendered
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -33,11 +33,32 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in nats, arrays of shape `(num_data,)` in the data's float type.
+    """Scores in nats, arrays of shape `(num_data,)` in the dtype of the data.
 
-    `elbo` = `reconstruction` - `kl`, each a mean over the same `num_samples` draws;
-    `log_likelihood` is the importance-weighted bound with as many, which rises to log p(x);
-    `khat` above `khat_threshold` marks the data whose log p(x) is not to be relied on.
+    Printing an evaluation shows the means with standard errors.
+
+    Attributes:
+        elbo: ELBO, equal to `reconstruction` - `kl`.
+        reconstruction: E[log p(x|z)] under the guide.
+        kl: KL(q(z|x) || p(z)), estimated with the same samples.
+        log_likelihood: Importance-weighted bound with `num_samples` samples. It is a lower bound
+            that converges to log p(x).
+        khat: Pareto k-hat of the importance weights. The estimate of log p(x) is unreliable if
+            k-hat is above `khat_threshold`.
+        num_samples: K, number of guide samples per datum.
+        seed: Random seed of the samples.
+        dataset: Name of the dataset.
+        binarization: Binarization of the dataset.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> zeros = np.zeros(3)
+        >>> elbo = np.array([-3.0, -1.0, -2.0])
+        >>> scores = pv.Evaluation(elbo, elbo, zeros, elbo, zeros, 100, 0, "toy", "none")
+        >>> scores.num_data, scores.mean("elbo"), scores.share_unreliable
+        (3, -2.0, 0.0)
+
+    See also: `evaluate`, `TrustCard`.
     """
 
     elbo: np.ndarray
@@ -52,7 +73,7 @@ class Evaluation:
 
     @property
     def num_data(self) -> int:
-        """Number of data that were scored."""
+        """Number of scored data."""
         return len(self.elbo)
 
     @property
@@ -65,20 +86,20 @@ class Evaluation:
         return float(np.mean(getattr(self, score), dtype=np.float64))
 
     def se(self, score: str) -> float:
-        """Return the standard error of that mean, over the data; NaN for a single datum."""
+        """Return the standard error of the mean over the data; NaN for a single datum."""
         values = np.asarray(getattr(self, score), dtype=np.float64)
         return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
     @property
     def share_unreliable(self) -> float:
-        """Share of the data whose k-hat is above the threshold; NaN where K is too small to say."""
+        """Share of the data with k-hat above the threshold; NaN if K is too small for k-hat."""
         known = ~np.isnan(self.khat)
         return float((self.khat[known] > self.khat_threshold).mean()) if known.any() else math.nan
 
     def metrics(self) -> dict[str, float | int | None]:
-        """Return means and standard errors under the names that `metrics.json` has them.
+        """Return means and standard errors under their names in `metrics.json`.
 
-        What K is too small to say is None, as JSON knows no NaN.
+        The share of unreliable data is None if K is too small for k-hat, because JSON has no NaN.
         """
         result: dict[str, float | int | None] = {"num_importance_samples": self.num_samples}
         for score in DESCRIPTIONS:
@@ -90,7 +111,7 @@ class Evaluation:
     def __rich__(self) -> Table:
         unreliable = self.share_unreliable
         trust = (
-            "too few draws for k-hat"
+            "too few samples for k-hat"
             if math.isnan(unreliable)
             else f"k-hat above {self.khat_threshold:.2f} for {unreliable:.1%} of the data"
         )
@@ -104,10 +125,7 @@ class Evaluation:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=100)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self, width=100)
 
 
 def evaluate(
@@ -118,27 +136,44 @@ def evaluate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Score a pair on data by `num_samples` draws from the guide for each datum.
+    """Score a pair on data with `num_samples` guide samples for each datum.
 
-    Several processes (`torchrun`) share the data, and each returns all scores: those of one alone.
-    Memory is bounded by a chunk of draws and data, whatever their number; where even that is not to
-    be had, chunks are halved, with a warning. A data set whose binarization is dynamic is scored on
-    its fixed draws, the same for every model.
+    Several processes (`torchrun`) share the data; each returns all scores, and they equal those of
+    a single process. Memory use is bounded by one chunk of samples and data. If memory runs out,
+    chunks are halved, with a warning. A dataset with dynamic binarization is scored on fixed
+    binary samples, the same for every model.
 
     Args:
-        pair: anything with `.model` and `.guide`.
-        data: shape `(num_data, *event)`; or a tuple `(data, y, ...)`, as for `fit`. A `DataLoader`
-            is passed over once, in its own order, and scored as a tensor of the same rows.
-        num_samples: K, draws for each datum.
-        seed: of the draws; torch's global random state is left as it was found.
-        progress: show a progress bar; by default where standard error is a terminal.
+        pair: Object with `.model` and `.guide`.
+        data: Data of shape `(num_data, *event)`, or a tuple `(data, y, ...)` as for `fit`. A
+            `DataLoader` is read once, in its order, and scored like a tensor of the same rows.
+        num_samples: K, number of guide samples for each datum.
+        seed: Random seed for the guide samples. The global random state is restored.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
+
+    Returns:
+        The scores of each datum.
 
     Raises:
-        ValueError: when K is below 1, the data do not fit the pair, or a score is not finite.
-        MemoryError: when there is no memory for one draw of one datum.
+        ValueError: If K is below 1, the data do not fit the pair, or a score is not finite.
+        MemoryError: If there is not enough memory for one sample of one datum.
 
     Warns:
-        MemoryWarning: when memory ran out and smaller chunks are taken, whose noise is another.
+        MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
+            differs.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> scores = pv.evaluate(vae, torch.ones(3, 5), num_samples=10)
+        >>> scores.elbo.shape, bool(scores.mean("elbo") <= scores.mean("log_likelihood"))
+        ((3,), True)
+
+    See also: `diagnose`, `fit`, `report`.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")

@@ -1,1 +1,1 @@
-"""How far a posterior can be trusted: calibration, gaps, AIS, MCMC, collapse, the trust card."""
+"""Diagnostics of a posterior: calibration, gaps, AIS, MCMC, collapse, the trust card."""

@@ -1,17 +1,17 @@
-"""log p(x) by annealed importance sampling, which owes nothing to the guide.
+"""log p(x) by annealed importance sampling (AIS), independent of the guide.
 
-Neal (2001): for each datum, chains pass from the prior to the posterior through
+Neal (2001): for each datum, chains move from the prior to the posterior through
 
     f_t(z) = p(z) p(x|z)^b_t,      0 = b_0 < b_1 < ... < b_T = 1,
 
-by Hamiltonian Monte Carlo transitions that leave each f_t invariant, and weigh
+with Hamiltonian Monte Carlo transitions that leave each f_t invariant. Their log weights are
 
     log w = sum_t (b_t - b_{t-1}) log p(x|z_{t-1}).
 
-E[w] = p(x), so that log-mean-exp over chains is in expectation a lower bound of log p(x). On data
-of the model's own, z* that made x is an exact draw of the posterior: a chain that passes from there
-back to the prior gives E[1/w] = 1/p(x), an upper bound (bidirectional Monte Carlo, Grosse, Ancha &
-Roy 2016). The schedule and the transitions are those of Wu et al. (2017).
+E[w] = p(x), so in expectation the log-mean-exp over chains is a lower bound of log p(x). If x is
+simulated from the model, the z* that generated it is an exact sample of the posterior. A chain from
+z* back to the prior gives E[1/w] = 1/p(x) and thus an upper bound (bidirectional Monte Carlo,
+Grosse, Ancha & Roy 2016). The schedule and the transitions follow Wu et al. (2017).
 """
 
 import math
@@ -35,10 +35,21 @@ TARGET_ACCEPTANCE = 0.65
 
 @dataclass(frozen=True)
 class Annealed:
-    """log p(x) in nats, arrays of shape `(num_data,)`.
+    """Bounds of log p(x) in nats, arrays of shape `(num_data,)`.
 
-    `lower` is the bound from the prior to the posterior, `upper` the one on the way back: NaN where
-    no exact draw of the posterior is known. `acceptance` is that of the transitions.
+    Attributes:
+        lower: Lower bound, from chains that move from the prior to the posterior.
+        upper: Upper bound, from chains in the other direction; NaN if no exact sample of the
+            posterior is known.
+        acceptance: Acceptance rate of the transitions.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> bounds = pv.Annealed(np.array([-5.1]), np.array([-5.0]), np.array([0.65]))
+        >>> bool((bounds.lower < bounds.upper).all())
+        True
+
+    See also: `ais`, `bidirectional`.
     """
 
     lower: np.ndarray
@@ -59,18 +70,36 @@ def ais(
     """Estimate log p(x) of each datum by annealed importance sampling.
 
     Args:
-        pair: anything with `.model` and `.guide`, every latent continuous and in the plate over the
-            data. The guide is run for its shapes only.
-        x: shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
-        num_chains: independent chains for each datum.
-        num_temperatures: T, the transitions of each chain.
-        num_leapfrog: leapfrog steps of each transition.
-        seed: of all draws; the random state is left as it was found.
+        pair: Object with `.model` and `.guide`. Every latent is continuous and in the plate over
+            the data. The guide is run only to find the shapes of the latents.
+        x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
+            `fit`.
+        num_chains: Number of independent chains for each datum.
+        num_temperatures: T, number of transitions of each chain.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        Lower bounds of log p(x); the upper bounds are NaN.
+
     Raises:
-        PairError: when a latent stands outside the plate over the data.
-        ValueError: for fewer than one chain, temperature or leapfrog step, or a discrete latent.
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If a number of chains, temperatures or leapfrog steps is below one, or a latent
+            is discrete.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> bounds = pv.ais(vae, torch.ones(3, 5), num_chains=2, num_temperatures=3)
+        >>> bounds.lower.shape
+        (3,)
+
+    See also: `bidirectional`, `evaluate`, `gaps`.
     """
     _check(num_chains, num_temperatures, num_leapfrog)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
@@ -101,20 +130,39 @@ def bidirectional(
     num_leapfrog: int = 10,
     seed: int = 0,
 ) -> tuple[Tensor, Annealed]:
-    """Bound log p(x) from both sides, on data that the pair's model is made to simulate.
+    """Bound log p(x) from both sides on data simulated from the pair's model.
 
     Args:
-        pair: as in `ais`, with one observed site.
-        x: data of the right shape and float type, whose values do not matter. Their context, of
-            a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for each datum.
-        num_data: how many to simulate.
-        num_chains: as in `ais`, and of the chains back, which all begin at the one exact draw.
-        num_temperatures: as in `ais`.
-        num_leapfrog: as in `ais`.
-        seed: of all draws; the random state is left as it was found.
+        pair: Pair as in `ais`, with one observed site.
+        x: Data of the shape and dtype to simulate; their values are not used. The context rows of a
+            tuple `(x, y, ...)` or a `DataLoader` are used in turn, one for each datum.
+        num_data: Number of data to simulate.
+        num_chains: Number of chains in each direction. All reverse chains of a datum start at the
+            one exact sample.
+        num_temperatures: Number of transitions of each chain.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        seed: Random seed. The global random state is restored.
 
     Returns:
         The simulated data, shape `(num_data, *event)`, and the bounds.
+
+    Raises:
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If a setting is below one, a latent is discrete, or the model does not have
+            exactly one observed site.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> x, bounds = pv.bidirectional(vae, torch.ones(1, 5), num_data=3, num_temperatures=3)
+        >>> x.shape, bounds.upper.shape
+        (torch.Size([3, 5]), (3,))
+
+    See also: `ais`, `sbc`.
     """
     _check(num_chains, num_temperatures, num_leapfrog)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
@@ -135,9 +183,9 @@ def bidirectional(
 
 
 class Target:
-    """A model's log densities over the unconstrained latents of some data, all in one row.
+    """The log densities of a model as functions of the unconstrained latents of some data.
 
-    States have shape `(chains, data, dim)`.
+    States have shape `(chains, data, dim)`; the latents of all sites are concatenated.
     """
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
@@ -149,25 +197,25 @@ class Target:
         for name in sampler.programs.local_latents:
             support = sites[name].distribution.support
             if support.is_discrete:
-                raise ValueError(f"latent {name!r} is discrete: annealing needs continuous latents")
+                raise ValueError(f"latent {name!r} is discrete; annealing needs continuous latents")
             self.transforms[name] = biject_to(support)
             self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
 
     @torch.no_grad()
     def from_prior(self, num_chains: int) -> Tensor:
-        """Draw states from the prior."""
+        """Sample states from the prior."""
         sites = self.sampler.programs.run_model(batch_of(self.batch), num_chains, observe=False)
         return self.unconstrain(
             {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
         )
 
     def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
-        """Put latents, each `(chains, data, *event)`, into one row."""
+        """Concatenate unconstrained latents, each of shape `(chains, data, *event)`."""
         rows = [self.transforms[name].inv(value) for name, value in latents.items()]
         return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log prior over states and log p(x|z), each `(chains, data)`."""
+        """Return the log prior of the states and log p(x|z), each of shape `(chains, data)`."""
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         parts = states.split(sizes, dim=-1)
         latents, log_jacobian = {}, torch.zeros(states.shape[:2], device=states.device)
@@ -190,7 +238,7 @@ def _check(num_chains: int, num_temperatures: int, num_leapfrog: int) -> None:
 
 
 def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
-    """Return b_0 = 0 to b_T = 1 along a sigmoid, denser at both ends (Wu et al. 2017)."""
+    """Return b_0 = 0, ..., b_T = 1 on a sigmoid, denser at both ends (Wu et al. 2017)."""
     grid = torch.linspace(-1, 1, num_temperatures + 1, dtype=torch.float64) * steepness
     sigmoid = grid.sigmoid()
     return (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
@@ -203,10 +251,10 @@ def _anneal(
     num_leapfrog: int,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run chains up the schedule, or down; return log weights `(chains, data)` and acceptance."""
+    """Run chains along the schedule; return log weights `(chains, data)` and acceptance rates."""
     betas = schedule(num_temperatures)
     first = torch.full(states.shape[:2], FIRST_STEP, dtype=states.dtype, device=states.device)
-    step = StepSizes(first, TARGET_ACCEPTANCE)  # each chain's own
+    step = StepSizes(first, TARGET_ACCEPTANCE)  # one for each chain
     weights = torch.zeros(states.shape[:2], dtype=torch.float64, device=states.device)
     accepted = torch.zeros_like(weights)
     point = Point.at(target, states)
@@ -216,7 +264,7 @@ def _anneal(
         if not reverse:
             weights += change * point.log_likelihood.double()
         point, moved = transition(target, point, step.values, num_leapfrog, float(betas[t]))
-        if reverse:  # back from f_t to f_{t-1}: move under f_t, then weigh
+        if reverse:  # from f_t to f_{t-1}: move under f_t, then update the weight
             weights += change * point.log_likelihood.double()
         accepted += moved
         step.follow(moved)

@@ -1,4 +1,4 @@
-"""Posterior collapse: which latents does the encoder use, and does the decoder listen to them?"""
+"""Posterior collapse: latents that the encoder or the decoder does not use."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,34 @@ from pyro_vae.runtime.random_state import preserved_state
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
 ACTIVE_VARIANCE = 0.01
-# A decoder whose reconstructions lose less than this by another datum's latents ignores them.
+# The decoder ignores z if the latents of another datum cost less than this, in nats.
 IGNORED_NATS = 0.01
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """What the latents carry; arrays of shape `(latent_dim,)`, sites and events in one row.
+    """Use of the latents; arrays of shape `(latent_dim,)` over the entries of all latent sites.
 
     Attributes:
-        kl: KL(q(z_i|x) || p(z_i)) averaged over data, in nats, of the marginals' first two
-            moments: exact where both are normal.
-        mean_variance: variance over data of the posterior mean E[z_i|x].
-        aggregate_mean, aggregate_sd: of z_i over data and posterior, in prior standard deviations
-            from the prior's mean: 0 and 1 where the aggregate posterior is the prior.
-        draws: one draw of z for each datum in the same units, shape `(num_data, latent_dim)`.
-        reconstruction_drop: nats per datum that E[log p(x|z)] loses when each datum gets the
-            latents of another one; near 0 where the decoder ignores them.
+        kl: KL(q(z_i|x) || p(z_i)) in nats, averaged over data, from the first two moments of the
+            marginals. It is exact if both are normal.
+        mean_variance: Variance over data of the posterior mean E[z_i|x].
+        aggregate_mean: Mean of z_i over data and posterior, minus the prior mean, in prior standard
+            deviations. It is 0 if the aggregate posterior equals the prior.
+        aggregate_sd: Standard deviation of z_i over data and posterior, in prior standard
+            deviations. It is 1 if the aggregate posterior equals the prior.
+        draws: One sample of z for each datum in the same units, shape `(num_data, latent_dim)`.
+        reconstruction_drop: Decrease of E[log p(x|z)] in nats per datum when each datum gets the
+            latents of another one. It is near 0 if the decoder ignores z.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> zeros, ones = np.zeros(2), np.ones(2)
+        >>> latents = pv.Collapse(zeros, np.array([0.5, 0.0]), zeros, ones, np.zeros((3, 2)), 1.0)
+        >>> latents.active, latents.collapsed
+        (array([ True, False]), False)
+
+    See also: `collapse`, `diagnose`, `plots.kl_by_dimension`.
     """
 
     kl: np.ndarray
@@ -43,29 +54,29 @@ class Collapse:
 
     @property
     def active(self) -> np.ndarray:
-        """Whether each unit is active: its posterior mean varies over data by more than 0.01."""
+        """Whether the posterior mean of each latent has a variance over data above 0.01."""
         return self.mean_variance > ACTIVE_VARIANCE
 
     @property
     def collapsed(self) -> bool:
-        """Whether no unit is active or the decoder ignores them."""
+        """Whether no latent is active or the decoder ignores z."""
         return not self.active.any() or self.reconstruction_drop < IGNORED_NATS
 
     @property
     def verdict(self) -> str:
-        """One sentence on what the latents are good for."""
+        """One sentence that summarizes the use of the latents."""
         num_active, num_units = int(self.active.sum()), len(self.active)
         if num_active == 0:
             return "collapsed: the posterior mean of no latent depends on x"
         if self.reconstruction_drop < IGNORED_NATS:
             return (
-                "collapsed: the decoder ignores z, another datum's latents reconstruct x as well "
-                f"(within {self.reconstruction_drop:.3f} nats)"
+                "collapsed: the decoder ignores z; the latents of another datum reconstruct x "
+                f"equally well (within {self.reconstruction_drop:.3f} nats)"
             )
         if num_active < num_units:
             return (
-                f"{num_active} of {num_units} latents are active, the others repeat the prior and "
-                "cost nothing: a smaller latent_dim would do as well"
+                f"{num_active} of {num_units} latents are active; the others equal the prior. A "
+                "smaller latent_dim would be sufficient"
             )
         return f"all {num_units} latents are active"
 
@@ -78,23 +89,36 @@ def collapse(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Collapse:
-    """Measure what each latent carries of the data.
+    """Measure how much each latent depends on the data and affects the reconstruction.
 
     Args:
-        pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: at least two data, shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a
-            `DataLoader`, as for `fit`.
-        num_samples: draws for each datum.
-        seed: of the draws; the random state is left as it was found.
+        pair: Object with `.model` and `.guide`. Every latent is in the plate over the data.
+        x: At least two data, shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader`
+            as for `fit`.
+        num_samples: Number of guide samples for each datum.
+        seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
-        PairError: when a latent stands outside the plate over the data.
-        ValueError: for fewer than two data or draws.
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If there are fewer than two data or samples.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> latents = pv.collapse(vae, torch.rand(4, 5).round(), num_samples=10)
+        >>> latents.kl.shape, latents.draws.shape
+        ((2,), (4, 2))
+
+    See also: `diagnose`, `plots.kl_by_dimension`, `plots.aggregate_posterior`.
     """
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     if len(data) < 2 or num_samples < 2:
-        raise ValueError(f"at least 2 data and 2 draws are needed, got {len(data)}, {num_samples}")
+        raise ValueError(f"expected at least 2 data and 2 samples, got {len(data)}, {num_samples}")
     rows = max(2, data_per_chunk(data.event_shape, num_samples))
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
@@ -112,7 +136,7 @@ def collapse(
     with torch.no_grad(), preserved_state(seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
-        # A chunk of one datum would have no other latents to swap with.
+        # At least two data in a chunk: latents are swapped within it.
         found = map_chunks(
             data,
             score,
@@ -123,7 +147,7 @@ def collapse(
             progress=progress,
         )
     mean, variance = found["mean"], found["variance"]
-    # The mean of S draws has their variance over S on top, and the two together 1/S nats of KL.
+    # The variance of a mean of S samples biases its square by variance/S, and the KL by 1/(2S).
     square = mean.square() - variance / num_samples
     kl = 0.5 * (square + variance - 1 - variance.log()) - 0.5 / num_samples
     mean_variance = mean.var(0) - variance.mean(0) / num_samples
@@ -138,14 +162,14 @@ def collapse(
 
 
 def _prior_draws(sampler: Sampler, datum: tuple[Tensor, ...], num_samples: int) -> Tensor:
-    """Draw latents from the prior, shape `(num_samples, latent_dim)`."""
+    """Sample latents from the prior, shape `(num_samples, latent_dim)`."""
     sites = sampler.programs.run_model(batch_of(datum), num_samples, observe=False)
     values = {name: sites[name].rows(sampler.plate) for name in sampler.programs.local_latents}
     return _flat(values)[:, 0]
 
 
 def _flat(latents: dict[str, Tensor]) -> Tensor:
-    """Put the latents of each datum into one row: `(draws, data, latent_dim)`, in float64."""
+    """Concatenate the latents of all sites: `(samples, data, latent_dim)`, in float64."""
     return torch.cat(
         [value.flatten(2) if value.dim() > 2 else value[..., None] for value in latents.values()],
         dim=-1,

@@ -1,14 +1,14 @@
-"""Where the ELBO loses against log p(x): the guide's family, or the encoder?
+"""Inference gaps: the parts of log p(x) - ELBO due to the guide's family and to the encoder.
 
-Cremer, Li & Duvenaud (2018), eq. 7 and 8, for q* the best member of the family for a datum:
+Cremer, Li & Duvenaud (2018), eq. 7 and 8, with q* the best member of the family for a datum:
 
     log p(x) - ELBO(q) = [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q)]
                           approximation gap         amortization gap
 
-The family is what the guide makes of any output of its encoder: q* is found for each datum by
-stochastic gradient ascent of its ELBO over that output, from the encoder's own. Noise of the
-gradients keeps the steps around q*, so that their mean is taken, the later ones weighing more
-(Shamir & Zhang 2013, polynomial-decay averaging).
+The family is the set of distributions that the guide returns for any output of its encoder. For
+each datum, stochastic gradient ascent of the ELBO over this output finds q*, starting from the
+output of the encoder. Gradient noise keeps the iterates around q*, so they are averaged with
+increasing weights (polynomial-decay averaging, Shamir & Zhang 2013).
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -30,14 +29,28 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.tables import rendered
 
 
 @dataclass(frozen=True)
 class Gaps:
     """Bounds and gaps in nats, arrays of shape `(num_data,)`.
 
-    `elbo` is the encoder's, `best_elbo` that of the best q of the family, `log_likelihood` the
-    importance-weighted bound from the best q's draws, `khat` that of its weights.
+    Printing them shows means, standard errors and medians.
+
+    Attributes:
+        elbo: ELBO of the encoder's q.
+        best_elbo: ELBO of the best q of the family.
+        log_likelihood: Importance-weighted bound with samples from the best q.
+        khat: Pareto k-hat of the weights of the best q.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> split = pv.Gaps(np.array([-9.0]), np.array([-8.0]), np.array([-7.5]), np.array([0.1]))
+        >>> split.approximation, split.amortization
+        (array([0.5]), array([1.]))
+
+    See also: `gaps`, `diagnose`, `plots.gaps`.
     """
 
     elbo: np.ndarray
@@ -47,12 +60,12 @@ class Gaps:
 
     @property
     def approximation(self) -> np.ndarray:
-        """Log p(x) - ELBO(q*): what the family of the guide costs."""
+        """Approximation gap, log p(x) - ELBO(q*), due to the family of the guide."""
         return self.log_likelihood - self.best_elbo
 
     @property
     def amortization(self) -> np.ndarray:
-        """ELBO(q*) - ELBO(q): what the encoder costs."""
+        """Amortization gap, ELBO(q*) - ELBO(q), due to the encoder."""
         return self.best_elbo - self.elbo
 
     def __rich__(self) -> Table:
@@ -64,10 +77,7 @@ class Gaps:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=80)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self, width=80)
 
 
 def gaps(
@@ -82,30 +92,46 @@ def gaps(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Gaps:
-    """Split what the ELBO loses into approximation and amortization gap, for each datum.
+    """Split log p(x) - ELBO into approximation and amortization gap for each datum.
+
+    Parameters of the pair are not changed.
 
     Args:
-        pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: shape `(num_data, *event)`; or a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
-        encoder: the module of the guide whose output, one row for each datum, gives the parameters
-            of q; by default `pair.guide.posterior.encoder`, as in a `VAE`.
-        num_steps: of Adam for each datum.
-        num_particles: draws for each datum and step.
-        learning_rate: of Adam, in units of the encoder's output: no step is much longer.
-        num_samples: draws for each datum for the bounds and log p(x).
-        seed: of the draws; the random state is left as it was found. No parameter changes.
+        pair: Object with `.model` and `.guide`. Every latent is in the plate over the data.
+        x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
+            `fit`.
+        encoder: Module of the guide that returns the parameters of q, one row for each datum. The
+            default is `pair.guide.posterior.encoder`, as in a `VAE`.
+        num_steps: Number of Adam steps for each datum.
+        num_particles: Number of samples for each datum and step.
+        learning_rate: Learning rate of Adam, in units of the encoder's output.
+        num_samples: Number of samples for each datum for the bounds and log p(x).
+        seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
-        PairError: when a latent stands outside the plate over the data.
-        ValueError: when the guide's encoder is not known, or a latent cannot be reparameterized.
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If the guide's encoder is unknown or a latent cannot be reparameterized.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> split = pv.gaps(vae, torch.ones(3, 5), num_steps=2, num_samples=30)
+        >>> split.approximation.shape, split.amortization.shape
+        ((3,), (3,))
+
+    See also: `diagnose`, `ais`, `plots.gaps`.
     """
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     encoder = encoder or getattr(getattr(pair.guide, "posterior", None), "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(
-            "the guide has no posterior.encoder: name the module whose output gives the parameters "
-            "of q for each datum by encoder="
+            "the guide has no posterior.encoder. Pass the module that returns the parameters of q "
+            "for each datum as encoder="
         )
     rows = data_per_chunk(data.event_shape, num_particles)
 
@@ -140,11 +166,11 @@ def _optimize(
     num_particles: int,
     learning_rate: float,
 ) -> tuple[Tensor, ...]:
-    """Return the encoder's outputs that maximize the ELBO of each datum, from the first ones."""
+    """Return encoder outputs that maximize the ELBO of each datum, starting from `first`."""
     leaves = [output.clone().requires_grad_() for output in first]
     means = [output.clone() for output in first]
-    # Each datum's ELBO depends on its own row, and Adam scales each number by its own gradients:
-    # all data are optimized at once as they would be alone.
+    # The ELBO of a datum depends on its row only, and Adam is elementwise. Optimizing all data
+    # together therefore equals optimizing each datum alone.
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
     for step in range(num_steps):
         with outputs(encoder, tuple(leaves)):
@@ -152,14 +178,14 @@ def _optimize(
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         if any(gradient is None for gradient in gradients):
             raise ValueError(
-                "the ELBO has no gradient for the encoder's output: the gaps need latents that can "
-                "be reparameterized, continuous ones"
+                "the ELBO has no gradient with respect to the encoder's output. The gaps need "
+                "continuous latents that can be reparameterized"
             )
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         optimizer.step()
         for mean, leaf in zip(means, leaves, strict=True):
-            # Of n steps so far, step t weighs t (t + 1): where the search began is forgotten.
+            # After n steps, step t has weight t (t + 1), so the starting point is forgotten.
             mean.lerp_(leaf.detach(), 3 / (step + 3))
     return tuple(means)
 
@@ -173,20 +199,20 @@ def _encoded(sampler: Sampler, encoder: nn.Module, batch: tuple[Tensor, ...]) ->
     finally:
         handle.remove()
     if not seen:
-        raise ValueError("the guide does not call the module that was named by encoder=")
+        raise ValueError("the guide does not call the module passed as encoder=")
     return seen[0] if isinstance(seen[0], tuple) else (seen[0],)
 
 
 @contextlib.contextmanager
 def outputs(encoder: nn.Module, output: tuple[Tensor, ...]) -> Iterator[None]:
-    """Let an encoder give these outputs, one row for each datum, whatever it is called on."""
+    """Make an encoder return these outputs, one row for each datum, for any input."""
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # Where the data are repeated for each draw, so is the output.
+        # If the data are repeated for each sample, so is the output.
         given = [out.repeat(len(x) // len(out), *(1,) * (out.dim() - 1)) for out in output]
         return given[0] if len(given) == 1 else tuple(given)
 
-    encoder.forward = forward  # hides the class's method
+    encoder.forward = forward  # overrides the method of the class
     try:
         yield
     finally:

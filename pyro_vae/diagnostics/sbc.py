@@ -1,8 +1,9 @@
-"""Simulation-based calibration of a guide: is q(z|x) the posterior of its own model?
+"""Simulation-based calibration (SBC): whether q(z|x) is the posterior of its model.
 
-Talts et al. (2018): for z* ~ p(z), x ~ p(x|z*) and L draws of z ~ q(z|x), the rank of z* among the
-draws is uniform on 0..L when q is the posterior. A guide that is too narrow gives too many ranks at
-either end, one that is shifted too many at one. It looks at data of the model's, not at real ones.
+Talts et al. (2018): for z* ~ p(z), x ~ p(x|z*) and L samples z ~ q(z|x), the rank of z* among the
+samples is uniform on 0..L if q is the posterior. A guide that is too narrow gives too many ranks at
+both ends; a shifted guide gives too many at one end. The test uses data simulated from the model,
+not real data.
 """
 
 from typing import Any
@@ -34,28 +35,42 @@ def sbc(
     seed: int = 0,
     progress: bool | None = None,
 ) -> xr.DataTree:
-    """Simulate data from a pair's model and rank the latents that made them among the guide's.
+    """Simulate data from a pair's model and rank the true latents among the guide's samples.
 
     Args:
-        pair: anything with `.model` and `.guide`, one latent or more for each datum and one
-            observed site.
-        x: data of the right shape and float type, whose values do not matter; a `VAE` needs none.
-            Their context, of a tuple `(x, y, ...)` or a `DataLoader`, is taken in turn, a row for
-            each simulation.
-        num_simulations: N, data to simulate.
-        num_draws: L, draws from the guide for each.
-        seed: of all draws; the random state is left as it was found.
+        pair: Object with `.model` and `.guide`, at least one latent for each datum and one observed
+            site.
+        x: Data of the shape and dtype to simulate; their values are not used. A `VAE` needs no
+            data. The context rows of a tuple `(x, y, ...)` or a `DataLoader` are used in turn, one
+            for each simulation.
+        num_simulations: N, number of data to simulate.
+        num_draws: L, number of guide samples for each datum.
+        seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Returns:
-        A tree of three groups. `prior_sbc` has u = (rank + 1/2) / (L + 1) for each simulation, in
-        the dimension `draw`, and latent: `arviz_plots.plot_ecdf_pit(tree)` draws it. `uniformity`
-        has the p-value of a chi-square test that u is uniform, `coverage` the share of simulations
-        whose latent was inside the guide's central interval of each `level`.
+        A tree of three groups. `prior_sbc` contains u = (rank + 1/2) / (L + 1) for each latent and
+        each simulation, along the dimension `draw`; plot it with `arviz_plots.plot_ecdf_pit(tree)`.
+        `uniformity` contains the p-value of a chi-square test that u is uniform. `coverage`
+        contains the share of simulations with the true latent inside the guide's central interval
+        of each `level`.
 
     Raises:
-        PairError: when a latent stands outside the plate over the data.
-        ValueError: for fewer than one simulation or draw, or more than one observed site.
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If there is less than one simulation or sample, or more than one observed site.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> tree = pv.sbc(vae, num_simulations=20, num_draws=7)
+        >>> tree["prior_sbc/z"].dims, tree["prior_sbc/z"].shape
+        (('chain', 'draw', 'latent_dim'), (1, 20, 2))
+
+    See also: `diagnose`, `plots.calibration`, `bidirectional`.
     """
     if num_simulations < 1 or num_draws < 1:
         raise ValueError(
@@ -73,7 +88,7 @@ def sbc(
         sampler = Sampler(pair, template)
         rows = data_per_chunk(template[0].shape[1:], num_draws)
         found = map_chunks(
-            as_dataset(torch.arange(num_simulations, dtype=torch.float64)),
+            as_dataset(torch.arange(num_simulations, dtype=torch.float64)),  # positions
             score,
             rows=rows,
             seed=seed,
@@ -85,14 +100,14 @@ def sbc(
 
 def _template(pair: PairLike, x: Data | None, count: int) -> tuple[Tensor, ...]:
     if x is None:
-        # The model of a VAE draws data without being given any.
+        # The model of a VAE samples data if it is called without data.
         return (torch.as_tensor(pair.model(num_data=2)),)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     return data.batch(slice(max(2, count)))
 
 
 def _ranks(value: Tensor, draws: Tensor) -> Tensor:
-    """Return the number of draws below a value; ties, of discrete latents, are broken by lot."""
+    """Return the number of samples below a value; ties of discrete latents are broken randomly."""
     below = (draws < value).sum(0)
     equal = (draws == value).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
@@ -110,7 +125,7 @@ def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTre
         groups["uniformity"][name] = (dims, uniformity(rank, num_draws))
         groups["coverage"][name] = (("level", *dims), np.stack(inside))
     tree = xr.DataTree.from_dict({name: xr.Dataset(group) for name, group in groups.items()})
-    # plot_ecdf_pit of ArviZ 1.x looks for the coordinates of every dimension.
+    # plot_ecdf_pit of ArviZ 1.x needs coordinates for every dimension.
     for group in tree.children.values():
         coords = {dim: np.arange(size) for dim, size in group.sizes.items()}
         coords |= {"level": np.array(LEVELS)} if "level" in coords else {}
@@ -120,11 +135,11 @@ def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTre
 
 
 def uniformity(ranks: np.ndarray, num_draws: int) -> np.ndarray:
-    """Return p-values of a chi-square test that ranks on 0..L are uniform, one for each latent.
+    """Return the p-value of a chi-square test that ranks on 0..L are uniform for each latent.
 
     Args:
-        ranks: shape `(num_simulations, *event)`.
-        num_draws: L.
+        ranks: Ranks of shape `(num_simulations, *event)`.
+        num_draws: L, the largest possible rank.
     """
     num_bins = min(NUM_BINS, num_draws + 1)
     bins = np.arange(num_draws + 1) * num_bins // (num_draws + 1)

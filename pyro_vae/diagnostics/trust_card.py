@@ -1,7 +1,7 @@
-"""One card that says how far a trained pair's posterior can be trusted, and why.
+"""The trust card: diagnostics of a trained pair's posterior with a verdict.
 
-Each finding has a line of plain words and a verdict: safe, inspect or don't. The card's own verdict
-is the worst of them. The limits are conventions, named here, of what has been seen to mislead.
+Each finding has an explanation and a verdict: safe, inspect or don't. The verdict of the card is
+the worst verdict of its findings. The limits are conventions.
 """
 
 import math
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import write_json
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.tables import rendered
 
 VERDICTS = ("safe", "inspect", "don't")
 SBC_LEVEL = 0.9
@@ -41,10 +41,10 @@ SBC_LEVEL = 0.9
 
 @dataclass(frozen=True)
 class Finding:
-    """One number of the card: what it is, what it means, and what follows.
+    """One number of the card with its limits and its meaning.
 
-    Up to `safe` it is harmless, above `dont` it forbids; a finding where more is better has
-    `safe` above `dont`.
+    The verdict is "safe" up to `safe` and "don't" above `dont`. If larger values are better, `safe`
+    is above `dont` and the comparisons are reversed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Return safe, inspect or don't; a finding that is not a number is to be inspected."""
+        """The verdict: safe, inspect or don't; NaN gives inspect."""
         if math.isnan(self.value):
             return "inspect"
         sign = 1 if self.safe <= self.dont else -1
@@ -66,9 +66,9 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """The value, rounded, with its unit."""
+        """The rounded value with its unit."""
         if math.isnan(self.value):
-            return "not known"
+            return "unknown"
         if self.unit in ("of the data", "of coverage"):
             return f"{self.value:.1%} {self.unit}"
         if self.unit == "p-value":
@@ -78,17 +78,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class TrustCard:
-    """How far to trust a posterior, overall and datum by datum.
+    """Diagnostics of a posterior, overall and for each datum, as returned by `diagnose`.
+
+    Printing a card shows its findings as a table.
 
     Attributes:
-        findings: the numbers that the verdict stands on.
-        per_datum: `khat`, `ess`, `elbo` and `log_likelihood` (nats) of each of the `data`.
-        latents: what the latents carry.
-        gaps: of the first data; None where the guide has no encoder to optimize.
-        calibration: the tree of `pyro_vae.sbc`; None where data cannot be simulated.
-        khat_threshold: above it, a datum's log p(x) is not to be relied on.
-        num_samples: K, draws from the guide for each datum.
-        seed: of all draws.
+        findings: Numbers that determine the verdict.
+        per_datum: `khat`, `ess`, `elbo` and `log_likelihood` (nats) along the dimension `data`.
+        latents: Use of the latents.
+        gaps: Inference gaps of the first data; None if the guide has no encoder to optimize.
+        calibration: Tree of `pyro_vae.sbc`; None if it was not computed.
+        khat_threshold: Limit of k-hat; above it, log p(x) of a datum is unreliable.
+        num_samples: K, number of guide samples for each datum.
+        seed: Random seed.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> settings = {"num_samples": 30, "num_gap_data": 0, "num_simulations": 0}
+        >>> card = pv.diagnose(vae, torch.rand(4, 5).round(), **settings)
+        >>> isinstance(card, pv.TrustCard), card.verdict in ("safe", "inspect", "don't")
+        (True, True)
+
+    See also: `diagnose`, `Collapse`, `Gaps`, `sbc`.
     """
 
     findings: tuple[Finding, ...]
@@ -102,27 +118,27 @@ class TrustCard:
 
     @property
     def num_data(self) -> int:
-        """Number of data that were looked at."""
+        """Number of diagnosed data."""
         return self.per_datum.sizes["data"]
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of a finding: `safe`, `inspect` or `don't`."""
+        """The worst verdict of the findings: `safe`, `inspect` or `don't`."""
         return max((finding.verdict for finding in self.findings), key=VERDICTS.index)
 
     @property
     def reasons(self) -> list[str]:
-        """What speaks against trusting, the gravest first; empty where nothing does."""
+        """The findings that are not safe as sentences, the worst first."""
         doubtful = [finding for finding in self.findings if finding.verdict != "safe"]
         doubtful.sort(key=lambda finding: -VERDICTS.index(finding.verdict))
         return [f"{finding.verdict}: {finding.name} is {finding.text}" for finding in doubtful]
 
     def worst(self, count: int) -> np.ndarray:
-        """Return the indices of the data with the highest k-hat, the highest first."""
+        """Return the indices of the data with the highest k-hat in descending order."""
         return np.argsort(-np.nan_to_num(self.per_datum["khat"].to_numpy(), nan=-np.inf))[:count]
 
     def summary(self) -> dict[str, Any]:
-        """Return the card as data for JSON."""
+        """Return the card as a dictionary that JSON can represent."""
         return {
             "verdict": self.verdict,
             "reasons": self.reasons,
@@ -142,7 +158,7 @@ class TrustCard:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the card as JSON, whole or not at all."""
+        """Write the card as JSON, atomically."""
         write_json(path, self.summary())
 
     def __rich__(self) -> Table:
@@ -150,7 +166,7 @@ class TrustCard:
             "",
             "finding",
             "value",
-            "in plain words",
+            "meaning",
             title=f"Trust card: {self.verdict}",
             caption=f"{self.num_data} data; {self.latents.verdict}",
         )
@@ -159,10 +175,7 @@ class TrustCard:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=110)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self, width=110)
 
 
 def diagnose(
@@ -175,26 +188,42 @@ def diagnose(
     seed: int = 0,
     progress: bool | None = None,
 ) -> TrustCard:
-    """Measure how far a pair's posterior can be trusted on some data.
+    """Diagnose a pair's posterior on some data.
+
+    Several processes (`torchrun`) share the data, and each returns the same card.
 
     Args:
-        pair: anything with `.model` and `.guide`, every latent in the plate over the data.
-        x: at least two data, shape `(num_data, *event)`, best those that training has not seen; or
-            a tuple `(x, y, ...)` or a `DataLoader`, as for `fit`.
-        num_samples: draws from the guide for each datum.
-        num_gap_data: the first so many data are taken for the gaps, which are found by optimizing
-            each datum's q: 0 leaves them out.
-        num_simulations: data to simulate for the calibration: 0 leaves it out.
-        seed: of all draws; the random state is left as it was found.
+        pair: Object with `.model` and `.guide`. Every latent is in the plate over the data.
+        x: At least two data, shape `(num_data, *event)`, preferably not from the training set; or a
+            tuple `(x, y, ...)` or a `DataLoader` as for `fit`.
+        num_samples: Number of guide samples for each datum.
+        num_gap_data: Number of data for the inference gaps, which optimize q for each datum; 0
+            omits the gaps.
+        num_simulations: Number of data to simulate for the calibration; 0 omits it.
+        seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Raises:
-        PairError: when a latent stands outside the plate over the data.
-        ValueError: for fewer than two data.
+        PairError: If a latent is outside the plate over the data.
+        ValueError: If there are fewer than two data.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> card = pv.diagnose(vae, torch.rand(4, 5).round(), num_samples=30, num_gap_data=0,
+        ...     num_simulations=20)
+        >>> card.num_data, dict(card.per_datum["khat"].sizes)
+        (4, {'data': 4})
+
+    See also: `evaluate`, `collapse`, `gaps`, `sbc`, `ais`, `mcmc_draws`.
     """
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
     if len(data) < 2:
-        raise ValueError(f"at least two data are needed to compare, got {len(data)}")
+        raise ValueError(f"expected at least two data, got {len(data)}")
     check_data(pair, data)
     per_datum = _per_datum(pair, data, num_samples, seed, progress)
     latents = collapse(pair, data, seed=seed, progress=progress)
@@ -259,7 +288,7 @@ def _weight_findings(scores: xr.Dataset, threshold: float, num_samples: int) -> 
             safe=0.05,
             dont=0.5,
             meaning=f"k-hat > {threshold:.2f}: q misses mass of the posterior, and log p(x) of "
-            "these data is not to be relied on",
+            "these data is unreliable",
         ),
         Finding(
             "median effective sample size",
@@ -267,7 +296,8 @@ def _weight_findings(scores: xr.Dataset, threshold: float, num_samples: int) -> 
             f"of {num_samples}",
             safe=0.05 * num_samples,
             dont=0.002 * num_samples,
-            meaning="so many exact draws are worth the guide's draws of a typical datum",
+            meaning="number of exact posterior samples equivalent to the guide's samples of a "
+            "typical datum",
         ),
     ]
 
@@ -282,16 +312,16 @@ def _latent_findings(latents: Collapse) -> list[Finding]:
             f"of {len(latents.active)}",
             safe=1,
             dont=0.5,
-            meaning="latents whose posterior mean varies over the data by more than 0.01",
+            meaning="latents with a posterior mean that has a variance over the data above 0.01",
         ),
         Finding(
-            "what the decoder hears",
+            "decoder sensitivity to z",
             latents.reconstruction_drop,
             "nats",
             safe=0.1,
             dont=0.01,
-            meaning="E log p(x|z) loses so much when x gets another datum's z; 0 is a decoder that "
-            "ignores z",
+            meaning="decrease of E log p(x|z) when x gets the z of another datum; a decoder that "
+            "ignores z has 0",
         ),
         Finding(
             "aggregate posterior against prior",
@@ -299,8 +329,8 @@ def _latent_findings(latents: Collapse) -> list[Finding]:
             "prior sds",
             safe=0.3,
             dont=2.0,
-            meaning="how far the latents of all data lie from the prior (mean, or log of the sd, "
-            "worst latent); draws from the prior meet what the decoder has not learned",
+            meaning="distance of the latents of all data from the prior (mean, or log of the sd, "
+            "worst latent); if it is large, the decoder is not trained on samples from the prior",
         ),
     ]
 
@@ -313,7 +343,7 @@ def _gap_findings(split: Gaps) -> list[Finding]:
             "nats",
             safe=1,
             dont=20,
-            meaning="the ELBO loses so much since no q of the guide's family is the posterior",
+            meaning="part of log p(x) - ELBO due to the guide's family",
         ),
         Finding(
             "amortization gap",
@@ -321,7 +351,7 @@ def _gap_findings(split: Gaps) -> list[Finding]:
             "nats",
             safe=1,
             dont=20,
-            meaning="the ELBO loses so much more since the encoder does not find the best q of its "
+            meaning="part of log p(x) - ELBO because the encoder does not return the best q of its "
             "family",
         ),
     ]
@@ -340,8 +370,8 @@ def _calibration_findings(tree: xr.DataTree) -> list[Finding]:
             "of coverage",
             safe=0.05,
             dont=0.3,
-            meaning=f"on data of the model's own, 90% intervals of the worst latent hold the true "
-            f"one in {worst:.0%}",
+            meaning=f"on data simulated from the model, {worst:.0%} of the 90% intervals of the "
+            "worst latent contain the true value",
         ),
         Finding(
             "calibration test",
@@ -349,7 +379,7 @@ def _calibration_findings(tree: xr.DataTree) -> list[Finding]:
             "p-value",
             safe=1e-3,
             dont=0.0,
-            meaning="a small p-value says that q is not exactly the posterior of its own model "
-            "(SBC, worst latent, Bonferroni)",
+            meaning="a small p-value shows that q is not exactly the posterior of its model (SBC, "
+            "worst latent, Bonferroni)",
         ),
     ]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
+
+from pyro_vae.runtime.tables import rendered
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,4 @@ class SiteTable:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self, width=120)

@@ -166,7 +166,7 @@ def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
     pages.write(tmp_path / "page.html", trained, metrics, vae, x, card)
     page = Page((tmp_path / "page.html").read_text())
     assert page.values[0] != page.values[0]
-    assert "inspect: share of k-hat above the limit is not known" in page.text
+    assert "inspect: share of k-hat above the limit is unknown" in page.text
 
 
 @pytest.mark.parametrize(

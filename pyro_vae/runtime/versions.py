@@ -1,0 +1,16 @@
+"""Versions of Python and of the packages that determine the numbers of a run."""
+
+import functools
+import importlib.metadata
+import sys
+
+PACKAGES = ("pyro-vae", "pyro-ppl", "torch")
+
+
+@functools.cache  # reads package metadata from the disk, about 15 ms
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of Python, of `PACKAGES` and of other installed distributions."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {
+        name: importlib.metadata.version(name) for name in (*PACKAGES, *others)
+    }
