@@ -159,7 +159,7 @@ def sample(
         vae.sample(num_samples), f"{metrics['dataset']}: draws from p(x), seed {seed}"
     )
     out = out or run / "prior_samples.png"
-    write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png", dpi=150))
+    write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
     _print(f"Wrote {num_samples} samples from p(x) to {out}")
 
 

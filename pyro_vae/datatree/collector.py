@@ -1,4 +1,4 @@
-"""Runs a model and its guide batch by batch, and sorts what they give into ArviZ's groups."""
+"""Run a model and its guide batch by batch and collect the sites in the groups of ArviZ."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ from pyro_vae.pairs.sites import SiteDraws, Sites
 
 
 class GroupCollector:
-    """Runs the programs on one batch after the other; sites without data keep their draws."""
+    """Runs the programs batch by batch; sites outside the data plate are sampled once."""
 
     def __init__(
         self, programs: PairRunner, labels: Labels, num_samples: int, groups: tuple[str, ...]
@@ -26,15 +26,15 @@ class GroupCollector:
         self.programs, self.labels, self.num_samples = programs, labels, num_samples
         self.groups, self.plate = groups, programs.data_plate
         self.first = True
-        # Draws of the sites that belong to no datum, chunk by chunk, the same for every batch.
+        # Samples of the sites outside the data plate by chunk, the same for every batch.
         self.posterior: list[dict[str, Tensor]] = []
         self.prior: list[dict[str, Tensor]] = []
         self.log_q = np.zeros(num_samples)
         self.log_p = np.zeros(num_samples)
-        self.not_finite: dict[str, str] = {}  # what a log density is, and where, by site
+        self.not_finite: dict[str, str] = {}  # value and position of a log density, by site
 
     def collect(self, batch: Batch) -> Variables:
-        """Run a batch with all draws, in chunks of them, and return its groups."""
+        """Run a batch with all samples, in chunks, and return its groups."""
         rows = max(1, len(batch.indices)) if self.plate else 1
         step = max(1, CHUNK_ELEMENTS // (self.programs.datum_size * rows))
         chunks = [
@@ -84,7 +84,7 @@ class GroupCollector:
         return {group: result[group] for group in self.groups}
 
     def _stats(self, guide: Sites, model: Sites, batch: Batch, draws: slice) -> Any:
-        """Return log weights and log q per datum, or add to those of all data together."""
+        """Return log weights and log q per datum, or add to the joint ones."""
         log_q = self._total(guide, batch)
         log_p = self._total(model, batch)
         if self.programs.all_local:
@@ -97,11 +97,11 @@ class GroupCollector:
         return {}
 
     def forget_data(self) -> None:
-        """Leave the data of the batches so far to another process; keep the draws without data."""
+        """Discard the terms of the data so far; keep the samples of global sites."""
         self.log_q[:] = self.log_p[:] = 0.0
 
     def joint_stats(self) -> Variables:
-        """Return the log weights and log q of all data and latents together, shape `(1, draws)`."""
+        """Return the joint log weights and log q of all data and latents, shape `(1, samples)`."""
         log_p, log_q = (np.sum(gather(mine), axis=0) for mine in (self.log_p, self.log_q))
         terms = {"log_weight": log_p - log_q, "log_q": log_q}
         stats = {name: (SAMPLE_DIMS, value[None]) for name, value in terms.items()}
@@ -111,7 +111,7 @@ class GroupCollector:
         return {} if self.programs.point_masses else stats
 
     def _total(self, sites: Sites, batch: Batch) -> Tensor:
-        """Sum log densities: `(draws, data)` where every latent is local, else `(draws,)`."""
+        """Sum log densities: `(samples, data)` if every latent is local, else `(samples,)`."""
         terms = []
         for site in sites.values():
             local = self.plate in site.plates
@@ -121,7 +121,7 @@ class GroupCollector:
                 terms.append(site.per_datum(str(self.plate))[:, batch.repeated :].sum(1))
             elif self.first:
                 terms.append(site.joint())
-        # In a later batch, a program whose sites belong to no datum has nothing to add.
+        # A program without local sites has no terms after the first batch.
         return torch.stack(terms).sum(0) if terms else torch.zeros(())
 
     def _values(self, sites: Sites, batch: Batch, only: Sites | None = None) -> Any:
@@ -145,7 +145,7 @@ class GroupCollector:
         return self.first or self.plate in site.plates
 
     def _new(self, site: SiteDraws, values: Tensor, batch: Batch) -> np.ndarray:
-        """Return values as an array, without the data that were in the batch before."""
+        """Return values as an array without the data that repeat the previous batch."""
         if batch.repeated and self.plate in site.plates:
             dim = 1 + site.plates.index(str(self.plate))
             values = values.narrow(dim, batch.repeated, values.shape[dim] - batch.repeated)
@@ -162,12 +162,12 @@ class GroupCollector:
         for name, site in latent.items():
             if not torch.isfinite(site.value).all():
                 raise PairError(
-                    f"the guide's draw of latent {name!r} is not finite: look at the data for NaN "
-                    "and very large values, and at the encoder's weights"
+                    f"the guide's sample of latent {name!r} is not finite. Check the data for NaN "
+                    "and very large values, and the encoder's weights"
                 )
         for name, site in data.items():
-            if torch.isinf(site.value).any():  # NaN is a missing value, or warned of
-                raise PairError(f"observation {name!r} holds infinite values")
+            if torch.isinf(site.value).any():  # NaN is a missing value or causes a warning
+                raise PairError(f"observation {name!r} contains infinite values")
 
     def _look_for_not_finite(self, sites: Sites, batch: Batch) -> None:
         for name, site in sites.items():
@@ -183,16 +183,16 @@ class GroupCollector:
             self.not_finite[name] = f"{'NaN' if math.isnan(value) else value}, first at {places}"
 
     def warn(self) -> None:
-        """Say what cannot be relied on in the tree."""
+        """Warn about log densities in the tree that are not finite or not available."""
         for name, what in self.not_finite.items():
             warnings.warn(
-                f"the log density of site {name!r} is {what}: look at this datum, "
-                "and at the values that the networks give for it",
+                f"the log density of site {name!r} is {what}. Check this datum and the outputs of "
+                "the networks for it",
                 stacklevel=3,
             )
         if self.programs.point_masses and "sample_stats" in self.groups:
             warnings.warn(
-                f"the guide is a point mass at {sorted(self.programs.point_masses)} (AutoDelta), "
-                "which has no density: there is no log_weight, and no k-hat or evidence from it",
+                f"the guide is a point mass at {sorted(self.programs.point_masses)} (AutoDelta) "
+                "without a density, so log_weight, k-hat and evidence are not available",
                 stacklevel=3,
             )

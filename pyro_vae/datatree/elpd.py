@@ -1,12 +1,12 @@
 """Held-out log p(x) per datum as an ArviZ ELPD object, from the log weights of a tree.
 
 For a latent variable model with one z for each x, the expected log predictive density of new data
-is the mean of log p(x), and the importance weights of the guide's draws estimate it:
+is the mean of log p(x). The importance weights of the guide's samples estimate it:
 
     log p(x_n) = log 1/S sum_s w_sn,     w_sn = p(x_n, z_s) / q(z_s|x_n).
 
-ArviZ's `loo` answers another question, badly: it reweights the draws of z_n to what they would be
-without x_n, which is the prior, and a posterior says nothing reliable about that.
+ArviZ's `loo` is not suitable here: it reweights the samples of z_n to the posterior without x_n,
+which is the prior, and samples from the posterior cannot represent it reliably.
 """
 
 import math
@@ -20,32 +20,49 @@ from pyro_vae.pairs.khat import khat_threshold, pareto_khat
 
 
 def elpd_marginal(tree: xr.DataTree) -> Any:
-    """Return log p(x) of each datum, with its k-hat, as an ArviZ ELPD object, in nats.
+    """Return log p(x) of each datum with its k-hat as an ArviZ ELPD object, in nats.
 
-    `arviz_stats.compare`, `arviz_plots.plot_compare` and `plot_khat` take it. Two models are
-    compared on the same data, datum by datum, so that the standard error of their difference is
-    that of the paired differences.
+    Use it with `arviz_stats.compare`, `arviz_plots.plot_compare` and `plot_khat`. Models are
+    compared on the same data, so the standard error of a difference is that of paired differences.
 
     Args:
-        tree: of `pyro_vae.from_pyro_svi`, with a `log_weight` for each datum.
+        tree: Tree of `pyro_vae.from_pyro_svi` with a `log_weight` for each datum.
+
+    Returns:
+        An `arviz_stats.ELPDData` object.
 
     Raises:
-        ValueError: when the tree has no log weight for each datum.
+        ValueError: If the tree has no log weight for each datum.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> x = torch.ones(3, 5)
+        >>> tree = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x,), num_samples=30)
+        >>> elpd = pv.elpd_marginal(tree)
+        >>> elpd.elpd_i.dims, elpd.pareto_k.shape
+        (('data',), (3,))
+
+    See also: `from_pyro_svi`, `evaluate`, `plots.khat`.
     """
     import arviz_stats  # takes seconds
 
     stats = tree.children.get("sample_stats", xr.DataTree())
     if "log_weight" not in stats:
         raise ValueError(
-            "the tree has no log_weight in sample_stats: make it by from_pyro_svi with that group, "
-            "of a guide that has a density (AutoDelta has none)"
+            "the tree has no log_weight in sample_stats. Create it with from_pyro_svi, the group "
+            "sample_stats and a guide that has a density (AutoDelta has none)"
         )
     weights = stats["log_weight"]
     data_dims = [str(dim) for dim in weights.dims if dim not in ("chain", "draw")]
     if not data_dims:
         raise ValueError(
-            "log_weight is that of all data together, since a latent belongs to no one datum: "
-            "there is no log p(x) for each. Plain arviz_stats.loo serves global latents"
+            "log_weight is joint over all data because a latent is outside the plate over the "
+            "data. log p(x) of each datum is not available; use arviz_stats.loo for global latents"
         )
     stacked = weights.transpose("chain", "draw", *data_dims)
     shape = stacked.shape[2:]
@@ -58,7 +75,7 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
     values: dict[str, Any] = {
         "elpd": float(elpd_i.sum()),
         "se": math.sqrt(num_data * elpd_i.var()),
-        "p": math.nan,  # nothing is fitted to these data
+        "p": math.nan,  # no parameter is fitted to these data
         "n_samples": num_samples,
         "n_data_points": num_data,
         "scale": "log",

@@ -1,4 +1,4 @@
-"""From any Pyro model and guide to an `xarray.DataTree`, which ArviZ reads."""
+"""Samples of any Pyro model and guide as an `xarray.DataTree` for ArviZ."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from pyro_vae.runtime.random_state import preserved_state, seed_chunk
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
 PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
-# Elements of the largest array of one block of data with all its draws: 64 MB of float32.
+# Elements of the largest array of one block of data with all samples: 64 MB of float32.
 BLOCK_ELEMENTS = 2**24
 
 
@@ -39,50 +39,65 @@ def from_pyro_svi(
     seed: int | None = None,
     store: str | os.PathLike[str] | None = None,
 ) -> xr.DataTree:
-    """Draw from a guide, and collect what ArviZ reads.
+    """Sample from a guide and collect the results in the groups of ArviZ.
 
-    The dimensions are `chain` (one, since the draws are independent), `draw`, the names of the
-    plates, and those of events: `latent_dim` for the one local latent of a VAE, else `dims`, or
-    ArviZ's own `{site}_dim_{i}`. The groups:
+    The dimensions are `chain` (of size one, because the samples are independent), `draw`, the names
+    of the plates, and the event dimensions: `latent_dim` for the only local latent of a VAE,
+    otherwise `dims`, or `{site}_dim_{i}` as in ArviZ. The groups are:
 
-    - `posterior`: latents drawn from the guide;
-    - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats: for each datum
-      where every latent belongs to one, else of all data and latents jointly, for each draw;
-    - `log_likelihood`: log p(x|z) of each observed site and datum. Do not give it to
-      `arviz.loo` where latents are local: without its datum a latent falls back to its prior.
-      `pyro_vae.elpd_marginal` scores held-out data;
-    - `observed_data`; `posterior_predictive`: the observed sites drawn anew;
-    - on request `prior`, `prior_predictive`, and `log_prior` at the posterior's draws.
+    - `posterior`: latents sampled from the guide;
+    - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats. They are given
+      for each datum if every latent is local, otherwise jointly for all data and latents;
+    - `log_likelihood`: log p(x|z) of each observed site and datum. Do not use it with `arviz.loo`
+      if latents are local: without its datum, a latent has its prior distribution. Use
+      `pyro_vae.elpd_marginal` to score held-out data;
+    - `observed_data`: the data; `posterior_predictive`: samples of the observed sites;
+    - on request `prior`, `prior_predictive`, and `log_prior` at the samples of the posterior.
 
-    Several processes (`torchrun`) share the batches; each returns the tree that one alone returns.
-    Data are run batch by batch and draws in chunks, so that memory holds little more than the
-    result, or with `store` a block of it. Modules are in evaluation mode; their mode, the random
-    state and Pyro's parameter store are left as they were found.
+    Several processes (`torchrun`) share the batches, and each returns the tree of a single process.
+    Data run in batches and samples in chunks, so memory holds little more than the result, or one
+    block of it with `store`. Modules run in evaluation mode; their mode, the global random state
+    and Pyro's parameter store are restored.
 
     Args:
-        model: a Pyro model.
-        guide: its guide: a function, a module or an `AutoGuide`.
-        model_args: arguments of both: tensors, arrays, `pyro_vae` data sets, or anything else.
-        model_kwargs: their keyword arguments.
-        num_samples: draws from the guide.
-        groups: the groups to collect, of those above.
-        obs_plate: name of the plate over the data; by default `"data"`, or else the plate of
-            the observed sites that has one entry for each row of the data.
-        batch_size: data run at a time, where the programs treat each by itself; by default as
-            many as fit a block of 64 MB.
-        coords: coordinates by dimension; plates count from 0 by default, and a subsampled one has
-            the indices that were drawn. A subsampled plate over the data is run on all of them.
-        dims: names of event dimensions by site.
-        seed: of the draws; the same seed and batch size give the same tree.
-        store: folder of a zarr store to write to, block by block; the tree then reads from it.
+        model: Pyro model.
+        guide: Guide of the model: a function, a module or an `AutoGuide`.
+        model_args: Arguments of both: tensors, arrays, `pyro_vae` datasets, or other objects.
+        model_kwargs: Keyword arguments of both.
+        num_samples: Number of guide samples.
+        groups: Names of the groups to collect.
+        obs_plate: Name of the plate over the data. The default is `"data"` or, if there is no such
+            plate, the plate of the observed sites with one entry for each row of the data.
+        batch_size: Number of data in a batch if the programs treat data independently. The default
+            is the number that fits a block of 64 MB.
+        coords: Coordinates by dimension. Plates count from 0 by default; a subsampled plate has the
+            sampled indices. A subsampled plate over the data is run on all data.
+        dims: Names of the event dimensions by site.
+        seed: Random seed; the same seed and batch size give the same tree.
+        store: Folder of a zarr store to write block by block; the tree reads from it.
 
     Returns:
         The tree.
 
     Raises:
-        PairError: when model and guide do not fit each other or their arguments.
-        ValueError: for `num_samples` below 1, unknown groups, or names and sizes of sites,
-            dimensions and coordinates that clash.
+        PairError: If model and guide do not fit each other or their arguments.
+        ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
+            dimensions and coordinates conflict.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> tree = pv.from_pyro_svi(
+        ...     vae.model, vae.guide, model_args=(torch.ones(3, 5),), num_samples=4
+        ... )
+        >>> sorted(tree.children)[:3], tree["posterior/z"].dims
+        (['log_likelihood', 'observed_data', 'posterior'], ('chain', 'draw', 'data', 'latent_dim'))
+
+    See also: `elpd_marginal`, `mcmc_draws`, `evaluate`.
     """
     groups = _check_groups(num_samples, groups)
     attrs = _attributes(model, guide, model_args)
@@ -120,7 +135,7 @@ def from_pyro_svi(
 
 
 def _draw_seed() -> int:
-    """Draw a seed from torch's random state, which stays as it is."""
+    """Return a seed from torch's random state without changing the state."""
     with torch.random.fork_rng():
         return int(torch.randint(2**32, ()))
 
@@ -131,7 +146,7 @@ def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
     groups = tuple(groups)
     unknown = sorted(set(groups) - {*GROUPS, *PRIOR_GROUPS})
     if unknown or not groups:
-        raise ValueError(f"groups {unknown} are unknown: choose of {[*GROUPS, *PRIOR_GROUPS]}")
+        raise ValueError(f"unknown groups {unknown}; expected some of {[*GROUPS, *PRIOR_GROUPS]}")
     return groups
 
 
@@ -163,7 +178,7 @@ def _attributes(
 
 
 def _only_local_latent(programs: PairRunner) -> str | None:
-    """Return the name of the local latent with one event dimension, where there is one such."""
+    """Return the name of the local latent with one event dimension if there is exactly one."""
     vectors = [name for name, event_dim in programs.local_latents.items() if event_dim == 1]
     return vectors[0] if len(vectors) == 1 else None
 

@@ -1,4 +1,4 @@
-"""Arrays of draws to the groups of an `xarray.DataTree`, in memory or appended to a zarr store."""
+"""Write arrays of samples to the groups of a `DataTree`, in memory or in a zarr store."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ Variables = dict[str, dict[str, tuple[tuple[str, ...], np.ndarray]]]
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of dimensions: plates have theirs, those of events are `dims`, or made up.
+    """Names and coordinates of dimensions.
 
     Args:
-        dims: names of the event dimensions by site.
-        coords: coordinates by dimension.
-        latent: the site whose one event dimension is called `latent_dim`, if any.
+        dims: Names of the event dimensions by site; other sites have default names.
+        coords: Coordinates by dimension.
+        latent: Site with one event dimension that is called `latent_dim`, if any.
     """
 
     dims: Mapping[str, Sequence[str]]
@@ -34,14 +34,14 @@ class Labels:
         """Return the names of a site's plates and event dimensions.
 
         Raises:
-            ValueError: when `dims` has another number of names for it.
+            ValueError: If `dims` has a different number of names for the site.
         """
         if site in self.dims:
             names = tuple(self.dims[site])
             if len(names) != event_dim:
                 raise ValueError(
-                    f"dims has the names {list(names)} for site {site!r}, which has {event_dim} "
-                    f"event dimensions beside its plates {list(plates)}: name those alone"
+                    f"dims has the names {list(names)} for site {site!r}; expected {event_dim} "
+                    f"names, one for each event dimension, without the plates {list(plates)}"
                 )
         elif site == self.latent:
             names = ("latent_dim",)
@@ -50,11 +50,11 @@ class Labels:
         return (*plates, *names)
 
     def check(self, variables: Variables, num_data: Mapping[str, int]) -> None:
-        """Raise `ValueError` where names or sizes of dimensions, sites and coordinates clash.
+        """Raise `ValueError` if names or sizes of dimensions, sites and coordinates conflict.
 
         Args:
-            variables: the first block.
-            num_data: the size of the dimension that has more to come.
+            variables: Variables of the first block.
+            num_data: Final size of the dimension that further blocks extend.
         """
         sizes: dict[str, int] = {}
         for group in variables.values():
@@ -63,38 +63,38 @@ class Labels:
                     if sizes.setdefault(dim, size) != size:
                         raise ValueError(
                             f"dimension {dim!r} has size {size} in {name!r} and {sizes[dim]} "
-                            "elsewhere: give one of them another name by dims="
+                            "elsewhere. Rename one of them with dims="
                         )
         sizes |= num_data
         clashes = sorted({name for group in variables.values() for name in group} & set(sizes))
         if clashes:
             raise ValueError(
-                f"site {clashes[0]!r} has the name of a dimension, and would silently become its "
-                "coordinate: rename the site, or its plate"
+                f"site {clashes[0]!r} has the name of a dimension and would become its coordinate. "
+                "Rename the site or the plate"
             )
         for dim, values in self.coords.items():
             if dim not in sizes:
                 raise ValueError(
-                    f"coords has {dim!r}, which is no dimension; there are {sorted(sizes)}"
+                    f"coords has the unknown dimension {dim!r}; expected one of {sorted(sizes)}"
                 )
             if len(values) != sizes[dim]:
                 raise ValueError(
-                    f"coords has {len(values)} values for {dim!r}, a dimension of size {sizes[dim]}"
+                    f"coords has {len(values)} values for {dim!r}; expected {sizes[dim]}"
                 )
 
 
 class TreeWriter:
-    """Gathers blocks of data: in memory, or in a zarr store that grows with each block.
+    """Concatenates blocks of data in memory or in a zarr store.
 
     Args:
-        plate: the dimension that blocks are put together along; None where there is one block.
-        coords: coordinates by dimension, those of `plate` for all blocks together.
-        attrs: attributes of the tree and of each group.
-        store: folder of a zarr store, which must not be there yet.
+        plate: Dimension along which blocks are concatenated; None if there is one block.
+        coords: Coordinates by dimension; those of `plate` cover all blocks.
+        attrs: Attributes of the tree and of each group.
+        store: Folder of a new zarr store.
 
     Raises:
-        ImportError: when `store` is given and zarr is not installed.
-        FileExistsError: when the store is there.
+        ImportError: If `store` is given and zarr is not installed.
+        FileExistsError: If the store exists.
     """
 
     def __init__(
@@ -116,10 +116,12 @@ class TreeWriter:
                     "store= needs the package zarr: pip install 'pyro-vae[zarr]'"
                 ) from error
             if self.store.exists():
-                raise FileExistsError(f"{self.store} is there already: remove it, or name another")
+                raise FileExistsError(
+                    f"{self.store} exists already. Remove it or choose another path"
+                )
 
     def add(self, variables: Variables, num_data: int = 0) -> None:
-        """Add a block of `num_data` data; what does not depend on data is in the first alone."""
+        """Add a block of `num_data` data; only the first has variables without a data dimension."""
         for group, arrays in variables.items():
             dataset = xr.Dataset({name: xr.Variable(*pair) for name, pair in arrays.items()})
             for dim, size in dataset.sizes.items():
@@ -143,7 +145,7 @@ class TreeWriter:
         xr.Dataset(attrs=self.attrs).to_zarr(self.store, mode="a", consolidated=False)
 
     def finish(self) -> xr.DataTree:
-        """Return the tree; from a store, its arrays are read when they are looked at."""
+        """Return the tree; arrays of a store are loaded lazily."""
         if self.store is not None:
             from_first(self._write_root)
             return xr.open_datatree(self.store, engine="zarr", consolidated=False)

@@ -1,8 +1,8 @@
-"""Hamiltonian Monte Carlo of many chains at once (Neal 2011), each accepted by itself.
+"""Vectorized Hamiltonian Monte Carlo (Neal 2011) with one acceptance decision for each chain.
 
-Chains stand in the leading dimensions of one state, shape `(*chains, dim)`, and move together
-through one evaluation of their log density; `pyro.infer.HMC` would accept or refuse them all as
-one. The target is p(z) p(x|z)^b: b = 1 is the posterior, and annealing passes through 0 < b < 1.
+Chains are the leading dimensions of one state of shape `(*chains, dim)`, and one evaluation of the
+log density moves all of them. `pyro.infer.HMC` would accept or reject them together. The target is
+p(z) p(x|z)^b: the posterior for b = 1, and an annealed density for 0 < b < 1.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Point:
 
     @classmethod
     def at(cls, target: LogDensities, state: Tensor) -> "Point":
-        """Evaluate a target at states, one per chain."""
+        """Evaluate a target at states, one for each chain."""
         state = state.detach().requires_grad_()
         with torch.enable_grad():
             prior, likelihood = target(state)
@@ -53,15 +53,15 @@ class Point:
 
 
 class StepSizes:
-    """Step sizes that follow the recent acceptance (Wu et al. 2017).
+    """Step sizes that adapt to the recent acceptance rate (Wu et al. 2017).
 
     Attributes:
-        values: of shape `chains`, each chain its own, or `()`, all the same.
+        values: Step sizes of shape `chains`, or one of shape `()` for all chains.
 
     Args:
-        values: at the start.
-        acceptance: the share of accepted transitions that is aimed at.
-        change: factor by which a step grows or shrinks after each transition.
+        values: Initial step sizes.
+        acceptance: Target acceptance rate.
+        change: Factor by which a step size grows or shrinks after each transition.
     """
 
     def __init__(self, values: Tensor, acceptance: float, change: float = 1.02) -> None:
@@ -69,17 +69,17 @@ class StepSizes:
         self._rate = torch.full_like(values, acceptance)
 
     def follow(self, moved: Tensor) -> None:
-        """Adapt to a transition: who moved, or the share of chains that did."""
+        """Adapt to a transition, given the accepted chains or their share."""
         self._rate = 0.9 * self._rate + 0.1 * moved
         grow = self._rate > self.acceptance
         self.values = torch.where(grow, self.values * self.change, self.values / self.change)
 
 
 def jittered(step: Tensor) -> Tensor:
-    """Return step sizes that vary by up to 40% from transition to transition, of the same shape.
+    """Return step sizes with up to 40% of random variation, of the same shape.
 
-    A fixed number of equal steps may turn some direction of a near-Gaussian target by a full
-    circle, and the chain stays where it was there (Neal 2011, section 3.2).
+    A fixed number of equal steps may be a full period in some direction of a near-Gaussian target,
+    in which the chain then does not move (Neal 2011, section 3.2).
     """
     return step * (0.6 + 0.8 * torch.rand_like(step))
 
@@ -87,17 +87,17 @@ def jittered(step: Tensor) -> Tensor:
 def transition(
     target: LogDensities, start: Point, step: Tensor, num_leapfrog: int, beta: float = 1.0
 ) -> tuple[Point, Tensor]:
-    """Make one transition of every chain, which leaves p(z) p(x|z)^beta invariant.
+    """Make one transition of every chain that leaves p(z) p(x|z)^beta invariant.
 
     Args:
-        target: log prior and log likelihood.
-        start: where the chains are.
-        step: size of the leapfrog steps, of shape `chains` or `()`.
-        num_leapfrog: their number.
-        beta: the likelihood's exponent.
+        target: Function that returns the log prior and the log likelihood.
+        start: Current states of the chains.
+        step: Leapfrog step sizes of shape `chains` or `()`.
+        num_leapfrog: Number of leapfrog steps.
+        beta: Exponent of the likelihood.
 
     Returns:
-        Where the chains are now, and who of them moved, of shape `chains`.
+        The new states, and whether each chain moved, of shape `chains`.
     """
     momentum = torch.randn_like(start.state)
     energy = -start.log_density(beta) + 0.5 * momentum.square().sum(-1)

@@ -1,9 +1,9 @@
-"""Draws from p(z|x) by Markov chain Monte Carlo beside those of the encoder's q(z|x).
+"""Samples from p(z|x) by Markov chain Monte Carlo, for comparison with the guide's q(z|x).
 
-Chains owe the guide no more than where they begin. Run to convergence, they show what q leaves out:
-too narrow a spread, a correlation, a second mode. They are slow, so that they serve a handful of
-data. Pyro's own kernels run: the No-U-Turn Sampler (Hoffman & Gelman 2014), or Hamiltonian Monte
-Carlo (Neal 2011) of a fixed trajectory length.
+The guide only provides the starting points of the chains. Converged chains show what q misses, for
+example a wider spread, a correlation or a second mode. Chains are slow, so use them for a few data.
+The kernels are Pyro's No-U-Turn Sampler (Hoffman & Gelman 2014) and Hamiltonian Monte Carlo (Neal
+2011) with a fixed trajectory length.
 """
 
 import functools
@@ -29,9 +29,8 @@ from pyro_vae.runtime.random_state import preserved_state
 
 KERNELS: dict[str, Callable[..., HMC]] = {
     "nuts": NUTS,
-    # About a quarter of the period of a Gaussian in the adapted metric (pi/2, steps rounded down),
-    # after which momentum has become position. Pyro's own 2 pi is a whole period: the chain comes
-    # back to where it was.
+    # About a quarter of the period of a Gaussian in the adapted metric (pi/2, steps rounded down).
+    # Pyro's default of 2 pi is a full period: the chain returns to its starting point.
     "hmc": functools.partial(HMC, trajectory_length=2.0),
 }
 
@@ -46,41 +45,56 @@ def mcmc_draws(
     kernel: str = "nuts",
     seed: int = 0,
 ) -> xr.DataTree:
-    """Draw the latents of each datum by MCMC, and as many by the guide.
+    """Sample the latents of each datum by MCMC, and the same number by the guide.
 
-    Each datum has chains of its own, which adapt to it alone and begin at draws from the guide. In
-    `arviz_plots.plot_forest({"MCMC": tree, "encoder": tree["encoder"]})` both stand side by side.
-    Look at R-hat and effective sample size first (`arviz_stats.summary(tree)`): chains that have
-    not converged judge nobody.
+    Each datum has separate chains, which adapt to this datum and start at guide samples. Plot both
+    with `arviz_plots.plot_forest({"MCMC": tree, "encoder": tree["encoder"]})`. Check R-hat and the
+    effective sample size first (`arviz_stats.summary(tree)`): chains that have not converged cannot
+    serve as a reference.
 
     Args:
-        pair: anything with `.model` and `.guide`, every latent continuous and in the plate over
+        pair: Object with `.model` and `.guide`. Every latent is continuous and in the plate over
             the data.
-        x: a handful of data, shape `(num_data, *event)`; or a tuple `(x, y, ...)`, as for `fit`.
-        num_samples: draws of each chain that are kept.
-        warmup_steps: transitions before them, in which step size and diagonal mass matrix adapt.
-        num_chains: chains of each datum, run one after the other.
+        x: A few data, shape `(num_data, *event)`, or a tuple `(x, y, ...)` as for `fit`.
+        num_samples: Number of samples to keep from each chain.
+        warmup_steps: Number of transitions before them that adapt the step size and the diagonal
+            mass matrix.
+        num_chains: Number of chains of each datum, which run sequentially.
         kernel: `"nuts"`, or `"hmc"` with trajectories of length 2.
-        seed: of all draws. The random state, the parameter store and the modules' mode are left as
-            they were found.
+        seed: Random seed. The global random state, the parameter store and the mode of the modules
+            are restored.
 
     Returns:
         A tree with the names, dimensions and coordinates of `from_pyro_svi`:
 
-        - `posterior`: the chains' draws;
-        - `sample_stats`: `diverging` for each draw; for each chain and datum `acceptance_rate`, the
-          share of transitions that moved, and the adapted `step_size`;
-        - `encoder/posterior`, as many draws from the guide, and `encoder/sample_stats`, their log
-          weights. They are independent: chains are only where they stand, for plots of both.
+        - `posterior`: samples of the chains;
+        - `sample_stats`: `diverging` for each sample; for each chain and datum `acceptance_rate`,
+          the share of accepted transitions, and the adapted `step_size`;
+        - `encoder/posterior` and `encoder/sample_stats`: the same number of guide samples, and
+          their log weights. These samples are independent; they are arranged in chains only for
+          plots.
 
     Raises:
-        PairError: when model and guide do not fit each other or x (see `check`), or a latent stands
+        PairError: If model and guide do not fit each other or x (see `check`), or a latent is
             outside the plate over the data.
-        ValueError: for an unknown kernel, a discrete latent, or fewer than one draw, warm-up step
-            or chain.
+        ValueError: If the kernel is unknown, a latent is discrete, or a number of samples, warm-up
+            steps or chains is below one.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> tree = pv.mcmc_draws(vae, torch.ones(1, 5), num_samples=3, warmup_steps=2)
+        >>> tree["posterior/z"].shape, tree["encoder/posterior/z"].shape
+        ((2, 3, 1, 2), (2, 3, 1, 2))
+
+    See also: `from_pyro_svi`, `diagnose`, `ais`.
     """
     if kernel not in KERNELS:
-        raise ValueError(f"kernel={kernel!r} is unknown: choose of {sorted(KERNELS)}")
+        raise ValueError(f"unknown kernel={kernel!r}; expected one of {sorted(KERNELS)}")
     if min(num_samples, warmup_steps, num_chains) < 1:
         raise ValueError(
             "num_samples, warmup_steps and num_chains must be at least 1, got "
@@ -119,7 +133,7 @@ def mcmc_draws(
 
 
 def _in_chains(group: xr.Dataset, num_samples: int) -> xr.Dataset:
-    """Spread the independent draws of one chain over chains of `num_samples` draws."""
+    """Arrange the independent samples of one chain in chains of `num_samples` samples."""
     if "draw" not in group.dims:  # the root
         return group
     one = group.isel(chain=0, drop=True).drop_vars("draw")
@@ -131,13 +145,13 @@ def _check_continuous(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
     for name, node in sample_sites(poutine.trace(pair.model).get_trace(*batch)):
         if not node["is_observed"] and node["fn"].support.is_discrete:
             raise ValueError(
-                f"latent {name!r} is discrete: Hamiltonian dynamics need continuous latents"
+                f"latent {name!r} is discrete; Hamiltonian dynamics need continuous latents"
             )
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """One chain of one datum; draws by site, `(num_samples, *shape in the program)`."""
+    """One chain of one datum; samples by site, `(num_samples, *shape in the program)`."""
 
     draws: dict[str, np.ndarray]
     diverging: np.ndarray
@@ -158,7 +172,7 @@ def _chain(
     diagnostics = {}
 
     def remember(mover: HMC, params: object, stage: str, i: int) -> None:
-        if stage == "Sample" and i == num_samples - 1:  # then MCMC clears the kernel
+        if stage == "Sample" and i == num_samples - 1:  # MCMC clears the kernel afterwards
             diagnostics.update(mover.diagnostics())
 
     run = MCMC(mover, num_samples, warmup_steps, disable_progbar=True, hook_fn=remember)
@@ -172,7 +186,7 @@ def _chain(
 
 
 def _posterior(chains: list[_Chain], like: xr.Dataset) -> xr.Dataset:
-    """Arrange one datum's chains as the encoder's draws of it are."""
+    """Arrange the chains of one datum like the guide samples of it."""
     draws = {
         name: (var.dims, np.stack([c.draws[str(name)].reshape(-1, *var.shape[2:]) for c in chains]))
         for name, var in like.data_vars.items()

@@ -1,18 +1,14 @@
-"""A run's folder and its trust card to one page: HTML that needs no other file and no network."""
+"""The HTML page of a run: one file with scores, trust card and figures, without network access."""
 
 import base64
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyro
-import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,103 +16,106 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.diagnostics.trust_card import TrustCard
+from pyro_vae.distributed import from_first
 from pyro_vae.evaluation import DESCRIPTIONS
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.part import Part
+from pyro_vae.plots import encoded
+from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import read_file, write_file
 
 TEMPLATE = "html_page.html.jinja"
-SHOWN = 10  # data beside what their latents predict
+SHOWN = 10  # number of data in the posterior predictive figure
 VERDICTS = {
-    "safe": "Nothing that was measured speaks against relying on this posterior.",
-    "inspect": "Look at these before you build on this posterior.",
-    "don't": "Do not rely on this posterior: this speaks against it.",
+    "safe": "No diagnostic speaks against this posterior.",
+    "inspect": "Check these findings before you use this posterior.",
+    "don't": "Do not rely on this posterior, for these reasons.",
 }
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture is called, what it shows to whoever cannot see it, and how to read it."""
+    """Title, alternative text and explanation of a figure."""
 
     title: str
     alt: str
     how: str
 
 
-# In the order of the page: the pictures of a run's folder, and those that are drawn for it.
+# In the order of the page: figures of the run's folder and figures made for the page.
 READINGS = {
     "learning_curve": Reading(
         "Learning curve",
         "The ELBO in nats per datum against epochs, for training and validation data",
-        "Higher is better: a curve still rising at its end wants more epochs, and a validation "
-        "curve that turns down while training goes up has learned the training data by heart.",
+        "Higher is better. A curve that still rises at its end needs more epochs; a validation "
+        "curve that falls while the training curve rises shows overfitting.",
     ),
     "reconstructions": Reading(
         "Test data above their reconstructions",
         "Rows of test images, each above the image decoded from its latents",
-        "Each image in an odd row comes back below as what its latents kept: compare the two, a "
-        "stroke lost there is not in the latents.",
+        "Each image in an odd row is above its reconstruction. Details missing from the "
+        "reconstruction are not in the latents.",
     ),
     "predictive": Reading(
         "Posterior predictive against x",
-        "Test images in the first row, below them the mean and three draws of x predicted from "
+        "Test images in the first row, below them the mean and three samples of x predicted from "
         "their latents",
-        "The mean should be the x above it with soft edges, and the draws noisy versions of it: "
-        "a mean of another shape is a datum that the posterior has got wrong.",
+        "The mean should be a smooth version of x, and the samples noisy versions of it. If the "
+        "mean has a different shape, the posterior of this datum is wrong.",
     ),
     "samples": Reading(
         "Means of x for z from the prior",
-        "A grid of images decoded from draws of the prior",
-        "They should look like the data, in all their variety: blurred hybrids come from regions "
-        "of the prior where no datum has its latents.",
+        "A grid of images decoded from samples of the prior",
+        "They should look like the data and be as diverse. Blurred mixtures come from regions of "
+        "the prior without latents of data.",
     ),
     "prior_samples": Reading(
-        "Draws of x from the model",
-        "A grid of images drawn from p(x)",
-        "They should look like the data as these were fed in training, pixel noise included.",
+        "Samples of x from the model",
+        "A grid of images sampled from p(x)",
+        "They should look like the training data, including pixel noise.",
     ),
     "manifold": Reading(
         "The latent plane, decoded",
         "A square of images decoded from a grid over the two latents",
-        "Neighbours should change smoothly into each other, and each kind of data have its region.",
+        "Neighbouring images should be similar, and each kind of data should have a region.",
     ),
     "traversals": Reading(
         "One latent varied at a time",
         "Rows of images; along each row one latent goes from -2.5 to 2.5",
-        "Each row varies the latent that it names and keeps the others: a row that does not change "
-        "is a latent that the decoder ignores.",
+        "Each row varies one latent and keeps the others. If a row does not change, the decoder "
+        "ignores the latent.",
     ),
     "latents": Reading(
         "Map of the encoded test data",
         "A scatter plot of posterior means of the test data, coloured by class",
-        "Each point is a test datum: classes in clouds of their own, with the labels never seen, "
-        "say that the latents have found what tells the data apart.",
+        "Each point is a test datum. Separate clusters for the classes, without labels in "
+        "training, show that the latents represent the differences between classes.",
     ),
     "khat": Reading(
-        "k-hat of each datum, and the data where it is highest",
+        "k-hat of each datum, and the data with the highest k-hat",
         "A scatter plot of k-hat against data with its limit as a line, above the images with the "
         "highest k-hat",
-        "A point above the line is a datum of whose posterior q misses mass, so that its log p(x) "
-        "is too low by an unknown amount; the images below are the worst of them.",
+        "For a datum above the line, q misses mass of the posterior, and log p(x) is too low by an "
+        "unknown amount. The images below have the highest k-hat.",
     ),
     "gaps": Reading(
         "Inference gaps",
         "Stacked bars of approximation and amortization gap for each of the first data, sorted",
-        "The height of a bar is what the ELBO of a datum loses against log p(x): a richer guide "
-        "can win the first part, a better encoder the second.",
+        "The height of a bar is log p(x) - ELBO of a datum. A more flexible guide can reduce the "
+        "first part, a better encoder the second.",
     ),
     "kl": Reading(
         "KL of each latent",
         "Bars of the KL divergence from posterior to prior of each latent, in nats, sorted",
-        "A high bar is a latent that says much of x, a grey one a latent that says nothing and "
-        "could be left out.",
+        "A high bar is a latent with much information about x. A grey bar is an inactive latent "
+        "that could be omitted.",
     ),
     "aggregate": Reading(
         "Aggregate posterior against the prior",
         "Histograms of latents over all data, each with the curve of the prior",
-        "A histogram should fill the curve of its prior: where it does not, draws from the prior "
-        "meet what the decoder has never seen.",
+        "A histogram should match the curve of the prior. If it does not, the decoder is not "
+        "trained on some samples from the prior.",
     ),
 }
 
@@ -129,27 +128,26 @@ def write(
     x: Tensor,
     card: TrustCard,
 ) -> None:
-    """Write the page of a run, whole or not at all.
+    """Write the page of a run, atomically.
 
-    It holds the card's verdict, reasons and findings, the run's scores, the pictures of the
-    run's folder that `pyro_vae.report` and `pyro-vae sample` write, those that are drawn for the
-    page, the parts of the model and the versions. Pictures are part of the file, nothing is loaded
-    from elsewhere, and every text is escaped.
+    The page contains the verdict, reasons and findings of the card, the scores of the run, the
+    figures that `pyro_vae.report` and `pyro-vae sample` write to the run's folder, further figures,
+    the parts of the model and the versions. Figures are embedded, no external file is loaded, and
+    all text is escaped. With several processes, the first one writes.
 
     Args:
-        path: the file.
-        run: the run's folder.
-        metrics: of its metrics.json.
-        vae: its model.
-        x: the data that the card was made of, images of shape `(num_data, [channels,] height,
-            width)`.
-        card: what `pyro_vae.diagnose` says of them.
+        path: File to write.
+        run: Folder of the run.
+        metrics: Contents of its metrics.json.
+        vae: Model of the run.
+        x: Data of the card, images of shape `(num_data, [channels,] height, width)`.
+        card: Result of `pyro_vae.diagnose` for these data.
 
     Raises:
-        CheckpointError: when a picture in the run's folder is a link or cannot be read.
-        OSError: when the file cannot be written.
+        CheckpointError: If a figure in the run's folder is a link or cannot be read.
+        OSError: If the file cannot be written.
     """
-    pictures = {name: _png(figure) for name, figure in _figures(vae, x, card)}
+    pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
             pictures[name] = read_file(run, f"{name}.png")
@@ -172,7 +170,7 @@ def write(
         ],
         versions=_versions(metrics.get("versions", {})),
     )
-    write_file(path, page.encode())
+    from_first(lambda: write_file(path, page.encode()))
 
 
 def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:
@@ -186,7 +184,7 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
     )
     yield (
         "predictive",
-        plots.predictive(tree, range(len(x[:SHOWN])), "x above what its latents predict"),
+        plots.predictive(tree, range(len(x[:SHOWN])), "x above its posterior predictive"),
     )
     elpd = SimpleNamespace(pareto_k=card.per_datum["khat"], good_k=card.khat_threshold)
     yield "khat", plots.khat(elpd, x.cpu())
@@ -196,16 +194,12 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
         yield "gaps", plots.gaps(approximation, amortization, title)
     latents = card.latents
     yield "kl", plots.kl_by_dimension(latents.kl, latents.active, "KL of each latent")
-    title = "one draw of z for each datum, in prior standard deviations, against N(0, 1)"
+    title = "one sample of z for each datum, in prior standard deviations, against N(0, 1)"
     yield "aggregate", plots.aggregate_posterior(latents.draws, title)
 
 
-def _png(figure: Figure) -> bytes:
-    return plots.encoded(figure, dpi=110, bbox_inches="tight")
-
-
 def _parts(vae: Autoencoder) -> list[tuple[str, str, int]]:
-    """Return name, description and number of parameters of what a model was built of."""
+    """Return name, description and number of parameters of the constructor arguments."""
     return [
         (
             name,
@@ -219,12 +213,12 @@ def _parts(vae: Autoencoder) -> list[tuple[str, str, int]]:
 
 
 def _described(value: Any) -> str:
-    """Write a part as the call that builds it."""
+    """Return the constructor call of a part as text."""
     if isinstance(value, Part):
         arguments = ", ".join(
             f"{name}={_described(argument)}"
             for name, argument in value.build_arguments.items()
-            if argument is not None  # a tensor that set a starting value, or a default
+            if argument is not None  # an initial value given as a tensor, or a default
         )
         return f"{type(value).__name__}({arguments})"
     if isinstance(value, list | tuple):
@@ -233,12 +227,6 @@ def _described(value: Any) -> str:
 
 
 def _versions(trained: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Return for each library its version in training, where recorded, and its version now."""
-    now = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "pyro_vae": version("pyro-vae"),
-        "arviz-base": version("arviz-base"),
-    }
+    """Return the version of each library in training, if recorded, and now."""
+    now = library_versions()
     return [(name, trained.get(name, "not recorded"), found) for name, found in now.items()]

@@ -1,12 +1,10 @@
-"""From a trained VAE to a run's folder: scores, pictures, posterior draws, and what repeats it."""
+"""Write the results of a trained VAE to a folder: scores, figures, posterior samples, settings."""
 
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from matplotlib.figure import Figure
 from scipy.special import ndtri
@@ -23,6 +21,7 @@ from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import write_file, write_json
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
 
 SHOWN = 100  # images in a picture
@@ -41,26 +40,45 @@ def report(
     num_samples: int = 500,
     seed: int = 0,
 ) -> Evaluation:
-    """Score a trained VAE on test data and write all that there is to see into the folder `out`.
+    """Score a trained VAE on test data and write the results to a folder.
 
-    Several processes (`torchrun`) score together, and the first one writes.
-    Writes `metrics.json`, the model (`model/`), posterior draws of some test data for ArviZ
-    (`posterior.nc`), and for image data the pictures: `learning_curve.png`, `samples.png`,
-    `reconstructions.png`, `latents.png`, and `manifold.png` for two latents (Kingma & Welling
-    2013, Figure 4) or `traversals.png` for more.
+    The folder contains `metrics.json`, the model (`model/`), samples of the posterior of some test
+    data for ArviZ (`posterior.nc`) and the figures `learning_curve.png` and `latents.png`. For
+    image data it also contains `samples.png`, `reconstructions.png`, and `manifold.png` for two
+    latents (Kingma & Welling 2013, Figure 4) or `traversals.png` otherwise. Several processes
+    (`torchrun`) share the scores, and the first one writes.
 
     Args:
-        vae: the trained VAE.
-        fit: what `pyro_vae.fit` returned for it.
-        test: the test data, as `evaluate` takes them.
-        out: the folder; it is made when it is not there.
-        num_samples: K, importance samples for log p(x).
-        seed: of the draws.
+        vae: Trained VAE.
+        fit: Result of `pyro_vae.fit` for it.
+        test: Test data, as for `evaluate`.
+        out: Folder for the results; it is created if it does not exist.
+        num_samples: K, number of importance samples for log p(x).
+        seed: Random seed.
+
+    Returns:
+        The scores.
 
     Raises:
-        CheckpointError: before anything is scored, when the folder cannot be written, or has a link
-            or something else in the place of what is to be written.
-        OSError: when a file cannot be written; the file that was there stays.
+        CheckpointError: If the folder is not writable, or a link or an unrelated file or folder has
+            the name of a result. It is raised before scoring.
+        OSError: If a file cannot be written; an existing file is kept.
+
+    Example:
+        >>> import tempfile, pathlib, torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> x = torch.rand(4, 5).round()
+        >>> fit = pv.fit(vae, x, epochs=1, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scores = pv.report(vae, fit, x, folder, num_samples=5)
+        ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
+        ['latents.png', 'learning_curve.png', 'metrics.json', 'model', 'posterior.nc']
+
+    See also: `evaluate`, `fit`, `load`.
     """
     test = as_dataset(test).to(device_of(vae.model, vae.guide))
     names = [METRICS, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
@@ -82,19 +100,18 @@ def report(
     write_metrics(out / METRICS, vae, fit, scores)
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
-    # Encoded in memory: HDF5 itself follows a link, and crashes if the disk is full.
+    # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
     write_file(out / POSTERIOR, tree.to_netcdf(engine="h5netcdf"))
     with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
         torch.manual_seed(seed)
         figures = _figures(vae, fit, test, shown, *moments)
     for name, figure in figures.items():
-        picture = plots.encoded(figure, dpi=150, bbox_inches="tight")
-        write_file(out / f"{name}.png", picture)
+        write_file(out / f"{name}.png", plots.encoded(figure))
     return scores
 
 
 def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[str, Any]:
-    """Write settings, scores (nats per datum) and history to `path`, replacing it at once."""
+    """Write settings, scores (nats per datum) and history to `path`, atomically."""
     metrics: dict[str, Any] = {
         **{kind: type(part).__name__ for kind, part in vae.parts.items()},
         **fit.settings,
@@ -104,16 +121,19 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[st
         "images_per_second": fit.images_per_second,
         "stopped": fit.stopped,
         "best_epoch": int(fit.best["epoch"]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-        },
+        "versions": library_versions(),
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
     write_json(path, metrics)
     return metrics
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that the scores depend on."""
+    found = versions("arviz-base")
+    names = {"pyro-ppl": "pyro", "pyro-vae": "pyro_vae"}
+    return {names.get(name, name): version for name, version in found.items()}
 
 
 def _figures(
@@ -127,7 +147,7 @@ def _figures(
         points, test.labels, f"{title}\nposterior means of the test data by class", axis_labels
     )
     if len(test.event_shape) != 3:
-        return figures  # not images
+        return figures  # not image data
     draws = vae.decode(vae.model.prior().sample((SHOWN,))).mean
     figures["samples"] = plots.image_grid(
         draws.cpu(), f"{title}\nE[x|z] for z drawn from the prior ({latent_dim} latents)"
@@ -161,7 +181,7 @@ def _encoded(vae: VAE, test: Dataset, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
-    """Return the data's first two principal components, or the latents when there are two."""
+    """Return the first two principal components, or the latents if there are at most two."""
     if means.shape[1] <= 2:
         padded = torch.nn.functional.pad(means, (0, 2 - means.shape[1]))
         return padded.cpu().numpy(), ("z₁", "z₂")
@@ -173,7 +193,7 @@ def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
 
 
 def _manifold(vae: VAE, title: str) -> Figure:
-    """Decode a grid of the unit square through the inverse normal CDF: the paper's Figure 4."""
+    """Decode a grid of N(0, I) quantiles (Kingma & Welling 2013, Figure 4)."""
     quantiles = ndtri((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
     z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
     z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
@@ -182,8 +202,8 @@ def _manifold(vae: VAE, title: str) -> Figure:
 
 
 def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
-    """Vary one latent at a time, from -2.5 to 2.5, the most used latents first."""
-    # KL(q(z_i|x) || N(0, 1)): a latent carries the more, the further its posterior is from that.
+    """Vary one latent at a time from -2.5 to 2.5, in descending order of KL."""
+    # KL(q(z_i|x) || N(0, 1))
     kl = 0.5 * (means.square() + scales.square() - 1) - scales.log()
     order = kl.mean(dim=0).argsort(descending=True)[:20]
     values = torch.linspace(-2.5, 2.5, STEPS, device=means.device)

@@ -202,11 +202,11 @@ def of(kind):
 @pytest.mark.parametrize(
     ("given", "settings", "sentence"),
     [
-        (lambda: of("discrete"), {}, "latent 'k' is discrete: Hamiltonian dynamics need"),
+        (lambda: of("discrete"), {}, "latent 'k' is discrete; Hamiltonian dynamics need"),
         (lambda: of("hierarchy"), {}, "a latent is outside the plate over the data"),
         (lambda: binary(torch.full((2, 5), 0.3)), {}, "outside the likelihood's support Boolean"),
         (linear_vae, {"num_samples": 0}, "must be at least 1, got 0, 4, 2"),
-        (linear_vae, {"kernel": "gibbs"}, r"kernel='gibbs' is unknown: .*\['hmc', 'nuts'\]"),
+        (linear_vae, {"kernel": "gibbs"}, r"unknown kernel='gibbs'; expected .*\['hmc', 'nuts'\]"),
     ],
 )
 def test_bad_input_gets_a_sentence(given, settings, sentence):

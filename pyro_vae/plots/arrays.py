@@ -1,0 +1,223 @@
+"""Plots of scores and latents."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyro_vae.plots.images import displayable
+
+
+def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
+    """Plot the ELBO in nats per datum against epochs, with the standard error in validation.
+
+    Args:
+        history: History of a training run (`Fit.history`).
+        title: Title of the figure.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> history = [{"epoch": 1, "train_elbo": -9.0}, {"epoch": 2, "train_elbo": -8.0}]
+        >>> pv.plots.learning_curve(history, "toy").axes[0].get_ylabel()
+        'ELBO (nats per datum)'
+
+    See also: `pyro_vae.fit`, `pyro_vae.report`.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="ELBO (nats per datum)")
+    epochs = [entry["epoch"] for entry in history]
+    is_elbo = all("train_elbo" in entry for entry in history)
+    train = [entry["train_elbo" if is_elbo else "train_objective"] for entry in history]
+    what = "training" if is_elbo else "training objective, not the ELBO"
+    axes.plot(epochs, train, marker=".", label=f"{what} (running mean of the epoch)")
+    values = list(train)
+    if all("validation_elbo" in entry for entry in history):
+        validation = np.array([entry["validation_elbo"] for entry in history])
+        error = np.array([entry["validation_elbo_se"] for entry in history])
+        (line,) = axes.plot(epochs, validation, marker=".", label="validation ± standard error")
+        axes.fill_between(
+            epochs, validation - error, validation + error, color=line.get_color(), alpha=0.25, lw=0
+        )
+        values += list(validation)
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) > 4:
+        # The large increase of the first epoch would flatten the rest of the curve.
+        top, low = max(finite), float(np.quantile(finite, 0.1))
+        axes.set_ylim(low - 0.2 * (top - low), top + 0.1 * (top - low))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def latent_map(points: Any, labels: Any | None, title: str, axis_labels: Sequence[str]) -> Figure:
+    """Show a scatter plot of two-dimensional latents.
+
+    Args:
+        points: Latents of shape `(num_data, 2)`.
+        labels: Integer classes of shape `(num_data,)` for the colours, or None.
+        title: Title of the figure.
+        axis_labels: Labels of the two axes.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> figure = pv.plots.latent_map(np.eye(2), np.array([0, 1]), "toy", ("z1", "z2"))
+        >>> len(figure.axes[0].collections)
+        2
+
+    See also: `aggregate_posterior`.
+    """
+    points = np.asarray(points)
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5)
+    else:
+        labels = np.asarray(labels)
+        for label in np.unique(labels):
+            chosen = points[labels == label]
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=2, alpha=0.5, label=str(label))
+        axes.legend(title="class", markerscale=5, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def khat(elpd: Any, images: Any | None = None, count: int = 10) -> Figure:
+    """Plot k-hat of each datum above the images with the highest k-hat.
+
+    Args:
+        elpd: Result of `pyro_vae.elpd_marginal`, or an object with `pareto_k` and `good_k`.
+        images: Images of all data, shape `(num_data, [channels,] height, width)`, or None.
+        count: Number of images to show.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import numpy as np, pyro_vae as pv
+        >>> elpd = SimpleNamespace(pareto_k=np.array([0.1, 0.9]), good_k=0.7)
+        >>> pv.plots.khat(elpd).axes[0].get_title()
+        'log p(x) is unreliable for 50.0% of 2 data'
+
+    See also: `pyro_vae.elpd_marginal`, `pyro_vae.diagnose`.
+    """
+    values = np.asarray(elpd.pareto_k).ravel()
+    figure = Figure(figsize=(8, 4 if images is None else 5.5), layout="constrained")
+    grid = figure.add_gridspec(
+        1 if images is None else 2, 1, height_ratios=[3, 1][: 1 if images is None else 2]
+    )
+    axes = figure.add_subplot(grid[0], xlabel="datum", ylabel="k-hat")
+    high = values > elpd.good_k
+    axes.scatter(np.flatnonzero(~high), values[~high], s=6, label="reliable")
+    axes.scatter(np.flatnonzero(high), values[high], s=6, color="C3", label="unreliable")
+    axes.axhline(elpd.good_k, color="0.3", linestyle="--", lw=1)
+    axes.set_title(f"log p(x) is unreliable for {high.mean():.1%} of {len(values)} data")
+    axes.legend(loc="upper right")
+    if images is not None:
+        worst = np.argsort(-np.nan_to_num(values, nan=-np.inf))[:count]
+        strip = np.concatenate(list(displayable(np.asarray(images)[worst])), axis=1)
+        below = figure.add_subplot(grid[1])
+        below.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        width = strip.shape[1] / len(worst)
+        labels = [f"{i}: {values[i]:.2f}" for i in worst]
+        below.set_xticks([(i + 0.5) * width for i in range(len(worst))], labels, fontsize=7)
+        below.set_yticks([])
+        below.set_title("highest k-hat", fontsize=9)
+    return figure
+
+
+def gaps(approximation: Any, amortization: Any, title: str) -> Figure:
+    """Show the two inference gaps of each datum in nats, sorted by their sum.
+
+    Args:
+        approximation: Approximation gaps of shape `(num_data,)`.
+        amortization: Amortization gaps of shape `(num_data,)`.
+        title: Title of the figure.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> figure = pv.plots.gaps([0.5, 1.5], [0.1, 0.3], "toy")
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['approximation gap, mean 1.00', 'amortization gap, mean 0.20']
+
+    See also: `pyro_vae.gaps`.
+    """
+    approximation, amortization = np.asarray(approximation), np.asarray(amortization)
+    order = np.argsort(approximation + amortization)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="data, sorted", ylabel="nats")
+    place = np.arange(len(order))
+    for values, base, name in (
+        (approximation, 0, "approximation gap"),
+        (amortization, approximation[order], "amortization gap"),
+    ):
+        label = f"{name}, mean {values.mean():.2f}"
+        axes.bar(place, values[order], bottom=base, width=1.0, label=label)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def kl_by_dimension(kl: Any, active: Any, title: str) -> Figure:
+    """Show KL(q(z_i|x) || p(z_i)) of each latent in nats, in descending order.
+
+    Args:
+        kl: KL divergences of shape `(latent_dim,)`.
+        active: Whether each latent is active; inactive latents are grey.
+        title: Title of the figure.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> figure = pv.plots.kl_by_dimension([0.0, 2.0], [False, True], "toy")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['1', '0']
+
+    See also: `pyro_vae.collapse`, `aggregate_posterior`.
+    """
+    kl, active = np.asarray(kl), np.asarray(active)
+    order = np.argsort(-kl)
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="latent", ylabel="KL (nats)")
+    colours = ["C0" if active[i] else "0.7" for i in order]
+    axes.bar(range(len(order)), kl[order], color=colours)
+    axes.set_xticks(range(len(order)), [str(i) for i in order], fontsize=7)
+    return figure
+
+
+def aggregate_posterior(draws: Any, title: str, count: int = 8) -> Figure:
+    """Compare one sample of z for each datum, in prior standard deviations, with N(0, 1).
+
+    The latents that differ most come first.
+
+    Args:
+        draws: Samples of shape `(num_data, latent_dim)`.
+        title: Title of the figure.
+        count: Number of latents to show.
+
+    Example:
+        >>> import numpy as np, pyro_vae as pv
+        >>> draws = np.random.default_rng(0).normal(size=(20, 3))
+        >>> len(pv.plots.aggregate_posterior(draws, "toy", count=2).axes)
+        2
+
+    See also: `pyro_vae.collapse`, `kl_by_dimension`.
+    """
+    draws = np.asarray(draws)
+    off = np.abs(draws.mean(0)) + np.abs(np.log(draws.std(0)))
+    chosen = np.argsort(-off)[:count]
+    columns = math.ceil(math.sqrt(len(chosen)))
+    rows = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(2.5 * columns, 2.2 * rows), layout="constrained")
+    grid = np.linspace(-4, 4, 200)
+    normal = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
+    for place, i in enumerate(chosen):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        shown = np.clip(draws[:, i], -4, 4)  # outliers are counted in the outermost bins
+        axes.hist(shown, bins=40, range=(-4, 4), density=True, alpha=0.6)
+        axes.plot(grid, normal, color="0.2", lw=1)
+        axes.set_title(
+            f"z[{i}]: mean {draws[:, i].mean():.2f}, sd {draws[:, i].std():.2f}", fontsize=8
+        )
+        axes.set_yticks([])
+    figure.suptitle(title, fontsize=9)
+    return figure
