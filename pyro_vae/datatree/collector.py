@@ -2,13 +2,12 @@
 
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.datatree.writer import SAMPLE_DIMS, Labels, Variables
+from pyro_vae.datatree.writer import SAMPLE_DIMS, Group, Labels, Variables
 from pyro_vae.distributed import gather
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.chunking import CHUNK_ELEMENTS
@@ -83,13 +82,13 @@ class GroupCollector:
             result["prior_predictive"] = self._values(drawn, batch, only=data)
         return {group: result[group] for group in self.groups}
 
-    def _stats(self, guide: Sites, model: Sites, batch: Batch, draws: slice) -> Any:
+    def _stats(self, guide: Sites, model: Sites, batch: Batch, draws: slice) -> Group:
         """Return log weights and log q per datum, or add to the joint ones."""
         log_q = self._total(guide, batch)
         log_p = self._total(model, batch)
         if self.programs.all_local:
             terms = {"log_weight": log_p - log_q, "log_q": log_q}
-            dims = (str(self.plate),)
+            dims: tuple[str, ...] = (str(self.plate),)
             stats = {name: (dims, value.cpu().numpy()) for name, value in terms.items()}
             return self._unless_point_masses(stats)
         self.log_q[draws] += log_q.double().cpu().numpy()
@@ -104,10 +103,10 @@ class GroupCollector:
         """Return the joint log weights and log q of all data and latents, shape `(1, samples)`."""
         log_p, log_q = (np.sum(gather(mine), axis=0) for mine in (self.log_p, self.log_q))
         terms = {"log_weight": log_p - log_q, "log_q": log_q}
-        stats = {name: (SAMPLE_DIMS, value[None]) for name, value in terms.items()}
+        stats: Group = {name: (SAMPLE_DIMS, value[None]) for name, value in terms.items()}
         return {"sample_stats": self._unless_point_masses(stats)}
 
-    def _unless_point_masses(self, stats: Any) -> Any:
+    def _unless_point_masses(self, stats: Group) -> Group:
         return {} if self.programs.point_masses else stats
 
     def _total(self, sites: Sites, batch: Batch) -> Tensor:
@@ -124,7 +123,7 @@ class GroupCollector:
         # A program without local sites has no terms after the first batch.
         return torch.stack(terms).sum(0) if terms else torch.zeros(())
 
-    def _values(self, sites: Sites, batch: Batch, only: Sites | None = None) -> Any:
+    def _values(self, sites: Sites, batch: Batch, only: Sites | None = None) -> Group:
         return {
             name: (
                 self.labels.of(name, site.plates, site.event_dim),
@@ -134,7 +133,7 @@ class GroupCollector:
             if (only is None or name in only) and self._is_due(site)
         }
 
-    def _log_densities(self, sites: Sites, batch: Batch) -> Any:
+    def _log_densities(self, sites: Sites, batch: Batch) -> Group:
         return {
             name: (site.plates, self._new(site, site.log_prob, batch))
             for name, site in sites.items()

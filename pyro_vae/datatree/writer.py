@@ -12,8 +12,9 @@ import xarray as xr
 from pyro_vae.distributed import from_first, is_first
 
 SAMPLE_DIMS = ("chain", "draw")
-# group -> variable -> (dims, values)
-Variables = dict[str, dict[str, tuple[tuple[str, ...], np.ndarray]]]
+# Dimensions and values of each variable of a group, and the groups by name.
+Group = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Variables = dict[str, Group]
 
 
 @dataclass(frozen=True)

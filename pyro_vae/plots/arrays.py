@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from pyro_vae.plots.images import displayable
 
@@ -53,7 +54,9 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
     return figure
 
 
-def latent_map(points: Any, labels: Any | None, title: str, axis_labels: Sequence[str]) -> Figure:
+def latent_map(
+    points: ArrayLike, labels: ArrayLike | None, title: str, axis_labels: Sequence[str]
+) -> Figure:
     """Show a scatter plot of two-dimensional latents.
 
     Args:
@@ -85,7 +88,7 @@ def latent_map(points: Any, labels: Any | None, title: str, axis_labels: Sequenc
     return figure
 
 
-def khat(elpd: Any, images: Any | None = None, count: int = 10) -> Figure:
+def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
     """Plot k-hat of each datum above the images with the highest k-hat.
 
     Args:
@@ -127,7 +130,7 @@ def khat(elpd: Any, images: Any | None = None, count: int = 10) -> Figure:
     return figure
 
 
-def gaps(approximation: Any, amortization: Any, title: str) -> Figure:
+def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figure:
     """Show the two inference gaps of each datum in nats, sorted by their sum.
 
     Args:
@@ -158,7 +161,7 @@ def gaps(approximation: Any, amortization: Any, title: str) -> Figure:
     return figure
 
 
-def kl_by_dimension(kl: Any, active: Any, title: str) -> Figure:
+def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
     """Show KL(q(z_i|x) || p(z_i)) of each latent in nats, in descending order.
 
     Args:
@@ -184,7 +187,7 @@ def kl_by_dimension(kl: Any, active: Any, title: str) -> Figure:
     return figure
 
 
-def aggregate_posterior(draws: Any, title: str, count: int = 8) -> Figure:
+def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
     """Compare one sample of z for each datum, in prior standard deviations, with N(0, 1).
 
     The latents that differ most come first.

@@ -6,16 +6,17 @@ Images are arrays of shape `(..., height, width)` or `(..., channels, height, wi
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def image_grid(images: Any, title: str, columns: int | None = None) -> Figure:
+def image_grid(images: ArrayLike, title: str, columns: int | None = None) -> Figure:
     """Show images in a grid.
 
     Args:
@@ -39,7 +40,9 @@ def image_grid(images: Any, title: str, columns: int | None = None) -> Figure:
     return _canvas(cells.reshape(rows, columns, *array.shape[1:]), title)
 
 
-def reconstructions(originals: Any, reconstructed: Any, title: str, columns: int = 10) -> Figure:
+def reconstructions(
+    originals: ArrayLike, reconstructed: ArrayLike, title: str, columns: int = 10
+) -> Figure:
     """Show originals in odd rows, with each reconstruction below its original.
 
     Args:
@@ -63,7 +66,7 @@ def reconstructions(originals: Any, reconstructed: Any, title: str, columns: int
     return _canvas(blocks.reshape(-1, columns, *pairs.shape[2:]), title)
 
 
-def mosaic(images: Any, title: str, row_labels: Sequence[str] | None = None) -> Figure:
+def mosaic(images: ArrayLike, title: str, row_labels: Sequence[str] | None = None) -> Figure:
     """Show images in given rows and columns.
 
     Args:
@@ -111,7 +114,7 @@ def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str 
     return mosaic(np.stack([x, drawn.mean(0), *drawn[:3]]), title, rows)
 
 
-def displayable(images: Any) -> np.ndarray:
+def displayable(images: ArrayLike) -> np.ndarray:
     """Return images of shape `(num_images, height, width)` or, in colour, `(..., width, 3)`."""
     array = np.clip(np.asarray(images, dtype=float), 0, 1)
     if array.ndim == 4:
