@@ -1,32 +1,39 @@
-# Two commands do everything from nothing: `make train` and `make test`.
-# Each creates .venv with the package in it when it is missing or pyproject.toml has changed.
+# `make train` and `make test` work from a fresh checkout.
+# Each creates a virtual environment if it is missing or if pyproject.toml has changed: .venv for
+# python3.11, .venv-NAME for another interpreter, for example `make test PYTHON=python3.13`.
 PYTHON ?= python3.11
 PYTHON_ARVIZ_1 ?= python3.13
-INSTALLED := .venv/.installed
+VENV := .venv$(addprefix -,$(filter-out python3.11,$(notdir $(PYTHON))))
+INSTALLED := $(VENV)/.installed
 
-.PHONY: train test arviz-1 clean
+.PHONY: train test lint wheel arviz-1 clean
 .DEFAULT_GOAL := train
 
-train: $(INSTALLED)  ## train a VAE on MNIST and write its pictures to runs/mnist_svi
-	.venv/bin/python examples/mnist_svi.py $(ARGS)
+train: $(INSTALLED)  ## train a VAE on MNIST; write scores and pictures to runs/mnist_svi
+	$(VENV)/bin/python examples/mnist_svi.py $(ARGS)
 
-test: $(INSTALLED)  ## formatting, types, and the test suite
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/pytest --numprocesses auto $(ARGS)
+test: lint  ## formatting, types and the test suite
+	$(VENV)/bin/pytest --numprocesses auto $(ARGS)
+
+lint: $(INSTALLED)  ## formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+wheel: $(INSTALLED)  ## build the wheel and the source distribution in dist/
+	$(VENV)/bin/python -m build
 
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --progress-bar off --editable ".[dev]"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --progress-bar off --editable ".[dev]"
 	touch $@
 
-arviz-1: .venv-arviz-1/.installed  ## a second interpreter with ArviZ 1.x, for tests/datatree/test_inspection.py
+arviz-1: .venv-arviz-1/.installed  ## an interpreter with ArviZ 1.x, for tests/datatree
 .venv-arviz-1/.installed:
 	$(PYTHON_ARVIZ_1) -m venv .venv-arviz-1
 	.venv-arviz-1/bin/python -m pip install --progress-bar off \
 		"arviz-base[h5netcdf]>=1" "arviz-stats[xarray]>=1" "arviz-plots[matplotlib]>=1"
 	touch $@
 
-clean:  ## remove the virtual environment and what tools left behind
-	rm -rf .venv .venv-arviz-1 .mypy_cache .pytest_cache .ruff_cache build dist
+clean:  ## remove the virtual environments, caches and build outputs
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache build dist
