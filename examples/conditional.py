@@ -1,10 +1,10 @@
-"""A conditional VAE, p(x|z, y): the class y is given, so that z keeps what y does not say.
+"""A conditional VAE, p(x|z, y): the class y is given, so z holds the remaining variation.
 
-    python examples/conditional.py            ten epochs of MNIST, some minutes on two cores
-    python examples/conditional.py --quick    one epoch of 4,000 images, some seconds
+    python examples/conditional.py            ten epochs of MNIST, a few minutes on two cores
+    python examples/conditional.py --quick    one epoch of 4,000 images, a few seconds
 
-What to see in digits.png: each row is one draw of z from its prior, the columns are the classes.
-Slant and stroke stay much alike along a row while the digit changes: z is the style, y the digit.
+In digits.png, each row is one sample of z from the prior, and the columns are the classes. Slant
+and stroke are similar along a row while the digit changes: z is the style, y the digit.
 (Sohn, Lee & Yan 2015; Kingma et al. 2014, section 4.)
 """
 
@@ -56,7 +56,7 @@ def main(
     quick: Annotated[bool, Option("--quick", help="A few seconds, for a first look")] = False,
     data_root: Annotated[Path | None, Option(help="Folder with the data")] = None,
     epochs: Annotated[int, Option(help="Passes over the training data")] = 10,
-    seed: Annotated[int, Option(help="Repeats the run")] = 0,
+    seed: Annotated[int, Option(help="Random seed of the run")] = 0,
     out: Annotated[Path, Option(help="Folder for the picture")] = Path("runs/conditional"),
 ) -> None:
     """Train p(x|z, y) on MNIST and its labels, score it, and draw each style in each class."""
@@ -66,7 +66,7 @@ def main(
     torch.manual_seed(seed)
     vae = ConditionalVAE(10, hidden, train.log_odds())
 
-    # What the programs take after x goes with the data, row by row.
+    # Further arguments of the programs are passed with the data, one row per datum.
     labels = one_hot(train.labels, 10).float()
     test_labels = one_hot(test.labels, 10).float()
     print(pv.check(vae, (train[:8], labels[:8])))

@@ -3,13 +3,13 @@
     python examples/count_data.py
 
 The counts come from a model with two latents and negative binomial noise, of variance
-m + m^2 / r with r = 3. Two VAEs differ in one line, the likelihood; their scores are of the same
-test data, so that the difference is a paired one. The picture, runs/count_data/counts.png, sets
-what each of them predicts beside the test data.
+m + m^2 / r with r = 3. Two VAEs differ in one line, the likelihood. They score the same test data,
+so their difference is paired. The picture, runs/count_data/counts.png, compares the predictions of
+each VAE with the test data.
 
-What to see: at the right means, the Poisson VAE predicts too little variance and too few small
-counts. The negative binomial one's predictions lie on the test data, it wins by many standard
-errors, and the r that it learned is within 10% of the true one.
+Result: the Poisson VAE has the right means, but predicts too little variance and too few small
+counts. The predictions of the negative binomial VAE match the test data, it wins by many standard
+errors, and its learned r is within 10% of the true value.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def simulate(num_data: int, seed: int) -> torch.Tensor:
 
 
 class LogCounts(pv.Part):
-    """An encoder's first layer: log(1 + x), so that large counts do not swamp the small."""
+    """First layer of an encoder: log(1 + x), so that large counts do not dominate small ones."""
 
     def __init__(self, network: pv.Part) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class LogCounts(pv.Part):
 
 
 def build(likelihood: type[pv.Part], train: torch.Tensor) -> pv.VAE:
-    """Return a VAE; everything but the likelihood's class is the same."""
-    # Log means linear in z, as they truly are, from those of the data onwards.
+    """Return a VAE with the given likelihood class; the other parts are the same."""
+    # Log means are linear in z, as in the simulation, and start at the log means of the data.
     decoder = pv.networks.MLP(LATENT_DIM, [], NUM_COUNTS, output_bias=train.mean(dim=0).log())
     return pv.VAE(
         prior=pv.priors.StandardNormal(LATENT_DIM),
@@ -72,13 +72,13 @@ def picture(test: np.ndarray, predicted: dict[str, np.ndarray], path: Path) -> N
     histogram.set(xlabel="count", ylabel="share of the data", title=f"column {column}")
     moments.legend()
     histogram.legend()
-    figure.suptitle(f"New data drawn from each VAE, beside the test data (true r = {TRUE_R:g})")
+    figure.suptitle(f"Samples from each VAE, and the test data (true r = {TRUE_R:g})")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    """Train both, print their scores and draw the picture."""
+    """Train both VAEs, print their scores and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few data and epochs: a smoke test")
     parser.add_argument("--seed", type=int, default=0)

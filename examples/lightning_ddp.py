@@ -1,8 +1,8 @@
-"""The VAE in PyTorch Lightning, on two processes: a Trainer loops, the bound stays Pyro's.
+"""Train a VAE with PyTorch Lightning on two processes: Lightning's loop, Pyro's bound.
 
     pip install lightning; python examples/lightning_ddp.py
 
-See in `samples.png` what it draws, and that its scores are a table like any other VAE's.
+The script prints the scores and writes samples from the trained VAE to samples.png.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from pyro_vae import plots
 
 
 class LightningVAE(lightning.LightningModule):
-    """Any pair with a Pyro `model` and `guide` that are modules."""
+    """A LightningModule for a pair with a Pyro `model` and `guide` that are modules."""
 
     def __init__(self, pair, num_data):
         super().__init__()
@@ -38,7 +38,7 @@ class LightningVAE(lightning.LightningModule):
 
 
 def main(data: str = "mnist", epochs: int = 5, devices: int = 2, out: Path = Path("runs/ddp")):
-    """Train on `devices` processes of this machine, score in all of them, draw in the first."""
+    """Train on `devices` processes of this machine, score in all, and plot in the first."""
     train, test = pv.data.load(data)
     torch.manual_seed(0)
     decoder = pv.networks.MLP(20, [200], train.event_shape, output_bias=train.log_odds())

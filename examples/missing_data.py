@@ -1,16 +1,16 @@
-"""Missing values, imputed with their uncertainty: a VAE against mean and nearest-neighbour filling.
+"""Impute missing values with their uncertainty: a VAE, mean and nearest-neighbour imputation.
 
     python examples/missing_data.py
 
-Of a table of 30 correlated measurements (scikit-learn's breast cancer data), 40% of the entries are
-struck out at random, in training and test data alike. The VAE leaves NaN out of its likelihood
-(`likelihoods.Missing`), tells its encoder which entries they are (`networks.WithMask`), and draws
-them from the posterior predictive (`vae.impute`). Both other fillings are scikit-learn's.
+From a table of 30 correlated measurements (scikit-learn's breast cancer data), 40% of the entries
+are removed at random, in training and test data. The VAE excludes NaN from its likelihood
+(`likelihoods.Missing`), passes the mask to its encoder (`networks.WithMask`), and samples missing
+entries from the posterior predictive (`vae.impute`). The other two methods are scikit-learn's.
 
-What to see in runs/missing_data/imputed.png: on the left, one test row; the bars, the VAE's 90%
-intervals, hold most of the true values, and are short where the observed entries leave little
-doubt. On the right, over all test data: entries that the VAE is twice as unsure of are about twice
-as far off. Its error is the smallest of the three, and it alone comes with such bars.
+In runs/missing_data/imputed.png, the left panel shows one test row. The bars are the VAE's 90%
+intervals; they contain most of the true values, and are short if the observed entries leave little
+uncertainty. The right panel shows all test data: if the standard deviation of the VAE is twice as
+large, so is the error. The VAE has the smallest error of the three, and the only intervals.
 """
 
 import argparse
@@ -28,17 +28,17 @@ LATENT_DIM, SHARE_MISSING, NUM_TRAIN, NUM_VALIDATION = 5, 0.4, 350, 70
 
 
 def table(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return logarithms of the measurements, shape `(569, 30)`, whole and with NaN in them."""
+    """Return logarithms of the measurements, shape `(569, 30)`, complete and with NaN."""
     rng = np.random.default_rng(seed)
     whole = rng.permutation(np.log(load_breast_cancer().data + 0.01)).astype(np.float32)
     x = np.where(rng.random(whole.shape) < SHARE_MISSING, np.float32("nan"), whole)
-    # In units of what the training data show.
+    # Standardize by the observed training data.
     loc, scale = np.nanmean(x[:NUM_TRAIN], axis=0), np.nanstd(x[:NUM_TRAIN], axis=0)
     return (whole - loc) / scale, (x - loc) / scale
 
 
 def build(num_columns: int) -> pv.VAE:
-    """Return a VAE for rows of real numbers, any of them missing: nonlinear factor analysis."""
+    """Return a VAE for rows of real numbers with missing values: nonlinear factor analysis."""
     decoder = pv.networks.MLP(LATENT_DIM, [32], num_columns)
     encoder = pv.networks.MLP(2 * num_columns, [64], 2 * LATENT_DIM)
     return pv.VAE(
@@ -51,7 +51,7 @@ def build(num_columns: int) -> pv.VAE:
 def picture(
     row: np.ndarray, draws: np.ndarray, neighbours: np.ndarray, moments: np.ndarray, path: Path
 ) -> None:
-    """Draw one row's missing entries, and the actual error against the VAE's own estimate of it."""
+    """Plot the missing entries of one row, and the error against the VAE's standard deviation."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 4.5), width_ratios=[1.7, 1], layout="constrained"
     )
@@ -65,14 +65,14 @@ def picture(
     figure.legend(loc="outside lower left", ncols=4)
     right.plot(*moments, "o")
     right.axline((0, 0), slope=1, color="black", lw=0.5)
-    right.set(xlabel="standard deviation of the VAE's draws", ylabel="root mean square error")
-    right.set_title("tenths of the missing entries")
+    right.set(xlabel="standard deviation of the VAE's samples", ylabel="root mean square error")
+    right.set_title("deciles of the missing entries")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    """Train, fill in the test data three ways, print the errors and draw the picture."""
+    """Train, impute the test data in three ways, print the errors and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few epochs: a smoke test")
     parser.add_argument("--seed", type=int, default=0)

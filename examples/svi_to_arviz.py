@@ -1,4 +1,4 @@
-"""A plain Pyro regression, fitted by SVI with an AutoGuide, looked at with ArviZ.
+"""Fit a plain Pyro regression by SVI with an AutoGuide, and summarize it with ArviZ.
 
 python examples/svi_to_arviz.py
 """
@@ -14,7 +14,7 @@ import pyro_vae as pv
 
 
 def model(x, y):
-    """Draw y, a line through x with noise."""
+    """Linear regression of y on x with normal noise."""
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
     offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
     noise = pyro.sample("noise", dist.HalfNormal(1.0))
@@ -33,5 +33,5 @@ for _ in range(1500):
 
 tree = pv.from_pyro_svi(model, guide, model_args=(x, y), num_samples=1000, seed=0)
 print(arviz_stats.summary(tree, kind="stats"))
-print(arviz_stats.loo(tree, var_name="y"))  # right here, where every latent is global
+print(arviz_stats.loo(tree, var_name="y"))  # valid here, because all latents are global
 tree.to_netcdf("regression.nc")

@@ -1,18 +1,18 @@
-"""Swap parts: a grid of priors x likelihoods x guides on one data set, compared datum by datum.
+"""Swap parts: a grid of priors, likelihoods and guides on one dataset, compared by datum.
 
-    python examples/swap_parts.py            18 VAEs of small grey digits, some minutes
-    python examples/swap_parts.py --quick    4 of them, hardly trained
+    python examples/swap_parts.py            18 VAEs of small grey digits, a few minutes
+    python examples/swap_parts.py --quick    4 VAEs, one epoch each
 
-The digits (the embedded MNIST images) are pooled to 14 x 14 pixels of 16 grey levels. All three
-likelihoods give such pixels probabilities, so that all scores measure the same thing; a density,
-such as a Normal's, would not, and does not belong into this table. Every VAE scores the same test
-data: what stands beside the first row is the mean of the paired differences, with its standard
-error over test data. The spread over seeds is not in it (--seed).
+The digits (the bundled MNIST images) are pooled to 14 x 14 pixels of 16 grey levels. All three
+likelihoods are probability mass functions of such pixels, so their scores are comparable; a
+density, such as a Normal, is not. Every VAE scores the same test data. The last column is the mean
+of the paired differences to the first row, with its standard error over test data. It does not
+include the variation over seeds (--seed).
 
-What to see in differences.png: what to swap first. With seed 0 a mixture of logistics gains 2 to 6
-nats on one logistic, while a free choice among levels, which has most to learn, loses 3 to 8 on
-these few images. A learned prior gains some 2 to 4 nats in front of any likelihood; a full
-covariance in the guide moves the score by less than 2, either way.
+differences.png shows which part to change first. With seed 0, a mixture of logistics gains 2 to 6
+nats over a single logistic. A categorical over the levels, which has the most parameters, loses 3
+to 8 nats on these few images. A learned prior gains about 2 to 4 nats with any likelihood. A full
+covariance in the guide changes the score by less than 2 nats, up or down.
 """
 
 import argparse
@@ -53,7 +53,7 @@ LIKELIHOODS = {
 
 
 def encoder(num_outputs: int) -> pv.networks.MLP:
-    """Return a network from images to what a guide takes."""
+    """Return a network from images to the parameters of a guide."""
     return pv.networks.MLP(SHAPE, [HIDDEN], num_outputs)
 
 
@@ -68,7 +68,7 @@ def small_digits(dataset: pv.data.Dataset) -> torch.Tensor:
 
 
 def picture(rows: list[tuple[str, str, str]], gains: np.ndarray, path: Path, title: str) -> None:
-    """Draw each VAE's mean paired difference to the first, with two standard errors."""
+    """Plot the mean paired difference of each VAE to the first, with two standard errors."""
     figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
     colors = dict(zip(LIKELIHOODS, ("C0", "C1", "C2"), strict=True))
     mean, se = gains.mean(axis=1), gains.std(axis=1, ddof=1) / gains.shape[1] ** 0.5

@@ -1,18 +1,17 @@
-"""A table of mixed columns: each with a likelihood of its own kind, against normal ones for all.
+"""A table of mixed columns: a likelihood for each column type, against normal ones for all.
 
     python examples/tabular_mixed.py
 
 The rows are people, simulated from two latents: age (a real number, standardized), income
-(positive, in ten thousands), owning a home (yes or no), education (four categories) and children (a
-count). Two VAEs differ in the likelihood alone: `Columns` of five kinds, or a `Normal` for every
-column. Their log densities are not compared: one is a density of real numbers, the other in part a
-probability of whole ones.
+(positive, in ten thousands), home ownership (yes or no), education (four categories) and children
+(a count). Two VAEs differ only in the likelihood: `Columns` of five types, or a `Normal` for every
+column. Their log densities are not comparable: the first is in part a probability mass function.
 
-What to see in runs/tabular_mixed/rows.png: rows drawn with `Columns` look like the test data, and
-depend on each other alike: incomes rise with education, children come with age. The normal VAE's
-people are impossible, with fractions of children and incomes below zero. It also loses the
-children's dependence on age: a density of a yes or no has no limit, so that it spends its latents
-on copying that column ever more exactly.
+In runs/tabular_mixed/rows.png, rows sampled with `Columns` resemble the test data and have the same
+dependences: income rises with education, the number of children with age. The normal VAE samples
+impossible people, with fractional children and negative incomes. It also loses the dependence of
+children on age: the density of a binary column is unbounded, so the latents are used to reproduce
+that column ever more exactly.
 """
 
 import argparse
@@ -23,15 +22,14 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae import likelihoods
-from pyro_vae.networks import MLP
+from pyro_vae import likelihoods, networks
 
 COLUMNS = ("age", "income", "home", "education", "children")
 NUM_LEVELS, LATENT_DIM, HIDDEN = 4, 2, 32
 
 
 def simulate(num_data: int, seed: int) -> torch.Tensor:
-    """Return people, shape `(num_data, 5)`, in the order of `COLUMNS`."""
+    """Return people, shape `(num_data, 5)`, with columns in the order of `COLUMNS`."""
     rng = np.random.default_rng(seed)
     means, stage = rng.normal(size=(2, num_data))
     level = np.arange(NUM_LEVELS) - 1.5
@@ -47,26 +45,28 @@ def simulate(num_data: int, seed: int) -> torch.Tensor:
 
 
 def columns() -> pv.Part:
-    """Return a likelihood of five kinds, whose decoders share a hidden layer."""
+    """Return a likelihood of five types with a shared hidden layer."""
     return likelihoods.Columns(
         [
-            likelihoods.Normal(MLP(HIDDEN, [], 1)),
-            likelihoods.LogNormal(MLP(HIDDEN, [], 1)),
-            likelihoods.Bernoulli(MLP(HIDDEN, [], 1)),
-            likelihoods.Categorical(MLP(HIDDEN, [], NUM_LEVELS), NUM_LEVELS, spacing=1),
-            likelihoods.Poisson(MLP(HIDDEN, [], 1)),
+            likelihoods.Normal(networks.MLP(HIDDEN, [], 1)),
+            likelihoods.LogNormal(networks.MLP(HIDDEN, [], 1)),
+            likelihoods.Bernoulli(networks.MLP(HIDDEN, [], 1)),
+            likelihoods.Categorical(networks.MLP(HIDDEN, [], NUM_LEVELS), NUM_LEVELS, spacing=1),
+            likelihoods.Poisson(networks.MLP(HIDDEN, [], 1)),
         ],
-        trunk=MLP(LATENT_DIM, [HIDDEN], HIDDEN),
+        trunk=networks.MLP(LATENT_DIM, [HIDDEN], HIDDEN),
     )
 
 
 def normal() -> pv.Part:
-    """Return a likelihood of one kind for all columns."""
-    return likelihoods.Normal(MLP(LATENT_DIM, [HIDDEN, HIDDEN], len(COLUMNS)), scale="entrywise")
+    """Return a normal likelihood for all columns."""
+    return likelihoods.Normal(
+        networks.MLP(LATENT_DIM, [HIDDEN, HIDDEN], len(COLUMNS)), scale="entrywise"
+    )
 
 
 def picture(tables: dict[str, np.ndarray], path: Path) -> None:
-    """Draw income against education, and children against age, for each table of people."""
+    """Plot income against education, and children against age, for each table."""
     figure, axes = plt.subplots(
         2, len(tables), figsize=(11, 6), sharex="row", sharey="row", layout="constrained"
     )
@@ -82,7 +82,7 @@ def picture(tables: dict[str, np.ndarray], path: Path) -> None:
 
 
 def main() -> None:
-    """Train both, print how their people compare with the test data, and draw the picture."""
+    """Train both VAEs, compare their samples with the test data, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few data and epochs: a smoke test")
     parser.add_argument("--seed", type=int, default=0)
@@ -98,7 +98,7 @@ def main() -> None:
     tables = {"test data": test.numpy()}
     for likelihood in (columns, normal):
         torch.manual_seed(arguments.seed)
-        encoder = MLP(len(COLUMNS), [64], 2 * LATENT_DIM)
+        encoder = networks.MLP(len(COLUMNS), [64], 2 * LATENT_DIM)
         prior, guide = pv.priors.StandardNormal(LATENT_DIM), pv.guides.DiagonalNormal(encoder)
         vae = pv.VAE(prior, likelihood(), guide)
         vae.check(train[:8])

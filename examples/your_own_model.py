@@ -1,16 +1,16 @@
 """Your own model and guide: a hierarchical VAE with two stochastic layers, in plain Pyro.
 
-    python examples/your_own_model.py            ten epochs of MNIST, some minutes on two cores
-    python examples/your_own_model.py --quick    one epoch of 4,000 images, some seconds
+    python examples/your_own_model.py            ten epochs of MNIST, a few minutes on two cores
+    python examples/your_own_model.py --quick    one epoch of 4,000 images, a few seconds
 
     model:  z2 ~ N(0, I),  z1 ~ p(z1|z2),  x ~ p(x|z1)
     guide:  z1 ~ q(z1|x),  z2 ~ q(z2|z1)
 
-Two functions, any site names, `pyro.module` for the parameters: `pv.Pair` makes them a pair, and
-`check`, `fit`, `SVI`, `evaluate` and every objective take it as they take a `VAE`. (Burda et al.
-2015, section 5, train two such layers.) What to see in layers.png: each row is one draw of z2,
-along it z1 is drawn anew. A row keeps to one shape, or a few, that vary in detail: how alike its
-images are is how much the upper layer says.
+The model and guide are two functions with any site names and `pyro.module` for the parameters.
+`pv.Pair` combines them, and `check`, `fit`, `SVI`, `evaluate` and every objective accept the pair
+as they accept a `VAE`. (Burda et al. 2015, section 5, train two such layers.) In layers.png, each
+row is one sample of z2, with ten samples of z1. A row has one shape, or a few, that vary in detail:
+the more similar its images, the more the upper layer determines.
 """
 
 from pathlib import Path
@@ -40,10 +40,10 @@ def main(
     data_root: Annotated[Path | None, Option(help="Folder with the data")] = None,
     epochs: Annotated[int, Option(help="Passes over the training data")] = 10,
     particles: Annotated[int, Option(help="K of the importance-weighted bound; 1: ELBO")] = 5,
-    seed: Annotated[int, Option(help="Repeats the run")] = 0,
+    seed: Annotated[int, Option(help="Random seed of the run")] = 0,
     out: Annotated[Path, Option(help="Folder for the picture")] = Path("runs/your_own_model"),
 ) -> None:
-    """Train a pair of one's own on MNIST, score it, and draw what each layer holds."""
+    """Train your own pair on MNIST, score it, and plot samples of each layer."""
     train, test = pv.data.load("mnist-5k" if quick else "mnist", root=data_root, seed=seed)
     train, validation = train.hold_out(len(train) // 12)
     epochs, hidden = (1, 50) if quick else (epochs, 200)
@@ -85,9 +85,9 @@ def main(
         z1 = normal(networks["z2 to z1"](z2).expand(8, 10, -1)).sample()
         images = networks["z1 to x"](z1).sigmoid()
     out.mkdir(parents=True, exist_ok=True)
-    figure = plots.mosaic(images, "one z2 a row, z1 drawn anew along it")
+    figure = plots.mosaic(images, "one z2 a row, one z1 an image")
     figure.savefig(out / "layers.png", dpi=150)
-    print(f"Each row of {out / 'layers.png'} is one draw of z2, with ten draws of z1.")
+    print(f"Each row of {out / 'layers.png'} is one sample of z2, with ten samples of z1.")
 
 
 if __name__ == "__main__":

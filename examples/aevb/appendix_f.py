@@ -1,22 +1,22 @@
-"""Appendix F: full variational Bayes, over the decoder's weights too, beside MAP.
+"""Appendix F: full variational Bayes over the decoder's weights, compared with MAP.
 
     python examples/aevb/appendix_f.py            N = 100, 300, 1000, 10,000 of MNIST, 5 seeds
-    python examples/aevb/appendix_f.py --quick    some seconds, for a first look
+    python examples/aevb/appendix_f.py --quick    a test run of a few seconds
 
-The paper derives it (eqs. 14 to 24, Algorithm 2) and runs no experiment. With M of N data,
+The paper derives it (eqs. 14 to 24, Algorithm 2) but has no experiment. With M of N data,
 
     L = E[ N/M sum_i log p(x_i|z_i, theta) - KL(q(z_i)||p(z_i)) ] - KL(q(theta)||p(theta))
 
-(eq. 24; full_vb.py has the model and guide), one draw of theta for each minibatch. Scored by
-log p(x): MAP at its theta, full VB as log E_q(theta)[p(x|theta)], by importance sampling on
+(eq. 24; full_vb.py has the model and guide), with one sample of theta per minibatch. The score is
+log p(x), at theta for MAP and log E_q(theta)[p(x|theta)] for full VB, by importance sampling on
 
-    test     held out data
-    own      data that the trained model itself draws: what it expects to score. A calibrated model
-             scores the world as it scores its own draws; own - test is its overconfidence
+    test     held-out data
+    own      samples from the trained model. A calibrated model gives them the same score as test
+             data; own - test is its overconfidence
 
-The paper leaves all settings open. Here Adam trains both. The standard deviations of q(theta) have
-a long way from where they start to those of the prior, which most weights end at: they are given
-ten times the step size, and `--weight-step-size` is worth a look where a run is short.
+The paper leaves all settings open. Here, Adam trains both. The standard deviations of q(theta)
+start far from those of the prior, to which most weights converge. Their step size is therefore ten
+times as large; tune `--weight-step-size` if a run is short.
 """
 
 import json
@@ -49,7 +49,7 @@ def log_likelihood(vaes: list[pv.VAE], x: Tensor, num_samples: int) -> float:
 
 
 def trained(train: pv.data.Dataset, settings: dict[str, Any]) -> list[pv.VAE]:
-    """Train by the method of `settings`; return the VAEs whose mixture is its prediction."""
+    """Train by the method of `settings`; return the VAEs of the predictive mixture."""
     torch.manual_seed(settings["seed"])
     vae = paper.build(train, settings["latent_dim"], settings["hidden"], settings["init_sd"])
     samples, step_size, seed = settings["samples"], settings["step_size"], settings["seed"]
@@ -62,7 +62,7 @@ def trained(train: pv.data.Dataset, settings: dict[str, Any]) -> list[pv.VAE]:
         {"params": list(full.weights.parameters()), "lr": settings["weight_step_size"]},
         {"params": list(full.posterior.parameters())},
     ]
-    with pyro.get_param_store().scope():  # a run before left weights of the same names
+    with pyro.get_param_store().scope():  # an earlier run left weights with the same names
         optim = torch.optim.Adam(groups, step_size)
         list(paper.algorithm_1(full, train, samples, optim, TraceMeanField_ELBO(), seed))
     return [full.at(full.weights().sample()) for _ in range(settings["draws"])]
@@ -75,22 +75,22 @@ def main(
         Literal["mnist", "mnist-5k"], Option(help="mnist-5k needs no download")
     ] = "mnist",
     num_train: Annotated[list[int] | None, Option(min=1, max=59_999, help="N")] = None,
-    seeds: Annotated[int, Option(min=2, help="Repetitions, from --seed on")] = 5,
-    draws: Annotated[int, Option(min=1, help="Draws of theta that data are scored by")] = 10,
-    num_scored: Annotated[int, Option(min=10, help="Test data, and own draws")] = 1000,
+    seeds: Annotated[int, Option(min=2, help="Number of seeds, from --seed on")] = 5,
+    draws: Annotated[int, Option(min=1, help="Samples of theta for each score")] = 10,
+    num_scored: Annotated[int, Option(min=10, help="Test data, and samples from the model")] = 1000,
     num_samples: Annotated[int, Option(min=1, help="Importance samples")] = 200,
     latent_dim: Annotated[int, Option(min=1, help="N_z")] = 10,
     hidden: Annotated[int, Option(min=1, help="Hidden units")] = 100,
-    step_size: Annotated[float, Option(help="Of Adam")] = 1e-3,
-    weight_step_size: Annotated[float, Option(help="Of Adam, for q(theta)")] = 1e-2,
-    weight_sd: Annotated[float, Option(help="Of q(theta), at the start")] = 0.05,
+    step_size: Annotated[float, Option(help="Step size of Adam")] = 1e-3,
+    weight_step_size: Annotated[float, Option(help="Step size of Adam for q(theta)")] = 1e-2,
+    weight_sd: Annotated[float, Option(help="Initial standard deviation of q(theta)")] = 0.05,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/appendix_f"),
 ) -> None:
-    """Train MAP and full VB on few and on more data, what is not there yet, and compare them."""
+    """Train MAP and full VB on few and on more data, skipping saved results; compare them."""
     path = out / "appendix_f.json"
     results = json.loads(path.read_text()) if path.is_file() else []
     if quick:
@@ -124,7 +124,7 @@ def main(
 
 
 def report(scores: dict[tuple[int, str, int], tuple[float, float]], title: str) -> Figure:
-    """Print means and standard errors over seeds, and draw the scores of test data."""
+    """Print means and standard errors over seeds, and plot the scores of test data."""
     table = Table("N", "method", "test log p(x)", "own", "own - test")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="N, training data", ylabel="test log p(x), nats")

@@ -1,4 +1,4 @@
-"""What the paper compares AEVB with."""
+"""The baselines of the paper: wake-sleep and Monte Carlo EM."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,17 +14,17 @@ from pyro_vae.diagnostics import hmc
 
 
 def wake_sleep(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """Return a loss whose gradient is wake-sleep's (Hinton et al. 1995), for `pv.SVI`.
+    """Return the wake-sleep loss (Hinton et al. 1995), for `pv.SVI`. Its gradient is the sum of
 
     wake:   z ~ q(z|x), x the data;   d/d theta of log p(x, z)
-    sleep:  x, z ~ p(x, z), dreamed;  d/d phi   of log q(z|x)
+    sleep:  x, z ~ p(x, z);           d/d phi   of log q(z|x)
 
-    The two climb different objectives, and no bound on log p(x) is climbed by both.
+    The two gradients belong to different objectives; together they maximize no bound on log p(x).
 
     Args:
-        model: the Pyro program of p(x, z).
-        guide: the Pyro program of q(z|x), the same encoder as AEVB's.
-        x: a minibatch, shape `(M, *event)`.
+        model: The Pyro program of p(x, z).
+        guide: The Pyro program of q(z|x), with the same encoder as AEVB.
+        x: A minibatch, shape `(M, *event)`.
     """
     with torch.no_grad():
         awake = poutine.trace(guide).get_trace(x)
@@ -43,15 +43,15 @@ def monte_carlo_em(
     seed: int,
     points: int = 1,
 ) -> Iterator[int]:
-    """Train the model alone by Monte Carlo EM, as Appendix E sets it up; as `paper.algorithm_1`.
+    """Train the model by Monte Carlo EM (Appendix E); yields as `paper.algorithm_1`.
 
-    E: one Hamiltonian transition of 10 leapfrog steps for each datum of a minibatch, from where its
-       chain was left (the first time, from a draw of the prior); the step size follows 90%
-       acceptance
-    M: 5 updates of theta along d/d theta of log p(x, z) at these z
+    E: one Hamiltonian transition of 10 leapfrog steps for each datum of a minibatch, from the last
+       state of its chain (at first a sample from the prior). The step size is tuned to 90%
+       acceptance.
+    M: 5 updates of theta along d/d theta of log p(x, z) at these z.
 
-    It remembers a z for every datum, so that data seen seldom have chains that lag far behind
-    theta: what the paper means by "not an on-line algorithm". The guide is not used.
+    It stores a z for every datum. If a datum is seen rarely, its chain lags far behind theta; this
+    is why the paper calls it "not an on-line algorithm". The guide is not used.
     """
     chains = vae.model.prior().sample((len(data),))
     step_size = hmc.StepSizes(torch.tensor(hmc.FIRST_STEP), acceptance=0.9)

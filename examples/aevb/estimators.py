@@ -1,20 +1,20 @@
-"""The variance of four estimators of the bound's gradient, on one batch, before and after training.
+"""The variance of four gradient estimators of the bound, on one batch, before and after training.
 
     python examples/aevb/estimators.py            MNIST
-    python examples/aevb/estimators.py --quick    some seconds, for a first look
+    python examples/aevb/estimators.py --quick    a test run of a few seconds
 
-All four are unbiased; what differs is how far one draw of them lies from the gradient:
+All four are unbiased; they differ in the variance of one sample:
 
-    score function        f(z) d log q(z|x)/d phi, section 2.2's "usual" estimator: as its display
-                          says, of very high variance; in Pyro, Trace_ELBO with draws that carry no
-                          gradient
+    score function        f(z) d log q(z|x)/d phi, the "usual" estimator of section 2.2, with very
+                          high variance; in Pyro, Trace_ELBO with samples that are not
+                          reparameterized
     A                     eq. 6, z = g(e, x) reparameterized: Trace_ELBO
     B                     eq. 7 and eq. 10, the KL divergence in closed form: TraceMeanField_ELBO
-    sticking the landing  A without the score function (Roeder et al. 2017), a later one
+    sticking the landing  A without the score function (Roeder et al. 2017)
 
-The variance is the trace of the covariance matrix of one draw (L = 1, M = 100) over the
-parameters, of the guide (phi) and of the model (theta), in nats per datum, squared. What to see:
-for the guide the score function is orders of magnitude above the others.
+The variance is the trace of the covariance matrix of one sample (L = 1, M = 100) over the
+parameters of the guide (phi) and of the model (theta), in squared nats per datum. Result: for the
+guide, the score function is orders of magnitude above the others.
 """
 
 import json
@@ -38,7 +38,7 @@ import pyro_vae as pv
 
 
 def detached(posterior: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Return the guide part with draws that carry no gradient: Pyro takes the score function."""
+    """Return the guide part without reparameterization, so Pyro uses the score function."""
 
     def guide(x: Tensor) -> Any:
         q = posterior(x)
@@ -59,8 +59,8 @@ def gradient_moments(vae: pv.VAE, x: Tensor, name: str, draws: int) -> tuple[Ten
     """Estimate the gradient of the bound per datum of x, `draws` times over.
 
     Returns:
-        Mean and variance of one draw for every parameter, each `(num_parameters,)` in float64, and
-        the number of the guide's parameters, which come first.
+        Mean and variance of one sample for every parameter, each `(num_parameters,)` in float64,
+        and the number of the guide's parameters, which come first.
     """
     objective, change = ESTIMATORS[name]
     pair = vae if change is None else vae.replace(guide=change(vae.guide.posterior))
@@ -86,13 +86,13 @@ def main(
     latent_dim: Annotated[int, Option(min=1, help="N_z")] = 20,
     hidden: Annotated[int, Option(min=1, help="Hidden units")] = 500,
     init_sd: paper.InitSd = 0.1,
-    step_size: Annotated[float, Option(help="Of Adagrad")] = 0.02,
+    step_size: Annotated[float, Option(help="Step size of Adagrad")] = 0.02,
     binarize: paper.Binarize = "dynamic",
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/estimators"),
 ) -> None:
-    """Measure each estimator's variance at the start and at the end of a training."""
+    """Measure the variance of each estimator before and after training."""
     if quick:
         samples, draws, hidden, latent_dim = min(samples, 3e3), 30, 50, 5
     train, _ = paper.load("mnist", quick, data_root, binarize, seed)
@@ -134,7 +134,7 @@ def main(
             bars = [i + shift for i in range(len(heights))]
             axes.bar(bars, heights, width=0.4, label=f"after {seen:,} samples")
         axes.set_xticks(range(len(ESTIMATORS)), list(ESTIMATORS), rotation=15, fontsize=8)
-        axes.set_ylabel("variance of one draw (nats², summed)")
+        axes.set_ylabel("variance of one sample (nats², summed)")
         if part == "guide":
             axes.legend(loc="upper right")
     figure.savefig(out / "estimators.png", dpi=150)

@@ -1,15 +1,16 @@
-"""Figure 2: the bound against the training samples seen, AEVB beside wake-sleep.
+"""Figure 2: the bound against training samples seen, for AEVB and wake-sleep.
 
     python examples/aevb/figure_2.py                      1e6 samples a curve, MNIST and Frey Face
-    python examples/aevb/figure_2.py --samples 1e7        as far as it takes
-    python examples/aevb/figure_2.py --optimizer adam --method AEVB       with Adam, drawn beside it
-    python examples/aevb/figure_2.py --quick              some seconds, for a first look
+    python examples/aevb/figure_2.py --samples 1e7        as in the docs
+    python examples/aevb/figure_2.py --optimizer adam --method AEVB       add curves with Adam
+    python examples/aevb/figure_2.py --quick              a test run of a few seconds
 
 Section 5: M = 100, L = 1, one tanh layer of 500 units (Frey Face: 200) in encoder and decoder,
-Adagrad with the step of {0.01, 0.02, 0.1} that does best early on the training data, weight decay
-as the prior p(theta) = N(0, I). AEVB climbs estimator B (eq. 10); wake-sleep trains the same two
-networks. Curves are kept in figure_2.json: a second call computes what is missing there, so that
-an interrupted study goes on where it stopped, and draws all curves of its budget and seed.
+Adagrad with the best step of {0.01, 0.02, 0.1} early in training, by the bound of the training
+data, and weight decay for the prior p(theta) = N(0, I). AEVB maximizes estimator B (eq. 10);
+wake-sleep trains the same two networks. Curves are saved in figure_2.json. A second call computes
+only the missing curves, so an interrupted study continues, and plots all curves of its budget and
+seed.
 """
 
 import json
@@ -30,12 +31,12 @@ from typer import Option
 import pyro_vae as pv
 
 LATENTS = {"mnist": (3, 5, 10, 20, 200), "frey": (2, 5, 10, 20)}
-# Where the paper's AEVB test curves end, read off its figure: to 3 nats, and 100 on Frey Face.
+# Ends of the paper's AEVB test curves, read off its figure to 3 nats, and 100 on Frey Face.
 ENDS = {
     "mnist": {3: -127, 5: -116, 10: -104, 20: -100, 200: -101},
     "frey": {2: 1150, 5: 1300, 10: 1370, 20: 1370},
 }
-SPAN = {"mnist": (50, 10), "frey": (1200, 300)}  # of a panel, below and above the paper's end
+SPAN = {"mnist": (50, 10), "frey": (1200, 300)}  # range of a panel, below and above the paper's end
 LOSSES = {"AEVB": TraceMeanField_ELBO(), "wake-sleep": wake_sleep}
 COLOURS = {"AEVB": {"adagrad": "C3", "adam": "C1"}, "wake-sleep": {"adagrad": "C2", "adam": "C0"}}
 
@@ -59,7 +60,7 @@ def curve(
 
 
 def best_curve(split: pv.data.Split, settings: dict[str, Any]) -> dict[str, Any]:
-    """Choose the step size by the training bound after `pilot` samples, then train at length."""
+    """Choose the step size by the training bound after `pilot` samples, then train in full."""
     steps = paper.STEP_SIZES[settings["optimizer"]]
     early = [curve(split, settings, step, settings["pilot"])["train"][-1] for step in steps]
     best = steps[int(np.nan_to_num(early, nan=-np.inf).argmax())]
@@ -67,7 +68,7 @@ def best_curve(split: pv.data.Split, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def draw(curves: list[dict[str, Any]]) -> Figure:
-    """Lay the panels out as the paper does: a row for each data set, N_z from left to right."""
+    """Arrange the panels as in the paper: a row for each dataset, N_z from left to right."""
     names = sorted({c["panel"] for c in curves}, reverse=True)
     columns = max(len({c["latent_dim"] for c in curves if c["panel"] == name}) for name in names)
     figure = Figure(figsize=(3 * columns, 3 * len(names)), layout="constrained")
@@ -98,10 +99,12 @@ def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
     optimizer: paper.OptimizerName = "adagrad",
-    pilot: Annotated[float, Option(min=1, help="Samples on which step sizes are compared")] = 5e4,
+    pilot: Annotated[float, Option(min=1, help="Samples for the choice of the step size")] = 5e4,
     data: Literal["both", "mnist", "frey"] = "both",
     latent_dim: Annotated[list[int] | None, Option(min=1, help="N_z [default: all]")] = None,
-    method: Annotated[Literal["both", "AEVB", "wake-sleep"], Option(help="To train")] = "both",
+    method: Annotated[
+        Literal["both", "AEVB", "wake-sleep"], Option(help="Method to train")
+    ] = "both",
     num_scored: Annotated[int, Option(min=1, help="Data of each split to score")] = 5000,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
@@ -109,7 +112,7 @@ def main(
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/figure_2"),
 ) -> None:
-    """Train every curve of Figure 2 that is not there yet, and draw them all."""
+    """Train every missing curve of Figure 2, and plot all curves."""
     path = out / "figure_2.json"
     curves = json.loads(path.read_text()) if path.is_file() else []
     samples, pilot, num_scored = (2e3, 500, 200) if quick else (samples, pilot, num_scored)
@@ -118,7 +121,7 @@ def main(
         try:
             split = paper.load(name, quick, data_root, binarize, seed)
         except pv.data.DataNotFoundError as error:
-            print(f"Frey Face is left out: {error}")
+            print(f"Frey Face is skipped: {error}")
             continue
         for dim in latent_dim or (LATENTS[name][:2] if quick else LATENTS[name]):
             options: dict[str, Any] = {"hidden": 50 if quick else paper.HIDDEN[name]}
@@ -140,7 +143,7 @@ def main(
             if len(ends) == 2:
                 seen, test = np.array([ends["adam"]["seen"], ends["adam"]["test"]])
                 there = seen[test >= ends["adagrad"]["test"][-1]].min(initial=np.inf)
-                print(f"Adam is by {there:.1e} samples where Adagrad ends")
+                print(f"Adam reaches the end of Adagrad after {there:.1e} samples")
             shown += panel
     draw(shown).savefig(out / "figure_2.png", dpi=150)
 

@@ -1,15 +1,15 @@
 """Figure 3: the marginal likelihood against training samples, with few and with many data.
 
     python examples/aevb/figure_3.py                     N_train = 1,000 and 50,000, 1e6 samples
-    python examples/aevb/figure_3.py --num-train 1000 --samples 6e7       as far as the paper went
-    python examples/aevb/figure_3.py --quick             some seconds, for a first look
+    python examples/aevb/figure_3.py --num-train 1000 --samples 6e7       the budget of the paper
+    python examples/aevb/figure_3.py --quick             a test run of a few seconds
 
-Section 5 and Appendix E: 100 hidden units and 3 latents, so that log p(x) can be estimated by
-Appendix D (marginal_likelihood.py), the same way for all methods: AEVB, wake-sleep and Monte Carlo
-EM, which has no encoder and is trained where data are few alone. Adagrad, with the step of
-{0.01, 0.02, 0.1} that does best early; scored on the first data of both splits by 50 draws of
-4 leapfrog steps each. Every update of the weights counts its M data as samples evaluated.
-Curves are kept in figure_3.json, and a second call computes what is missing there.
+Section 5 and Appendix E: 100 hidden units and 3 latents, so that Appendix D
+(marginal_likelihood.py) can estimate log p(x) in the same way for all methods: AEVB, wake-sleep and
+Monte Carlo EM. The last has no encoder and is trained only on few data. Adagrad uses the best step
+of {0.01, 0.02, 0.1} early in training. Scores use the first data of both splits and 50 samples with
+4 leapfrog steps each. Every update of the weights counts its M data as samples evaluated. Curves
+are saved in figure_3.json, and a second call computes only the missing curves.
 """
 
 import json
@@ -32,7 +32,7 @@ import pyro_vae as pv
 
 COLOURS = {"wake-sleep": "C2", "MCEM": "C0", "AEVB": "C3"}
 LOSSES = {"AEVB": TraceMeanField_ELBO(), "wake-sleep": wake_sleep}
-FEW = 10_000  # training data, up to which Monte Carlo EM takes part
+FEW = 10_000  # largest number of training data for Monte Carlo EM
 
 
 def curve(
@@ -42,7 +42,7 @@ def curve(
     samples: int,
     points: int,
 ) -> dict[str, Any]:
-    """Train from the start on `data["train"]`; return log p(x) of all data as training goes on."""
+    """Train from the start on `data["train"]`; return log p(x) of all data during training."""
     train = data["train"]
     method, seed, scored = settings["method"], settings["seed"], settings["num_scored"]
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def curve(
 
 
 def best_curve(split: pv.data.Split, settings: dict[str, Any]) -> dict[str, Any]:
-    """Choose the step size by the training data after `pilot` samples, then train at length."""
+    """Choose the step size by the training data after `pilot` samples, then train in full."""
     train, test = split
     steps, pilot = paper.STEP_SIZES["adagrad"], settings["pilot"]
     early = [curve({"train": train}, settings, step, pilot, 1)["train"][-1] for step in steps]
@@ -74,7 +74,7 @@ def best_curve(split: pv.data.Split, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def draw(curves: list[dict[str, Any]]) -> Figure:
-    """Lay the panels out as the paper does: few training data on the left, many on the right."""
+    """Arrange the panels as in the paper: few training data on the left, many on the right."""
     sizes = sorted({c["num_train"] for c in curves})
     figure = Figure(figsize=(5 * len(sizes), 4), layout="constrained")
     for place, size in enumerate(sizes, start=1):
@@ -85,7 +85,7 @@ def draw(curves: list[dict[str, Any]]) -> Figure:
             axes.plot(millions, c["train"], "--", color=colour, label=f"{c['method']} (train)")
             axes.plot(millions, c["test"], color=colour, label=f"{c['method']} (test)")
         ends = (c[split][-1] for c in panel for split in ("train", "test"))
-        axes.set_ylim(bottom=min(-160, min(ends) - 10))  # the paper's -160, or less on the way
+        axes.set_ylim(bottom=min(-160, min(ends) - 10))  # -160 as in the paper, or lower if needed
         axes.set(xlabel="training samples evaluated (millions)", ylabel="log p(x) (nats per datum)")
         axes.legend(fontsize=7)
     return figure
@@ -97,18 +97,18 @@ def main(
     num_train: Annotated[
         list[int] | None, Option(min=1, max=59_999, help="N_train [default: both]")
     ] = None,
-    pilot: Annotated[float, Option(min=1, help="Samples on which step sizes are compared")] = 5e4,
-    points: Annotated[int, Option(min=1, help="Of a curve")] = 8,
+    pilot: Annotated[float, Option(min=1, help="Samples for the choice of the step size")] = 5e4,
+    points: Annotated[int, Option(min=1, help="Points of a curve")] = 8,
     num_scored: Annotated[int, Option(min=1, help="Data of each split that are scored")] = 1000,
-    draws: Annotated[int, Option(min=2, help="Of the posterior, for each log p(x)")] = 50,
-    warm_up: Annotated[int, Option(min=0, help="Transitions before the draws that score")] = 100,
+    draws: Annotated[int, Option(min=2, help="Posterior samples for each log p(x)")] = 50,
+    warm_up: Annotated[int, Option(min=0, help="Transitions before the samples")] = 100,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/figure_3"),
 ) -> None:
-    """Train every curve of Figure 3 that is not there yet, and draw them all."""
+    """Train every missing curve of Figure 3, and plot all curves."""
     path = out / "figure_3.json"
     curves = json.loads(path.read_text()) if path.is_file() else []
     sizes, hidden = num_train or [1000, 50_000], 100

@@ -2,15 +2,15 @@
 
     python examples/aevb/figure_4_5.py                   1e6 samples a model
     python examples/aevb/figure_4_5.py --samples 1e7     sharper
-    python examples/aevb/figure_4_5.py --quick           some seconds, for a first look
+    python examples/aevb/figure_4_5.py --quick           a test run of a few seconds
 
-What to see in figure_4.png: equal steps of the unit square, taken through the inverse normal CDF
-to z (so that every cell has the same prior mass), show E[x|z], for Frey Face (a) and MNIST (b):
-neighbours are alike, and all classes or moods lie on one plane. In figure_5.png: E[x|z] for
-z ~ p(z) on MNIST; with more latents the digits are sharper, and fewer fall between two classes.
+figure_4.png shows E[x|z] for a grid of the unit square, mapped to z by the inverse normal CDF so
+that every cell has the same prior mass, for Frey Face (a) and MNIST (b). Neighbours are similar,
+and all classes or expressions are on one plane. figure_5.png shows E[x|z] for z ~ p(z) on MNIST.
+With more latents the digits are sharper, and fewer are between two classes.
 
 Trained as in figure_2.py: AEVB with estimator B (eq. 10), 500 hidden units (Frey Face: 200). The
-paper does not say which optimizer and budget these figures had: Adagrad at 0.02 by default.
+paper does not give the optimizer and budget of these figures; the default is Adagrad at 0.02.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def samples_of(vae: pv.VAE) -> Tensor:
 
 
 def panels(images: dict[str, Tensor]) -> Figure:
-    """Lay mosaics of shape `(rows, columns, 1, height, width)` side by side, titled (a), (b)..."""
+    """Plot mosaics of shape `(rows, columns, 1, height, width)` in one row, titled (a), (b)..."""
     figure = Figure(figsize=(4 * len(images), 4.6), layout="constrained")
     for place, (title, cells) in enumerate(images.items()):
         rows, columns, _, height, width = cells.shape
@@ -64,14 +64,14 @@ def main(
     samples: paper.Samples = 1e6,
     quick: paper.Quick = False,
     optimizer: paper.OptimizerName = "adagrad",
-    step_size: Annotated[float, Option(help="Of the optimizer")] = 0.02,
+    step_size: Annotated[float, Option(help="Step size of the optimizer")] = 0.02,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/figure_4_5"),
 ) -> None:
-    """Train a model for each picture, and lay them out as the paper does."""
+    """Train a model for each panel, and arrange the panels as in the paper."""
     samples = min(samples, 5e3) if quick else samples
     curves: list[dict[str, Any]] = []
 
@@ -97,7 +97,7 @@ def main(
     try:
         figure_4["learned Frey Face manifold"] = manifold(trained("frey", 2))
     except pv.data.DataNotFoundError as error:
-        print(f"Figure 4 shows MNIST alone, without Frey Face: {error}")
+        print(f"Figure 4 shows only MNIST, without Frey Face: {error}")
     models = {latent_dim: trained("mnist", latent_dim) for latent_dim in (2, 5, 10, 20)}
     figure_4["learned MNIST manifold"] = manifold(models[2])
     panels(figure_4).savefig(out / "figure_4.png", dpi=200)

@@ -1,7 +1,7 @@
-"""Appendix F: a variational autoencoder whose decoder's weights are latents, too.
+"""Appendix F: a variational autoencoder with the decoder's weights as latents.
 
 The weights theta are a latent outside the plate over data, with prior N(0, I) and a diagonal
-Gaussian q(theta). Nothing but the model and the guide changes: `TraceMeanField_ELBO` has both
+Gaussian q(theta). Only the model and the guide change: `TraceMeanField_ELBO` computes both
 divergences of eq. 24 in closed form, and `pv.objectives.per_datum` scales the data by N/M.
 """
 
@@ -34,8 +34,8 @@ class FullVB:
     """Model p(theta) p(z) p(x|z, theta) and guide q(theta) q(z|x), made of a VAE's parts.
 
     Args:
-        vae: its decoder's weights are where the means of q(theta) start.
-        weight_sd: where the standard deviations of q(theta) start.
+        vae: The VAE with the initial means of q(theta), its decoder's weights.
+        weight_sd: Initial standard deviation of q(theta).
     """
 
     def __init__(self, vae: pv.VAE, weight_sd: float) -> None:
@@ -66,5 +66,5 @@ class FullVB:
             pyro.sample("z", self.posterior(x))
 
     def at(self, theta: Tensor) -> pv.VAE:
-        """Return the VAE whose decoder has the weights theta."""
+        """Return the VAE with decoder weights theta."""
         return pv.VAE(self.prior, lambda z: self.decode(z, theta), self.posterior)

@@ -1,20 +1,21 @@
-"""Appendix D: log p(x) of each datum from draws of its posterior, for few latents (below 5).
+"""Appendix D: log p(x) of each datum from samples of its posterior, for fewer than 5 latents.
 
-    1. draw z from p(z|x) by Hamiltonian Monte Carlo
-    2. fit a density q(z) to these draws
-    3. draw L new ones, and
+    1. sample z from p(z|x) by Hamiltonian Monte Carlo
+    2. fit a density q(z) to these samples
+    3. take L new samples, and estimate
        log p(x) = -log ( 1/L sum_l q(z_l) / (p(z_l) p(x|z_l)) ),    z_l ~ p(z|x)
 
-Any q makes the mean of step 3 that of 1/p(x), since the integral of q is 1; the closer it is to the
-posterior, the smaller the variance. Here it is a Gaussian with the draws' mean and covariance. The
-logarithm of a mean of 1/p(x) overestimates log p(x) where L is small.
+For any q, the mean in step 3 is unbiased for 1/p(x), because q integrates to 1. The closer q is to
+the posterior, the smaller the variance. Here, q is a Gaussian with the mean and covariance of the
+samples. The logarithm of a mean of 1/p(x) overestimates log p(x) if L is small.
 
-The paper does not say where its chains begin. From draws of the prior many end on a slope of p(z|x)
-that is not its summit, and stay, tens of nats too low: the latents of a trained decoder lie in
-islands. So each chain begins at one of many draws of the prior, chosen with odds p(x|z).
+The paper does not say where its chains start. If they start at samples from the prior, many stay in
+a minor mode of p(z|x), tens of nats too low, because the posterior of a trained decoder has
+isolated modes. Here, each chain starts at one of many samples from the prior, chosen with weights
+p(x|z).
 
 Importance sampling from the guide (`pv.evaluate`) is the better estimator, but Monte Carlo EM has
-no guide: this one treats all three methods of Figure 3 alike.
+no guide. This estimator applies to all three methods of Figure 3.
 """
 
 import math
@@ -28,7 +29,7 @@ from pyro_vae.diagnostics import hmc
 
 
 def joint(vae: pv.VAE, x: Tensor) -> hmc.LogDensities:
-    """Return z, shape `(len(x), latent_dim)`, to log p(z) and log p(x|z), each `(len(x),)`."""
+    """Return a function from z `(len(x), latent_dim)` to log p(z) and log p(x|z), `(len(x),)`."""
     return lambda z: (vae.model.prior().log_prob(z), vae.decode(z).log_prob(x))
 
 
@@ -45,14 +46,14 @@ def log_marginal_likelihood(
     """Estimate log p(x) of each datum in nats, shape `(len(x),)`.
 
     Args:
-        vae: whose model is scored; its guide is not used.
-        x: shape `(num_data, *event)`.
-        num_samples: L, draws that q is fitted to, and as many new ones.
-        num_leapfrog: leapfrog steps of each transition.
-        warm_up: transitions from the start on, which also tune each chain's step size to 90%
-            acceptance; it is fixed afterwards, as the chain's law demands.
-        num_starts: draws of the prior, the same for all data, that chains may begin at.
-        seed: of all draws; the random state is left as it was found.
+        vae: The VAE with the model to score; its guide is not used.
+        x: The data, shape `(num_data, *event)`.
+        num_samples: L, the number of samples to fit q to, and of new samples.
+        num_leapfrog: Leapfrog steps of each transition.
+        warm_up: Initial transitions, which tune the step size of each chain to 90% acceptance. It
+            is fixed afterwards, so that the chain keeps its stationary distribution.
+        num_starts: Samples from the prior, the same for all data, at which chains may start.
+        seed: Random seed of the chains; the global random state is restored.
     """
     target = joint(vae, x)
     with torch.random.fork_rng(), torch.no_grad():
@@ -75,7 +76,7 @@ def log_marginal_likelihood(
 
 
 def starts(vae: pv.VAE, x: Tensor, num_starts: int) -> Tensor:
-    """Choose a z for each datum among draws of the prior, with odds p(x|z): importance resampling.
+    """Choose a z for each datum among prior samples with weights p(x|z): importance resampling.
 
     Returns:
         Shape `(len(x), latent_dim)`.
@@ -87,9 +88,9 @@ def starts(vae: pv.VAE, x: Tensor, num_starts: int) -> Tensor:
 
 
 def gaussian(draws: Tensor) -> dist.MultivariateNormal:
-    """Fit a Gaussian to the draws of each datum, shape `(draws, data, dim)`."""
+    """Fit a Gaussian to the samples of each datum, shape `(draws, data, dim)`."""
     centred = draws - draws.mean(0)
     covariance = torch.einsum("sni,snj->nij", centred, centred) / (len(draws) - 1)
-    # Where a chain has hardly moved, the covariance is singular in floating point.
+    # If a chain has hardly moved, the covariance is singular in floating point.
     floor = 1e-6 * torch.eye(draws.shape[-1], dtype=draws.dtype)
     return dist.MultivariateNormal(draws.mean(0), covariance + floor)

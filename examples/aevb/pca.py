@@ -1,17 +1,17 @@
-"""Section 4's limit: with a linear decoder the method is principal component analysis.
+"""The limit of section 4: with a linear decoder, the method is principal component analysis.
 
     python examples/aevb/pca.py            MNIST, grey
-    python examples/aevb/pca.py --quick    some seconds, for a first look
+    python examples/aevb/pca.py --quick    a test run of a few seconds
 
-The paper recalls that PCA is the maximum likelihood solution (Roweis 1998) of
+The paper notes that PCA is the maximum likelihood solution (Roweis 1998) of
 
-    p(z) = N(0, I),   p(x|z) = N(x; W z + mu, s2 I)   for s2 -> 0;
+    p(z) = N(0, I),   p(x|z) = N(x; W z + mu, s2 I)   for s2 -> 0.
 
-for any s2 it is probabilistic PCA, W = U (L - s2 I)^(1/2) R with the leading eigenvectors U and
-eigenvalues L of the data's covariance (Tipping & Bishop 1999). A linear encoder suffices for the
-exact posterior, and a diagonal q(z|x) even fixes the rotation R (Lucas et al. 2019): the columns of
-W are the scaled principal components themselves. What to see: the decoder's columns, sorted by
-their length, beside PCA's; and the angles between the two subspaces.
+For any s2 it is probabilistic PCA, W = U (L - s2 I)^(1/2) R with the leading eigenvectors U and
+eigenvalues L of the covariance of the data (Tipping & Bishop 1999). A linear encoder can represent
+the exact posterior, and a diagonal q(z|x) also fixes the rotation R (Lucas et al. 2019): the
+columns of W are then the scaled principal components. The script plots the decoder's columns,
+sorted by length, with those of PCA, and prints the angles between the two subspaces.
 """
 
 from pathlib import Path
@@ -73,12 +73,12 @@ def main(
     samples: paper.Samples = 3e6,
     quick: paper.Quick = False,
     latent_dim: Annotated[int, Option(min=1, help="N_z")] = 8,
-    step_size: Annotated[float, Option(help="Of Adam, annealed to 0 along a cosine")] = 3e-3,
+    step_size: Annotated[float, Option(help="Step size of Adam, annealed to 0 by a cosine")] = 3e-3,
     data_root: paper.DataRoot = None,
     seed: paper.Seed = 0,
     out: paper.Out = Path("runs/aevb/pca"),
 ) -> None:
-    """Train a linear VAE, and lay its decoder beside the principal components."""
+    """Train a linear VAE, and compare its decoder with the principal components."""
     if quick:
         samples, latent_dim, step_size = min(samples, 4e4), 4, 2e-2
     train, _ = paper.load("mnist", quick, data_root, "none", seed)
