@@ -72,7 +72,7 @@ def picture(test: np.ndarray, predicted: dict[str, np.ndarray], path: Path) -> N
     histogram.set(xlabel="count", ylabel="share of the data", title=f"column {column}")
     moments.legend()
     histogram.legend()
-    figure.suptitle(f"Samples from each VAE, and the test data (true r = {TRUE_R:g})")
+    figure.suptitle(f"New data drawn from each VAE, beside the test data (true r = {TRUE_R:g})")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -65,8 +65,8 @@ def picture(
     figure.legend(loc="outside lower left", ncols=4)
     right.plot(*moments, "o")
     right.axline((0, 0), slope=1, color="black", lw=0.5)
-    right.set(xlabel="standard deviation of the VAE's samples", ylabel="root mean square error")
-    right.set_title("deciles of the missing entries")
+    right.set(xlabel="standard deviation of the VAE's draws", ylabel="root mean square error")
+    right.set_title("tenths of the missing entries")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -85,9 +85,9 @@ def main(
         z1 = normal(networks["z2 to z1"](z2).expand(8, 10, -1)).sample()
         images = networks["z1 to x"](z1).sigmoid()
     out.mkdir(parents=True, exist_ok=True)
-    figure = plots.mosaic(images, "one z2 a row, one z1 an image")
+    figure = plots.mosaic(images, "one z2 a row, z1 drawn anew along it")
     figure.savefig(out / "layers.png", dpi=150)
-    print(f"Each row of {out / 'layers.png'} is one sample of z2, with ten samples of z1.")
+    print(f"Each row of {out / 'layers.png'} is one draw of z2, with ten draws of z1.")
 
 
 if __name__ == "__main__":

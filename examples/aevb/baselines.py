@@ -14,7 +14,9 @@ from pyro_vae.diagnostics import hmc
 
 
 def wake_sleep(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """Return the wake-sleep loss (Hinton et al. 1995), for `pv.SVI`. Its gradient is the sum of
+    """Return the loss of wake-sleep (Hinton et al. 1995) for `pv.SVI`.
+
+    Its gradient is the sum of
 
     wake:   z ~ q(z|x), x the data;   d/d theta of log p(x, z)
     sleep:  x, z ~ p(x, z);           d/d phi   of log q(z|x)

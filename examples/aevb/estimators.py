@@ -134,7 +134,7 @@ def main(
             bars = [i + shift for i in range(len(heights))]
             axes.bar(bars, heights, width=0.4, label=f"after {seen:,} samples")
         axes.set_xticks(range(len(ESTIMATORS)), list(ESTIMATORS), rotation=15, fontsize=8)
-        axes.set_ylabel("variance of one sample (nats², summed)")
+        axes.set_ylabel("variance of one draw (nats², summed)")
         if part == "guide":
             axes.legend(loc="upper right")
     figure.savefig(out / "estimators.png", dpi=150)

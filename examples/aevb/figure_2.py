@@ -121,7 +121,7 @@ def main(
         try:
             split = paper.load(name, quick, data_root, binarize, seed)
         except pv.data.DataNotFoundError as error:
-            print(f"Frey Face is skipped: {error}")
+            print(f"Frey Face is left out: {error}")
             continue
         for dim in latent_dim or (LATENTS[name][:2] if quick else LATENTS[name]):
             options: dict[str, Any] = {"hidden": 50 if quick else paper.HIDDEN[name]}
@@ -143,7 +143,7 @@ def main(
             if len(ends) == 2:
                 seen, test = np.array([ends["adam"]["seen"], ends["adam"]["test"]])
                 there = seen[test >= ends["adagrad"]["test"][-1]].min(initial=np.inf)
-                print(f"Adam reaches the end of Adagrad after {there:.1e} samples")
+                print(f"Adam is by {there:.1e} samples where Adagrad ends")
             shown += panel
     draw(shown).savefig(out / "figure_2.png", dpi=150)
 

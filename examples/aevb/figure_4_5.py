@@ -97,7 +97,7 @@ def main(
     try:
         figure_4["learned Frey Face manifold"] = manifold(trained("frey", 2))
     except pv.data.DataNotFoundError as error:
-        print(f"Figure 4 shows only MNIST, without Frey Face: {error}")
+        print(f"Figure 4 shows MNIST alone, without Frey Face: {error}")
     models = {latent_dim: trained("mnist", latent_dim) for latent_dim in (2, 5, 10, 20)}
     figure_4["learned MNIST manifold"] = manifold(models[2])
     panels(figure_4).savefig(out / "figure_4.png", dpi=200)
