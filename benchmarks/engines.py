@@ -1,12 +1,12 @@
-"""Do the engines train the same model: eager, compiled, and compiled in bfloat16, seed by seed.
+"""Compare training with each engine: eager, compiled, and compiled in bfloat16.
 
-    python benchmarks/engines.py            5 seeds on MNIST; some ten minutes on two cores
-    python benchmarks/engines.py --quick    hardly trained, on embedded images
+    python benchmarks/engines.py            5 seeds on MNIST; about ten minutes on two cores
+    python benchmarks/engines.py --quick    a test run on the bundled images
 
-The model of `examples/mnist_svi.py` (784-500-20, dynamic binarization). All engines of a seed start
-from the same weights and see the same batches and noise; compiled sums are rounded otherwise, and
-training magnifies that. Differences are taken seed by seed, of the ELBO of the test data, on the
-same noise, after the last epoch. Runs that stand in engines.json are not repeated.
+The model is that of `examples/mnist_svi.py` (784-500-20, dynamic binarization). For each seed, all
+engines start from the same weights and use the same batches and noise. Compiled sums round
+differently, and training amplifies the difference. Differences are paired by seed: the ELBO of the
+test data with the same noise after the last epoch. Runs in engines.json are not repeated.
 """
 
 import functools
@@ -67,7 +67,7 @@ def train(
 
 
 def show(runs: dict[str, dict[str, Any]], num_seeds: int, title: str) -> Table:
-    """Return a table of the engines, each with its difference to the eager one."""
+    """Return a table of the engines with their differences to the eager one."""
     table = Table("engine", "test ELBO", "against eager, paired", "largest")
     table.title = f"{title}, seeds 0 to {num_seeds - 1}"
     seeds = range(num_seeds)
@@ -82,13 +82,13 @@ def show(runs: dict[str, dict[str, Any]], num_seeds: int, title: str) -> Table:
 
 def main(
     epochs: Annotated[int, Option(help="Passes over the training data")] = 18,
-    num_test: Annotated[int, Option(help="Test data that are scored")] = 10_000,
-    num_seeds: Annotated[int, Option(min=2, help="From 0 on")] = 5,
-    quick: Annotated[bool, Option(help="Two epochs on embedded images: a smoke test")] = False,
-    data_root: Annotated[Path | None, Option(help="Its folder, or else $PYRO_VAE_DATA")] = None,
+    num_test: Annotated[int, Option(help="Number of test data to score")] = 10_000,
+    num_seeds: Annotated[int, Option(min=2, help="Number of seeds, from 0 on")] = 5,
+    quick: Annotated[bool, Option(help="Two epochs on the bundled images: a smoke test")] = False,
+    data_root: Annotated[Path | None, Option(help="Folder, else $PYRO_VAE_DATA")] = None,
     out: Annotated[Path, Option(help="Folder for the picture and the JSON")] = Path("runs/engines"),
 ) -> None:
-    """Train what is not there yet; print the table and draw the curves."""
+    """Train the missing runs; print the table and plot the curves."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "engines.json"
     name = "mnist-5k" if quick else "mnist"

@@ -1,11 +1,11 @@
-"""Brings about what ends training runs and damages their files, and counts what is lost.
+"""Inject faults into training runs and their files, and count lost runs and steps.
 
-    python benchmarks/faults.py                  all faults, some minutes; prints two tables
+    python benchmarks/faults.py                  all faults, a few minutes; prints two tables
     python benchmarks/faults.py --kills 20       fewer kills
 
-Each fault strikes a small run that writes a checkpoint after every step; the run is then resumed,
-and lost unless it ends in the very weights of a run that nothing befell. Children are forked: Linux
-and macOS only.
+Each fault is injected into a small run that writes a checkpoint after every step. The run is then
+resumed. It counts as lost unless its final weights equal those of an undisturbed run. Child
+processes are forked: Linux and macOS only.
 """
 
 import functools
@@ -32,7 +32,7 @@ from rich.table import Table
 from typer import Option
 
 import pyro_vae as pv
-from pyro_vae.checkpointing import checkpoint_store as runs
+from pyro_vae.checkpointing import checkpoint_store
 from pyro_vae.training import run_state
 
 FORK = multiprocessing.get_context("fork")
@@ -43,7 +43,7 @@ taken = FORK.Value("i", 0)  # steps that the child has taken
 
 @dataclass
 class Outcome:
-    """What a fault did: how often it was tried, and what was lost by it."""
+    """Result of a fault: number of tries, lost runs and steps, corrupt files."""
 
     tried: int = 0
     runs_lost: int = 0
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
-    """Train a small VAE, or go on with it, and return its weights."""
+    """Train a small VAE, or continue its run, and return its weights."""
     real = run_state.RunState.count
 
     def count(self: Any, loss: float, num_data: int) -> None:
@@ -81,7 +81,7 @@ def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
 
 
 def in_child(work: Callable[[], Any], strike: Callable[[Any], None] | None = None) -> None:
-    """Run `work` in a process of its own, silently, and let `strike` befall it."""
+    """Run `work` silently in a child process, and apply `strike` to it."""
 
     def silent() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -95,21 +95,21 @@ def in_child(work: Callable[[], Any], strike: Callable[[Any], None] | None = Non
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that are there, oldest first."""
+    """Return the existing checkpoints, oldest first."""
     return sorted((folder / "checkpoints").glob("[0-9]*"))
 
 
 def wholes(folder: Path) -> Iterator[int | None]:
-    """Yield the step of each checkpoint, None for one that is not whole."""
+    """Yield the step of each checkpoint, None for a damaged one."""
     for path in checkpoints(folder):
         try:
-            yield runs.read(path)[1]["progress"]["step"]
+            yield checkpoint_store.read(path)[1]["progress"]["step"]
         except pv.CheckpointError:
             yield None
 
 
 def same(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    """Tell whether two lists of weights are equal to the bit."""
+    """Return whether two lists of weights are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
@@ -126,7 +126,7 @@ def half_a_run(folder: Path) -> None:
 
 
 class Faults:
-    """The faults, each a method that tries it and returns its outcome."""
+    """The faults: each method injects one and returns the outcome."""
 
     def __init__(self, kills: int, seed: int, scratch: Path) -> None:
         self.kills, self.draw, self.scratch = kills, random.Random(seed), scratch
@@ -139,14 +139,14 @@ class Faults:
         return self.scratch / str(self.number)
 
     def finish(self, folder: Path, outcome: Outcome) -> None:
-        """Resume a run and count it as lost unless it ends as the one that nothing befell."""
+        """Resume a run; count it as lost unless it ends as the undisturbed run."""
         try:
             outcome.runs_lost += not same(train(folder), self.whole)
         except (ValueError, OSError, pv.TrainingError):
             outcome.runs_lost += 1
 
     def killed_at_random(self) -> Outcome:
-        """SIGKILL at a random moment of training."""
+        """SIGKILL at a random time of training."""
         outcome, folder = Outcome(), self.folder()
         while outcome.tried < self.kills:
             taken.value = 0
@@ -167,7 +167,7 @@ class Faults:
         return outcome
 
     def killed_at_each_stage(self) -> Outcome:
-        """SIGKILL before each call that touches the disk, from first to last."""
+        """SIGKILL before each disk operation, from first to last."""
         outcome, stage, ended = Outcome(), 0, False
         while not ended and outcome.tried < self.kills:
             stage, folder, done = stage + 1, self.folder(), FORK.Value("i", 0)
@@ -196,7 +196,7 @@ class Faults:
         return outcome
 
     def damaged(self, damage: Callable[[Path], None]) -> Outcome:
-        """The newest checkpoint is damaged; the one before it has to serve."""
+        """Damage the newest checkpoint; the run must resume from the previous one."""
         outcome = Outcome()
         half, canary = self.folder(), self.scratch / "canary"
         half_a_run(half)
@@ -204,12 +204,15 @@ class Faults:
             folder = self.folder()
             shutil.copytree(half, folder)
             before = max(step for step in wholes(folder) if step is not None)
-            damage(checkpoints(folder)[-1] / self.draw.choice([runs.TENSORS, runs.STATE]))
+            damage(
+                checkpoints(folder)[-1]
+                / self.draw.choice([checkpoint_store.TENSORS, checkpoint_store.STATE])
+            )
             kept = max((step for step in wholes(folder) if step is not None), default=0)
             outcome.tried += 1
             outcome.steps_lost += before - kept
             self.finish(folder, outcome)
-        outcome.files_corrupt = int(canary.exists())  # what unpickling it would have left
+        outcome.files_corrupt = int(canary.exists())  # unpickling would have created it
         return outcome
 
     def flip(self, path: Path) -> None:
@@ -219,15 +222,15 @@ class Faults:
         path.write_bytes(bytes(data))
 
     def truncate(self, path: Path) -> None:
-        """Cut a file off at a random place."""
+        """Truncate a file at a random byte."""
         os.truncate(path, self.draw.randrange(path.stat().st_size))
 
     def pickled(self, path: Path) -> None:
-        """Put a pickle in a file's place that leaves a file behind when it is loaded."""
+        """Replace a file by a pickle that creates another file when it is loaded."""
         path.write_bytes(pickle.dumps(Canary(self.scratch / "canary")))
 
     def two_runs(self) -> Outcome:
-        """A second run into the folder of one at work: refused, and the first goes on."""
+        """Start a second run in the folder of a running one: it is refused, the first continues."""
         outcome, folder = Outcome(), self.folder()
 
         def strike(child: Any) -> None:
@@ -246,7 +249,7 @@ class Faults:
         return outcome
 
     def folder_vanishes(self) -> Outcome:
-        """The folder is removed at a random step: the run ends all the same, with its model."""
+        """Remove the folder at a random step: the run still ends and returns its model."""
         outcome = Outcome()
         for _ in range(max(self.kills // 20, 1)):
             folder, wait = self.folder(), self.draw.uniform(0.0, 0.3)
@@ -263,7 +266,7 @@ class Faults:
 
 
 class Canary:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -293,7 +296,7 @@ def _die_at(stage: int, folder: Path, done: Any) -> None:
 def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
     """Return the seconds of an epoch at the default size without checkpoints, and with one.
 
-    Whole runs, compiled, take turns; medians over their epochs, the first of each left out.
+    Compiled runs are interleaved. The medians exclude the first epoch of each run.
     """
     torch.manual_seed(0)
     values = torch.randint(0, 256, (55_000, 1, 28, 28), dtype=torch.uint8)
@@ -324,11 +327,15 @@ def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
 
 
 def main(
-    kills: Annotated[int, Option(help="Kills at a random moment; other faults less often")] = 200,
-    seed: Annotated[int, Option(help="Of the moments, bytes and sizes")] = 0,
-    rounds: Annotated[int, Option(help="Runs of 7 epochs timed, with and without each")] = 3,
+    kills: Annotated[
+        int, Option(help="Number of kills at a random time; other faults have fewer tries")
+    ] = 200,
+    seed: Annotated[int, Option(help="Random seed of times, bytes and sizes")] = 0,
+    rounds: Annotated[
+        int, Option(help="Timed runs of 7 epochs, each with and without checkpoints")
+    ] = 3,
 ) -> None:
-    """Try every fault and print what was lost."""
+    """Inject every fault and print the losses."""
     console = Console(width=100)
     torch.set_num_threads(1)  # before the first fork
     with tempfile.TemporaryDirectory() as name:
@@ -336,13 +343,13 @@ def main(
         faults = Faults(kills, seed, scratch)
         table = Table("fault", "times tried", "runs lost", "steps lost", "files corrupt")
         for fault, strike in {
-            "SIGKILL at a random moment": faults.killed_at_random,
+            "SIGKILL at a random time": faults.killed_at_random,
             "SIGKILL at each stage of a checkpoint": faults.killed_at_each_stage,
             "disk full": faults.disk_full,
             "a flipped bit": lambda: faults.damaged(faults.flip),
             "a truncated file": lambda: faults.damaged(faults.truncate),
-            "a pickle in a file's place": lambda: faults.damaged(faults.pickled),
-            "two runs into one folder": faults.two_runs,
+            "a pickle in place of a file": lambda: faults.damaged(faults.pickled),
+            "two runs in one folder": faults.two_runs,
             "the folder vanishes": faults.folder_vanishes,
         }.items():
             outcome = strike()

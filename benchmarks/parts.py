@@ -1,14 +1,14 @@
-"""What each part and each objective is worth: static binarized MNIST, one network, one budget.
+"""Compare parts and objectives: static binarized MNIST, one network, one budget.
 
     python benchmarks/parts.py --out runs/parts                the study; hours on two cores
-    python benchmarks/parts.py --variants "VampPrior,IWAE-50"  some of it; earlier ones are kept
-    python benchmarks/parts.py --quick                        hardly trained, on embedded images
+    python benchmarks/parts.py --variants "VampPrior,IWAE-50"  some variants; others are kept
+    python benchmarks/parts.py --quick                        a test run on the bundled images
 
-Every variant differs from the base (standard normal prior, diagonal normal guide, the ELBO of one
-particle) in one thing. Each run has a folder of its own under `--out`, goes on where it was cut
-short, and is not repeated; the table and the picture hold all that are there, each with its paired
-difference to the base of the same seed over the same test data. The network is that of pythae's
-published reproduction (40 latents, one layer of 400 rectified units, batches of 100).
+Every variant differs from the base (standard normal prior, diagonal normal guide, ELBO with one
+particle) in one respect. Each run has a folder under `--out`, is resumed after an interruption, and
+is not repeated. The table and the picture contain all existing runs, with the paired difference to
+the base with the same seed on the same test data. The network is that of pythae's published
+reproduction (40 latents, one layer of 400 ReLU units, batches of 100).
 """
 
 import functools
@@ -36,7 +36,7 @@ LATENT_DIM, HIDDEN, BATCH_SIZE, PSEUDO_INPUTS = 40, 400, 100, 500
 
 
 def diagonal(encoder: Callable[[int], pv.Part]) -> pv.Part:
-    """Return the base's guide."""
+    """Return the guide of the base."""
     return pv.guides.DiagonalNormal(encoder(2 * LATENT_DIM))
 
 
@@ -51,12 +51,12 @@ def flow(encoder: Callable[[int], pv.Part]) -> pv.Part:
 
 
 def standard(guide: pv.Part, train: pv.data.Dataset) -> pv.Part:
-    """Return the base's prior."""
+    """Return the prior of the base."""
     return pv.priors.StandardNormal(LATENT_DIM)
 
 
 def vamp(guide: pv.Part, train: pv.data.Dataset) -> pv.Part:
-    """Return a VampPrior whose pseudo-inputs are training images at first."""
+    """Return a VampPrior with training images as initial pseudo-inputs."""
     images = train[:PSEUDO_INPUTS]
     return pv.priors.VampPrior(guide, len(images), train.event_shape, pseudo_inputs=images)
 
@@ -88,7 +88,7 @@ def run(
     variant: str, train: pv.data.Dataset, test: torch.Tensor, epochs: int, learning_rate: float,
     num_samples: int, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Train and score one variant in its folder, or go on with it."""
+    """Train and score one variant in its folder, or continue its run."""
     prior, guide, objective = VARIANTS[variant]
     fitted, validation = train.hold_out(len(train) // 12)
     torch.manual_seed(seed)
@@ -111,7 +111,7 @@ def run(
 
 
 def compare(out: Path, seeds: list[int]) -> Table:
-    """Return a table of all runs under `out`, and draw their differences to the base."""
+    """Return a table of all runs under `out`, and plot their differences to the base."""
     table = Table("variant", "seed", "ELBO", "log p(x)", "against the base", "minutes")
     bars = []
     for variant in VARIANTS:
@@ -145,20 +145,24 @@ def compare(out: Path, seeds: list[int]) -> Table:
 
 
 def main(
-    variants: Annotated[str, Option(help="Some of them, by commas")] = ",".join(VARIANTS),
-    epochs: Annotated[int, Option(help="Passes over the training data, of every variant")] = 500,
-    learning_rate: Annotated[float, Option(help="The highest of the one-cycle schedule")] = 2e-3,
-    num_samples: Annotated[int, Option(help="K")] = 5000,
-    num_test: Annotated[int | None, Option(help="Score so many of the test data")] = None,
-    seeds: Annotated[str, Option(help="By commas")] = "0",
-    quick: Annotated[bool, Option(help="One epoch on the embedded images: a smoke test")] = False,
-    data_root: Annotated[Path | None, Option(help="Its folder, or else $PYRO_VAE_DATA")] = None,
+    variants: Annotated[str, Option(help="Variants to run, separated by commas")] = ",".join(
+        VARIANTS
+    ),
+    epochs: Annotated[int, Option(help="Passes over the training data for each variant")] = 500,
+    learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 2e-3,
+    num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 5000,
+    num_test: Annotated[int | None, Option(help="Number of test data to score")] = None,
+    seeds: Annotated[str, Option(help="Seeds, separated by commas")] = "0",
+    quick: Annotated[bool, Option(help="One epoch on the bundled images: a smoke test")] = False,
+    data_root: Annotated[Path | None, Option(help="Folder, else $PYRO_VAE_DATA")] = None,
     out: Annotated[Path, Option(help="Folder for all runs")] = Path("runs/parts"),
 ) -> None:
-    """Train every variant that is not there yet; print the table and draw the picture."""
-    wanted = dict.fromkeys(["base", *variants.split(",")])  # with what the others are compared to
+    """Train every missing variant; print the table and draw the picture."""
+    wanted = dict.fromkeys(["base", *variants.split(",")])  # the others are compared with the base
     if unknown := wanted.keys() - VARIANTS:
-        raise typer.BadParameter(f"unknown variants {sorted(unknown)}; there are {[*VARIANTS]}")
+        raise typer.BadParameter(
+            f"unknown variants {sorted(unknown)}; expected some of {[*VARIANTS]}"
+        )
     name = "mnist-5k" if quick else "mnist"
     train, test = pv.data.load(name, binarize="static", root=data_root)
     if quick:

@@ -1,11 +1,12 @@
-"""An epoch of other libraries, for `performance.py`; run by an interpreter that has them.
+"""Time an epoch of other libraries for `performance.py`, in an interpreter that has them.
 
     python benchmarks/peers.py numpyro pixels.npy 400 20 128 3    784-400-20, batch 128, 3 epochs
     python benchmarks/peers.py pythae pixels.npy 400 20 128 3
 
-`pixels.npy` holds bytes of shape `(num_data, 784)`. Printed are the seconds of each epoch after the
-first, which compiles or warms up, as JSON. Neither library's epoch draws the data's binarization
-anew: NumPyro's is drawn in the compiled epoch here, pythae's data are binarized beforehand.
+`pixels.npy` has bytes of shape `(num_data, 784)`. The script prints as JSON the seconds of each
+epoch after the first, which compiles or warms up. Neither library binarizes dynamically by itself:
+here, NumPyro's binarization is part of the compiled epoch, and pythae's data are binarized
+beforehand.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 
 
 def numpyro_epochs(pixels, hidden, latent_dim, batch, epochs):
-    """Return seconds of epochs that are one compiled scan over minibatches."""
+    """Return the seconds of epochs; each is one compiled scan over minibatches."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -81,7 +82,7 @@ def numpyro_epochs(pixels, hidden, latent_dim, batch, epochs):
 
 
 def pythae_epochs(pixels, hidden, latent_dim, batch, epochs):
-    """Return seconds of epochs of pythae's trainer, with its default networks of that width."""
+    """Return the seconds of epochs of pythae's trainer, with its default networks."""
     import importlib.metadata
 
     import torch

@@ -1,13 +1,13 @@
-"""What the package costs: steps, growth, epochs, evaluation, memory, compile time; all in one run.
+"""Measure steps, scaling, epochs, evaluation, memory and compile time, all in one run.
 
-    python benchmarks/performance.py                      everything, some ten minutes on two cores
-    python benchmarks/performance.py --only "epochs,rows" some of it; earlier results are kept
+    python benchmarks/performance.py                      everything, about ten minutes on two cores
+    python benchmarks/performance.py --only "epochs,rows" some sections; earlier results are kept
     python benchmarks/performance.py --numpyro-python PATH --pythae-python PATH
-                                                          beside these, in environments of their own
+                                                          other libraries too, each in its venv
 
-What is compared takes turns in one run, and ratios of medians are what counts. Everything that was
-measured is in performance.json, beside the machine, the versions and the number of rounds;
-performance.md has it as tables, and performance.png draws it.
+Engines are interleaved in one run; compare ratios of medians. performance.json has measurements,
+the machine, the versions and the number of rounds. performance.md has tables, and performance.png
+has plots.
 """
 
 import contextlib
@@ -45,19 +45,19 @@ BASE = Size("784-400-20:128")
 
 
 def steps(rounds: int) -> dict[str, Result]:
-    """A step of every engine at every size, in microseconds; large ones in shorter blocks."""
+    """Time a step of every engine at every size, in microseconds; large sizes in shorter blocks."""
     blocks = {size: 30 if size.startswith("784") and "512" not in size else 5 for size in STEPS}
     return {size: measure(Size(size), rounds, blocks[size]) for size in STEPS}
 
 
 def profile(rounds: int) -> dict[str, Result]:
-    """Where the microseconds of a compiled step go, by torch's profiler, which adds some itself."""
+    """Profile a compiled step with torch's profiler, in microseconds; it adds some overhead."""
     results: dict[str, Result] = {}
     for size in (BASE, Size("784-200-10:20")):
         x, count = size.data(), 60 * rounds
         with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
             step = ours(size.vae())
-            repeat(step, x, 110)  # beyond the steps that are compared with Pyro's
+            repeat(step, x, 110)  # past the steps that are compared with Pyro
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             started = time.perf_counter()
             repeat(step, x, count)
@@ -73,7 +73,7 @@ def profile(rounds: int) -> dict[str, Result]:
 
 
 def growth(rounds: int) -> dict[str, Result]:
-    """A compiled step as batch, particles and latents grow, beside a hand-written one."""
+    """Time compiled and hand-written steps for growing batches, particles and latents."""
     results: dict[str, Result] = {}
     for what, names in {
         "batch": [f"784-400-20:{batch}" for batch in (16, 128, 1024)],
@@ -95,10 +95,10 @@ def growth(rounds: int) -> dict[str, Result]:
 
 
 def rows(rounds: int) -> dict[str, Result]:
-    """A step on data streamed from files of 1e4 to 1e7 images, and the memory that it adds.
+    """Time a step on data streamed from files of 1e4 to 1e7 images, and measure the added memory.
 
-    The files have holes for pixels, so that the largest takes no space: what is measured is the
-    package's own part, not a disk's.
+    The files are sparse and take no disk space: this measures the cost of the package, not of a
+    disk.
     """
     vae, generator = BASE.vae(), torch.Generator().manual_seed(0)
     svi = pv.SVI(vae.model, vae.guide, functools.partial(torch.optim.Adam, lr=1e-3, fused=True),
@@ -134,13 +134,13 @@ def rows(rounds: int) -> dict[str, Result]:
 
 
 def own_megabytes() -> float:
-    """Return the process's own memory: a file's pages that the system keeps are not in it."""
+    """Return the memory of the process, without pages of files in the system's cache."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
 class Digits(torch.utils.data.Dataset[Tensor]):
-    """Images as torchvision's MNIST gives them: one at a time, by way of PIL."""
+    """Images as in torchvision's MNIST: one at a time, through PIL."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -154,7 +154,7 @@ class Digits(torch.utils.data.Dataset[Tensor]):
 
 
 def epochs(rounds: int, peers: dict[str, str]) -> dict[str, Result]:
-    """Epochs of MNIST with dynamic binarization, in seconds."""
+    """Time epochs of MNIST with dynamic binarization, in seconds."""
     images, _ = pv.data.mnist(binarize="dynamic")
     pixels = images.values
     data = pv.data.Dataset(pixels.flatten(1), binarization="dynamic", name=images.name)
@@ -213,7 +213,7 @@ def epochs(rounds: int, peers: dict[str, str]) -> dict[str, Result]:
 
 
 def evaluation(rounds: int) -> dict[str, Result]:
-    """Scoring with K = 5000 draws, beside the decoder's matrix products alone, in seconds."""
+    """Time scores with K = 5000 samples and the decoder's matrix products alone, in seconds."""
     count, draws, chunk = 64, 5000, 2560
     vae, x = BASE.vae(), BASE.data()[:count]
     z, weights = torch.rand(chunk, BASE.latent_dim), torch.rand(BASE.latent_dim, BASE.hidden[0])
@@ -223,7 +223,7 @@ def evaluation(rounds: int) -> dict[str, Result]:
         for _ in range(count * draws // chunk):
             z @ weights, hidden @ others
 
-    pv.evaluate(vae, x[:2], num_samples=100)  # ArviZ is imported
+    pv.evaluate(vae, x[:2], num_samples=100)  # imports ArviZ
     blocks = {
         "matrix products alone": products,
         "pv.evaluate": lambda: pv.evaluate(vae, x, num_samples=draws, progress=False),
@@ -235,7 +235,7 @@ def evaluation(rounds: int) -> dict[str, Result]:
 
 
 def memory(rounds: int) -> dict[str, Result]:
-    """Peak memory of a process that takes 300 steps, and that of one which imports only, in MB."""
+    """Measure the peak memory of a process with 300 steps, and with imports only, in MB."""
     programs = {
         "imports alone": "lambda x: None",
         HAND: "hand_written(size)",
@@ -249,7 +249,7 @@ def memory(rounds: int) -> dict[str, Result]:
 
 
 def compiling(rounds: int) -> dict[str, Result]:
-    """Seconds until the third step is done: with an empty cache, and in a second run."""
+    """Time the first three steps in seconds: with an empty cache, and in a second run."""
     results: Result = {}
     for size in (BASE.name, "conv-20:128"):
         with tempfile.TemporaryDirectory() as cache:
@@ -280,7 +280,7 @@ print(seconds, peak)
 
 
 def child_figures(make: str, size: str = BASE.name, **environment: str) -> dict[str, float]:
-    """Take steps in a process of their own; return the first ones' seconds and the peak in MB."""
+    """Take steps in a child process; return the first steps' seconds and the peak in MB."""
     folder = str(Path(__file__).parent)
     said = run([sys.executable, "-c", CHILD, folder, size, make], **environment)
     seconds, peak = map(float, said.split())
@@ -288,7 +288,7 @@ def child_figures(make: str, size: str = BASE.name, **environment: str) -> dict[
 
 
 def run(command: list[str], **environment: str) -> str:
-    """Run a program and return what it prints."""
+    """Run a program and return its output."""
     child = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | environment
     )
@@ -313,7 +313,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw medians with their quartiles, a panel for each table."""
+    """Plot medians with their quartiles, a panel for each table."""
     panels = [
         (f"{section}: {title}", result)
         for section, parts in results["sections"].items()
@@ -341,13 +341,13 @@ UNITS = {
 
 
 def main(
-    only: Annotated[str, Option(help="Sections, by commas")] = ",".join(UNITS),
-    rounds: Annotated[int, Option(help="Turns of what is compared")] = 10,
+    only: Annotated[str, Option(help="Sections, separated by commas")] = ",".join(UNITS),
+    rounds: Annotated[int, Option(help="Number of interleaved rounds")] = 10,
     numpyro_python: Annotated[str | None, Option(help="An interpreter with NumPyro")] = None,
     pythae_python: Annotated[str | None, Option(help="An interpreter with pythae")] = None,
     out: Annotated[Path, Option(help="Folder for the results")] = Path("runs/performance"),
 ) -> None:
-    """Measure, print the tables, and write them beside a picture."""
+    """Measure, print the tables, and write them with a picture."""
     peers = {"numpyro": numpyro_python, "pythae": pythae_python}
     chosen = {name: python for name, python in peers.items() if python}
     sections: dict[str, Callable[[int], dict[str, Result]]] = {

@@ -1,12 +1,12 @@
-"""What several processes gain, and what their talking to each other costs.
+"""Measure the speed of several processes and the cost of averaging gradients.
 
     python benchmarks/scaling.py                two processes against one, on this machine
     python benchmarks/scaling.py --processes 4
 
 The step of `examples/mnist_svi.py` (784-500-20, eager and compiled) at several batch sizes: in one
-process on one thread, in one on as many threads as there are processes, and in that many processes
-of one thread each. They take turns, round after round; medians are shown. What it takes to average
-the gradients is timed by itself.
+process with one thread, in one process with as many threads as processes, and in that many
+processes with one thread each. They are interleaved, and medians are shown. The averaging of
+gradients is also timed separately.
 """
 
 import json
@@ -32,7 +32,7 @@ HIDDEN, LATENT_DIM = 500, 20
 
 
 def work(batch_size: int, compiled: bool, num_steps: int, out: Path) -> None:
-    """Time blocks of steps, and of averages alone, in however many processes this is one of."""
+    """Time blocks of steps, and of averages alone, in the process group of any size."""
     torch.manual_seed(0)
     data = pv.data.Dataset(
         torch.randint(0, 256, (20_000, 784), dtype=torch.uint8), binarization="dynamic"
@@ -74,7 +74,7 @@ def work(batch_size: int, compiled: bool, num_steps: int, out: Path) -> None:
 
 
 def launch(processes: int, threads: int, *arguments: str) -> dict[str, float]:
-    """Run `work` in so many processes; return what the first one found."""
+    """Run `work` in that many processes; return the result of the first."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -89,10 +89,10 @@ def launch(processes: int, threads: int, *arguments: str) -> dict[str, float]:
 
 
 def main(
-    processes: Annotated[int, Option(help="How many, of one thread each")] = 2,
+    processes: Annotated[int, Option(help="Number of processes, with one thread each")] = 2,
     rounds: int = 5,
-    num_steps: Annotated[int, Option(help="Of a block")] = 100,
-    batch_sizes: Annotated[str, Option(help="By commas")] = "128,512,2048",
+    num_steps: Annotated[int, Option(help="Steps of a block")] = 100,
+    batch_sizes: Annotated[str, Option(help="Batch sizes, separated by commas")] = "128,512,2048",
     out: Path = Path("runs/scaling"),
     compiled: bool = False,
     worker: Annotated[Path | None, Option(hidden=True)] = None,

@@ -1,11 +1,11 @@
-"""What one training step costs, engine by engine, interleaved in one run.
+"""Time one training step of each engine, interleaved in one run.
 
-    python benchmarks/step.py                          all sizes, some minutes
+    python benchmarks/step.py                          all sizes, a few minutes
     python benchmarks/step.py --sizes 784-400-20:128   400 hidden units, 20 latents, batch 128
 
-A Bernoulli VAE, by default with one tanh layer in encoder and decoder. Each engine takes a block of
-steps in turn, round after round, so that the machine's swings fall on all alike; medians over the
-rounds are compared as ratios to the hand-written step.
+A Bernoulli VAE, by default with one tanh layer in encoder and decoder. Blocks of steps of the
+engines are interleaved over several rounds, so that fluctuations of the machine affect all engines
+equally. Medians over the rounds are compared as ratios to the hand-written step.
 """
 
 import functools
@@ -50,7 +50,7 @@ class Size:
 
     @property
     def batch(self) -> int:
-        """Data in a minibatch."""
+        """Minibatch size."""
         return int(self.name.partition(":")[2])
 
     @property
@@ -60,11 +60,11 @@ class Size:
 
     @property
     def hidden(self) -> list[int]:
-        """Sizes of the hidden layers; none for convolutions."""
+        """Sizes of the hidden layers; empty for convolutions."""
         return [int(size) for size in self.name.partition(":")[0].split("-")[1:-1]]
 
     def data(self) -> Tensor:
-        """Return a minibatch of sparse bits."""
+        """Return a minibatch of mostly zero bits."""
         shape = (1, 28, 28) if self.name.startswith("conv") else (784,)
         generator = torch.Generator().manual_seed(0)
         return (torch.rand(self.batch, *shape, generator=generator) < 0.2).float()
@@ -82,7 +82,7 @@ class Size:
         )
 
     def vae(self) -> pv.VAE:
-        """Build the pair that all of Pyro's engines train."""
+        """Build the pair for all Pyro engines."""
         encoder, decoder = self.networks()
         prior = pv.priors.StandardNormal(self.latent_dim)
         likelihood = pv.likelihoods.Bernoulli(decoder)
@@ -90,7 +90,7 @@ class Size:
 
 
 def matrix_products(size: Size) -> Step:
-    """The products of the step alone: three a layer, two for the first."""
+    """Return the matrix products of the step alone: three per layer, two for the first."""
     ends = [784, *size.hidden], [size.latent_dim, *size.hidden[::-1]]
     sizes = [
         *itertools.pairwise([*ends[0], 2 * size.latent_dim]),
@@ -110,7 +110,7 @@ def matrix_products(size: Size) -> Step:
 
 
 def hand_written(size: Size, *, compile: bool = False, bf16: bool = False) -> Step:
-    """The step as it is written without a framework."""
+    """Return the step written by hand in PyTorch."""
     encoder, decoder = size.networks()
     optimizer = adam([*encoder.parameters(), *decoder.parameters()])
 
@@ -136,7 +136,7 @@ def hand_written(size: Size, *, compile: bool = False, bf16: bool = False) -> St
 
 
 def stock(size: Size, name: str, *, validate: bool, loss: Any = None) -> Step:
-    """Return the step of `pyro.infer.SVI` on programs as Pyro's tutorial writes them."""
+    """Return the step of `pyro.infer.SVI` on programs written as in Pyro's tutorial."""
     encoder, decoder = size.networks()
 
     def model(x: Tensor) -> None:
@@ -174,7 +174,7 @@ def ours(vae: pv.VAE, *, compile: bool = True, particles: int = 1, **settings: A
 
 
 def engines(size: Size) -> dict[str, Step]:
-    """Return every engine's step for networks of this size."""
+    """Return the step of every engine for networks of this size."""
     pyro.clear_param_store()
     jit = pyro.infer.JitTrace_ELBO(ignore_jit_warnings=True)
     products = {"matrix products alone": matrix_products(size)} if size.hidden else {}
@@ -194,7 +194,7 @@ def engines(size: Size) -> dict[str, Step]:
 def interleaved(
     blocks: dict[str, Callable[[], None]], rounds: int, steps: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Run all blocks in turn; return microseconds of a step of each: median and quartiles."""
+    """Run interleaved blocks; return microseconds per step of each: median and quartiles."""
     times: dict[str, list[float]] = {name: [] for name in blocks}
     for _ in range(rounds):
         for name, block in blocks.items():
@@ -208,11 +208,11 @@ def interleaved(
 
 
 def measure(size: Size, rounds: int, steps: int = 30) -> dict[str, dict[str, float]]:
-    """Return microseconds a step of each engine, their ratios, and the first steps' seconds."""
+    """Return microseconds per step of each engine, ratios, and seconds of the first steps."""
     x, blocks, first = size.data(), {}, {}
     for name, step in engines(size).items():
         started = time.perf_counter()
-        for _ in range(5):  # Adam's state, compiling, warming up
+        for _ in range(5):  # Adam's state, compilation, warm-up
             step(x)
         first[name] = time.perf_counter() - started
         blocks[name] = functools.partial(repeat, step, x, steps)
@@ -223,13 +223,13 @@ def measure(size: Size, rounds: int, steps: int = 30) -> dict[str, dict[str, flo
 
 
 def repeat(step: Step, x: Tensor, steps: int) -> None:
-    """Take some steps."""
+    """Take `steps` steps."""
     for _ in range(steps):
         step(x)
 
 
 def machine() -> str:
-    """Return what the figures depend on."""
+    """Return the machine and the versions."""
     name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     return (
         f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
@@ -247,10 +247,12 @@ def show(console: Console, title: str, result: dict[str, dict[str, float]]) -> N
 
 
 def known(sizes: list[str]) -> list[str]:
-    """Return the sizes, or refuse those that are none."""
+    """Return the sizes, or raise if one is invalid."""
     for size in sizes:
         if not re.fullmatch(r"(784(-[1-9]\d*)+|conv)-[1-9]\d*:[1-9]\d*", size):
-            raise typer.BadParameter(f"{size!r} is not as {SIZES[0]} or conv-20:128")
+            raise typer.BadParameter(
+                f"invalid size {size!r}; expected a form such as {SIZES[0]} or conv-20:128"
+            )
     return sizes
 
 

@@ -1,10 +1,10 @@
-"""How far the default MNIST VAE's posterior can be trusted, on digits and on what is none.
+"""How far the posterior of the default MNIST VAE can be trusted, on digits and other images.
 
-    python benchmarks/trust.py                           trains first, some minutes on two cores
+    python benchmarks/trust.py                           trains first, a few minutes on two cores
     python benchmarks/trust.py --model runs/mnist_svi/model
 
-Out of distribution are Fashion-MNIST's test images, or, where they are not to be had, MNIST's own
-turned by 90 degrees; the results name which.
+The out-of-distribution images are Fashion-MNIST's test images or, if these are not available,
+MNIST's rotated by 90 degrees. The results name the dataset.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ def train(data, epochs, seed):
 
 
 def out_of_distribution(digits, root):
-    """Return Fashion-MNIST's test images, or else the digits, turned."""
+    """Return Fashion-MNIST's test images, or else the rotated digits."""
     try:
         return pv.data.fashion_mnist(root=root, seed=digits.seed)[1]
     except pv.data.DataNotFoundError as error:
-        print(f"digits turned by 90 degrees stand in for Fashion-MNIST: {error}")
+        print(f"using digits rotated by 90 degrees instead of Fashion-MNIST: {error}")
         turned = digits.values.rot90(1, dims=(-2, -1))
         return dataclasses.replace(digits, values=turned, name=f"{digits.name} turned")
 
@@ -57,7 +57,7 @@ def with_error(values, statistic, seed=0):
 
 
 def study(vae, data, num_samples, num_gaps, seed):
-    """Score one data set; return the figures, the card and the gaps of its first data."""
+    """Score one dataset; return the figures, the card and the gaps of the first data."""
     options = {"num_samples": num_samples, "seed": seed}
     times = [time.perf_counter()]
     card = pv.diagnose(vae, data, num_gap_data=0, num_simulations=0, **options)
@@ -81,16 +81,16 @@ def study(vae, data, num_samples, num_gaps, seed):
 
 def main(
     data_root: Annotated[Path | None, Option(help="Folder with the data")] = None,
-    model: Annotated[Path | None, Option(help="A saved VAE, else one is trained")] = None,
+    model: Annotated[Path | None, Option(help="A saved VAE [default: train one]")] = None,
     epochs: int = 18,
-    num_samples: Annotated[int, Option(help="K, draws for each image")] = 1000,
-    num_data: Annotated[int | None, Option(help="The first images [default: all]")] = None,
-    num_gaps: Annotated[int, Option(help="Images whose gaps are found")] = 1000,
+    num_samples: Annotated[int, Option(help="K, samples for each image")] = 1000,
+    num_data: Annotated[int | None, Option(help="Number of images [default: all]")] = None,
+    num_gaps: Annotated[int, Option(help="Number of images for the gaps")] = 1000,
     seed: int = 0,
     out: Path = Path("runs/trust"),
-    quick: Annotated[bool, Option(help="A few images, to see that it runs")] = False,
+    quick: Annotated[bool, Option(help="A few images: a smoke test")] = False,
 ) -> None:
-    """Write figures and pictures of both data sets to --out."""
+    """Write figures and pictures of both datasets to --out."""
     out.mkdir(parents=True, exist_ok=True)
     if quick:
         epochs, num_data, num_gaps = 1, 100, 10

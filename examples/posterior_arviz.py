@@ -60,7 +60,7 @@ def main():
     x = test_data[: args.num_data]
     vae, small = (train(train_data, args, dim) for dim in (args.latent_dim, 2))
 
-    # 1. The posterior of a few digits, with all groups of ArviZ's schema that it needs.
+    # 1. The posterior of a few digits, with a summary of three latents of the first.
     few = posterior(vae, x[:20], args, ("posterior", "observed_data", "posterior_predictive"))
     few.to_netcdf(args.out / "posterior.nc")
     print(arviz_stats.summary(few, kind="stats", coords={"data": [0], "latent_dim": [0, 1, 2]}))
