@@ -287,7 +287,8 @@ def _die_at(stage: int, folder: Path, done: Any) -> None:
 
         return call
 
-    for owner, name in [(os, "fsync"), (Path, "rename"), (Path, "open"), (runs, "_remove")]:
+    replaced = [(os, "fsync"), (Path, "rename"), (Path, "open"), (checkpoint_store, "_remove")]
+    for owner, name in replaced:
         setattr(owner, name, fatal(getattr(owner, name)))
     train(folder)
     done.value = 1
