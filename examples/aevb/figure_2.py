@@ -9,8 +9,7 @@ Section 5: M = 100, L = 1, one tanh layer of 500 units (Frey Face: 200) in encod
 Adagrad with the best step of {0.01, 0.02, 0.1} early in training, by the bound of the training
 data, and weight decay for the prior p(theta) = N(0, I). AEVB maximizes estimator B (eq. 10);
 wake-sleep trains the same two networks. Curves are saved in figure_2.json. A second call computes
-only the missing curves, so an interrupted study continues, and plots all curves of its budget and
-seed.
+only the missing curves, so an interrupted study continues, and plots all of this budget and seed.
 """
 
 import json
@@ -102,9 +101,7 @@ def main(
     pilot: Annotated[float, Option(min=1, help="Samples for the choice of the step size")] = 5e4,
     data: Literal["both", "mnist", "frey"] = "both",
     latent_dim: Annotated[list[int] | None, Option(min=1, help="N_z [default: all]")] = None,
-    method: Annotated[
-        Literal["both", "AEVB", "wake-sleep"], Option(help="Method to train")
-    ] = "both",
+    method: Annotated[Literal["both", "AEVB", "wake-sleep"], Option(help="Methods")] = "both",
     num_scored: Annotated[int, Option(min=1, help="Data of each split to score")] = 5000,
     init_sd: paper.InitSd = 0.1,
     binarize: paper.Binarize = "dynamic",

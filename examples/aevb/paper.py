@@ -30,17 +30,13 @@ import pyro_vae as pv
 Samples = Annotated[float, Option(min=1, help="Training samples seen, as in the paper: 1e6, ...")]
 Quick = Annotated[bool, Option("--quick", help="A test run of seconds on mnist-5k")]
 DataRoot = Annotated[Path | None, Option(help="Folder with the data [default: $PYRO_VAE_DATA]")]
-Binarize = Annotated[
-    Literal["dynamic", "static", "threshold"], Option(help="Binarization of MNIST")
-]
+Binarize = Annotated[Literal["dynamic", "static", "threshold"], Option(help="For MNIST")]
 InitSd = Annotated[float, Option(help="Standard deviation of the parameters at the start")]
 Seed = Annotated[int, Option(help="Random seed of the run")]
 OptimizerName = Annotated[Literal["adagrad", "adam"], Option(help="The paper uses adagrad")]
 Out = Annotated[Path, Option(help="Folder for the picture and the JSON")]
 
-Step = Callable[
-    [Tensor, torch.Generator], None
-]  # indices of a minibatch, generator of its binarization
+Step = Callable[[Tensor, torch.Generator], None]  # minibatch indices, binarization generator
 # Adagrad's steps are those of section 5; Adam's are three around its usual step.
 STEP_SIZES = {"adagrad": (0.01, 0.02, 0.1), "adam": (3e-4, 1e-3, 3e-3)}
 BATCH_SIZE = 100  # M

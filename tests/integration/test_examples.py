@@ -144,6 +144,19 @@ def test_the_readme_runs_on_real_mnist(tmp_path, mnist_root):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_model_of_the_readme_runs(tmp_path):
+    _, block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = run(["-c", block], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "log p(x)" in done.stdout
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert all((page.parent / link).exists() for link in links)
+
+
 def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--out", "run"]
     done = run(command, tmp_path, data=mnist_root)
