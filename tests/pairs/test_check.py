@@ -332,7 +332,7 @@ def test_what_goes_with_x_has_its_rows():
     pv.check(labelled, (X, torch.zeros(8)))
     with pytest.raises(pv.PairError, match=r"x has 8 data, .* shape \(3,\): give one row"):
         pv.check(labelled, (X, torch.zeros(3)))
-    with pytest.raises(ValueError, match=r"8 data have a context of shape \(3,\): one row"):
+    with pytest.raises(ValueError, match=r"context has shape \(3,\): expected one row"):
         pv.fit(labelled, (X, torch.zeros(3)))
 
 
