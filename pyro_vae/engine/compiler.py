@@ -231,7 +231,7 @@ class Compiler:
     def _signature(self, call: Call) -> Signature:
         return Signature(
             call.fixed,
-            tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs),
+            tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
             tuple(map(_kind, self._watched)),
             tuple([id(p) for _, p in pyro.get_param_store().named_parameters()]),
             (
