@@ -1,17 +1,16 @@
-"""A training run's folder: one run at a time, and checkpoints that are whole or not there.
+"""Atomically written checkpoints of one training run at a time.
 
-A checkpoint is a folder of two files and their checksums (`folders`). `tensors.safetensors` holds
-the tensors and `state.json` all the rest. Nothing is unpickled.
+A checkpoint is a folder of two files and their checksums (`runtime.files`): `tensors.safetensors`
+and `state.json`. Reading a checkpoint unpickles nothing.
 """
 
 import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,25 @@ from torch import Tensor
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.runtime.files import (
-    NEW,
     OLD,
     SUMS,
     CheckpointError,
     check_folder,
     foreign,
     is_folder,
-    open_lock,
     read_files,
     remove_folder,
     remove_leftovers,
+    staged_folder,
     sync,
     unused,
-    write_files,
 )
+from pyro_vae.runtime.folder_lock import locked
 
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 FILES = (STATE, TENSORS, SUMS)
-MAX_STATE_BYTES = 16 * 2**20  # the history of 100,000 epochs; more is no state of a run
+MAX_STATE_BYTES = 16 * 2**20  # a history of 100,000 epochs
 KEEP_LAST = 2
 
 State = dict[str, Any]
@@ -49,41 +47,24 @@ Checkpoint = tuple[dict[str, Tensor], State]
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator["CheckpointStore"]:
-    """Hold the folder for this run and give its checkpoints; the lock ends with the process.
+    """Lock the folder of a run and yield its checkpoints.
 
     Raises:
-        CheckpointError: while another run holds it, or when a link or a file of something else has
-            the place of the lock or of the checkpoints.
+        CheckpointError: If another run holds the lock, or if a link or a file of another program
+            has the name of a lock file or of a folder of checkpoints.
     """
-    import fcntl  # not on Windows
-
-    path = folder / ".lock"
-    with open_lock(path) as file:
-        owner = file.read(21)
-        if not re.fullmatch(rb"\d{0,20}", owner):
-            raise CheckpointError(
-                f"{path} holds no process number, so it is not a lock of pyro_vae: move it away, "
-                "or choose another folder (out=)"
-            )
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"another run writes into {str(folder)!r} (process {owner.decode()}): wait "
-                "for its end, or choose another folder (out=)"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()).encode())
-        file.flush()
-        remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while it saved its model
+    with locked(folder):
+        remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while saving its model
         yield CheckpointStore(folder)
 
 
 class CheckpointStore:
-    """The checkpoints of a run: the last `KEEP_LAST` and the best, in `folder/checkpoints`.
+    """The checkpoints of a run in `folder/checkpoints`: the last `KEEP_LAST` and the best one.
 
-    `opened` makes it: only the run that holds the folder's lock may write.
+    Use `opened` to create it: only the run that holds the lock of the folder may write.
+
+    Args:
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,73 +73,70 @@ class CheckpointStore:
             check_folder(path)
         self.path.mkdir(exist_ok=True)
         sync(folder)
-        remove_leftovers(self.path, FILES)  # of a run that was killed at a checkpoint
+        remove_leftovers(self.path, FILES)  # of a run that was killed while writing a checkpoint
 
     def names(self) -> list[str]:
-        """Return the names of the checkpoints that are there, oldest first."""
+        """Return the names of all checkpoints, oldest first."""
         return [path.name for path in _numbered(self.path)]
 
     def next_name(self) -> str:
-        """Return the name that the next checkpoint gets."""
+        """Return the name of the next checkpoint."""
         return _name(int(max(self.names(), default="0")) + 1)
 
     def write(self, tensors: dict[str, Tensor], state: State, best: str | None) -> None:
-        """Write a checkpoint, then remove all but the last ones and the one called `best`.
+        """Write a checkpoint, then remove all but the last ones and the one named `best`.
 
-        It is written aside, flushed to the disk, read back and renamed, so that a run killed at
-        any instant leaves the old checkpoints or the new one too, each of them whole.
+        The checkpoint is written to a temporary folder, flushed, read back and renamed. A process
+        that is killed at any time leaves the old checkpoints, or the old and the new one, intact.
 
         Raises:
-            OSError: when the disk is full or the folder gone; older checkpoints stay.
+            OSError: If the disk is full or the folder is missing. Older checkpoints are kept.
         """
         name = self.next_name()
         files = {
             STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
             TENSORS: safetensors.torch.save(tensors),
         }
-        aside = Path(tempfile.mkdtemp(dir=self.path, prefix=NEW))
-        try:
-            write_files(aside, files)
-            read(aside)
-            aside.rename(self.path / name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with staged_folder(self.path, files) as staged:
+            read(staged)
+            staged.rename(self.path / name)
         sync(self.path)
         for old in self.names()[:-KEEP_LAST]:
             if old != best and not foreign(self.path / old, FILES):
-                # Out of sight at once: a half-removed checkpoint is never taken for one.
+                # Renamed first, so that a partly removed checkpoint is never read.
                 _remove((self.path / old).rename(unused(self.path, OLD)))
 
-    def whole(self) -> Iterator[Checkpoint]:
-        """Read the checkpoints that are whole, newest first, with a warning for each that is not.
+    def intact(self) -> Iterator[Checkpoint]:
+        """Read the intact checkpoints, newest first; warn about each damaged one.
 
         Yields:
-            Its tensors and the rest.
+            The tensors and the JSON state of a checkpoint.
         """
         for name in reversed(self.names()):
             try:
                 yield read(self.path / name)
             except CheckpointError as error:
-                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=4)
+                warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=4)
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole; None where no checkpoint was ever written.
+        """Read the newest intact checkpoint; return None if there are no checkpoints.
 
         Raises:
-            CheckpointError: when there are checkpoints and none is whole.
+            CheckpointError: If there are checkpoints and all of them are damaged.
         """
-        checkpoint = next(self.whole(), None)
+        checkpoint = next(self.intact(), None)
         if checkpoint is None and (names := self.names()):
             raise CheckpointError(
-                f"none of the {len(names)} checkpoints in {self.path} is whole: start again "
+                f"none of the {len(names)} checkpoints in {self.path} is intact: start again "
                 "without resume"
             )
         return checkpoint
 
     def set_aside(self) -> None:
-        """Move an earlier run's checkpoints to `checkpoints-before`, in place of those there.
+        """Move the checkpoints of an earlier run to `checkpoints-before`.
 
-        Links do not move. A folder in `checkpoints-before` that holds other files stays there.
+        They replace the checkpoints in that folder. Links are not moved, and folders in
+        `checkpoints-before` that contain other files are kept.
         """
         earlier = [path for path in _numbered(self.path) if is_folder(path)]
         if not earlier:
@@ -167,7 +145,7 @@ class CheckpointStore:
         for path in _numbered(self.before):
             _remove(path)
         number = 0
-        for path in earlier:  # the newest one last: until then `newest` finds it
+        for path in earlier:  # the newest one last, so that `newest` finds it until then
             number = max(number + 1, int(path.name))
             while os.path.lexists(self.before / _name(number)):
                 number += 1
@@ -176,23 +154,66 @@ class CheckpointStore:
             sync(folder)
 
 
+class CheckpointWriter:
+    """Writes checkpoints in a thread while training continues. If the disk fails, it warns.
+
+    Args:
+        store: Destination of the checkpoints.
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+        self.saved_step = 0  # step of the last checkpoint on disk
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyro_vae")
+        self._writing: tuple[int, Future[None]] | None = None
+
+    def start(self, tensors: dict[str, Tensor], state: State, step: int, best: str | None) -> None:
+        """Start to write a checkpoint. The tensors must not change until it is written."""
+        self.wait()
+        self._writing = step, self._thread.submit(self.store.write, tensors, state, best)
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Warns:
+            UserWarning: If the checkpoint cannot be written.
+        """
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
+        try:
+            writing.result()
+            self.saved_step = step
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint of step {step} cannot be written ({error}); training continues, "
+                f"and the last checkpoint is of step {self.saved_step}",
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written and end the thread."""
+        self.wait()
+        self._thread.shutdown()
+
+
 def read(path: Path) -> Checkpoint:
-    """Read the checkpoint in the folder `path`: its tensors, on the CPU, and the rest.
+    """Read the checkpoint in the folder `path`: its tensors, on the CPU, and its JSON state.
 
     Raises:
-        CheckpointError: unless it is whole.
+        CheckpointError: If the checkpoint is damaged or of a later format.
     """
     if path.is_symlink():
-        raise CheckpointError(f"{path} is damaged: it leads out of its folder by a link")
+        raise CheckpointError(f"{path} is damaged: it is a link")
     files = read_files(path, {STATE: MAX_STATE_BYTES, TENSORS: None})
     try:
         state = json.loads(files[STATE])
         if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-            raise CheckpointError(f"{path} is damaged: {STATE} is no state of a run")
+            raise CheckpointError(f"{path} is damaged: {STATE} is not the state of a run")
         if state["format"] > FORMAT:
             raise CheckpointError(
-                f"{path} has format {state['format']}, this version of pyro_vae reads up to "
-                f"{FORMAT}: upgrade pyro_vae"
+                f"{path} has format {state['format']}; this version of pyro_vae reads formats up "
+                f"to {FORMAT}: upgrade pyro_vae"
             )
         return safetensors.torch.load(files[TENSORS]), state
     except (SafetensorError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
@@ -204,7 +225,7 @@ def _name(number: int) -> str:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Return what has the name of a checkpoint, oldest first; nothing if the folder is gone."""
+    """Return the paths with names of checkpoints, oldest first; empty if `folder` is missing."""
     return sorted(path for path in folder.glob("*") if re.fullmatch(r"\d{8}", path.name))
 
 

@@ -1,18 +1,16 @@
-"""Saves and loads parts: what was built as data (JSON), what was learned as tensors (safetensors).
+"""Save and load parts: constructor arguments as JSON, weights as safetensors.
 
-A saved part is a folder of two files and their checksums (`folders`). `architecture.json` holds
-class names and arguments, no code; `weights.safetensors` holds parameters and buffers. Loading
-looks the names up among the `Part` classes that are already imported and runs nothing that the
-folder says. Format 3 stores the name by which a class is imported (`pyro_vae.priors.Flow`), so that
-files of this package can move. Format 2 stored the file's name; format 1 had no checksums. Both are
-still read.
+A saved part is a folder of two files and their checksums (`runtime.files`). `architecture.json`
+contains class names and constructor arguments, and no code. `weights.safetensors` contains
+parameters and buffers. Loading looks class names up among the imported `Part` classes and executes
+nothing from the folder. Format 3 stores the public name of a class (`pyro_vae.priors.Flow`), so
+that files of this package can move. Format 2 stored the name of the file, and format 1 had no
+checksums. Both can still be read.
 """
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from torch import Tensor
 
 from pyro_vae.part import Part
 from pyro_vae.runtime.files import (
-    NEW,
     SUMS,
     CheckpointError,
     check_folder,
@@ -34,13 +31,13 @@ from pyro_vae.runtime.files import (
     read_file,
     read_files,
     remove_folder,
+    staged_folder,
     sync,
     writable_folder,
-    write_files,
 )
 
 FORMAT = 3
-# Where a part of this package is imported from; a user's part is stored by its module.
+# Public modules of the parts of this package. A part of a user is stored by its module.
 NAMESPACES = tuple(
     f"pyro_vae{name}" for name in ("", ".guides", ".likelihoods", ".networks", ".priors")
 )
@@ -61,58 +58,82 @@ OLD_NAMES = {
     "pyro_vae.vae.VAE": "pyro_vae.VAE",
 }
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
-MODEL = "model"  # the folder of the model within a run's folder
+MODEL = "model"  # name of the model folder in the folder of a run
 FILES = (ARCHITECTURE, WEIGHTS, SUMS)
-MAX_ARCHITECTURE_BYTES = 2**20  # some ten thousand parts
+MAX_ARCHITECTURE_BYTES = 2**20  # about ten thousand parts
 
 
 def save(part: Part, path: str | os.PathLike[str]) -> None:
     """Save a part, such as a `VAE`, into the folder `path`.
 
-    A model that is there already is replaced; killed at any instant, the old one or the new one is
-    there whole for `load`.
+    A model in `path` is replaced. If the process is killed at any time, `load` finds either the old
+    or the new model intact.
+
+    Args:
+        part: Part to save.
+        path: Folder to write.
 
     Raises:
-        CheckpointError: when an argument of a part cannot be written as data, when `path` is a
-            link, or when it has other files than a saved part's, which would be lost.
-        OSError: when the folder cannot be written; what was there stays.
+        CheckpointError: If an argument of a part is not serializable, if `path` is a link, or if
+            `path` contains other files than a saved part, which would be lost.
+        OSError: If the folder cannot be written. Its old content is kept.
     """
     path = Path(path)
     described = {"format": FORMAT, "part": describe(part)}
     tensors = {names[0]: tensor for tensor, names in _tensors(part).items()}
     files = {
         ARCHITECTURE: json_bytes(described),
-        # Cloned, since safetensors takes no two tensors that share memory.
+        # Cloned, since safetensors refuses tensors that share memory.
         WEIGHTS: safetensors.torch.save(
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         ),
     }
     _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=NEW))
     old = _old(path)
-    try:
-        write_files(aside, files)
-        aside.chmod(0o755)
+    with staged_folder(path.parent, files) as staged:
+        staged.chmod(0o755)
         if path.exists():
             remove_folder(old, FILES)
-            path.rename(old)  # found by `load` until the new one is in its place
-        aside.rename(path)
+            path.rename(old)  # `load` reads it until the new folder is renamed
+        staged.rename(path)
         sync(path.parent)
         remove_folder(old, FILES)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
-    """Build the part saved in the folder `path` and give it its weights, of the type they had.
+    """Load the part, such as a `VAE`, that was saved in the folder `path`.
+
+    Nothing is unpickled. The classes of all parts must be imported before.
+
+    Args:
+        path: Folder of the saved part.
+        device: Device of the loaded tensors. Their dtypes are the saved ones.
+
+    Returns:
+        The part with its weights.
 
     Raises:
-        CheckpointError: when a file is missing or damaged, or when a class is not imported.
+        CheckpointError: If a file is missing or damaged, or if a class is not imported.
+
+    Example:
+        >>> import tempfile
+        >>> import pyro_vae as pv
+        >>> prior = pv.priors.StandardNormal(2)
+        >>> decoder = pv.networks.MLP(2, [8], (1, 4, 4))
+        >>> encoder = pv.networks.MLP((1, 4, 4), [8], 4)
+        >>> likelihood = pv.likelihoods.Bernoulli(decoder)
+        >>> vae = pv.VAE(prior, likelihood, pv.guides.DiagonalNormal(encoder))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vae.save(folder + "/model")
+        ...     type(pv.load(folder + "/model")).__name__
+        'VAE'
+
+    See also: `VAE.save`, `pyro_vae.fit`, `pyro_vae.CheckpointError`.
     """
     path = Path(path)
     if not path.exists() and is_folder(_old(path)):
-        path = _old(path)  # a save was killed between its two renames
+        path = _old(path)  # a process was killed between the two renames of `save`
     limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
     if (path / SUMS).exists():
         files = read_files(path, limits)
@@ -123,18 +144,18 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
         version = int(described["format"])
         if version > FORMAT:
             raise CheckpointError(
-                f"{path} has format {version}, this version of pyro_vae reads up to {FORMAT}: "
-                "upgrade pyro_vae"
+                f"{path} has format {version}; this version of pyro_vae reads formats up to "
+                f"{FORMAT}: upgrade pyro_vae"
             )
         if version > 1 and not (path / SUMS).exists():
             raise CheckpointError(f"{path} is damaged: {SUMS} is missing")
         part = _Builder().build(described["part"])
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a constructor says to damaged arguments
+    except Exception as error:  # constructors raise various errors for damaged arguments
         raise CheckpointError(f"{path / ARCHITECTURE} is damaged: {error!r}") from error
     if not isinstance(part, Part):
-        raise CheckpointError(f"{path / ARCHITECTURE} is damaged: it describes no part")
+        raise CheckpointError(f"{path / ARCHITECTURE} is damaged: it does not describe a part")
     try:
         _fill(part, safetensors.torch.load(files[WEIGHTS]))
     except (SafetensorError, CheckpointError) as error:
@@ -145,38 +166,42 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
 
 
 def describe(part: Part) -> Any:
-    """Return a part as data for JSON: class names and arguments.
+    """Return the class name and the constructor arguments of a part, to be stored as JSON.
 
     Raises:
-        CheckpointError: when an argument of a part cannot be written as data.
+        CheckpointError: If an argument of a part is not serializable.
     """
     return _Describer().describe(part)
 
 
 def _check_replaceable(path: Path) -> None:
-    """Check that `save` can write to `path` without loss of what is not its own.
+    """Check that `path`, and the temporary name of a replaced part, can be replaced without loss.
 
     Raises:
-        CheckpointError: when `path`, or the name that a replaced part has for a moment, is a link,
-            or has other files than a saved part's.
+        CheckpointError: If one of them is a link, or contains other files than a saved part.
     """
     for folder in (path, _old(path)):
         check_folder(folder)
         if folder.exists() and (others := foreign(folder, FILES)):
             raise CheckpointError(
-                f"{folder} is there and no saved part ({others[0]!r}): choose another folder, "
-                "since saving replaces all that is in it"
+                f"{folder} exists and is no saved part ({others[0]!r}): choose another folder, "
+                "because saving replaces its content"
             )
 
 
 def results_folder(
     path: str | os.PathLike[str], files: Iterable[str], *, model: bool = True
 ) -> Path:
-    """Make a run's folder where it is missing, and check that it can take a model and `files`.
+    """Create the folder of a run if it is missing; check that the results can be written into it.
+
+    Args:
+        path: Folder of the run.
+        files: Names of the files to be written.
+        model: Whether a model is to be written, too.
 
     Raises:
-        CheckpointError: when it is not writable, or when something else has the place of the model
-            or of a file.
+        CheckpointError: If the folder is not writable, or if the name of the model or of a file is
+            used by something else.
     """
     folder = writable_folder(path, files)
     if model:
@@ -189,7 +214,7 @@ def _old(path: Path) -> Path:
 
 
 def _tensors(part: Part) -> dict[Tensor, list[str]]:
-    """Return parameters and buffers, each with its names: a shared one has several."""
+    """Return parameters and buffers, each with its names: shared tensors have several."""
     named: dict[Tensor, list[str]] = {}
     for name, tensor in part.state_dict(keep_vars=True).items():
         named.setdefault(tensor, []).append(name)
@@ -197,7 +222,7 @@ def _tensors(part: Part) -> dict[Tensor, list[str]]:
 
 
 def _fill(part: Part, saved: dict[str, Tensor]) -> None:
-    """Give a part its tensors, in the type that they were saved in."""
+    """Set the tensors of a part to the saved ones, with the saved dtypes."""
     unused = set(saved)
     for tensor, names in _tensors(part).items():
         found = [name for name in names if name in saved]
@@ -208,8 +233,8 @@ def _fill(part: Part, saved: dict[str, Tensor]) -> None:
         kinds = tensor.is_floating_point(), value.is_floating_point()
         if value.shape != tensor.shape or kinds[0] != kinds[1]:
             raise CheckpointError(
-                f"{found[0]!r} is {value.dtype} of shape {tuple(value.shape)}, the model has "
-                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"expected {found[0]!r} as {tensor.dtype} of shape {tuple(tensor.shape)}, got "
+                f"{value.dtype} of shape {tuple(value.shape)}"
             )
         tensor.data = value
     if unused:
@@ -217,7 +242,7 @@ def _fill(part: Part, saved: dict[str, Tensor]) -> None:
 
 
 def _public_name(kind: type[Part]) -> str:
-    """Return the name by which a class of parts is imported."""
+    """Return the public name of a class of parts, or the name of its module."""
     for namespace in NAMESPACES:
         if getattr(sys.modules.get(namespace), kind.__name__, None) is kind:
             return f"{namespace}.{kind.__name__}"
@@ -225,7 +250,7 @@ def _public_name(kind: type[Part]) -> str:
 
 
 class _Describer:
-    """Turns a part into data. A part that appears twice is written once and referred to."""
+    """Converts a part to JSON data. A shared part is written once and referred to by number."""
 
     def __init__(self) -> None:
         self.indices: dict[int, int] = {}
@@ -245,13 +270,13 @@ class _Describer:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise CheckpointError(
-            f"{where} is a {type(value).__name__}, which cannot be saved as data: make it a "
-            "subclass of pyro_vae.Part, or a number, string or list"
+            f"{where} is a {type(value).__name__}, which is not serializable: use a subclass of "
+            "pyro_vae.Part, a number, a string or a list"
         )
 
 
 class _Builder:
-    """Builds what `_Describer` described, in the same order."""
+    """Builds a part from the data of `_Describer`, in the same order."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
@@ -268,7 +293,7 @@ class _Builder:
         if name not in self.classes:
             raise CheckpointError(
                 f"the saved model has a part of class {value['class']!r}, which is not imported: "
-                "import the module that defines it, then load again"
+                "import the module that defines it and load again"
             )
         arguments = {name: self.build(item) for name, item in value["arguments"].items()}
         part = self.classes[name](**arguments)

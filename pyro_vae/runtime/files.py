@@ -1,11 +1,12 @@
-"""Folders of a few files that are whole, or known not to be: what checkpoints and models lie in.
+"""Atomic writes and checksums for small groups of files.
 
-Beside the files stands `SHA256SUMS` with their checksums, as `sha256sum --check` reads them. A
-link is never followed, and no name that a file says is ever used as a path. A file is created under
-a new name and renamed, so a link or a file at its path is replaced and never written through. A
-folder is removed only if it holds nothing but files of the package.
+Models and checkpoints are folders of a few files and their checksums in `SHA256SUMS`, which
+`sha256sum --check` can read. Links are never followed, and no file content is used as a path. A
+file is written under a temporary name and renamed, so a link at its path is replaced and its
+target is not changed. A folder is removed only if all of its files have names of this package.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,23 +15,33 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
 
 SUMS = "SHA256SUMS"
-NEW, OLD = ".new-", ".old-"  # prefixes of what is being written, and of what is being removed
+NEW, OLD = ".new-", ".old-"  # prefixes of files that are being written, and being removed
 
 
 class CheckpointError(ValueError):
-    """A saved part or run that cannot be written, read or built; the message says why."""
+    """A saved model or training run cannot be written or read. The message gives the reason.
+
+    Example:
+        >>> import tempfile
+        >>> import pyro_vae as pv
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pv.load(folder)
+        Traceback (most recent call last):
+        pyro_vae.runtime.files.CheckpointError: ... is damaged: architecture.json is missing
+
+    See also: `pyro_vae.load`, `pyro_vae.fit`.
+    """
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files and their checksums into a folder, and have them reach the disk.
+    """Write files and their checksums into a folder and flush them to the disk.
 
     Raises:
-        OSError: when the disk is full, or the folder gone or read-only.
+        OSError: If the disk is full, or the folder is missing or read-only.
     """
     sums = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()]
     for name, data in {**files, SUMS: "".join(sums).encode()}.items():
@@ -38,41 +49,60 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     sync(folder)
 
 
+@contextlib.contextmanager
+def staged_folder(parent: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """Write files into a temporary folder of `parent`, for the caller to rename when complete.
+
+    The temporary folder is removed on exit unless it was renamed.
+
+    Raises:
+        OSError: If the disk is full, or `parent` is missing or read-only.
+    """
+    staged = Path(tempfile.mkdtemp(dir=parent, prefix=NEW))
+    try:
+        write_files(staged, files)
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def read_files(folder: Path, max_bytes: Mapping[str, int | None]) -> dict[str, bytes]:
     """Read files that `write_files` wrote.
 
     Args:
-        folder: where they are.
-        max_bytes: the names of the files, and how long each may be.
+        folder: Folder of the files.
+        max_bytes: Maximum length of each file by name; None for no limit.
 
     Raises:
-        CheckpointError: when a file is missing, too long, a link, or not what was written.
+        CheckpointError: If a file is missing, too long, a link, or does not match its checksum.
     """
     expected = read_file(folder, SUMS, 4096)
     files = {name: read_file(folder, name, limit) for name, limit in max_bytes.items()}
     for name, data in files.items():
         if f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() not in expected:
-            raise CheckpointError(f"{folder} is damaged: {name} is not what {SUMS} says")
+            raise CheckpointError(
+                f"{folder} is damaged: {name} does not match its checksum in {SUMS}"
+            )
     return files
 
 
 def read_file(folder: Path, name: str, max_bytes: int | None = None) -> bytes:
-    """Read one file of a folder, whatever its checksum.
+    """Read one file of a folder without comparing its checksum.
 
     Raises:
-        CheckpointError: when it is missing, too long, a link or no regular file.
+        CheckpointError: If the file is missing, too long, a link or not a regular file.
     """
     path = folder / name
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
-            raise CheckpointError(f"{folder} is damaged: {name} leads out of the folder by a link")
+            raise CheckpointError(f"{folder} is damaged: {name} is a link")
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{folder} is damaged: {name} is not a regular file")
         if max_bytes is not None and status.st_size > max_bytes:
             raise CheckpointError(
-                f"{folder} is damaged: {name} has {status.st_size:,} bytes, at most "
-                f"{max_bytes:,} are expected"
+                f"{folder} is damaged: expected at most {max_bytes:,} bytes in {name}, got "
+                f"{status.st_size:,}"
             )
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -82,33 +112,33 @@ def read_file(folder: Path, name: str, max_bytes: int | None = None) -> bytes:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write a file that is there whole, the old one or the new one, at any instant.
+    """Write a file atomically: at any time, either the old or the new content is complete.
 
-    A link at `path` is replaced; its target stays as it was.
+    A link at `path` is replaced, and its target is not changed.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: If the file cannot be written.
     """
     path = Path(path)
     _replace(path, data)
     sync(path.parent)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write what JSON can hold to a file, as `write_file` does."""
+def write_json(path: str | os.PathLike[str], content: object) -> None:
+    """Write a JSON file atomically, as `write_file` does."""
     write_file(path, json_bytes(content))
 
 
-def json_bytes(content: Any) -> bytes:
-    """Return what JSON can hold as the text of a file."""
+def json_bytes(content: object) -> bytes:
+    """Return the bytes of a JSON file."""
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> Path:
-    """Make the folder `path` where it is missing, and check that it can take `files`.
+    """Create the folder `path` if it is missing, and check that `files` can be written into it.
 
     Raises:
-        CheckpointError: when it is not writable, or has a folder in the place of a file.
+        CheckpointError: If the folder is not writable, or if one of `files` is a folder.
     """
     folder = Path(path)
     try:
@@ -118,60 +148,38 @@ def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> 
     except OSError as error:
         raise CheckpointError(
             f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose "
-            "another one"
+            "another folder"
         ) from error
     for name in files:
         if is_folder(folder / name):
             raise CheckpointError(
-                f"{folder / name} is a folder, but a file is to be written there: move the folder "
-                "away, or choose another output folder"
+                f"{folder / name} is a folder; expected a file or nothing: move the folder away, "
+                "or choose another output folder"
             )
     return folder
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether `path` is a folder and no link to one."""
+    """Return whether `path` is a folder and not a link to a folder."""
     return path.is_dir() and not path.is_symlink()
 
 
 def check_folder(path: Path) -> None:
-    """Check that `path` is a folder or nothing; links are not followed.
+    """Check that `path` is a folder or does not exist. Links are not followed.
 
     Raises:
-        CheckpointError: when it is a link or a file.
+        CheckpointError: If `path` is a link or a file.
     """
     if os.path.lexists(path) and not is_folder(path):
         kind = "a link, and links are not followed" if path.is_symlink() else "not a folder"
         raise CheckpointError(f"{path} is {kind}: remove it, or choose another path")
 
 
-def open_lock(path: Path) -> BinaryIO:
-    """Open a lock file to read and write it, and make it where it is missing.
-
-    Raises:
-        CheckpointError: when it is a link or no regular file, or cannot be opened.
-    """
-    try:
-        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-            kind = "a link" if path.is_symlink() else "not a regular file"
-            raise CheckpointError(
-                f"the lock file {path} is {kind}: remove it, or choose another output folder"
-            )
-        # The flag is for a link that is made after the check; not every system has it.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return os.fdopen(os.open(path, flags, 0o666), "r+b")
-    except OSError as error:
-        raise CheckpointError(
-            f"the lock file {path} cannot be opened ({error.strerror}): choose another output "
-            "folder"
-        ) from error
-
-
 def foreign(path: Path, names: Collection[str]) -> list[str]:
-    """Return what does not belong to a folder of files with these names, sorted.
+    """Return the entries of a folder that are not regular files with one of these names, sorted.
 
-    These are entries with other names, links and folders. If `path` itself is no folder, or a link,
-    it is the name of `path`.
+    Temporary files of this package are not included. If `path` is not a folder, or is a link, the
+    result is the name of `path`.
     """
     if not is_folder(path):
         return [path.name]
@@ -185,13 +193,13 @@ def foreign(path: Path, names: Collection[str]) -> list[str]:
 
 
 def remove_folder(path: Path, names: Collection[str]) -> None:
-    """Remove a folder that holds only files with these names; leave everything else as it is."""
+    """Remove a folder if all of its entries are files with these names; else change nothing."""
     if not foreign(path, names):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Remove what a killed process has left in a folder: new files, and folders of such files."""
+    """Remove the temporary files and folders that a killed process left in a folder."""
     for path in list(folder.iterdir()):
         if is_folder(path):
             if path.name.startswith((NEW, OLD)):
@@ -206,7 +214,12 @@ def unused(folder: Path, prefix: str) -> Path:
 
 
 def sync(folder: Path) -> None:
-    """Flush the folder's own entries, without which a rename may be lost with the power."""
+    """Flush the entries of a folder to the disk, so that a rename survives a loss of power.
+
+    Does nothing on systems that cannot open folders, such as Windows.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,18 +228,18 @@ def sync(folder: Path) -> None:
 
 
 def _is_new(name: str) -> bool:
-    """Tell whether `_replace` gives a new file such a name."""
+    """Return whether `name` is a temporary name of `_replace`."""
     return re.fullmatch(re.escape(NEW) + "[0-9a-f]{16}", name) is not None
 
 
 def _replace(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file beside `path` and rename it."""
-    aside = unused(path.parent, NEW)
+    """Write a temporary file in the folder of `path`, then rename it to `path`."""
+    temporary = unused(path.parent, NEW)
     try:
-        _write(aside, data)
-        aside.replace(path)
+        _write(temporary, data)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:

@@ -198,7 +198,7 @@ class RunState:
         self.finish_writing()
         if failed.rate_factor <= 0.5**MAX_BACKTRACKS:
             return False
-        earlier = (c for c in checkpoints.whole() if c[1]["progress"]["step"] < failed.step)
+        earlier = (c for c in checkpoints.intact() if c[1]["progress"]["step"] < failed.step)
         checkpoint = from_first(lambda: next(earlier, None))
         if checkpoint is None:
             return False
@@ -269,8 +269,8 @@ class RunState:
             self.saved_step = step
         except OSError as error:
             warnings.warn(
-                f"the checkpoint of step {step} cannot be written ({error}); training goes on, "
-                f"the last one is of step {self.saved_step}",
+                f"the checkpoint of step {step} cannot be written ({error}); training continues, "
+                f"and the last checkpoint is of step {self.saved_step}",
                 stacklevel=2,
             )
 

@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(damage, tmp_path
     DAMAGE[damage](newest)
     with pytest.raises(pv.CheckpointError, match=f"{newest.name} is damaged"):
         runs.read(newest)
-    with pytest.warns(UserWarning, match="the checkpoint before it is tried"):
+    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
         resumed = train(tmp_path / "run", resume=True)
     assert_same_run(whole, resumed)
     assert not (older.parent / "canary").exists()
@@ -491,7 +491,9 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch):
         real(path, data)
 
     monkeypatch.setattr(folders, "_write", full)
-    with pytest.warns(UserWarning, match="No space left.*training goes on, the last one is of"):
+    with pytest.warns(
+        UserWarning, match="No space left.*training continues, and the last checkpoint is of"
+    ):
         fit, *_ = train(tmp_path)
     assert fit.stopped == "finished"
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
@@ -641,7 +643,7 @@ def train_and_die(folder, stage):
     Path.open = fatal(Path.open)
     runs.read = fatal(runs.read)
     runs._remove = fatal(runs._remove)
-    runs.tempfile.mkdtemp = fatal(runs.tempfile.mkdtemp)
+    folders.tempfile.mkdtemp = fatal(folders.tempfile.mkdtemp)
     train(folder, resume=True, seconds=0.0)
 
 

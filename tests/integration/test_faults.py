@@ -192,7 +192,7 @@ def save_and_die(path, vae, stage):
     Path.rename = fatal(Path.rename)
     Path.open = fatal(Path.open)
     shutil.rmtree = fatal(shutil.rmtree)
-    checkpoints.tempfile.mkdtemp = fatal(checkpoints.tempfile.mkdtemp)
+    folders.tempfile.mkdtemp = fatal(folders.tempfile.mkdtemp)
     vae.save(path)
 
 
@@ -316,7 +316,7 @@ def test_a_folder_that_vanishes_is_made_again_for_the_result(tmp_path, monkeypat
 
     monkeypatch.setattr(run_state.RunState, "end_epoch", end_epoch)
     vae = small_vae()
-    with pytest.warns(UserWarning, match="cannot be written.*training goes on"):
+    with pytest.warns(UserWarning, match="cannot be written.*training continues"):
         fit = pv.fit(vae, torch.ones(8, 1, 4, 4), epochs=2, out=tmp_path / "run")
     assert fit.stopped == "finished"
     loaded = pv.load(tmp_path / "run" / "model")

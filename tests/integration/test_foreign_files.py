@@ -28,7 +28,7 @@ FOLDERS = [
     "checkpoints/.old-00000001", ".new-x", ".old-x", ".model-x",
 ]  # fmt: skip
 FILES = [
-    "history.json", ".history.json.new", ".lock", f"{CHECKPOINT}/{runs.STATE}",
+    "history.json", ".history.json.new", ".lock", ".lock.pid", f"{CHECKPOINT}/{runs.STATE}",
     f"{CHECKPOINT}/{folders.SUMS}", f"model/{checkpoints.WEIGHTS}", "checkpoints/.new-file",
     ".new-0123456789abcdef",
 ]  # fmt: skip
@@ -147,8 +147,7 @@ def assert_kept(run, precious, before, planted):
 CASES = [
     *((name, kind) for name in FOLDERS for kind in (*LINKS, folder_of_others, file_of_others)),
     *((name, kind) for name in FILES for kind in (*LINKS, folder_of_others)),
-    (".lock", file_of_others),
-    (".lock", pipe),
+    *((name, kind) for name in (".lock", ".lock.pid") for kind in (file_of_others, pipe)),
 ]
 
 
@@ -241,7 +240,9 @@ def test_results_are_refused_before_scoring(name, kind, precious, tmp_path, fini
     assert_kept(run, precious, before, planted)
 
 
-@pytest.mark.parametrize("name", ["model", "checkpoints", "checkpoints-before", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["model", "checkpoints", "checkpoints-before", ".lock", ".lock.pid"]
+)
 def test_a_link_in_place_of_a_folder_is_refused_by_its_name(name, precious, tmp_path):
     for kind in LINKS:
         (tmp_path / name).unlink(missing_ok=True)

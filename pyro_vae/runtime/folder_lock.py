@@ -1,0 +1,72 @@
+"""A lock on a folder that ends with the process that holds it."""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pyro_vae.runtime.files import CheckpointError, write_file
+
+LOCK = ".lock"
+# The process number has a file of its own: Windows does not let others read a locked file, and some
+# versions of filelock truncate the lock file when they fail to lock it.
+HOLDER = ".lock.pid"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. The system releases it when the process ends, however it ends.
+
+    Raises:
+        CheckpointError: If another run holds the lock. If a link, a folder or a file of another
+            program has the name of a lock file. If the lock file cannot be opened.
+    """
+    lock, holder = folder / LOCK, folder / HOLDER
+    # Versions without HOLDER wrote the process number into the lock file.
+    earlier, number = _process_number(lock), _process_number(holder)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"another run writes into {str(folder)!r} (process {earlier or number or 'unknown'}): "
+            "wait until it ends, or choose another folder (out=)"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"the lock file {lock} cannot be opened ({error.strerror}): choose another output "
+            "folder"
+        ) from error
+    try:
+        if earlier:
+            os.truncate(lock, 0)
+        write_file(holder, str(os.getpid()).encode())
+        yield
+    finally:
+        held.release()
+
+
+def _process_number(path: Path) -> str:
+    """Return the process number in a lock file; empty if the file is missing or empty."""
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            kind = "a link" if path.is_symlink() else "not a regular file"
+            raise CheckpointError(
+                f"the lock file {path} is {kind}: remove it, or choose another output folder"
+            )
+        with path.open("rb") as file:
+            number = file.read(21)
+    except FileNotFoundError:
+        return ""
+    except PermissionError:
+        return ""  # locked, on Windows; elsewhere `FileLock` raises
+    if not re.fullmatch(rb"\d{0,20}", number):
+        raise CheckpointError(
+            f"{path} does not contain a process number, so it is not a lock file of pyro_vae: "
+            "move it away, or choose another folder (out=)"
+        )
+    return number.decode()
