@@ -1,4 +1,4 @@
-"""An optimizer's state as tensors and JSON, by the names of its parameters, and back."""
+"""Convert the state of an optimizer to named tensors and JSON, and restore it."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ PREFIX = "optimizer"
 def saved(
     optimizer: Optimizer | None, names: dict[Tensor, str]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's tensors, and the rest as JSON has it.
+    """Return the tensors of an optimizer's state, and its other values as JSON data.
 
     Args:
-        optimizer: None for one that has no parameters yet.
-        names: of its parameters.
+        optimizer: Optimizer, or None if it has no parameters yet.
+        names: Names of its parameters.
 
     Returns:
-        The tensors as `optimizer/KEY/PARAMETER`; settings of the groups, and numbers by parameter.
+        The tensors, named `optimizer/KEY/PARAMETER`, and a dict of the settings of the parameter
+        groups and of the numbers of each parameter.
     """
     tensors: dict[str, Tensor] = {}
     state: dict[str, Any] = {"groups": [], "numbers": {}}
@@ -42,10 +43,10 @@ def saved(
 def restore(
     optimizer: Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor], state: Any
 ) -> None:
-    """Put back what `saved` returned, in place where the optimizer has begun.
+    """Restore the values of `saved`, in-place if the optimizer has a state.
 
     Raises:
-        CheckpointError: when the groups' settings differ, or a tensor does not fit.
+        CheckpointError: If the settings of the groups differ, or the shape of a tensor differs.
     """
     if state["groups"]:
         now = [plain(group) for group in optimizer.param_groups]
@@ -55,7 +56,7 @@ def restore(
     entries = _entries(parameters, names, tensors, state["numbers"])
     live = [optimizer.state.get(parameter, {}) for parameter in parameters]
     if all(mine.keys() == entry.keys() for mine, entry in zip(live, entries, strict=True)):
-        # In place, since a compiled step holds these tensors.
+        # In-place, because a compiled step refers to these tensors.
         for mine, entry in zip(live, entries, strict=True):
             for key, value in entry.items():
                 if isinstance(value, Tensor):
@@ -72,9 +73,9 @@ def _entries(
     parameters: list[Tensor],
     names: dict[Tensor, str],
     tensors: dict[str, Tensor],
-    numbers: dict[str, Any],
+    numbers: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return the state of each parameter."""
+    """Return the saved state of each parameter."""
     index = {names[parameter]: i for i, parameter in enumerate(parameters)}
     entries: list[dict[str, Any]] = [{} for _ in parameters]
     for name, values in numbers.items():

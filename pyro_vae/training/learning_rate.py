@@ -1,4 +1,4 @@
-"""Learning rates of a run: a schedule's, multiplied by a factor that the schedule never sees."""
+"""The learning rate of a run: a schedule, multiplied by a factor that the schedule never reads."""
 
 import warnings
 from collections.abc import Callable
@@ -12,36 +12,37 @@ Schedule = Callable[[Optimizer, int], LRScheduler]
 
 
 class Rates:
-    """Steps a schedule, and puts it where a run stands.
+    """Steps a learning rate schedule, and sets it to the step of a resumed run.
 
     Args:
-        schedule: makes the learning rate schedule, of the optimizer and `total_steps`.
-        total_steps: steps of the whole run.
+        schedule: Function of the optimizer and `total_steps` that returns a schedule, or None.
+        total_steps: Number of steps of the run.
     """
 
     def __init__(self, schedule: Schedule | None, total_steps: int) -> None:
         self.schedule, self.total_steps = schedule, total_steps
         self._scheduler: LRScheduler | None = None
-        self._unscheduled: list[dict[str, Any]] | None = None  # the optimizer's own settings
+        self._unscheduled: list[dict[str, Any]] | None = None  # settings before the first step
 
     def advance(self, optimizer: Any, factor: float) -> None:
-        """Step the schedule of an optimizer whose rates are multiplied by a factor."""
+        """Step the schedule of an optimizer with learning rates that contain a factor."""
         if self._unscheduled is None and optimizer is not None:
             self._unscheduled = [_settings(group) for group in optimizer.param_groups]
         if self.schedule is None:
             return
         scale_rates(optimizer, 1 / factor)
         if self._scheduler is None:
-            # Made after the first step, when the optimizer has its parameters.
+            # Created after the first step, when the optimizer has its parameters.
             self._scheduler = self.schedule(optimizer, self.total_steps)
         else:
             self._scheduler.step()
         scale_rates(optimizer, factor)
 
-    def reset(self, optimizer: Any, step: int, factor: float) -> None:
-        """Put the schedule where it stands at a step, and multiply its learning rates.
+    def reset(self, optimizer: Optimizer, step: int, factor: float) -> None:
+        """Set the schedule to a step and multiply its learning rates by a factor.
 
-        A schedule is a function of the step: its steps are taken again, whatever it is made of.
+        The steps of the schedule are repeated from the first one, because a schedule may be any
+        function of the step.
         """
         self._scheduler = None
         for group, settings in zip(optimizer.param_groups, self._unscheduled or (), strict=False):
@@ -56,14 +57,14 @@ class Rates:
 
 
 def scale_rates(optimizer: Optimizer, factor: float) -> None:
-    """Multiply the learning rates of all parameter groups."""
+    """Multiply the learning rates of all parameter groups by a factor."""
     if factor != 1.0:
         for group in optimizer.param_groups:
             group["lr"] *= factor
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Copy a parameter group's settings; a learning rate may be a tensor that is changed."""
+    """Copy the settings of a parameter group. A learning rate may be a tensor that changes."""
     return {
         key: value.clone() if isinstance(value, Tensor) else value
         for key, value in group.items()

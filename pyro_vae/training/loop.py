@@ -1,67 +1,179 @@
-"""The steps of one epoch."""
+"""The steps of an epoch, and the decision that follows them."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyro_vae.data.dataset import Dataset
+from pyro_vae.checkpointing.snapshot import Progress
 from pyro_vae.distributed import from_first, gather, own_rows, world_size
+from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
 from pyro_vae.training.run_state import RunState
+from pyro_vae.training.running import is_due, save
+from pyro_vae.training.setup import FitConfig, Job
+from pyro_vae.training.validation import _validate
 
-# Of several processes; asking each other takes some tenths of a millisecond.
+# Of several processes. One agreement takes some tenths of a millisecond.
 STEPS_BETWEEN_AGREEMENTS = 10
 
+MAX_BACKTRACKS = 5  # the learning rate is then 1/32 of the given one
 
-class _End(NamedTuple):
-    """How an epoch's steps came to an end.
 
-    `signal` cut them short; on the batch `not_finite` the parameter of that name, or the loss where
-    it is None, stopped being finite.
+@dataclass(frozen=True)
+class EpochEnd:
+    """Why `run_epoch` returned.
+
+    Attributes:
+        is_complete: Whether all steps of the epoch were taken and the epoch is in the history.
+        is_due: Whether a checkpoint within the epoch is due.
+        signal: Number of the signal that asks the run to end.
+        failed_batch: Batch after which the loss or a parameter was not finite.
+        parameter: Name of the non-finite parameter; None if the loss was not finite.
     """
 
+    is_complete: bool = False
+    is_due: bool = False
     signal: int | None = None
-    not_finite: tuple[Tensor, ...] | None = None
+    failed_batch: tuple[Tensor, ...] | None = None
     parameter: str | None = None
 
 
-def _take_steps(
-    run: RunState,
-    data: Dataset,
-    batch_size: int,
-    num_steps: int,
-    interrupted: Callable[[], int | None],
-    report: Callable[..., None],
-) -> _End:
-    """Take the steps of an epoch that are still to come."""
-    now, svi, alone = run.progress, run.svi, world_size() == 1
-    run.start_epoch()
-    for whole in data.batches(run.order(data, batch_size), run.generator):
+@dataclass(frozen=True)
+class Continue:
+    """Take the next steps."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """Write a checkpoint, then take the next steps."""
+
+
+@dataclass(frozen=True)
+class Backtrack:
+    """Go back to a checkpoint and halve the learning rate."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the run."""
+
+    reason: str
+
+
+Action = Continue | Save | Backtrack | Stop
+NOT_FINITE, INTERRUPTED = "not finite", "interrupted"
+EARLY_STOPPING, FINISHED = "early stopping", "finished"
+
+
+def next_action(progress: Progress, end: EpochEnd, config: FitConfig) -> Action:
+    """Return what follows after `run_epoch`. A pure function of its arguments.
+
+    Args:
+        progress: Counters of the run. If the epoch is complete, they are those of the next one.
+        end: Result of `run_epoch`.
+        config: Settings of the run.
+    """
+    if end.failed_batch is not None:
+        may_backtrack = progress.rate_factor > 0.5**MAX_BACKTRACKS
+        return Backtrack() if config.on_nan == "backtrack" and may_backtrack else Stop(NOT_FINITE)
+    if end.signal is not None:
+        return Stop(INTERRUPTED)
+    if end.is_complete:
+        epoch = progress.epoch - 1
+        if config.patience is not None and epoch - progress.best["epoch"] >= config.patience:
+            return Stop(EARLY_STOPPING)
+        if epoch == config.epochs:
+            return Stop(FINISHED)
+    return Save() if config.keeps_checkpoints and (end.is_complete or end.is_due) else Continue()
+
+
+def apply(action: Action, end: EpochEnd, job: Job, state: RunState) -> None:
+    """Execute an action.
+
+    Raises:
+        TrainingError: If the loss or a parameter is not finite and the run cannot go back.
+    """
+    match action:
+        case Save():
+            save(state)
+        case Backtrack():
+            assert end.failed_batch is not None
+            backtrack_or_raise(job.pair, end.failed_batch, end.parameter, state)
+        case Stop(reason) if reason == NOT_FINITE:
+            assert end.failed_batch is not None
+            raise_not_finite(job.pair, end.failed_batch, end.parameter, state)
+        case Stop(reason) if reason == INTERRUPTED:
+            if state.progress.batch:
+                save(state)  # before the epoch is closed: the resumed run completes it
+                close_epoch(job, state)
+            state.progress.stopped = reason
+        case Stop(reason):
+            state.progress.stopped = reason
+            save(state)
+
+
+def run_epoch(job: Job, state: RunState) -> EpochEnd:
+    """Take the remaining steps of an epoch until it is complete or something else must be done.
+
+    A complete epoch is validated and appended to the history. Nothing is written. If a checkpoint
+    is due within the epoch, the next call continues with the next batch.
+    """
+    now, svi, is_alone = state.progress, state.svi, world_size() == 1
+    if state.batches is None:
+        if now.step and not now.batch:
+            came = _signal_to_any(state.interrupted())  # in the validation or a checkpoint
+            if came is not None:
+                return EpochEnd(signal=came)
+        state.start_epoch()
+        state.batches = state.draw_batches(job.train, job.batch_size)
+    for whole in state.batches:
         num_rows = len(whole[0])
-        batch, svi.share = (whole, None) if alone else own_rows(whole)
+        batch, svi.share = (whole, None) if is_alone else own_rows(whole)
         loss = svi.step(*batch)
-        finite = math.isfinite(loss)
-        if finite:
-            run.count(loss, num_rows)
-            report(now.step, num_rows, now.epoch, now.total / now.num_seen)
-        last, due, came = now.batch == num_steps, False, None
-        if alone:
-            came, due = interrupted(), run.is_due()
-        elif last or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
-            came, due = _signal_to_any(interrupted()), from_first(run.is_due)
-        ends = came is not None or last
-        # Weights that are kept, in a checkpoint or as an epoch's, are finite.
-        parameter = run.not_finite() if finite and (due or ends) else None
-        if parameter or not finite:
-            return _End(came, batch, parameter)
-        if ends:
-            return _End(came)
-        if due:
-            run.save()
-    return _End()  # resumed after a signal that came at the epoch's last step
+        is_finite = math.isfinite(loss)
+        if is_finite:
+            state.count(loss, num_rows)
+            state.report(now.step, num_rows, now.epoch, now.total / now.num_seen)
+        is_last, due, came = now.batch == job.steps_per_epoch, False, None
+        if is_alone or is_last or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
+            came = _signal_to_any(state.interrupted())
+            due = from_first(lambda: is_due(state, job.config.checkpoint_seconds))
+        ends = came is not None or is_last
+        # Only finite weights are kept, in a checkpoint or as those of an epoch.
+        parameter = state.not_finite() if is_finite and (due or ends) else None
+        if parameter or not is_finite:
+            state.batches = None
+            return EpochEnd(signal=came, failed_batch=batch, parameter=parameter)
+        if came is not None:
+            state.batches = None
+            return EpochEnd(signal=came)
+        if due and not is_last:
+            return EpochEnd(is_due=True)
+        if is_last:
+            break
+    close_epoch(job, state)
+    return EpochEnd(is_complete=True)
+
+
+def close_epoch(job: Job, state: RunState) -> None:
+    """Validate the weights and append the epoch to the history."""
+    state.batches = None
+    state.share_buffers()
+    now = state.progress
+    entry = {
+        "epoch": now.epoch,
+        "step": now.step,
+        "num_data": now.num_seen,
+        job.curve: now.total / now.num_seen,
+        "seconds": state.epoch_seconds,
+    }
+    if job.config.on_nan == "backtrack":
+        entry["rate_factor"] = now.rate_factor
+    if job.sampler is not None and job.validation is not None:
+        entry |= _validate(job.sampler, job.validation, job.noise_seeds[0])
+    state.end_epoch(entry)
 
 
 def _signal_to_any(own: int | None) -> int | None:
-    """Return the signal that asks one of the processes to end, if any."""
+    """Return the signal that asks one of the processes to end, or None."""
     return next((number for number in gather(own) if number is not None), None)

@@ -1,4 +1,4 @@
-"""Where training stopped being finite: the step, the batch, the site."""
+"""Recovery from non-finite losses and parameters: go back to a checkpoint, or raise an error."""
 
 import sys
 from typing import Any
@@ -8,23 +8,102 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.distributed import (
-    is_first,
-)
+from pyro_vae.distributed import from_first, is_first
 from pyro_vae.pairs.pair import PairLike
+from pyro_vae.training.learning_rate import scale_rates
 from pyro_vae.training.run_state import RunState
+from pyro_vae.training.running import go_to
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step, the site and the batch."""
+    """The loss or a parameter is not finite. The message names the step, the batch and the site.
+
+    The pair keeps its last finite weights.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> likelihood = pv.likelihoods.Normal(pv.networks.MLP(1, [], (3,)))
+        >>> guide = pv.guides.DiagonalNormal(pv.networks.MLP((3,), [], 2))
+        >>> vae = pv.VAE(pv.priors.StandardNormal(1), likelihood, guide)
+        >>> pv.fit(vae, torch.full((4, 3), 1e30))
+        Traceback (most recent call last):
+        pyro_vae.training.nan_recovery.TrainingError: the loss is not finite at step 1 (epoch 1)...
+
+    See also: `pyro_vae.fit` and its argument `on_nan`.
+    """
 
 
-def described(what: str, step: int, epoch: int, pair: PairLike, batch: tuple[Tensor, ...]) -> str:
-    """Say what is not finite, after which step, on which data and at which site."""
-    x = batch[0]
+def backtrack_or_raise(
+    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, state: RunState
+) -> None:
+    """Go back to a checkpoint and halve the learning rate, or raise if there is no checkpoint.
+
+    Args:
+        pair: Model and guide.
+        batch: Batch of the failed step.
+        parameter: Name of the non-finite parameter; None if the loss is not finite.
+        state: State of the run after the failed step.
+
+    Raises:
+        TrainingError: If there is no checkpoint of an earlier step.
+    """
+    failure = _described(pair, batch, parameter, state)
+    if not _backtrack(state):
+        _raise(failure, state)
+    now = state.progress
+    if is_first():
+        print(
+            f"{failure}; continuing from step {now.step} with {now.rate_factor:g} times the "
+            "learning rate",
+            file=sys.stderr,
+        )
+
+
+def raise_not_finite(
+    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, state: RunState
+) -> None:
+    """Raise `TrainingError` for a failed step, after restoring finite weights."""
+    _raise(_described(pair, batch, parameter, state), state)
+
+
+def _raise(failure: str, state: RunState) -> None:
+    if state.not_finite() is None:
+        kept = "the pair keeps the weights of the step before"
+    else:
+        kept = f"the pair has the weights of epoch {int(state.progress.best.get('epoch', 0))}"
+        state.restore_best()
+    raise TrainingError(
+        f"{failure}; {kept}. Try a lower learning rate, or check the data of this batch"
+    )
+
+
+def _backtrack(state: RunState) -> bool:
+    """Go to the newest checkpoint of an earlier step; return False if there is none."""
+    writer, failed, start = state.writer, state.progress, state.clocks.run
+    assert writer is not None
+    writer.wait()
+    earlier = (c for c in writer.store.intact() if c[1]["progress"]["step"] < failed.step)
+    checkpoint = from_first(lambda: next(earlier, None))
+    if checkpoint is None:
+        return False
+    go_to(state, checkpoint)
+    state.clocks.run = start  # discarded steps count towards the duration
+    factor = failed.rate_factor / 2
+    scale_rates(state.svi.optim.optimizer, factor / state.progress.rate_factor)
+    state.progress.rate_factor = factor
+    return True
+
+
+def _described(
+    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, state: RunState
+) -> str:
+    """Return what is not finite, after which step, on which data and at which site."""
+    now, x = state.progress, batch[0]
+    what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
     return (
-        f"{what} is not finite at step {step} (epoch {epoch}), batch of {len(x)} data with values "
-        f"in [{x.min().item():g}, {x.max().item():g}]: {_first_bad_site(pair, batch)}"
+        f"{what} is not finite at step {step} (epoch {now.epoch}), batch of {len(x)} data with "
+        f"values in [{x.min().item():g}, {x.max().item():g}]: {_first_bad_site(pair, batch)}"
     )
 
 
@@ -37,31 +116,5 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
                 if node["type"] == "sample":
                     fn: Any = node["fn"]
                     if not torch.isfinite(fn.log_prob(node["value"])).all():
-                        return f"site {name!r} of the {role} has a log density that is not finite"
-    return "each site's log density is finite, and their sum or its gradient overflows"
-
-
-def _handle_nan(
-    pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, run: RunState, on_nan: str
-) -> None:
-    """Go back to a checkpoint with a lower learning rate, if asked, or raise `TrainingError`."""
-    now = run.progress
-    what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
-    failure = described(what, step, now.epoch, pair, batch)
-    if on_nan == "backtrack" and run.backtrack():
-        there = run.progress
-        if is_first():
-            print(
-                f"{failure}; back at step {there.step}, with {there.rate_factor:g} times the "
-                "learning rate",
-                file=sys.stderr,
-            )
-        return
-    if run.not_finite() is None:
-        kept = "the weights of the step before are kept"
-    else:
-        kept = f"the weights are back at epoch {int(now.best.get('epoch', 0))}"
-        run.restore_best()
-    raise TrainingError(
-        f"{failure}; {kept}. Try a lower learning rate, or look at the data of this batch"
-    )
+                        return f"site {name!r} of the {role} has a non-finite log density"
+    return "the log density of each site is finite, but their sum or its gradient overflows"

@@ -1,18 +1,46 @@
 """`Fit`: the result of a training run."""
 
+import sys
+import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from pyro_vae.checkpointing.model_folder import MODEL, save
+from pyro_vae.distributed import is_first, world_size
+from pyro_vae.pairs.pair import PairLike
+from pyro_vae.part import Part
+from pyro_vae.runtime.files import CheckpointError, write_json
+from pyro_vae.training.run_state import RunState
+from pyro_vae.training.setup import HISTORY, Job
 
 
 @dataclass
 class Fit:
-    """What a training run did; ELBOs are in nats per datum.
+    """The result of `fit`. ELBOs are in nats per datum.
 
-    `history` has one entry for each epoch. Its `train_elbo` is the mean over the epoch's steps; an
-    objective whose value is not the ELBO (beta, importance-weighted, free bits) is called
-    `train_objective` instead, and `validation_elbo` is the ELBO all the same. `best` is the entry
-    whose weights the pair now has: the best on validation data, or the last where there were none.
-    `stopped` says why the run ended: `"finished"`, `"early stopping"` or `"interrupted"`.
+    Attributes:
+        history: One entry for each epoch. `train_elbo` is the mean over the steps of the epoch. If
+            the value of the objective is not an ELBO (beta, importance-weighted, free bits), it is
+            named `train_objective` instead. `validation_elbo` is always an ELBO.
+        best: The entry of the epoch whose weights the pair has: the best on the validation data, or
+            the last one without validation data.
+        stopped: Reason why the run ended: `"finished"`, `"early stopping"` or `"interrupted"`.
+        num_steps: Number of training steps.
+        seconds: Duration of the run, without the pauses between an interruption and a resumption.
+        settings: Settings of the run.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> likelihood = pv.likelihoods.Normal(pv.networks.MLP(1, [], (3,)))
+        >>> guide = pv.guides.DiagonalNormal(pv.networks.MLP((3,), [], 2))
+        >>> vae = pv.VAE(pv.priors.StandardNormal(1), likelihood, guide)
+        >>> fit = pv.fit(vae, torch.zeros(10, 3), epochs=2, batch_size=5)
+        >>> fit.stopped, fit.num_steps, len(fit.history), fit.best["epoch"]
+        ('finished', 4, 2, 2)
+
+    See also: `pyro_vae.fit`, `pyro_vae.report`, `pyro_vae.evaluate`.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -24,6 +52,51 @@ class Fit:
 
     @property
     def images_per_second(self) -> float:
-        """Training data seen each second, validation left out."""
+        """Number of training data per second, without the time of validation."""
         seen = sum(entry["num_data"] for entry in self.history)
         return seen / max(sum(entry["seconds"] for entry in self.history), 1e-9)
+
+
+def finish(job: Job, state: RunState) -> Fit:
+    """Set the pair to its best weights, write the results, and return them.
+
+    Warns:
+        UserWarning: If the results cannot be written. The pair keeps its weights.
+    """
+    if state.writer is not None:
+        state.writer.wait()
+    state.restore_best()
+    progress = state.progress
+    assert progress.stopped is not None
+    settings = job.settings | {
+        "engine": "compiled" if job.svi.num_compiled_steps else "eager",
+        "num_processes": world_size(),
+    }
+    fit = Fit(
+        progress.history, progress.best, progress.stopped, progress.step, state.seconds, settings
+    )
+    if job.folder is not None and is_first():
+        _write_results(job.pair, fit, job.folder)
+        if fit.stopped == "interrupted":
+            assert state.writer is not None
+            print(
+                f"interrupted at step {fit.num_steps}; the last checkpoint in {job.folder} is of "
+                f"step {state.writer.saved_step}. Call fit again with resume=True to continue",
+                file=sys.stderr,
+            )
+    return fit
+
+
+def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
+    """Write model and history. If the disk fails, warn: the training itself is not lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(pair, Part):
+            save(pair, folder / MODEL)
+        write_json(folder / HISTORY, fit.history)
+    except (OSError, CheckpointError) as error:
+        warnings.warn(
+            f"the trained model and its history cannot be written into {folder} ({error}); the "
+            "weights are in the pair, and the result is returned",
+            stacklevel=5,  # the caller of `fit`, which has a decorator
+        )

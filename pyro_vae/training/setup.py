@@ -1,41 +1,227 @@
-"""Check the settings of a run and prepare its SVI."""
+"""Check the arguments of `fit` and prepare a run: data, training step, seeds, output folder."""
 
 import functools
 import numbers
-from typing import Any
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from torch import nn
 from torch.optim import Optimizer
 
-from pyro_vae.data.dataset import Dataset
+from pyro_vae.checkpointing.model_folder import describe, results_folder
+from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.inductor import can_compile
-from pyro_vae.engine.torch_optim import OptimizerFactory
-from pyro_vae.objectives.nats_per_datum import per_datum
+from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
+from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.part import Part
+from pyro_vae.runtime.devices import device_of, resolve_device
 from pyro_vae.svi import SVI, Compile, Precision, is_own
+from pyro_vae.training.learning_rate import Schedule
 
-# Compiling takes ten seconds or so, and a compiled step saves one or two milliseconds.
+HISTORY = "history.json"
+
+# Compiling takes about ten seconds, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
 
 
-def _per_datum_svi(
-    pair: PairLike | SVI,
-    data: Dataset,
-    total_steps: int,
-    objective: ELBO | None,
-    num_particles: int,
-    optimizer: Optimizer | OptimizerFactory | None,
-    learning_rate: float,
-    compile: Compile,
-    precision: Precision,
-) -> SVI:
-    """Check a pair; return the step to train it with, its own if it is an `SVI`, per datum."""
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The settings of `fit`, in four groups. See `fit` for each of them."""
+
+    # What is trained
+    objective: ELBO | None = None
+    num_particles: int = 1
+    optimizer: Optimizer | OptimizerFactory | None = None
+    learning_rate: float = 1e-3
+    schedule: Schedule | None = None
+    # How long
+    epochs: int = 20
+    batch_size: int = 128
+    patience: int | None = None
+    seed: int = 0
+    # Where
+    device: str | torch.device | None = None
+    compile: Compile = "auto"
+    precision: Precision = "fp32"
+    progress: bool | None = None
+    # What is kept
+    out: str | os.PathLike[str] | None = None
+    resume: bool = False
+    checkpoint_seconds: float = 60.0
+    on_nan: Literal["stop", "backtrack"] = "stop"
+
+    @classmethod
+    def checked(cls, *, has_validation: bool, **settings: Any) -> Self:
+        """Return the settings if they are consistent. Nothing else is read or changed.
+
+        Args:
+            has_validation: Whether the run has validation data.
+            **settings: Fields of the class.
+
+        Raises:
+            ValueError: If a setting has an invalid value, or two settings exclude each other.
+        """
+        config = cls(**settings)
+        if config.on_nan not in ("stop", "backtrack"):
+            raise ValueError(f"on_nan must be 'stop' or 'backtrack', got {config.on_nan!r}")
+        for name in ("epochs", "batch_size", "num_particles", "patience"):
+            value = getattr(config, name)
+            if value is None and name == "patience":
+                continue
+            if not (
+                isinstance(value, numbers.Real) and float(value) >= 1 and float(value) % 1 == 0
+            ):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if config.patience is not None and not has_validation:
+            raise ValueError(
+                "patience needs validation data: pass validation=, or leave patience out"
+            )
+        if config.objective is not None and config.num_particles != 1:
+            raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")
+        if config.resume and config.out is None:
+            raise ValueError("resume=True needs the folder of the run: pass out=")
+        return config
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the run writes checkpoints, to `out` or to a temporary folder."""
+        return self.out is not None or self.on_nan == "backtrack"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run needs and does not change.
+
+    Attributes:
+        config: Settings of `fit`.
+        pair: Model and guide, or an `SVI` of them.
+        svi: Training step, with a loss in nats per datum.
+        train: Training data on the device.
+        validation: Validation data on the device, or None.
+        sampler: Scores the validation data; None without them.
+        batch_size: Number of data in a minibatch.
+        total_steps: Number of steps of the run.
+        folder: Output folder, or None.
+        data_seed: Seed of the order of the data and of their binarization, for all processes.
+        noise_seeds: Seed of the noise of each process. Validation uses the first one.
+        settings: Settings that the result and the fingerprint contain.
+    """
+
+    config: FitConfig
+    pair: PairLike | SVI
+    svi: SVI
+    train: Dataset
+    validation: Dataset | None
+    sampler: Sampler | None
+    batch_size: int
+    total_steps: int
+    folder: Path | None
+    data_seed: int
+    noise_seeds: tuple[int, ...]
+    settings: dict[str, Any]
+
+    @property
+    def programs(self) -> tuple[Any, Any]:
+        """Model and guide. Their parameters and buffers are the weights of the run."""
+        return self.pair.model, self.pair.guide
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of an epoch."""
+        return self.total_steps // self.config.epochs
+
+    @property
+    def curve(self) -> str:
+        """Name of the training objective in the history."""
+        return "train_elbo" if is_elbo(self.svi.objective) else "train_objective"
+
+
+def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: FitConfig) -> Job:
+    """Move pair and data to the device, check that they fit, and create the training step.
+
+    Raises:
+        ValueError: If pair, data and settings do not fit.
+        CheckpointError: If the output folder cannot take the results, or the pair cannot be saved.
+        DistributedError: If the processes have different settings.
+    """
+    programs = (pair.model, pair.guide)
+    kind = device_of(*programs) if config.device is None else resolve_device(config.device)
+    device = own_device(kind)
+    for program in programs:
+        if isinstance(program, nn.Module):
+            program.to(device)
+    data = as_dataset(train).to(device)
+    held_out = None if validation is None else as_dataset(validation).to(device)
+    batch_size = getattr(data.values, "batch_size", min(config.batch_size, len(data)))
+    total_steps = config.epochs * data.num_batches(batch_size)
+    svi = _per_datum_svi(pair, data, total_steps, config)
+    sampler = None
+    if held_out is not None:
+        check_data(pair, held_out, objective=svi.objective)
+        sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
+    folder = _output_folder(pair, svi, config)
+    # The order of the data is common to all processes; each process has its own noise.
+    states = np.random.SeedSequence(config.seed).generate_state(1 + world_size(), np.uint64)
+    settings = {
+        "dataset": data.name,
+        "binarization": data.binarization,
+        "num_train": len(data),
+        "epochs": config.epochs,
+        "batch_size": batch_size,
+        "objective": type(svi.objective).__name__,
+        "num_particles": getattr(svi.objective, "num_particles", 1),
+        "seed": config.seed,
+        "device": str(kind),
+        "precision": svi.precision,
+    }
+    check_same("settings", settings)
+    return Job(
+        config=config,
+        pair=pair,
+        svi=svi,
+        train=data,
+        validation=held_out,
+        sampler=sampler,
+        batch_size=batch_size,
+        total_steps=total_steps,
+        folder=folder,
+        data_seed=int(states[1]),
+        noise_seeds=tuple(int(seed) for seed in np.delete(states, 1)),
+        settings=settings,
+    )
+
+
+def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | None:
+    """Create the output folder. Fail now, not after training, if the results cannot be saved."""
+    if config.keeps_checkpoints and not isinstance(svi.optim, TorchOptim):
+        raise ValueError(
+            "checkpoints (out=, on_nan='backtrack') need a torch optimizer, but the SVI has an "
+            "optimizer of pyro.optim: pass, for example, functools.partial(torch.optim.Adam, "
+            "lr=1e-3) to pv.SVI"
+        )
+    out = config.out
+    if out is None:
+        return None
+    if isinstance(pair, Part):
+        describe(pair)
+    return from_first(lambda: results_folder(out, [HISTORY], model=isinstance(pair, Part)))
+
+
+def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config: FitConfig) -> SVI:
+    """Check a pair against its data; return its training step, with a loss in nats per datum."""
     optim: Any
-    guide = pair.guide
+    guide, compile, precision = pair.guide, config.compile, config.precision
     if isinstance(pair, SVI):
-        own = objective is None and optimizer is None and num_particles == 1
+        own = config.objective is None and config.optimizer is None and config.num_particles == 1
         if not own or compile != "auto" or precision != "fp32":
             raise ValueError(
                 "an SVI has its own objective, optimizer, compile and precision: pass them to "
@@ -44,9 +230,11 @@ def _per_datum_svi(
         bound, optim = pair.objective, pair.optim
         compile, precision = pair.compile, pair.precision
     else:
-        # Draws stand in a plate on the left; networks take any leading dimensions.
-        bound = objective or Trace_ELBO(num_particles, vectorize_particles=num_particles > 1)
-        optim = optimizer or functools.partial(torch.optim.Adam, lr=learning_rate, fused=True)
+        # Particles are a plate on the left; networks take any leading dimensions.
+        particles = config.num_particles
+        bound = config.objective or Trace_ELBO(particles, vectorize_particles=particles > 1)
+        adam = functools.partial(torch.optim.Adam, lr=config.learning_rate, fused=True)
+        optim = config.optimizer or adam
         if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
             guide = config_enumerate(guide, expand=True)
     if compile == "auto":
@@ -57,25 +245,3 @@ def _per_datum_svi(
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
     svi.nest_plates(table.plate_nesting)
     return svi
-
-
-def _check_settings(
-    epochs: int,
-    batch_size: int,
-    num_particles: int,
-    patience: int | None,
-    validation: object,
-    objective: ELBO | None,
-) -> None:
-    for name, value in [
-        ("epochs", epochs),
-        ("batch_size", batch_size),
-        ("num_particles", num_particles),
-        ("patience", 1 if patience is None else patience),
-    ]:
-        if not (isinstance(value, numbers.Real) and value >= 1 and value % 1 == 0):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if patience is not None and validation is None:
-        raise ValueError("patience needs validation data: pass validation=, or leave patience out")
-    if objective is not None and num_particles != 1:
-        raise ValueError("num_particles belongs to the objective: pass objective=Trace_ELBO(L)")

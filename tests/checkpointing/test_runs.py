@@ -27,8 +27,7 @@ from pyro_vae.engine import compiled_step
 from pyro_vae.models.base import expose_parameters
 from pyro_vae.objectives.annealing import Beta, Linear
 from pyro_vae.runtime import files as folders
-from pyro_vae.training import fit as training_fit
-from pyro_vae.training import run_state
+from pyro_vae.training import loop, run_state
 from tests.models.test_vae import small_vae
 
 STEPS = 4  # in an epoch of DATA and BATCH
@@ -416,7 +415,7 @@ def test_a_diverging_run_goes_back_and_converges_at_half_the_rate(settings, monk
     assert model.loc.item() == 2.0
     told = capsys.readouterr().err
     assert "the loss is not finite at step 6" in told
-    assert "back at step 60, with 0.5 times the learning rate" in told
+    assert "continuing from step 60 with 0.5 times the learning rate" in told
     if settings.get("compile"):
         assert fit.settings["engine"] == "compiled"
 
@@ -477,7 +476,9 @@ def test_what_cannot_go_back_is_refused():
     with pytest.raises(ValueError, match="on_nan must be 'stop' or 'backtrack', got 'ignore'"):
         fit_mean(1.0, on_nan="ignore")
     svi = pv.SVI(Mean(), lambda x: None, pyro.optim.SGD({"lr": 1.0}))
-    with pytest.raises(ValueError, match=r"need a torch optimizer, the SVI has one of pyro\.optim"):
+    with pytest.raises(
+        ValueError, match=r"need a torch optimizer, but the SVI has an optimizer of pyro\.optim"
+    ):
         pv.fit(svi, torch.full((8,), 2.0), on_nan="backtrack")
 
 
@@ -603,7 +604,7 @@ def train_without_end(folder, reached):
         reached.with_name("handled").touch()
         time.sleep(120)
 
-    training_fit._validate = validate
+    loop._validate = validate
     train(folder)
 
 

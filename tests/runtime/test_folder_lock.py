@@ -64,9 +64,11 @@ def test_the_lock_file_of_an_older_version_is_used(tmp_path):
 @pytest.mark.parametrize("name", [LOCK, HOLDER])
 def test_a_file_of_another_program_is_refused(name, tmp_path):
     (tmp_path / name).write_text("PRAGMA")
-    with pytest.raises(pv.CheckpointError, match="does not contain a process number"):
-        with locked(tmp_path):
-            pass
+    with (
+        pytest.raises(pv.CheckpointError, match="does not contain a process number"),
+        locked(tmp_path),
+    ):
+        pass
     assert (tmp_path / name).read_text() == "PRAGMA"
 
 

@@ -1,0 +1,219 @@
+"""Copy the state of a training run to tensors and JSON, and restore it bit for bit.
+
+`snapshot` and `restore` use no files, threads or clocks; `checkpoint_store` writes the result.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vae.checkpointing import optimizer_state
+from pyro_vae.checkpointing.checkpoint_store import Checkpoint
+from pyro_vae.checkpointing.fingerprint import (
+    OBJECTIVE_STATE,
+    check_tensor,
+    differences,
+    refuse_other,
+)
+from pyro_vae.distributed import gather, rank, world_size
+from pyro_vae.objectives.nats_per_datum import objectives_of
+from pyro_vae.runtime.files import CheckpointError
+from pyro_vae.runtime.versions import versions
+
+
+@dataclass
+class Progress:
+    """Counters and history of a run, stored as JSON.
+
+    Attributes:
+        epoch: Number of the current epoch, from 1.
+        batch: Number of batches of the epoch that were trained on.
+        step: Number of steps of the run.
+        total: Sum of the objective over the data of the epoch.
+        num_seen: Number of data of the epoch that were trained on.
+        rate_factor: Factor of the learning rate: halved by each backtrack. As a power of two it
+            can be divided by exactly.
+        history: One entry for each closed epoch.
+        best: The entry of the best epoch.
+        best_checkpoint: Name of the checkpoint of the best epoch.
+        stopped: Reason why the run ended, or None.
+        seconds: Duration of the run, without pauses.
+        epoch_seconds: Duration of the part of the epoch before this checkpoint.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    total: float = 0.0
+    num_seen: int = 0
+    rate_factor: float = 1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    best_checkpoint: str | None = None
+    stopped: str | None = None
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+class TrainingStep(Protocol):
+    """The state of an `SVI` with a torch optimizer."""
+
+    optim: Any
+    objective: Any
+    parameters: dict[Tensor, None]
+    trained: set[Tensor]
+
+    @property
+    def update_outside(self) -> bool:
+        """Whether the optimizer updates parameters outside of compiled steps."""
+
+    @update_outside.setter
+    def update_outside(self, value: bool) -> None: ...
+
+
+class Rates(Protocol):
+    """A learning rate schedule that can be set to a step."""
+
+    def reset(self, optimizer: Any, step: int, factor: float) -> None:
+        """Set the schedule to a step and multiply its learning rates by a factor."""
+
+
+class Resumable(Protocol):
+    """The state of a run that a checkpoint contains.
+
+    Attributes:
+        generator: Generator of the order of the data and of their binarization.
+        order_state: State of the generator before the order of the epoch was drawn.
+        progress: Counters and history.
+        best: Parameters and buffers, each with a copy of its value in the best epoch.
+        settings: Settings and fingerprint of the run, in their JSON form.
+    """
+
+    generator: torch.Generator
+    order_state: Tensor
+    progress: Progress
+    best: list[tuple[Tensor, Tensor]]
+    settings: dict[str, Any]
+
+    @property
+    def svi(self) -> TrainingStep:
+        """The training step."""
+
+    @property
+    def rates(self) -> Rates:
+        """The learning rate schedule."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by name, each once."""
+
+
+def snapshot(run: Resumable) -> Checkpoint:
+    """Return copies of the tensors of a run on the CPU, and the rest of its state as JSON data.
+
+    All processes call it. The result contains the random states of all of them.
+    """
+    named, svi = run.tensors(), run.svi
+    names = {tensor: name for name, tensor in named.items()}
+    tensors = {f"now/{name}": tensor for name, tensor in named.items()}
+    tensors |= {f"best/{names[tensor]}": copy for tensor, copy in run.best}
+    tensors |= {f"random/{name}": state for name, state in _random_states(run).items()}
+    state: dict[str, Any] = {
+        "progress": dataclasses.asdict(run.progress),
+        "settings": run.settings,
+        "versions": versions(),
+        "objective": [
+            {key: getattr(objective, key) for key in OBJECTIVE_STATE if hasattr(objective, key)}
+            for objective in objectives_of(svi)
+        ],
+        "trained": [names[parameter] for parameter in svi.trained],
+        "update_outside": svi.update_outside,
+    }
+    more, state["optimizer"] = optimizer_state.saved(svi.optim.optimizer, names)
+    tensors |= more
+    # Cloned, since safetensors refuses tensors that share memory.
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return copies, state
+
+
+def restore(run: Resumable, checkpoint: Checkpoint) -> None:
+    """Set a run to the state of a checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another run. The message names the difference.
+    """
+    try:
+        _restore(run, *checkpoint)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
+
+
+def _restore(run: Resumable, saved: dict[str, Tensor], state: dict[str, Any]) -> None:
+    svi = run.svi
+    refuse_other("settings", state["settings"], run.settings)
+    if found := differences(state["versions"], versions()):
+        warnings.warn(f"the resumed run may not be equal bit for bit: {found}", stacklevel=4)
+    named = run.tensors()
+    for group in state["optimizer"]["groups"]:
+        parameters = [named[name] for name in group["parameters"]]
+        svi.parameters |= dict.fromkeys(parameters)
+        svi.optim.add(parameters)
+    progress = Progress(**state["progress"])
+    for kind in ("now", "best") if progress.best else ("now",):
+        for name, tensor in named.items():
+            check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
+
+    if (optimizer := svi.optim.optimizer) is not None:  # None at step 0
+        run.rates.reset(optimizer, progress.step, progress.rate_factor)
+        names = {tensor: name for name, tensor in named.items()}
+        optimizer_state.restore(optimizer, names, saved, state["optimizer"])
+    svi.update_outside = state["update_outside"]
+    svi.trained.update(named[name] for name in state["trained"])
+    with torch.no_grad():
+        for name, tensor in named.items():
+            tensor.copy_(saved[f"now/{name}"])
+    best = {t: saved[f"best/{name}"] for name, t in named.items() if f"best/{name}" in saved}
+    run.best = [(tensor, copy.to(tensor.device)) for tensor, copy in best.items()]
+    _restore_objectives(objectives_of(svi), state["objective"])
+    _restore_noise(run.generator.device, saved)
+    run.generator.set_state(saved["random/data"])
+    run.order_state = saved["random/order"]
+    run.progress = progress
+
+
+def _restore_objectives(objectives: Iterable[object], entries: list[dict[str, Any]]) -> None:
+    for objective, entry in zip(objectives, entries, strict=True):
+        for key in OBJECTIVE_STATE:
+            if key in entry:
+                setattr(objective, key, entry[key])
+
+
+def _random_states(run: Resumable) -> dict[str, Tensor]:
+    states = {"data": run.generator.get_state(), "order": run.order_state}
+    for number, state in enumerate(gather(_noise_states(run.generator.device))):
+        states |= {f"{name}{number or ''}": value for name, value in state.items()}
+    return states
+
+
+def _noise_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the random states of this process."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_noise(device: torch.device, saved: dict[str, Tensor]) -> None:
+    """Set the random states of this process, or new ones if the checkpoint has fewer processes."""
+    number = rank() or ""
+    if f"random/torch{number}" in saved:
+        torch.set_rng_state(saved[f"random/torch{number}"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(saved[f"random/cuda{number}"], device)
+    else:
+        torch.set_rng_state(saved["random/torch"])
+        torch.manual_seed(int(torch.randint(2**62, (world_size(),))[rank()]))
