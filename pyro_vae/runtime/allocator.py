@@ -1,17 +1,17 @@
-"""Memory of the processor: what is freed stays with the process, for the next tensor."""
+"""Keep freed memory in the allocator so that the next tensor can reuse it."""
 
 import torch
 
-BLOCK_BYTES = 2**25 - 2**16  # just below the 32 MB where glibc stops to adapt
+BLOCK_BYTES = 2**25 - 2**16  # just below 32 MB, the largest block to which glibc adapts
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep some 64 MB of what is freed, which it else hands back each time.
+    """Let the C library keep about 64 MB of freed memory instead of returning it to the system.
 
-    A chunk of draws takes some megabytes. Memory that glibc hands back is cleared page by page when
-    it is next written to, which takes as long as scoring does. How much it keeps follows from the
-    largest block that it has seen freed (`man mallopt`, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD), so
-    that a large block, never written to, is freed here. Who has set these thresholds keeps them;
-    other C libraries do not care.
+    A chunk of samples takes some megabytes. The system clears returned memory page by page when it
+    is used again, and this takes as long as scoring. The amount that glibc keeps depends on the
+    largest block that was freed (`man mallopt`, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD), so this
+    function allocates and frees a large block. It is never written to. Thresholds that the user has
+    set remain, and other C libraries are not affected.
     """
     torch.empty(BLOCK_BYTES, dtype=torch.uint8)

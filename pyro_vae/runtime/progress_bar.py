@@ -1,4 +1,4 @@
-"""The bar of a training run: epoch, rate, time left, the bound so far."""
+"""The progress bar of a training run: epoch, data per second, remaining time, ELBO."""
 
 import contextlib
 import logging
@@ -6,16 +6,22 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 @contextlib.contextmanager
 def training_bar(
     show: bool | None, total_steps: int, epochs: int
 ) -> Iterator[Callable[[int, int, int, float], None]]:
-    """Show a bar on standard error, by default where that is a terminal; yield its `report`."""
+    """Show a progress bar on standard error; yield the function that updates it.
+
+    Args:
+        show: Whether to show the bar; by default if standard error is a terminal.
+        total_steps: Number of steps of the run.
+        epochs: Number of epochs of the run.
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
@@ -30,7 +36,7 @@ def training_bar(
     )
     task = bar.add_task("", total=total_steps, epoch="", rate=0.0, elbo=math.nan)
     started, seen = time.perf_counter(), 0
-    # What takes long beside the steps, such as compiling, is said above the bar.
+    # Log messages, for example about compilation, are printed above the bar.
     log, handler = logging.getLogger("pyro_vae"), RichHandler(
         console=console, show_time=False, show_level=False, show_path=False
     )  # fmt: skip

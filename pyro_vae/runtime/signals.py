@@ -1,28 +1,28 @@
-"""Ctrl-C and SIGTERM as a request to end in order."""
+"""Ctrl-C and SIGTERM as requests to end a run after the current step."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
 
 from pyro_vae.distributed import world_size
 
 
 @contextlib.contextmanager
 def interruptible(also_sigterm: bool) -> Iterator[Callable[[], int | None]]:
-    """Turn the first Ctrl-C into a request to end in order; a second one interrupts at once.
+    """Record the first Ctrl-C instead of raising it; a second one raises `KeyboardInterrupt`.
 
     Args:
-        also_sigterm: treat SIGTERM likewise.
+        also_sigterm: Whether to record SIGTERM, too.
 
     Yields:
-        A function that returns the signal that came, if any.
+        A function that returns the number of the recorded signal, or None.
     """
     came: list[int] = []
 
-    def handle(signum: int, frame: Any) -> None:
-        if world_size() == 1:  # one Ctrl-C comes twice, from the terminal and from torchrun
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if world_size() == 1:  # the terminal and torchrun each send the same Ctrl-C
             restore()
         came.append(signum)
 
@@ -34,7 +34,7 @@ def interruptible(also_sigterm: bool) -> Iterator[Callable[[], int | None]]:
         return came[0] if came else None
 
     if threading.current_thread() is not threading.main_thread():
-        yield first  # signals reach the main thread only
+        yield first  # only the main thread receives signals
         return
     numbers = [signal.SIGINT, signal.SIGTERM] if also_sigterm else [signal.SIGINT]
     previous = {number: signal.getsignal(number) for number in numbers}
