@@ -161,7 +161,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
             program.to(device)
     data = as_dataset(train).to(device)
     held_out = None if validation is None else as_dataset(validation).to(device)
-    batch_size = getattr(data.values, "batch_size", min(config.batch_size, len(data)))
+    batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(pair, data, total_steps, config)
     sampler = None

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.data import prefetch
 from pyro_vae.data.dataset import Dataset
-from tests.checkpointing.test_runs import Stop, stop_after, train
 from tests.support.arrays import memmap
+from tests.support.runs import Stop, stop_after, train
 
 
 def test_the_next_batch_is_read_while_this_one_is_used():

@@ -1,7 +1,6 @@
 """The lock of a run's folder: one holder, named to others, until its process ends."""
 
 import fcntl
-import multiprocessing
 import os
 import signal
 import time
@@ -10,9 +9,7 @@ import pytest
 
 import pyro_vae as pv
 from pyro_vae.runtime.folder_lock import HOLDER, LOCK, locked
-
-FORK = multiprocessing.get_context("fork")
-fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+from tests.support.runs import FORK, fork
 
 
 def test_a_second_holder_is_refused_by_the_number_of_the_first(tmp_path):
