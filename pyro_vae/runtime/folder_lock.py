@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from pyro_vae.runtime.files import CheckpointError, write_file
 
 LOCK = ".lock"
-# The process number has a file of its own: Windows does not let others read a locked file, and some
-# versions of filelock truncate the lock file when they fail to lock it.
+# A second file for the process number: Windows does not let other processes read a locked file,
+# and some versions of filelock truncate the lock file when they fail to lock it.
 HOLDER = ".lock.pid"
 
 

@@ -66,7 +66,7 @@ EARLY_STOPPING, FINISHED = "early stopping", "finished"
 
 
 def next_action(progress: Progress, end: EpochEnd, config: FitConfig) -> Action:
-    """Return what follows after `run_epoch`. A pure function of its arguments.
+    """Return the action that follows `run_epoch`. A pure function of its arguments.
 
     Args:
         progress: Counters of the run. If the epoch is complete, they are those of the next one.

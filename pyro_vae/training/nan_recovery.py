@@ -98,7 +98,7 @@ def _backtrack(state: RunState) -> bool:
 def _described(
     pair: PairLike, batch: tuple[Tensor, ...], parameter: str | None, state: RunState
 ) -> str:
-    """Return what is not finite, after which step, on which data and at which site."""
+    """Describe the non-finite value, its step, its batch and its site."""
     now, x = state.progress, batch[0]
     what, step = (f"parameter {parameter!r}", now.step) if parameter else ("the loss", now.step + 1)
     return (

@@ -23,7 +23,7 @@ class Fit:
         history: One entry for each epoch. `train_elbo` is the mean over the steps of the epoch. If
             the value of the objective is not an ELBO (beta, importance-weighted, free bits), it is
             named `train_objective` instead. `validation_elbo` is always an ELBO.
-        best: The entry of the epoch whose weights the pair has: the best on the validation data, or
+        best: The entry of the epoch that the weights are of: the best on the validation data, or
             the last one without validation data.
         stopped: Reason why the run ended: `"finished"`, `"early stopping"` or `"interrupted"`.
         num_steps: Number of training steps.
