@@ -179,7 +179,9 @@ def _visible(value: object) -> Iterator[Read]:
         kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
         yield from ((kind, value, i) for i in range(len(value)))
         yield operator.length_hint, value, 0
-    elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
+    elif isinstance(value, type | types.ModuleType):
+        return
+    elif isinstance(getattr(value, "__dict__", None), dict):  # a type alias has another mapping
         if not _from_library(type(value)):
             yield from ((dict.get, vars(value), name) for name in vars(value))
         else:  # the settings of Pyro's objects, such as an ELBO

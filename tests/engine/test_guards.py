@@ -104,3 +104,18 @@ def test_a_foreign_object_that_raises_is_no_error_of_the_step(compile):
         warnings.simplefilter("ignore", CompilationWarning)
         ours = train_net(compile, batch, steps=4, between=hold)
     assert_equal_runs(ours, train_net(False, batch, steps=4))
+
+
+Alias = list[int]  # its `__dict__` is that of `list`, which is not a dictionary
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_a_type_alias_does_not_stop_compilation():
+    batch = TABLE[:, :6].contiguous()
+
+    def hold(i, svi):
+        svi.model.__self__.alias = Alias
+
+    ours = train(True, batch, between=hold)
+    assert_equal_runs(ours, train(False, batch))
+    assert ours[2].num_compiled_steps == 13
