@@ -50,8 +50,7 @@ def work(batch_size: int, compiled: bool, num_steps: int, out: Path) -> None:
     def step() -> None:
         index = torch.randint(len(data), (batch_size,), generator=generator)
         batch, share = pv.distributed.own_rows(data.draw_batch(index, generator))
-        svi.share = share if pv.distributed.world_size() > 1 else None
-        svi.step(*batch)
+        svi.step_of(batch, {}, share if pv.distributed.world_size() > 1 else None)
 
     def average() -> None:
         for parameter in vae.parameters():

@@ -117,8 +117,6 @@ class SVI(pyro.infer.SVI):
         # the same in all processes; a set would not.
         self.parameters: dict[Tensor, None] = {}
         self.trained: set[Tensor] = set()
-        # Share of `step`; `step_of` takes it as an argument.
-        self.share: float | None = None
         keep_freed_memory()
         self._modules: list[nn.Module] | None = None  # candidates for `fast_layers`; found once
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
@@ -129,7 +127,7 @@ class SVI(pyro.infer.SVI):
 
     def step(self, *args: object, **kwargs: object) -> Any:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
-        return self.step_of(args, kwargs, self.share)
+        return self.step_of(args, kwargs)
 
     def step_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> Any:
         """Take the step of `step`, possibly together with other processes.
@@ -158,13 +156,12 @@ class SVI(pyro.infer.SVI):
         On a GPU this does not wait for the step to finish; read the loss every few steps only. A
         NaN loss means that the step's loss was not finite and that the parameters are unchanged.
         """
-        share = self.share
         self._begin(args, kwargs)
-        loss = self._compiler.step(args, kwargs, share)
+        loss = self._compiler.step(args, kwargs, None)
         if loss is None:
-            return torch.as_tensor(self.eager_step(args, kwargs, share))
+            return torch.as_tensor(self.eager_step(args, kwargs, None))
         if self._compiler.must_check_loss and not loss[0].isfinite():
-            return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, share))
+            return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, None))
         return loss[0]
 
     def prepare(self, *args: object, **kwargs: object) -> None:
@@ -173,7 +170,7 @@ class SVI(pyro.infer.SVI):
         A run that is resumed within an epoch then has the programs that it had before, whatever the
         shape of its next batch. Parameters and random state do not change.
         """
-        self.prepare_of(args, kwargs, self.share)
+        self.prepare_of(args, kwargs)
 
     def prepare_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> None:
         """Compile as `prepare` does, for steps with `step_of`; `share` is None or not, as there."""

@@ -128,8 +128,8 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
         state.batches = state.draw_batches(job.train, job.batch_size)
     for whole in state.batches:
         num_rows = len(whole[0])
-        batch, svi.share = (whole, None) if is_alone else own_rows(whole)
-        loss = svi.step(*batch)
+        batch, share = (whole, None) if is_alone else own_rows(whole)
+        loss = svi.step_of(batch, {}, share)
         is_finite = math.isfinite(loss)
         if is_finite:
             state.count(loss, num_rows)

@@ -29,6 +29,7 @@ from pyro_vae.distributed import (
     own_rows,
     rank,
     was_restarted,
+    world_size,
 )
 from pyro_vae.runtime.progress_bar import training_bar
 from pyro_vae.runtime.signals import interruptible
@@ -68,7 +69,8 @@ def running(job: Job) -> Iterator[RunState]:
         if writer is not None:
             _resume(job, state, writer.store)
             if state.progress.step and state.progress.stopped is None:
-                svi.prepare(*own_rows(job.train.batch(slice(job.batch_size)))[0])
+                rows, share = own_rows(job.train.batch(slice(job.batch_size)))
+                svi.prepare_of(rows, {}, None if world_size() == 1 else share)
             if config.on_nan == "backtrack" and not state.progress.step:
                 save(state)  # so that there is always a checkpoint to go back to
         yield state

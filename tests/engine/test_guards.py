@@ -116,6 +116,6 @@ def test_a_type_alias_does_not_stop_compilation():
     def hold(i, svi):
         svi.model.__self__.alias = Alias
 
-    ours = train(True, batch, between=hold)
-    assert_equal_runs(ours, train(False, batch))
+    ours = train_net(True, batch, between=hold)
+    assert_equal_runs(ours, train_net(False, batch))
     assert ours[2].num_compiled_steps == 13

@@ -78,7 +78,6 @@ def test_steps_with_a_share_are_averaged_whatever_was_prepared(monkeypatch, prep
     resumed.prepare_of(data[0], {}, prepared)
     for args in data[:3]:
         resumed.step_of(args, {}, 0.5)
-    resumed.share = 0.25
-    resumed.step(*data[3])
+    resumed.step_of(data[3], {}, 0.25)
     assert shares == [0.5, 0.5, 0.5, 0.25]
     assert resumed.num_compiled_steps == (0 if prepared is None else 4)
