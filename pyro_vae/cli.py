@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -16,6 +16,7 @@ import pyro_vae as pv
 
 if TYPE_CHECKING:
     from pyro_vae.models.base import Autoencoder
+    from pyro_vae.runtime.files import JSONObject
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: train, evaluate, inspect, sample.",
@@ -170,7 +171,7 @@ def _print(message: object) -> None:
     Console(quiet=not pv.distributed.is_first()).print(message)
 
 
-def _open(run: Path, device: str) -> tuple["Autoencoder", dict[str, Any]]:
+def _open(run: Path, device: str) -> tuple["Autoencoder", "JSONObject"]:
     """Return the model and the metrics of a run."""
     from pyro_vae.runtime.files import check_folder, read_file
 
@@ -191,7 +192,7 @@ def _open(run: Path, device: str) -> tuple["Autoencoder", dict[str, Any]]:
     return pv.load(run / "model", pv.resolve_device(device)), metrics
 
 
-def _test_data(metrics: dict[str, Any], root: Path | None) -> "pv.data.Dataset":
+def _test_data(metrics: "JSONObject", root: Path | None) -> "pv.data.Dataset":
     """Return the test data of a run."""
     name, binarize, seed = (metrics[key] for key in ("dataset", "binarization", "seed"))
     try:

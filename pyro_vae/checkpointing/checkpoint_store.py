@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -23,6 +22,7 @@ from pyro_vae.runtime.files import (
     OLD,
     SUMS,
     CheckpointError,
+    JSONObject,
     check_folder,
     foreign,
     is_folder,
@@ -41,8 +41,7 @@ FILES = (STATE, TENSORS, SUMS)
 MAX_STATE_BYTES = 16 * 2**20  # a history of 100,000 epochs
 KEEP_LAST = 2
 
-State = dict[str, Any]
-Checkpoint = tuple[dict[str, Tensor], State]
+Checkpoint = tuple[dict[str, Tensor], JSONObject]
 
 
 @contextlib.contextmanager
@@ -83,7 +82,7 @@ class CheckpointStore:
         """Return the name of the next checkpoint."""
         return _name(int(max(self.names(), default="0")) + 1)
 
-    def write(self, tensors: dict[str, Tensor], state: State, best: str | None) -> None:
+    def write(self, tensors: dict[str, Tensor], state: JSONObject, best: str | None) -> None:
         """Write a checkpoint, then remove all but the last ones and the one named `best`.
 
         The checkpoint is written to a temporary folder, flushed, read back and renamed. A process
@@ -167,7 +166,9 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyro_vae")
         self._writing: tuple[int, Future[None]] | None = None
 
-    def start(self, tensors: dict[str, Tensor], state: State, step: int, best: str | None) -> None:
+    def start(
+        self, tensors: dict[str, Tensor], state: JSONObject, step: int, best: str | None
+    ) -> None:
         """Start to write a checkpoint. The tensors must not change until it is written."""
         self.wait()
         self._writing = step, self._thread.submit(self.store.write, tensors, state, best)

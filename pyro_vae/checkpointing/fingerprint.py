@@ -3,27 +3,26 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.objectives.nats_per_datum import objectives_of
-from pyro_vae.runtime.files import CheckpointError
+from pyro_vae.objectives.nats_per_datum import HasObjective, objectives_of
+from pyro_vae.runtime.files import CheckpointError, JSONObject
 
 OBJECTIVE_STATE = ("num_steps", "max_plate_nesting")  # attributes that change during training
 
-Program = Callable[..., Any]
+Program = Callable[..., object]
 
 
 def describe(
-    svi: Any,
+    svi: HasObjective,
     programs: tuple[Program, ...],
     total_steps: int,
     data: Dataset,
     validation: Dataset | None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Return the fingerprint of the data, the programs and the objective of a run."""
     model, guide = map(_describe_program, programs)
     return {
@@ -53,7 +52,7 @@ def _describe_program(program: Program) -> list[str]:
     return [getattr(program, "__qualname__", type(program).__qualname__)]
 
 
-def _describe_objective(objective: object, total_steps: int) -> dict[str, Any]:
+def _describe_objective(objective: object, total_steps: int) -> JSONObject:
     public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
     entry = {k: v for k, v in plain(public).items() if k not in (*OBJECTIVE_STATE, "beta")}
     entry["class"] = getattr(objective, "__name__", type(objective).__name__)
@@ -63,7 +62,7 @@ def _describe_objective(objective: object, total_steps: int) -> dict[str, Any]:
     return entry
 
 
-def plain(entries: Mapping[str, Any]) -> dict[str, Any]:
+def plain(entries: Mapping[str, object]) -> JSONObject:
     """Return the entries that are numbers, strings or tuples of them, in their JSON form."""
     items = {
         key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
@@ -77,7 +76,7 @@ def plain(entries: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the differences between two descriptions as text; empty if they are equal."""
     found = []
     for key in {**then, **now}:
@@ -93,7 +92,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(found)
 
 
-def refuse_other(what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_other(what: str, then: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Raise `CheckpointError` with the differences if two descriptions are not equal."""
     if found := differences(then, now):
         raise CheckpointError(

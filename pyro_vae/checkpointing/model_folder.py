@@ -165,7 +165,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
     return part.to(device)
 
 
-def describe(part: Part) -> Any:
+def describe(part: Part) -> object:
     """Return the class name and the constructor arguments of a part, to be stored as JSON.
 
     Raises:
@@ -255,7 +255,7 @@ class _Describer:
     def __init__(self) -> None:
         self.indices: dict[int, int] = {}
 
-    def describe(self, value: Any, where: str = "part") -> Any:
+    def describe(self, value: object, where: str = "part") -> object:
         if isinstance(value, Part):
             if id(value) in self.indices:
                 return {"shared": self.indices[id(value)]}
@@ -282,7 +282,7 @@ class _Builder:
         self.parts: list[Part] = []
         self.classes = {_public_name(kind): kind for kind in Part.classes.values()}
 
-    def build(self, value: Any) -> Any:
+    def build(self, value: object) -> object:
         if isinstance(value, list):
             return [self.build(item) for item in value]
         if not isinstance(value, dict):

@@ -1,18 +1,17 @@
 """Convert the state of an optimizer to named tensors and JSON, and restore it."""
 
-from typing import Any
-
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.checkpointing.fingerprint import check_tensor, plain, refuse_other
+from pyro_vae.runtime.files import JSONObject
 
 PREFIX = "optimizer"
 
 
 def saved(
     optimizer: Optimizer | None, names: dict[Tensor, str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], JSONObject]:
     """Return the tensors of an optimizer's state, and its other values as JSON data.
 
     Args:
@@ -24,7 +23,7 @@ def saved(
         groups and of the numbers of each parameter.
     """
     tensors: dict[str, Tensor] = {}
-    state: dict[str, Any] = {"groups": [], "numbers": {}}
+    state: JSONObject = {"groups": [], "numbers": {}}
     if optimizer is None:
         return tensors, state
     state["groups"] = [
@@ -41,7 +40,7 @@ def saved(
 
 
 def restore(
-    optimizer: Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor], state: Any
+    optimizer: Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor], state: JSONObject
 ) -> None:
     """Restore the values of `saved`, in-place if the optimizer has a state.
 
@@ -73,11 +72,11 @@ def _entries(
     parameters: list[Tensor],
     names: dict[Tensor, str],
     tensors: dict[str, Tensor],
-    numbers: dict[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
+    numbers: dict[str, JSONObject],
+) -> list[dict[str, object]]:
     """Return the saved state of each parameter."""
     index = {names[parameter]: i for i, parameter in enumerate(parameters)}
-    entries: list[dict[str, Any]] = [{} for _ in parameters]
+    entries: list[dict[str, object]] = [{} for _ in parameters]
     for name, values in numbers.items():
         entries[index[name]].update(values)
     for name, tensor in tensors.items():

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vae.checkpointing import optimizer_state
 from pyro_vae.checkpointing.checkpoint_store import Checkpoint
@@ -22,7 +23,7 @@ from pyro_vae.checkpointing.fingerprint import (
 )
 from pyro_vae.distributed import gather, rank, world_size
 from pyro_vae.objectives.nats_per_datum import objectives_of
-from pyro_vae.runtime.files import CheckpointError
+from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
 
@@ -64,9 +65,12 @@ class TrainingStep(Protocol):
     """The state of an `SVI` with a torch optimizer."""
 
     optim: Any
-    objective: Any
     parameters: dict[Tensor, None]
     trained: set[Tensor]
+
+    @property
+    def objective(self) -> object:
+        """The objective, which may wrap others."""
 
     @property
     def update_outside(self) -> bool:
@@ -79,7 +83,7 @@ class TrainingStep(Protocol):
 class Rates(Protocol):
     """A learning rate schedule that can be set to a step."""
 
-    def reset(self, optimizer: Any, step: int, factor: float) -> None:
+    def reset(self, optimizer: Optimizer, step: int, factor: float) -> None:
         """Set the schedule to a step and multiply its learning rates by a factor."""
 
 
@@ -98,7 +102,7 @@ class Resumable(Protocol):
     order_state: Tensor
     progress: Progress
     best: list[tuple[Tensor, Tensor]]
-    settings: dict[str, Any]
+    settings: JSONObject
 
     @property
     def svi(self) -> TrainingStep:
@@ -122,7 +126,7 @@ def snapshot(run: Resumable) -> Checkpoint:
     tensors = {f"now/{name}": tensor for name, tensor in named.items()}
     tensors |= {f"best/{names[tensor]}": copy for tensor, copy in run.best}
     tensors |= {f"random/{name}": state for name, state in _random_states(run).items()}
-    state: dict[str, Any] = {
+    state: JSONObject = {
         "progress": dataclasses.asdict(run.progress),
         "settings": run.settings,
         "versions": versions(),
@@ -152,7 +156,7 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
 
 
-def _restore(run: Resumable, saved: dict[str, Tensor], state: dict[str, Any]) -> None:
+def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> None:
     svi = run.svi
     refuse_other("settings", state["settings"], run.settings)
     if found := differences(state["versions"], versions()):
@@ -185,7 +189,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: dict[str, Any]) ->
     run.progress = progress
 
 
-def _restore_objectives(objectives: Iterable[object], entries: list[dict[str, Any]]) -> None:
+def _restore_objectives(objectives: Iterable[object], entries: list[JSONObject]) -> None:
     for objective, entry in zip(objectives, entries, strict=True):
         for key in OBJECTIVE_STATE:
             if key in entry:

@@ -6,7 +6,7 @@ import itertools
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class LoaderBatches:
     random_access = False
     reads_ahead = False  # the loader has workers for that
 
-    def __init__(self, loader: DataLoader[Any], device: str | torch.device = "cpu") -> None:
+    def __init__(self, loader: DataLoader[object], device: str | torch.device = "cpu") -> None:
         self._loader, self.device = loader, torch.device(device)
         try:
             self._num_batches = len(loader)

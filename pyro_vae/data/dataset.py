@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeAlias, Union
+from typing import Any, Self, TypeAlias, TypeVar, Union, overload
 
 import numpy as np
 import torch
@@ -13,16 +13,18 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.data_loader import LoaderBatches
-from pyro_vae.data.disk_array import DiskArray, is_stored
+from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.in_memory import InMemory
 from pyro_vae.data.prefetch import read_ahead
-from pyro_vae.data.rows import Batch, Index, Order, Rows
+from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows
 
+T = TypeVar("T")
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
-# Any: arrays of other packages with slices, such as zarr arrays.
-Data: TypeAlias = Union["Dataset", Tensor, np.ndarray, tuple[Any, ...], DataLoader[Any], Any]
+Data: TypeAlias = Union[
+    "Dataset", Tensor, np.ndarray, StoredArray, DataLoader[object], tuple["Data", ...]
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +237,7 @@ class Dataset:
         Raises:
             DataError: If a side would be empty.
         """
-        size: Any = count
+        size: float = count
         if isinstance(count, numbers.Real) and 0 < count < 1:
             size = min(max(1, round(float(count) * len(self))), len(self) - 1)
         whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
@@ -267,7 +269,7 @@ class Dataset:
             context=tuple(rows.narrow(start, length) for rows in self._context),
         )
 
-    def _select(self, entry: Any) -> Batch:
+    def _select(self, entry: Entry) -> Batch:
         return tuple(part for rows in self._all_rows for part in rows.select(entry))
 
     def _drawn(self, rows: Batch, generator: torch.Generator) -> Batch:
@@ -292,7 +294,7 @@ class Dataset:
         return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def as_rows(x: Any) -> Rows:
+def as_rows(x: object) -> Rows:
     """Return a tensor, an array on disk or a `DataLoader` as `Rows`.
 
     Raises:
@@ -312,7 +314,15 @@ def as_rows(x: Any) -> Rows:
     )
 
 
-def as_tensor(x: Any) -> Any:
+@overload
+def as_tensor(x: np.ndarray) -> Tensor: ...
+
+
+@overload
+def as_tensor(x: T) -> T: ...
+
+
+def as_tensor(x: object) -> object:
     """Return a numpy array as a tensor, and any other object unchanged.
 
     See also: `as_dataset`.

@@ -11,10 +11,11 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.data.binarization import fixed_draw_of_rows
@@ -28,7 +29,22 @@ BLOCK_BYTES = 2**18  # if the array has no chunks
 SAMPLED_BLOCKS = 16
 
 
-def is_stored(x: Any) -> bool:
+class StoredArray(Protocol):
+    """An array of any package that returns slices of its rows, such as a zarr array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `(num_data, *event)`."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the rows."""
+
+    def __getitem__(self, index: slice, /) -> ArrayLike:
+        """Read rows."""
+
+
+def is_stored(x: object) -> TypeGuard[StoredArray]:
     """Return whether x is an array on disk: a `numpy.memmap`, or chunked, as in zarr and HDF5."""
     chunked = all(hasattr(x, name) for name in ("shape", "dtype", "chunks"))
     return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
@@ -52,7 +68,7 @@ class DiskArray:
 
     def __init__(
         self,
-        array: Any,
+        array: StoredArray,
         device: str | torch.device = "cpu",
         start: int = 0,
         stop: int | None = None,

@@ -9,7 +9,8 @@ from torch import Tensor
 Batch: TypeAlias = tuple[Tensor, ...]  # x and its context: the arguments of model and guide
 Index: TypeAlias = int | slice | Tensor
 Chunk: TypeAlias = tuple[slice, Callable[[], Batch]]
-Order: TypeAlias = Iterator[Any]  # of index tensors, or of batches that a loader has read
+Entry: TypeAlias = Any  # an index tensor, or a batch that a loader has read
+Order: TypeAlias = Iterator[Entry]
 
 
 class Rows(Protocol):
@@ -63,7 +64,7 @@ class Rows(Protocol):
             skip: Number of batches to skip at the beginning.
         """
 
-    def select(self, entry: Any) -> Batch:
+    def select(self, entry: Entry) -> Batch:
         """Return the rows of one entry of an order."""
 
     def take(self, index: Index) -> Batch:

@@ -2,19 +2,19 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 import xarray as xr
 
 from pyro_vae.data.dataset import Dataset, as_tensor
 from pyro_vae.datatree.collector import GroupCollector
-from pyro_vae.datatree.writer import Labels, TreeWriter, Variables
+from pyro_vae.datatree.writer import Coords, Labels, TreeWriter, Variables
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.chunking import over_chunks
+from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.runtime.random_state import preserved_state, seed_chunk
 
@@ -25,16 +25,16 @@ BLOCK_ELEMENTS = 2**24
 
 
 def from_pyro_svi(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     *,
-    model_args: tuple[Any, ...] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_args: tuple[object, ...] = (),
+    model_kwargs: Mapping[str, object] | None = None,
     num_samples: int = 500,
     groups: Iterable[str] = GROUPS,
     obs_plate: str | None = None,
     batch_size: int | None = None,
-    coords: Mapping[str, Any] | None = None,
+    coords: Coords | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     seed: int | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -150,16 +150,14 @@ def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
     return groups
 
 
-def _as_tensor(value: Any) -> Any:
+def _as_tensor(value: object) -> object:
     if isinstance(value, Dataset):
         return value[:]
     return as_tensor(value)
 
 
-def _attributes(
-    model: Callable[..., Any], guide: Callable[..., Any], model_args: tuple[Any, ...]
-) -> dict[str, Any]:
-    def name_of(program: Any) -> str:
+def _attributes(model: Program, guide: Program, model_args: tuple[object, ...]) -> dict[str, str]:
+    def name_of(program: Program) -> str:
         named = program if hasattr(program, "__qualname__") else type(program)
         return f"{named.__module__}.{named.__qualname__}"
 
@@ -183,5 +181,5 @@ def _only_local_latent(programs: PairRunner) -> str | None:
     return vectors[0] if len(vectors) == 1 else None
 
 
-def _coordinates(programs: PairRunner, coords: Mapping[str, Any] | None) -> dict[str, Any]:
+def _coordinates(programs: PairRunner, coords: Coords | None) -> Coords:
     return {**{k: v.numpy() for k, v in programs.fixed_indices.items()}, **(coords or {})}

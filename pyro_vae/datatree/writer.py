@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,19 @@ SAMPLE_DIMS = ("chain", "draw")
 # Dimensions and values of each variable of a group, and the groups by name.
 Group = dict[str, tuple[tuple[str, ...], np.ndarray]]
 Variables = dict[str, Group]
+
+
+class Coordinate(Protocol):
+    """Values along a dimension, such as a list, an array or a pandas index."""
+
+    def __len__(self) -> int:
+        """Return the size of the dimension."""
+
+    def __getitem__(self, index: slice, /) -> object:
+        """Return some of the values."""
+
+
+Coords: TypeAlias = Mapping[str, Coordinate]  # by dimension
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Labels:
     """
 
     dims: Mapping[str, Sequence[str]]
-    coords: Mapping[str, Any]
+    coords: Coords
     latent: str | None = None
 
     def of(self, site: str, plates: Sequence[str], event_dim: int) -> tuple[str, ...]:
@@ -73,14 +86,14 @@ class Labels:
                 f"site {clashes[0]!r} has the name of a dimension and would become its coordinate. "
                 "Rename the site or the plate"
             )
-        for dim, values in self.coords.items():
+        for dim, coordinate in self.coords.items():
             if dim not in sizes:
                 raise ValueError(
                     f"coords has the unknown dimension {dim!r}; expected one of {sorted(sizes)}"
                 )
-            if len(values) != sizes[dim]:
+            if len(coordinate) != sizes[dim]:
                 raise ValueError(
-                    f"coords has {len(values)} values for {dim!r}; expected {sizes[dim]}"
+                    f"coords has {len(coordinate)} values for {dim!r}; expected {sizes[dim]}"
                 )
 
 
@@ -101,8 +114,8 @@ class TreeWriter:
     def __init__(
         self,
         plate: str | None,
-        coords: Mapping[str, Any],
-        attrs: Mapping[str, Any],
+        coords: Coords,
+        attrs: Mapping[str, object],
         store: str | os.PathLike[str] | None,
     ) -> None:
         self.plate, self.coords, self.attrs = plate, dict(coords), dict(attrs)

@@ -15,7 +15,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -192,7 +191,7 @@ def _optimize(
 
 def _encoded(sampler: Sampler, encoder: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the encoder's output when the guide runs on a batch."""
-    seen: list[Any] = []
+    seen: list[Tensor | tuple[Tensor, ...]] = []
     handle = encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         sampler.draw(batch, 1)
@@ -207,7 +206,7 @@ def _encoded(sampler: Sampler, encoder: nn.Module, batch: tuple[Tensor, ...]) ->
 def outputs(encoder: nn.Module, output: tuple[Tensor, ...]) -> Iterator[None]:
     """Make an encoder return these outputs, one row for each datum, for any input."""
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
         # If the data are repeated for each sample, so is the output.
         given = [out.repeat(len(x) // len(out), *(1,) * (out.dim() - 1)) for out in output]
         return given[0] if len(given) == 1 else tuple(given)

@@ -6,8 +6,6 @@ both ends; a shifted guide gives too many at one end. The test uses data simulat
 not real data.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
@@ -15,7 +13,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
-from pyro_vae.datatree.writer import Labels
+from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
@@ -116,7 +114,7 @@ def _ranks(value: Tensor, draws: Tensor) -> Tensor:
 def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTree:
     vectors = [name for name, rank in ranks.items() if rank.ndim == 2]
     labels = Labels({}, {}, vectors[0] if len(vectors) == 1 else None)
-    groups: dict[str, dict[str, Any]] = {"prior_sbc": {}, "uniformity": {}, "coverage": {}}
+    groups: Variables = {"prior_sbc": {}, "uniformity": {}, "coverage": {}}
     for name, rank in ranks.items():
         dims = labels.of(name, (), rank.ndim - 1)
         u = (rank + 0.5) / (num_draws + 1)

@@ -7,7 +7,6 @@ the worst verdict of its findings. The limits are conventions.
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -31,7 +30,7 @@ from pyro_vae.pairs.log_weights import (
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.files import write_json
+from pyro_vae.runtime.files import JSONObject, write_json
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
@@ -137,7 +136,7 @@ class TrustCard:
         """Return the indices of the data with the highest k-hat in descending order."""
         return np.argsort(-np.nan_to_num(self.per_datum["khat"].to_numpy(), nan=-np.inf))[:count]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JSONObject:
         """Return the card as a dictionary that JSON can represent."""
         return {
             "verdict": self.verdict,

@@ -37,7 +37,7 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     Runs guide and model on x, without changing parameters, gradients or the random state.
 
     Args:
-        pair: Any object with a `.model` and a `.guide`.
+        pair: Object with a `.model` and a `.guide`.
         x: A few data, shape `(num_data, *event)`. If the programs take further tensors, a tuple of
             x and these, each with `num_data` rows.
         objective: Objective to train with. If given, check that it accepts the pair's latents.

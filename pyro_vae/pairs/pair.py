@@ -8,7 +8,7 @@ Program: TypeAlias = Callable[..., object]  # a Pyro model or guide
 
 
 class PairLike(Protocol):
-    """Any object with a Pyro model and a Pyro guide, both callable on the data."""
+    """An object with a Pyro model and a Pyro guide, both callable on the data."""
 
     @property
     def model(self) -> Program:

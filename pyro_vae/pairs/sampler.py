@@ -56,7 +56,7 @@ class Sampler:
     All latents must be in the plate over the data. For other pairs, use `PairRunner`.
 
     Args:
-        pair: Any object with a `.model` and a `.guide`.
+        pair: Object with a `.model` and a `.guide`.
         batch: Some data, shape `(num_data, *event)`, or a tuple of these and other tensors with one
             row per datum.
         given_globals: Whether to accept pairs with global latents. Log densities are then

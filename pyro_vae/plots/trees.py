@@ -1,12 +1,13 @@
 """Plots of trees of samples, made by ArviZ."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     import xarray as xr
+    from arviz_plots import PlotCollection
 
 
 def forest(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Figure:
@@ -108,7 +109,7 @@ def calibration(tree: "xr.DataTree", coverage: bool = False) -> Figure:
     return _figure_of(arviz_plots.plot_ecdf_pit(tree, coverage=coverage))
 
 
-def _figure_of(collection: Any) -> Figure:
+def _figure_of(collection: "PlotCollection") -> Figure:
     """Return the figure of an ArviZ plot and remove it from pyplot's open figures."""
     from matplotlib import pyplot
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ from pyro_vae.part import Part
 from pyro_vae.plots import encoded
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.files import read_file, write_file
+from pyro_vae.runtime.files import JSONObject, read_file, write_file
 
 TEMPLATE = "html_page.html.jinja"
 SHOWN = 10  # number of data in the posterior predictive figure
@@ -123,7 +122,7 @@ READINGS = {
 def write(
     path: str | os.PathLike[str],
     run: Path,
-    metrics: dict[str, Any],
+    metrics: JSONObject,
     vae: Autoencoder,
     x: Tensor,
     card: TrustCard,
@@ -212,7 +211,7 @@ def _parts(vae: Autoencoder) -> list[tuple[str, str, int]]:
     ]
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """Return the constructor call of a part as text."""
     if isinstance(value, Part):
         arguments = ", ".join(

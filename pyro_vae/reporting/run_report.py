@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.files import write_file, write_json
+from pyro_vae.runtime.files import JSONObject, write_file, write_json
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
@@ -110,9 +109,9 @@ def report(
     return scores
 
 
-def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> dict[str, Any]:
+def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> JSONObject:
     """Write settings, scores (nats per datum) and history to `path`, atomically."""
-    metrics: dict[str, Any] = {
+    metrics: JSONObject = {
         **{kind: type(part).__name__ for kind, part in vae.parts.items()},
         **fit.settings,
         "num_test": scores.num_data,

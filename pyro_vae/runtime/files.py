@@ -17,6 +17,9 @@ import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
+
+JSONObject: TypeAlias = dict[str, Any]  # as `json.loads` returns it
 
 SUMS = "SHA256SUMS"
 NEW, OLD = ".new-", ".old-"  # prefixes of files that are being written, and being removed

@@ -22,7 +22,7 @@ class Rates:
     def __init__(self, schedule: Schedule | None, total_steps: int) -> None:
         self.schedule, self.total_steps = schedule, total_steps
         self._scheduler: LRScheduler | None = None
-        self._unscheduled: list[dict[str, Any]] | None = None  # settings before the first step
+        self._unscheduled: list[dict[str, object]] | None = None  # settings before the first step
 
     def advance(self, optimizer: Any, factor: float) -> None:
         """Step the schedule of an optimizer with learning rates that contain a factor."""
@@ -63,7 +63,7 @@ def scale_rates(optimizer: Optimizer, factor: float) -> None:
             group["lr"] *= factor
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
+def _settings(group: dict[str, object]) -> dict[str, object]:
     """Copy the settings of a parameter group. A learning rate may be a tensor that changes."""
     return {
         key: value.clone() if isinstance(value, Tensor) else value

@@ -1,7 +1,6 @@
 """Recovery from non-finite losses and parameters: go back to a checkpoint, or raise an error."""
 
 import sys
-from typing import Any
 
 import pyro
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.sites import Node
 from pyro_vae.training.learning_rate import scale_rates
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.running import go_to
@@ -112,9 +112,10 @@ def _first_bad_site(pair: PairLike, batch: tuple[Tensor, ...]) -> str:
         guide = poutine.trace(pair.guide).get_trace(*batch)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*batch)
         for role, trace in (("guide", guide), ("model", model)):
-            for name, node in trace.nodes.items():
-                if node["type"] == "sample":
-                    fn: Any = node["fn"]
-                    if not torch.isfinite(fn.log_prob(node["value"])).all():
-                        return f"site {name!r} of the {role} has a non-finite log density"
+            nodes: dict[str, Node] = trace.nodes
+            for name, node in nodes.items():
+                if node["type"] != "sample":
+                    continue
+                if not torch.isfinite(node["fn"].log_prob(node["value"])).all():
+                    return f"site {name!r} of the {role} has a non-finite log density"
     return "the log density of each site is finite, but their sum or its gradient overflows"

@@ -4,13 +4,12 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.part import Part
-from pyro_vae.runtime.files import CheckpointError, write_json
+from pyro_vae.runtime.files import CheckpointError, JSONObject, write_json
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import HISTORY, Job
 
@@ -48,7 +47,7 @@ class Fit:
     stopped: str = "finished"
     num_steps: int = 0
     seconds: float = 0.0
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JSONObject = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:

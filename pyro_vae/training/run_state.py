@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 import torch
@@ -14,7 +13,10 @@ from pyro_vae.checkpointing.checkpoint_store import CheckpointWriter
 from pyro_vae.checkpointing.snapshot import Progress
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
+from pyro_vae.pairs.pair import Program
+from pyro_vae.pairs.sites import Node
 from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI
 from pyro_vae.training.learning_rate import Rates
 
@@ -59,7 +61,7 @@ class RunState:
     """
 
     svi: SVI
-    programs: tuple[Any, Any]
+    programs: tuple[Program, Program]
     generator: torch.Generator
     rates: Rates
     named: dict[str, Tensor]
@@ -69,7 +71,7 @@ class RunState:
     report: Report
     best: Weights = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JSONObject = field(default_factory=dict)
     batches: Iterator[tuple[Tensor, ...]] | None = None
     clocks: Clocks = field(default_factory=Clocks)
 
@@ -166,7 +168,7 @@ class RunState:
 
 
 def named_parameters(
-    svi: SVI, programs: tuple[Any, Any], batch: tuple[Tensor, ...]
+    svi: SVI, programs: tuple[Program, Program], batch: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
     """Run guide and model once; return their unconstrained parameters by name."""
     with (
@@ -177,5 +179,5 @@ def named_parameters(
     ):
         guide = poutine.trace(svi.guide).get_trace(*batch)
         poutine.replay(svi.model, trace=guide)(*batch)
-    sites: Any = capture.trace.nodes.items()
-    return {name: site["value"].unconstrained() for name, site in sites}
+    nodes: dict[str, Node] = capture.trace.nodes
+    return {name: site["value"].unconstrained() for name, site in nodes.items()}

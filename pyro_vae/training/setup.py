@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,10 +21,11 @@ from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import device_of, resolve_device
+from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.training.learning_rate import Schedule
 
@@ -127,10 +129,10 @@ class Job:
     folder: Path | None
     data_seed: int
     noise_seeds: tuple[int, ...]
-    settings: dict[str, Any]
+    settings: JSONObject
 
     @property
-    def programs(self) -> tuple[Any, Any]:
+    def programs(self) -> tuple[Program, Program]:
         """Model and guide. Their parameters and buffers are the weights of the run."""
         return self.pair.model, self.pair.guide
 
@@ -218,7 +220,7 @@ def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | 
 
 def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config: FitConfig) -> SVI:
     """Check a pair against its data; return its training step, with a loss in nats per datum."""
-    optim: Any
+    optim: PyroOptim | Optimizer | OptimizerFactory
     guide, compile, precision = pair.guide, config.compile, config.precision
     if isinstance(pair, SVI):
         own = config.objective is None and config.optimizer is None and config.num_particles == 1
