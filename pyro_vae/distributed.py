@@ -108,7 +108,7 @@ def own_device(device: torch.device) -> torch.device:
 
     Args:
         device: Requested device. For `"cuda"` without an index, each process of a machine gets
-            another GPU. Any other device is returned unchanged.
+            another GPU. Other devices are returned unchanged.
 
     Example:
         >>> import torch
@@ -129,7 +129,7 @@ def gather(value: T) -> list[T]:
     """Return the values of all processes, in the order of their ranks.
 
     Args:
-        value: Any object that can be pickled.
+        value: Object that can be pickled.
 
     Example:
         >>> import pyro_vae as pv

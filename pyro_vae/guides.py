@@ -369,7 +369,7 @@ class Categorical(_Guide):
 class _Conditioned:
     """An autoregressive network at a fixed context, for values that broadcast with the context."""
 
-    def __init__(self, network: Any, context: Tensor) -> None:
+    def __init__(self, network: nn.Module, context: Tensor) -> None:
         self.network, self.context = network, context
         self.permutation = network.permutation
 

@@ -8,7 +8,7 @@ stored.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -42,11 +42,11 @@ class Part(nn.Module):
     See also: `load`, `VAE.save`, `VAE.replace`.
     """
 
-    build_arguments: dict[str, Any]
+    build_arguments: dict[str, object]
     class_name: ClassVar[str]
     classes: ClassVar[dict[str, "type[Part]"]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         cls.class_name = f"{cls.__module__}.{cls.__qualname__}"
         Part.classes[cls.class_name] = cls
@@ -59,7 +59,7 @@ def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def wrapper(self: Part, *args: Any, **kwargs: Any) -> None:
+    def wrapper(self: Part, *args: object, **kwargs: object) -> None:
         # A subclass's __init__ calls the __init__ of its parent. Only the outermost call counts.
         outermost = "build_arguments" not in self.__dict__
         if outermost:

@@ -94,7 +94,7 @@ class SVI(pyro.infer.SVI):
         model: Program,
         guide: Program,
         optim: PyroOptim | Optimizer | OptimizerFactory,
-        loss: pyro.infer.ELBO | Callable[..., Any] | None = None,
+        loss: pyro.infer.ELBO | Callable[..., Loss] | None = None,
         loss_and_grads: Callable[..., Loss] | None = None,
         compile: Compile = "auto",
         precision: Precision = "fp32",

@@ -1,12 +1,12 @@
 """Bernoulli and continuous Bernoulli, accurate in float32 at extreme logits."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.distributions.utils import broadcast_all
 
 
@@ -66,7 +66,7 @@ class _SumOfLogSigmoids(torch.autograd.Function):
     FACTORS = 112  # 2^-112 is a normal float32, and 784 = 7 * 112
 
     @staticmethod
-    def forward(ctx: Any, margin: Tensor, ndims: int) -> Tensor:
+    def forward(ctx: FunctionCtx, margin: Tensor, ndims: int) -> Tensor:
         ctx.save_for_backward(margin)
         length = _SumOfLogSigmoids.FACTORS
         # The allocator can reuse the memory of clamp() for abs().
@@ -78,7 +78,7 @@ class _SumOfLogSigmoids(torch.autograd.Function):
         return linear + products.log().sum(-1) + rest.log()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor, None]:
         (margin,) = ctx.saved_tensors
         gradient = gradient.reshape(*gradient.shape, *(1,) * (margin.dim() - gradient.dim()))
         return gradient * torch.sigmoid(-margin), None
@@ -107,7 +107,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         (self.logits,) = broadcast_all(logits)
         super().__init__(self.logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ContinuousBernoulli":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ContinuousBernoulli":
         """Return the distribution with this batch_shape."""
         return type(self)(self.logits.expand(batch_shape), self._validate_args)
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +13,7 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
     """The distribution of Pyro. `expand` also works after `sample` or `mean`."""
 
     def expand(
-        self, batch_shape: Sequence[int], _instance: Any = None
+        self, batch_shape: Sequence[int], _instance: object = None
     ) -> "ZeroInflatedNegativeBinomial":
         """Return the distribution with this batch_shape."""
         return type(self)(
@@ -52,7 +51,7 @@ class CountsGivenTotal(dist.TorchDistribution):
         self.counts, self.log_shares, self.library_size = counts, log_shares, library_size
         super().__init__(log_shares.shape[:-1], log_shares.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CountsGivenTotal":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "CountsGivenTotal":
         """Return the distribution with this batch_shape."""
         log_shares = self.log_shares.expand(*batch_shape, -1)
         return type(self)(self.counts, log_shares, self.library_size, self._validate_args)

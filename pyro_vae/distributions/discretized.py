@@ -1,7 +1,6 @@
 """Distributions over evenly spaced levels, such as 8-bit grey values."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -52,7 +51,7 @@ class CategoricalLevels(dist.TorchDistribution):
         """The levels on which the distribution is defined."""
         return Levels(self.logits.shape[-1], self.spacing)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CategoricalLevels":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "CategoricalLevels":
         """Return the distribution with this batch_shape."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return type(self)(logits, self.spacing, self._validate_args)
@@ -127,7 +126,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         """The levels on which the distribution is defined."""
         return Levels(self.num_levels, 1 / (self.num_levels - 1))
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DiscretizedLogistic":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "DiscretizedLogistic":
         """Return the distribution with this batch_shape."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return type(self)(loc, scale, self.num_levels, self._validate_args)

@@ -61,7 +61,7 @@ class PartlyObserved(dist.TorchDistribution):
         """The support of the entries, and NaN."""
         return _OrMissing(self.entries.support)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "PartlyObserved":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PartlyObserved":
         """Return the distribution with this batch_shape."""
         return type(self)(self.entries.expand(torch.Size(batch_shape)), self._validate_args)
 
@@ -134,7 +134,7 @@ class SideBySide(dist.TorchDistribution):
         """The concatenated supports of the columns."""
         return _ColumnSupports([column.support for column in self.columns], -1, self.widths)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SideBySide":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SideBySide":
         """Return the distribution with this batch_shape. The last dimension must be unchanged."""
         columns = [
             column.expand(torch.Size((*batch_shape[:-1], width)))

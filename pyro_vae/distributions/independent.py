@@ -9,7 +9,7 @@ def unwrap_independent(distribution: Any, *wrappers: type) -> Any:
     """Return the distribution inside `Independent`, the class behind `.to_event()`.
 
     Args:
-        distribution: Any torch or Pyro distribution.
+        distribution: Torch or Pyro distribution.
         wrappers: Other wrapper classes to strip, each with an attribute `base_dist`.
     """
     kinds: Any = (torch.distributions.Independent, *wrappers)

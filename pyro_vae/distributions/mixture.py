@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -21,7 +20,9 @@ class Mixture(dist.MixtureSameFamily):
     three terms cancel if a component is narrow, so they are computed in float64.
     """
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.TorchDistribution:
+    def expand(
+        self, batch_shape: Sequence[int], _instance: object = None
+    ) -> dist.TorchDistribution:
         """Return the distribution with this batch_shape. The components are not copied."""
         return ExpandedDistribution(self, torch.Size(batch_shape))
 

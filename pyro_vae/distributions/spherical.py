@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -39,7 +38,7 @@ class PowerSpherical(dist.TorchDistribution):
         self.concentration = concentration.expand(batch_shape)
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "PowerSpherical":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PowerSpherical":
         """Return the distribution with this batch_shape."""
         loc = self.loc.expand(*batch_shape, -1)
         return type(self)(loc, self.concentration.expand(batch_shape), self._validate_args)

@@ -1,7 +1,7 @@
 """Transforms of normalizing flows: corrections of those of Pyro, and a table of names."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from pyro_vae.distributions.parameters import ONE_BEFORE_SOFTPLUS
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class TransformedDistribution(dist.TransformedDistribution):
@@ -76,7 +78,7 @@ def _spline_coupling(latent_dim: int) -> T.SplineCoupling:
     return _near_identity(T.spline_coupling(latent_dim))
 
 
-def _near_identity(transform: Any) -> Any:
+def _near_identity(transform: Module) -> Module:
     """Move the splines of a transform near the identity. Pyro initializes them as narrow spikes."""
     for spline in transform.modules():
         if isinstance(spline, T.Spline):
@@ -87,7 +89,7 @@ def _near_identity(transform: Any) -> Any:
     return transform
 
 
-TRANSFORMS: dict[str, Callable[[int], Any]] = {
+TRANSFORMS: dict[str, Callable[[int], Transform]] = {
     "affine_autoregressive": _affine_autoregressive,
     "affine_coupling": T.affine_coupling,
     "spline": _spline,
@@ -96,7 +98,7 @@ TRANSFORMS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def transform_named(name: str, latent_dim: int) -> Any:
+def transform_named(name: str, latent_dim: int) -> Transform:
     """Build the transform called `name`; raise `ValueError` if the name is unknown."""
     if name not in TRANSFORMS:
         raise ValueError(f"transform {name!r} is unknown; expected one of {sorted(TRANSFORMS)}")

@@ -19,8 +19,8 @@ class LayersInBFloat16(TorchFunctionMode):
         func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func not in LAYERS or args[0].dtype is not torch.float32:
             return func(*args, **kwargs)

@@ -17,7 +17,7 @@ A recorded graph can differ from the program in four ways:
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,12 @@ class ValueReader(TorchFunctionMode):
         self._selected: dict[int, Selection] = {}
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: Any = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func is Tensor.item and args[0].is_floating_point():
             # A float that enters sums stays a tensor, in double precision like a Python float.
@@ -99,14 +103,14 @@ class ValueReader(TorchFunctionMode):
                 return None
         # Optimizers pass the learning rate as `alpha` or `value`. Here it is a tensor, which the
         # operations do not accept.
-        if func in SCALED and isinstance(kwargs.get("alpha", kwargs.get("value")), Tensor):
-            scale: Any = kwargs.get("alpha", kwargs.get("value"))
+        scale = kwargs.get("alpha", kwargs.get("value"))
+        if func in SCALED and isinstance(scale, Tensor):
             return args[0].add_(scale * SCALED[func](*args[1:]))
         if func is Tensor.lerp_ and isinstance(args[2], Tensor):
             return args[0].lerp_(args[1], args[2].to(args[0].dtype))
         return func(*args, **kwargs)
 
-    def _run(self, hook: Callable[[Tensor], Any], gradient: Tensor) -> Any:
+    def _run(self, hook: Callable[[Tensor], object], gradient: Tensor) -> object:
         with self:
             return hook(gradient)
 
@@ -127,7 +131,7 @@ class Selection:
         return self.part._version, self.source._version, self.mask._version
 
 
-def _is_mask(index: Any, tensor: Tensor) -> bool:
+def _is_mask(index: object, tensor: Tensor) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape
 
 
@@ -142,7 +146,7 @@ READS = {
     torch.is_nonzero,
 }
 UNTRACEABLE = {Tensor.numpy, Tensor.tolist, Tensor.__array__, torch.allclose, Tensor.allclose}
-SCALED: dict[Any, Callable[..., Tensor]] = {
+SCALED: dict[object, Callable[..., Tensor]] = {
     Tensor.add_: lambda other: other,
     Tensor.addcdiv_: torch.div,
     Tensor.addcmul_: torch.mul,
@@ -183,7 +187,7 @@ def capture(
 
 
 @functools.cache
-def _explicit_mutation() -> Mapping[Any, Callable[..., Any]]:
+def _explicit_mutation() -> Mapping[Any, Callable[..., object]]:
     """Return decompositions of batch norm.
 
     Its operations change the running statistics, and their schemas do not declare it.

@@ -40,11 +40,11 @@ class GraphOptimizer:
         if not groups:
             raise NotCompilable("it uses a parameter that the optimizer does not have")
         self.group: dict[str, Any] = groups[0]
-        self.state: dict[str, Any] = optimizer.state.get(parameter, {})
+        self.state: dict[str, Tensor] = optimizer.state.get(parameter, {})
         self._all_states = optimizer.state
         self._fixed = self._hyperparameters()
 
-    def _hyperparameters(self) -> dict[str, Any]:
+    def _hyperparameters(self) -> dict[str, object]:
         others = ("params", "initial_lr", *SCHEDULED)
         return {key: value for key, value in self.group.items() if key not in others}
 

@@ -13,7 +13,7 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
@@ -22,7 +22,7 @@ from torch.distributions import Transform
 from torch.optim import Optimizer
 
 # A function with an owner and a name: `read(owner, name)` gives the value.
-Reader: TypeAlias = Callable[[Any, Any], object]
+Reader: TypeAlias = Callable[..., object]
 Read: TypeAlias = tuple[Reader, object, object]
 GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
 

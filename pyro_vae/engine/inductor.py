@@ -8,10 +8,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import NotImplementedType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
 
 from pyro_vae.engine.capture import NotCompilable, first_line, same_strides
 from pyro_vae.engine.matmul import product
@@ -20,10 +22,12 @@ aten = torch.ops.aten
 log = logging.getLogger("pyro_vae")
 
 
-def _scaled(target: Callable[..., Tensor]) -> Callable[..., Any]:
+def _scaled(target: Callable[..., Tensor]) -> Callable[..., Tensor | NotImplementedType]:
     """Decompose `a + alpha * b`: torch 2.14's fusion of product and sum drops alpha."""
 
-    def decomposition(a: Tensor, b: Tensor | float, *, alpha: float | Tensor = 1) -> Any:
+    def decomposition(
+        a: Tensor, b: Tensor | float, *, alpha: float | Tensor = 1
+    ) -> Tensor | NotImplementedType:
         return NotImplemented if alpha == 1 else target(a, alpha * b)
 
     return decomposition
@@ -42,12 +46,12 @@ def _log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _product_and_sum(
     bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
-) -> Any:
+) -> Tensor | NotImplementedType:
     return product(a, b, bias) if bias.dim() == beta == alpha == 1 else NotImplemented
 
 
 @functools.cache
-def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+def _decompositions() -> Mapping[Any, Callable[..., object]]:
     from torch._decomp import get_decompositions
 
     return {
@@ -82,7 +86,7 @@ def try_out_processor() -> None:
         threading.Thread(target=detect).start()
 
 
-def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compile a graph for inputs of these shapes.
 
     The compiled program draws the same random numbers from torch's generator, in the same order as
@@ -117,7 +121,7 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     return compiled
 
 
-def functional(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
+def functional(function: Callable[..., object], inputs: list[Tensor]) -> fx.GraphModule:
     """Record `function(*inputs)` as a graph without in-place changes, except to its inputs."""
     # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
     from torch._functorch.compile_utils import fx_graph_cse
@@ -162,7 +166,7 @@ def share_scalars(graph: fx.GraphModule, scalars: Sequence[int]) -> None:
         anchor.append(node)
         anchor = node
 
-    def insert(target: Callable[..., object], *args: Any) -> fx.Node:
+    def insert(target: Callable[..., object], *args: Argument) -> fx.Node:
         nonlocal anchor
         with nodes.inserting_after(anchor):
             anchor = nodes.call_function(target, args)

@@ -3,10 +3,12 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from types import NotImplementedType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 # Multiplications below which oneDNN does not pay off: a call takes about 12 us to start.
 LARGE_PRODUCT = 2**21
@@ -45,7 +47,7 @@ _library.impl("product", _onednn_product, "CPU")
 _library.impl("product", _product_shape, "Meta")
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor | NotImplementedType:
     """Return a @ b + bias of matrices without gradients; `NotImplemented` if torch is as fast."""
     if len(a) * b.numel() < LARGE_PRODUCT or not is_faster(a, b):
         return NotImplemented
@@ -81,7 +83,7 @@ def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias  # read once: a `PyroModule` may sample them
-    result = NotImplemented
+    result: Tensor | NotImplementedType = NotImplemented
     if not torch.is_grad_enabled() and x.dim() > 1:
         result = product(_as_matrix(x), weight.t(), bias)
     elif x.numel() * len(weight) >= LARGE_LAYER and x.dim() > 1 and is_faster(x, weight):
@@ -95,16 +97,23 @@ def _as_matrix(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.flatten(0, -2)
 
 
+class _BackwardContext(Protocol):
+    """The attributes of a backward context that `_Linear` reads; torch types them as 1-tuples."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class _Linear(torch.autograd.Function):
     """Computes x @ weight^T + bias and its gradients by `product`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return torch.ops.pyro_vae.product(x, weight.t(), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _BackwardContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (

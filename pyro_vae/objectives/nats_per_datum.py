@@ -11,7 +11,7 @@ from pyro_vae.pairs.sites import Node, full_size_of
 
 
 class HasObjective(Protocol):
-    """Any object with an objective, such as an SVI."""
+    """An object with an objective, such as an SVI."""
 
     @property
     def objective(self) -> object:
@@ -97,7 +97,7 @@ def is_elbo(objective: object) -> bool:
     """Return whether the value of an objective estimates the ELBO.
 
     Args:
-        objective: Any objective of Pyro or of this package.
+        objective: Objective of Pyro or of this package.
 
     Example:
         >>> from pyro.infer import Trace_ELBO

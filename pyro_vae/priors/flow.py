@@ -1,7 +1,6 @@
 """A normalizing flow as a prior."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -69,6 +68,6 @@ class Flow(Part):
         noise = dist.Normal(self.zero, self.one).to_event(1)
         return TransformedDistribution(noise, [t.inv for t in reversed(self.transforms)])
 
-    def __getstate__(self) -> Any:
+    def __getstate__(self) -> object:
         clear_caches(self)
         return super().__getstate__()

@@ -254,7 +254,7 @@ class Categorical(Part):
 
 
 class Fixed(Part):
-    """Any distribution as a prior. `VAE(prior=distribution)` uses it for a distribution.
+    """A distribution as a prior. `VAE(prior=distribution)` uses it for a distribution.
 
     The tensors of the distribution follow the module to its device and dtype. A `Fixed` prior
     cannot be saved; to save one, define a `Part` with a `forward` that returns the distribution.
