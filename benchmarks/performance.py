@@ -162,7 +162,7 @@ def epochs(rounds: int, peers: dict[str, str]) -> dict[str, Result]:
     step = stock(BASE, "epoch", validate=True)
     seconds: dict[str, list[float]] = {"pv.fit": [], "its steps alone": [], "Pyro's example": []}
     inside: list[float] = []
-    real = pv.SVI.step
+    real = pv.SVI.step_of
 
     def timed(self: pv.SVI, *batch: Tensor) -> Any:
         started = time.perf_counter()
@@ -172,13 +172,13 @@ def epochs(rounds: int, peers: dict[str, str]) -> dict[str, Result]:
 
     for _ in range(max(1, rounds // 5)):
         inside.clear()
-        pv.SVI.step = timed  # type: ignore[method-assign]
+        pv.SVI.step_of = timed  # type: ignore[method-assign]
         try:
             fit = pv.fit(
                 BASE.vae(), data, epochs=4, batch_size=BASE.batch, compile=True, progress=False
             )
         finally:
-            pv.SVI.step = real  # type: ignore[method-assign]
+            pv.SVI.step_of = real  # type: ignore[method-assign]
         each = np.split(np.array(inside), 4)
         for entry, of_steps in zip(fit.history[1:], each[1:], strict=True):  # the first compiles
             seconds["pv.fit"].append(entry["seconds"])

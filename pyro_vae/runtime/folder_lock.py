@@ -47,6 +47,8 @@ def locked(folder: Path) -> Iterator[None]:
         write_file(holder, str(os.getpid()).encode())
         yield
     finally:
+        with contextlib.suppress(OSError):  # the folder may be gone or read-only by now
+            holder.unlink(missing_ok=True)
         held.release()
 
 

@@ -172,9 +172,9 @@ def job_equal(folder):
     results["trees"] = trees(folder / f"store-{pv.distributed.world_size()}")
     # The noise is each process's own.
     seen = []
-    real, pv.SVI.step = pv.SVI.step, lambda self, *args: (seen.append(torch.rand(())), 1.0)[1]
+    real, pv.SVI.step_of = pv.SVI.step_of, lambda self, *args: (seen.append(torch.rand(())), 1.0)[1]
     fit(validation=None, epochs=1)
-    pv.SVI.step = real
+    pv.SVI.step_of = real
     results["noise"] = pv.distributed.gather([float(value) for value in seen])
     normalized, _ = fit(layers=[nn.BatchNorm1d(OBSERVED, dtype=torch.double)], num_data=60)
     buffers = [buffer.flatten().tolist() for buffer in normalized.guide.buffers()]
@@ -226,7 +226,7 @@ def job_resume(folder):
 
 def job_killed(folder):
     """Train; the last process is killed once, after the first epoch."""
-    real, restarts = pv.SVI.step, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    real, restarts = pv.SVI.step_of, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     steps = []
 
     def step(self, *args):
@@ -236,13 +236,13 @@ def job_killed(folder):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, *args)
 
-    pv.SVI.step = step
+    pv.SVI.step_of = step
     return numbers(*fit(folder / "run")) | {"restarts": restarts, "steps taken": len(steps)}
 
 
 def job_hosts(folder):
     """Train slowly, with a checkpoint after each step; say at each step how many take it."""
-    real = pv.SVI.step
+    real = pv.SVI.step_of
 
     def step(self, *args):
         time.sleep(0.1)
@@ -251,7 +251,7 @@ def job_hosts(folder):
                 file.write(f"{pv.distributed.world_size()}\n")
         return real(self, *args)
 
-    pv.SVI.step = step
+    pv.SVI.step_of = step
     return numbers(*fit(folder / "run", epochs=10, checkpoint_seconds=0.0))
 
 
@@ -273,7 +273,7 @@ def job_wait(folder):
         (folder / "begun").touch()
         return 1.0
 
-    pv.SVI.step = step
+    pv.SVI.step_of = step
     fit(folder / "run", epochs=10**6)
     return {}
 
