@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import hmc
+from pyro_vae import hmc
 
 
 def wake_sleep(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:

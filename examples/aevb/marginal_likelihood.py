@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import hmc
+from pyro_vae import hmc
 
 
 def joint(vae: pv.VAE, x: Tensor) -> hmc.LogDensities:

@@ -23,7 +23,7 @@ from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
-from pyro_vae.diagnostics.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
+from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate

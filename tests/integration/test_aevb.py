@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import hmc
+from pyro_vae import hmc
 from tests.integration.test_examples import ROOT, run
 from tests.support.linear_gaussian import LinearDecoder, linear_vae
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["Point", "StepSizes", "jittered", "transition"]
+
 FIRST_STEP = 0.1
 
 # States to log p(z) and log p(x|z), each of shape `chains`.
@@ -19,7 +21,19 @@ LogDensities = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Point:
-    """States `(*chains, dim)`, their log densities of shape `chains`, and the gradients."""
+    """States `(*chains, dim)`, their log densities of shape `chains`, and the gradients.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> def target(z):  # log p(z) and log p(x|z)
+        ...     return -0.5 * z.square().sum(-1), -0.5 * (z - 1).square().sum(-1)
+        >>> point = pv.hmc.Point.at(target, torch.zeros(8, 2))  # 8 chains
+        >>> point.log_density().shape, point.gradient().shape
+        (torch.Size([8]), torch.Size([8, 2]))
+
+    See also: `transition`.
+    """
 
     state: Tensor
     log_prior: Tensor
@@ -62,6 +76,16 @@ class StepSizes:
         values: Initial step sizes.
         acceptance: Target acceptance rate.
         change: Factor by which a step size grows or shrinks after each transition.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> sizes = pv.hmc.StepSizes(torch.full((2,), 0.1), acceptance=0.65)
+        >>> sizes.follow(torch.tensor([1.0, 0.0]))  # the first chain moved, the second did not
+        >>> sizes.values > 0.1
+        tensor([ True, False])
+
+    See also: `transition`, `jittered`.
     """
 
     def __init__(self, values: Tensor, acceptance: float, change: float = 1.02) -> None:
@@ -80,6 +104,14 @@ def jittered(step: Tensor) -> Tensor:
 
     A fixed number of equal steps may be a full period in some direction of a near-Gaussian target,
     in which the chain then does not move (Neal 2011, section 3.2).
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> pv.hmc.jittered(torch.full((3,), 0.1)).shape
+        torch.Size([3])
+
+    See also: `StepSizes`.
     """
     return step * (0.6 + 0.8 * torch.rand_like(step))
 
@@ -98,6 +130,18 @@ def transition(
 
     Returns:
         The new states, and whether each chain moved, of shape `chains`.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> def target(z):
+        ...     return -0.5 * z.square().sum(-1), -0.5 * (z - 1).square().sum(-1)
+        >>> start = pv.hmc.Point.at(target, torch.zeros(8, 2))
+        >>> point, moved = pv.hmc.transition(target, start, torch.tensor(0.3), num_leapfrog=5)
+        >>> point.state.shape, moved.shape
+        (torch.Size([8, 2]), torch.Size([8]))
+
+    See also: `Point`, `StepSizes`, `pyro_vae.ais`, `pyro_vae.mcmc_draws`.
     """
     momentum = torch.randn_like(start.state)
     energy = -start.log_density(beta) + 0.5 * momentum.square().sum(-1)
