@@ -126,7 +126,7 @@ def test_netcdf_holds_a_tree(tmp_path):
     with xr.open_datatree(tmp_path / "tree.nc") as again:
         xr.testing.assert_identical(tree, again.load())
     # ArviZ 0.23 converts the tree to InferenceData; ArviZ 1.x reads the file as a DataTree.
-    if hasattr(arviz, "InferenceData"):
+    if arviz.__version__.startswith("0."):
         read = arviz.InferenceData.from_datatree(tree)
     else:
         read = arviz.from_netcdf(tmp_path / "tree.nc")
