@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_vae.checkpointing.snapshot import Progress
-from pyro_vae.distributed import from_first, gather, own_rows, world_size
+from pyro_vae.distributed import from_first, gather, world_size
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
 from pyro_vae.training.run_state import RunState
-from pyro_vae.training.running import is_due, save
+from pyro_vae.training.running import is_due, own_batch, save
 from pyro_vae.training.setup import FitConfig, Job
 from pyro_vae.training.validation import _validate
 
@@ -128,7 +128,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
         state.batches = state.draw_batches(job.train, job.batch_size)
     for whole in state.batches:
         num_rows = len(whole[0])
-        batch, share = (whole, None) if is_alone else own_rows(whole)
+        batch, share = own_batch(whole)
         loss = svi.step_of(batch, {}, share)
         is_finite = math.isfinite(loss)
         if is_finite:

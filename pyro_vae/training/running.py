@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyro
 import torch
+from torch import Tensor
 
 from pyro_vae.checkpointing.checkpoint_store import (
     Checkpoint,
@@ -69,14 +70,19 @@ def running(job: Job) -> Iterator[RunState]:
         if writer is not None:
             _resume(job, state, writer.store)
             if state.progress.step and state.progress.stopped is None:
-                rows, share = own_rows(job.train.batch(slice(job.batch_size)))
-                svi.prepare_of(rows, {}, None if world_size() == 1 else share)
+                rows, share = own_batch(job.train.batch(slice(job.batch_size)))
+                svi.prepare_of(rows, {}, share)
             if config.on_nan == "backtrack" and not state.progress.step:
                 save(state)  # so that there is always a checkpoint to go back to
         yield state
     if interrupted() == signal.SIGTERM:
         sys.stdout.flush()
         signal.raise_signal(signal.SIGTERM)
+
+
+def own_batch(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float | None]:
+    """Return this process's rows of a minibatch, and their share; None for a single process."""
+    return (batch, None) if world_size() == 1 else own_rows(batch)
 
 
 @contextlib.contextmanager
