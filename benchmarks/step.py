@@ -44,9 +44,15 @@ adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 @dataclass(frozen=True)
 class Size:
-    """A pair of networks and a batch: `784-400-20:128`, `784-200-200-50:512`, `conv-20:128`."""
+    """A pair of networks and a batch: `784-400-20:128`, `784-200-200-50:512`, `conv-20:128`.
+
+    Attributes:
+        name: Sizes of the layers and of the minibatch.
+        device: Device of the data and the networks.
+    """
 
     name: str
+    device: str = "cpu"
 
     @property
     def batch(self) -> int:
@@ -67,26 +73,27 @@ class Size:
         """Return a minibatch of mostly zero bits."""
         shape = (1, 28, 28) if self.name.startswith("conv") else (784,)
         generator = torch.Generator().manual_seed(0)
-        return (torch.rand(self.batch, *shape, generator=generator) < 0.2).float()
+        data = (torch.rand(self.batch, *shape, generator=generator) < 0.2).float()
+        return data.to(self.device)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Return an encoder to 2 * latent_dim numbers and a decoder."""
         torch.manual_seed(0)
         if self.name.startswith("conv"):
             shape, channels = (1, 28, 28), [16, 32]
-            encoder = pv.networks.ConvEncoder(shape, channels, 2 * self.latent_dim)
-            return encoder, pv.networks.ConvDecoder(self.latent_dim, channels[::-1], shape)
-        return (
-            pv.networks.MLP((784,), self.hidden, 2 * self.latent_dim),
-            pv.networks.MLP(self.latent_dim, self.hidden[::-1], (784,)),
-        )
+            encoder: nn.Module = pv.networks.ConvEncoder(shape, channels, 2 * self.latent_dim)
+            decoder: nn.Module = pv.networks.ConvDecoder(self.latent_dim, channels[::-1], shape)
+        else:
+            encoder = pv.networks.MLP((784,), self.hidden, 2 * self.latent_dim)
+            decoder = pv.networks.MLP(self.latent_dim, self.hidden[::-1], (784,))
+        return encoder.to(self.device), decoder.to(self.device)
 
     def vae(self) -> pv.VAE:
         """Build the pair for all Pyro engines."""
         encoder, decoder = self.networks()
         prior = pv.priors.StandardNormal(self.latent_dim)
         likelihood = pv.likelihoods.Bernoulli(decoder)
-        return pv.VAE(prior, likelihood, pv.guides.DiagonalNormal(encoder))
+        return pv.VAE(prior, likelihood, pv.guides.DiagonalNormal(encoder)).to(self.device)
 
 
 def matrix_products(size: Size) -> Step:
@@ -96,9 +103,8 @@ def matrix_products(size: Size) -> Step:
         *itertools.pairwise([*ends[0], 2 * size.latent_dim]),
         *itertools.pairwise([*ends[1], 784]),
     ]
-    layers = [
-        (torch.rand(size.batch, m), torch.rand(m, n), torch.rand(size.batch, n)) for m, n in sizes
-    ]
+    new = functools.partial(torch.rand, device=size.device)
+    layers = [(new(size.batch, m), new(m, n), new(size.batch, n)) for m, n in sizes]
 
     def step(_: Tensor) -> None:
         for i, (x, weight, gradient) in enumerate(layers):
@@ -109,13 +115,15 @@ def matrix_products(size: Size) -> Step:
     return step
 
 
-def hand_written(size: Size, *, compile: bool = False, bf16: bool = False) -> Step:
-    """Return the step written by hand in PyTorch."""
+def hand_written(
+    size: Size, *, compile: bool = False, bf16: bool = False, read: bool = True
+) -> Step:
+    """Return the step written by hand in PyTorch; it returns a float, or a tensor if not `read`."""
     encoder, decoder = size.networks()
     optimizer = adam([*encoder.parameters(), *decoder.parameters()])
 
     def loss_of(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(size.device, torch.bfloat16, enabled=bf16):
             loc, log_scale = encoder(x).float().chunk(2, -1)
             scale = log_scale.exp()
             logits = decoder(loc + scale * torch.randn_like(loc)).float()
@@ -125,12 +133,12 @@ def hand_written(size: Size, *, compile: bool = False, bf16: bool = False) -> St
 
     loss_of = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
-    def step(x: Tensor) -> float:
+    def step(x: Tensor) -> float | Tensor:
         optimizer.zero_grad()
-        loss = loss_of(x)
+        loss: Tensor = loss_of(x)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.item() if read else loss.detach()
 
     return step
 
@@ -161,14 +169,17 @@ def stock(size: Size, name: str, *, validate: bool, loss: Any = None) -> Step:
     return step
 
 
-def ours(vae: pv.VAE, *, compile: bool = True, particles: int = 1, **settings: Any) -> Step:
-    """Return the step of `pv.SVI`."""
+def ours(
+    vae: pv.VAE, *, compile: bool = True, particles: int = 1, read: bool = True, **settings: Any
+) -> Step:
+    """Return the step of `pv.SVI`; it returns a float, or a tensor if not `read`."""
     elbo = Trace_ELBO(particles, vectorize_particles=particles > 1)
     svi = pv.SVI(vae.model, vae.guide, adam, elbo, compile=compile, **settings)
+    take = svi.step if read else svi.step_tensor
 
     def step(x: Tensor) -> Any:
         with pyro.validation_enabled(False):  # as in pv.fit
-            return svi.step(x)
+            return take(x)
 
     return step
 

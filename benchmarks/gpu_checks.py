@@ -1,0 +1,422 @@
+"""Checks of the package on a device, for gpu.py: each compares it with the CPU or a closed form."""
+
+import contextlib
+import copy
+import functools
+import itertools
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.pairs.sampler import Sampler
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.support.catalogue import EVENT_SHAPE, GUIDES, LIKELIHOODS, PRIORS, Line
+from tests.support.linear_gaussian import linear_vae
+
+# A check returns a number, and the largest number that passes.
+Check = Callable[[], tuple[float, float]]
+adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to entries above 1; inf for other shapes or NaN."""
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    if actual.shape != expected.shape:
+        return float("inf")
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    scaled = (actual - expected).abs() / expected.abs().clamp(min=1)
+    return float(torch.where(same, 0, scaled.nan_to_num(nan=torch.inf)).max())
+
+
+def vae_on(device: str, dtype: torch.dtype = torch.float32, sizes: tuple[int, int] = (64, 20)):
+    """Return a Bernoulli VAE of 100 entries, and 256 data."""
+    torch.manual_seed(0)
+    hidden, latents = sizes
+    vae = pv.VAE(
+        pv.priors.StandardNormal(latents),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(latents, [hidden], (100,))),
+        pv.guides.DiagonalNormal(pv.networks.MLP((100,), [hidden], 2 * latents)),
+    )
+    x = (torch.rand(256, 100) < 0.3).to(dtype)
+    return vae.to(device, dtype), x.to(device)
+
+
+# -- densities and log weights --------------------------------------------------------------------
+
+
+def densities(device: str) -> Iterator[tuple[str, Check]]:
+    """Compare the log densities of every part in float64 on the same values."""
+    kinds = {"prior": PRIORS, "likelihood": LIKELIHOODS, "guide": GUIDES}
+    for kind, lines in kinds.items():
+        for name, line in lines.items():
+            if line.saves:
+                check = functools.partial(density, device, kind, line)
+                yield f"density of the {kind} {name}, float64", check
+
+
+def density(device: str, kind: str, line: Line) -> tuple[float, float]:
+    """Compare the log densities of a part on the CPU and on the device."""
+    torch.manual_seed(0)
+    part = (line.build(2) if kind == "likelihood" else line.build()).double()
+    shape = {"prior": None, "guide": EVENT_SHAPE, "likelihood": (2,)}[kind]
+    inputs = () if shape is None else (torch.rand(50, *shape, dtype=torch.float64),)
+    here = part(*inputs)
+    there = copy.deepcopy(part).to(device)(*[x.to(device) for x in inputs])
+    draws = here.sample((50,) if shape is None else ())
+    assert there.sample().device.type == torch.device(device).type, "sampled on another device"
+    return error(there.log_prob(draws.to(device)), here.log_prob(draws)), 1e-9
+
+
+def log_weights(device: str) -> tuple[float, float]:
+    """Compare the log weights of the same samples, in float64."""
+    vae, x = vae_on("cpu", torch.float64)
+    there = copy.deepcopy(vae).to(device)
+    draws = Sampler(vae, x).draw(x, 20)
+    latents = {name: z.to(device) for name, z in draws.latents.items()}
+    prior, likelihood = Sampler(there, x.to(device)).model_at(x.to(device), latents)
+    (z,) = latents.values()
+    actual = prior + likelihood - there.encode(x.to(device)).log_prob(z)
+    return error(actual, draws.log_weights), 1e-9
+
+
+def evaluation(device: str) -> tuple[float, float]:
+    """Compare the ELBO of `evaluate` by standard errors of its Monte Carlo estimate."""
+    vae, x = vae_on("cpu", torch.float64)
+    here = pv.evaluate(vae, x[:64], num_samples=1000, seed=1)
+    there = pv.evaluate(vae.to(device), x[:64].to(device), num_samples=1000, seed=2)
+    draws = Sampler(vae, x[:64].to(device)).draw(x[:64].to(device), 1000).log_weights
+    se = (draws.var(0) / 1000 * 2).sqrt().cpu().numpy()
+    return float(np.abs((here.elbo - there.elbo) / se).max()), 5.0
+
+
+def closed_form(device: str) -> tuple[float, float]:
+    """Compare log p(x) of a linear Gaussian VAE with its closed form."""
+    torch.manual_seed(0)
+    vae, x = linear_vae()
+    expected = vae.likelihood.marginal().log_prob(x)
+    scores = pv.evaluate(vae.to(device), x.to(device), num_samples=30)
+    return error(torch.from_numpy(scores.log_likelihood), expected), 1e-9
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def trained(
+    device: str, steps: int, dtype: torch.dtype = torch.float32, **settings: Any
+) -> tuple[pv.SVI, pv.VAE, list[float]]:
+    """Train a VAE from one seed."""
+    pyro.clear_param_store()
+    vae, x = vae_on(device, dtype)
+    svi = pv.SVI(vae.model, vae.guide, adam, **settings)
+    torch.manual_seed(1)
+    with pyro.validation_enabled(False):
+        return svi, vae, [svi.step(x) / len(x) for _ in range(steps)]
+
+
+def weights(module: nn.Module) -> Tensor:
+    """Return all parameters as one vector on the CPU."""
+    return torch.cat([p.detach().cpu().double().flatten() for p in module.parameters()])
+
+
+def compiled_as_eager(device: str, dtype: torch.dtype, limit: float) -> tuple[float, float]:
+    """Compare the weights after 30 compiled and 30 eager steps on the same noise."""
+    svi, compiled, _ = trained(device, 30, dtype, compile=True)
+    assert svi.num_compiled_steps >= 28, f"{svi.num_compiled_steps} of 30 steps were compiled"
+    _, eager, _ = trained(device, 30, dtype, compile=False)
+    return error(weights(compiled), weights(eager)), limit
+
+
+def default_adam(device: str) -> tuple[float, float]:
+    """Compare compiled and eager steps with Adam's default implementation."""
+    found = []
+    for compile in (True, False):
+        pyro.clear_param_store()
+        vae, x = vae_on(device)
+        svi = pv.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), compile=compile)
+        torch.manual_seed(1)
+        for _ in range(20):
+            svi.step(x)
+        assert bool(svi.num_compiled_steps) is compile, "the step was not compiled"
+        found.append(weights(vae))
+    return error(*found), 1e-4
+
+
+def stock_as_ours(device: str) -> tuple[float, float]:
+    """Compare the losses of 20 steps of Pyro's SVI and of the eager step."""
+    losses = []
+    for make in (pyro.infer.SVI, functools.partial(pv.SVI, compile=False)):
+        pyro.clear_param_store()
+        vae, x = vae_on(device, torch.float64)
+        optim = pyro.optim.Adam({"lr": 1e-3})
+        svi = make(vae.model, vae.guide, optim, loss=Trace_ELBO())
+        torch.manual_seed(1)
+        losses.append(torch.tensor([svi.step(x) for _ in range(20)]))
+    return error(*losses), 1e-9
+
+
+def bf16(device: str) -> tuple[float, float]:
+    """Compare the losses of 100 compiled steps in bfloat16 and in float32."""
+    svi, _, losses = trained(device, 100, compile=True, precision="bf16")
+    assert svi.num_compiled_steps >= 90, f"{svi.num_compiled_steps} of 100 steps were compiled"
+    _, _, expected = trained(device, 100, compile=False)
+    return error(torch.tensor(losses), torch.tensor(expected)), 0.02
+
+
+def synchronizations(device: str) -> tuple[float, float]:
+    """Count the synchronizations of 200 compiled steps whose losses are not read."""
+    svi, _, _ = trained(device, 120, compile=True)
+    _, x = vae_on(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught, pyro.validation_enabled(False):
+            warnings.simplefilter("always")
+            for _ in range(200):
+                svi.step_tensor(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert svi.num_compiled_steps >= 300, f"{svi.num_compiled_steps} compiled steps"
+    return float(len([w for w in caught if "synchron" in str(w.message)])), 0.0
+
+
+def graph_launches(device: str) -> tuple[float, float]:
+    """Return the kernels and copies that 50 steps launch outside of CUDA graphs, a step."""
+    svi, _, _ = trained(device, 120, compile=True)
+    _, x = vae_on(device)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(50):
+            svi.step_tensor(x)
+        torch.cuda.synchronize()
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    assert counts.get("cudaGraphLaunch", 0) == 50, f"graph launches: {counts}"
+    launched = [n for name, n in counts.items() if "LaunchKernel" in name or "Memcpy" in name]
+    return sum(launched) / 50, 10.0
+
+
+class Interrupted(Exception):
+    """Ends a run, as a kill would."""
+
+
+@contextlib.contextmanager
+def ends_after(steps: int) -> Iterator[None]:
+    """Raise `Interrupted` before the step with this number."""
+    real, count = pv.SVI.step_of, itertools.count()
+
+    def step_of(self: pv.SVI, *args: Any, **kwargs: Any) -> Any:
+        if next(count) == steps:
+            raise Interrupted
+        return real(self, *args, **kwargs)
+
+    pv.SVI.step_of = step_of  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        pv.SVI.step_of = real  # type: ignore[method-assign]
+
+
+def resume(device: str, compile: bool) -> tuple[float, float]:
+    """Compare a run with one that was interrupted within an epoch and resumed."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("whole", "resumed"):
+            pyro.clear_param_store()
+            vae, x = vae_on(device)
+            data = pv.data.Dataset(x, binarization="dynamic")
+            run = functools.partial(
+                pv.fit, train=data, validation=x[:32], epochs=3, batch_size=32, compile=compile,
+                out=Path(folder) / name, checkpoint_seconds=0.0, progress=False,
+            )  # fmt: skip
+            if name == "resumed":
+                with ends_after(13), contextlib.suppress(Interrupted):
+                    run(vae)
+                pyro.clear_param_store()
+                vae, _ = vae_on(device)
+                run(vae, resume=True)
+            else:
+                run(vae)
+            found.append(weights(vae))
+        loaded = pv.load(Path(folder) / "resumed" / "model")
+        assert next(loaded.parameters()).device.type == "cpu", "load() puts models on the CPU"
+        assert torch.equal(weights(loaded), found[1]), "the saved model has other weights"
+    return float((found[0] - found[1]).abs().max()), 0.0
+
+
+def elsewhere(device: str) -> tuple[float, float]:
+    """Resume on the CPU a run that the device has begun, or compare its model there."""
+    vae, x = vae_on(device)
+    with tempfile.TemporaryDirectory() as folder:
+        pv.fit(vae, x, epochs=2, batch_size=64, out=folder, compile=False, progress=False)
+        loaded, z = pv.load(Path(folder) / "model"), torch.randn(50, 20)
+    here = loaded.decode(z).log_prob(x[:50].cpu())
+    return error(vae.decode(z.to(device)).log_prob(x[:50]), here), 1e-4
+
+
+# -- the methods of a VAE, diagnostics ------------------------------------------------------------
+
+
+def methods(device: str) -> tuple[float, float]:
+    """Call the methods of a VAE; return how many gave tensors of another device or shape."""
+    vae, x = vae_on(device)
+    where = x.device.type
+    results = [vae.sample(8), vae.reconstruct(x[:8]), vae.encode(x[:8]).sample()]
+    results.append(vae.decode(results[-1]).sample())
+    missing = pv.VAE(
+        vae.prior, pv.likelihoods.Missing(vae.likelihood),
+        pv.guides.DiagonalNormal(pv.networks.WithMask(pv.networks.MLP((200,), [8], 40))),
+    ).to(device)  # fmt: skip
+    holes = torch.where(torch.rand_like(x[:8]) < 0.2, torch.nan, x[:8])
+    imputed = missing.impute(holes, num_samples=50)
+    assert torch.equal(imputed[~holes.isnan()], holes[~holes.isnan()]), "observed entries changed"
+    wrong = [r for r in [*results, imputed] if r.device.type != where or len(r) != 8]
+    return float(len(wrong)), 0.0
+
+
+def regression(device: str) -> tuple[float, float]:
+    """Convert a fitted Pyro regression to a DataTree; compare its posterior mean with the fit."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    x = torch.randn(40, device=device)
+    y = 2 * x + torch.randn_like(x)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(()), 5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    svi = pv.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), compile=False)
+    for _ in range(300):
+        svi.step(x, y)
+    tree = pv.from_pyro_svi(model, guide, model_args=(x, y), num_samples=1000, seed=0)
+    exact = float((x * y).sum() / (x.square().sum() + 1 / 25))
+    return abs(float(tree["posterior"]["slope"].mean()) - exact), 0.1
+
+
+def annealed(device: str) -> tuple[float, float]:
+    """Compare the estimate of log p(x) by annealing with the closed form."""
+    torch.manual_seed(0)
+    vae, x = linear_vae()
+    exact = vae.likelihood.marginal().log_prob(x[:8])
+    found = pv.ais(vae.to(device), x[:8].to(device), num_temperatures=100, progress=False)
+    return error(torch.as_tensor(found.log_likelihood), exact), 0.1
+
+
+def gap_terms(device: str) -> tuple[float, float]:
+    """Return the largest inference gap of a VAE with the exact posterior."""
+    torch.manual_seed(0)
+    vae, x = linear_vae()
+    vae = vae.to(device)
+    found = pv.gaps(vae, x[:4].to(device), num_steps=20, num_samples=100, progress=False)
+    values = torch.cat([torch.as_tensor(v).flatten() for v in vars(found).values()
+                        if isinstance(v, np.ndarray | Tensor)])  # fmt: skip
+    return float((~values.isfinite()).sum()), 0.0
+
+
+def calibration(device: str) -> tuple[float, float]:
+    """Simulate ranks of a VAE with the exact posterior; return the size of the mean's deviation."""
+    torch.manual_seed(0)
+    vae, x = linear_vae()
+    tree = pv.sbc(vae.to(device), x.to(device), num_simulations=200, progress=False)
+    group = next(node for node in tree.subtree if node.data_vars)
+    values = np.concatenate([np.ravel(v) for v in group.data_vars.values()]).astype(float)
+    return float(not np.isfinite(values).all()), 0.0
+
+
+def trust(device: str) -> tuple[float, float]:
+    """Make a small trust card; return how many of its scores are not finite."""
+    vae, x = vae_on(device, sizes=(16, 2))
+    pv.fit(vae, x, epochs=3, compile=False, progress=False)
+    card = pv.diagnose(vae, x[:32], num_samples=100, num_gap_data=4, num_simulations=50,
+                       progress=False)  # fmt: skip
+    return float(not str(card)), 0.0
+
+
+# -- the grid -------------------------------------------------------------------------------------
+
+
+def support(described: Any) -> tuple[str, torch.Size]:
+    """Return the support of a distribution over latents."""
+    inner = described.support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    return str(inner), described.event_shape
+
+
+def grid(device: str) -> Iterator[tuple[str, Check]]:
+    """Train one step and score every prior with every guide that fits, and every likelihood."""
+    x = torch.rand(1, *EVENT_SHAPE)
+    priors = {name: support(line.build()()) for name, line in PRIORS.items() if line.saves}
+    guides = {name: support(line.build()(x)) for name, line in GUIDES.items()}
+    fitting = [(p, g) for p in priors for g in guides if priors[p] == guides[g]]
+    chosen = [*itertools.product(fitting, ["Bernoulli", "Normal"])]
+    chosen += [(("StandardNormal", "DiagonalNormal"), name) for name in LIKELIHOODS]
+    for (prior, guide), likelihood in dict.fromkeys(chosen):
+        check = functools.partial(combination, device, prior, guide, likelihood)
+        yield f"one step and scores: {prior}; {guide}; {likelihood}", check
+
+
+def combination(device: str, prior: str, guide: str, likelihood: str) -> tuple[float, float]:
+    """Return how many of the loss and the scores are not finite."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    first = PRIORS[prior].build()
+    latents = first().event_shape[0]
+    make = LIKELIHOODS[likelihood].build
+    x = make(latents)(torch.zeros(20, latents)).sample().to(device)
+    vae = pv.VAE(first, make(latents), GUIDES[guide].build()).to(device)
+    enumerable = vae.encode(x).has_enumerate_support
+    objective = TraceEnum_ELBO(max_plate_nesting=1) if enumerable else Trace_ELBO()
+    program = config_enumerate(vae.guide) if enumerable else vae.guide
+    loss = pv.SVI(vae.model, program, adam, objective, compile=False).step(x)
+    scores = pv.evaluate(vae, x[:5], num_samples=10)
+    values = np.array([loss, *scores.elbo, *scores.log_likelihood])
+    return float((~np.isfinite(values)).sum()), 0.0
+
+
+def first_checks(device: str) -> Iterator[tuple[str, Check]]:
+    """Return the checks that run before the timings."""
+    named: dict[str, Check] = {
+        "compiled step as the eager step, float64": functools.partial(
+            compiled_as_eager, device, torch.float64, 1e-9),
+        "compiled step as the eager step, float32": functools.partial(
+            compiled_as_eager, device, torch.float32, 1e-3),
+        "compiled step as the eager step, Adam's default": functools.partial(default_adam, device),
+        "eager step as Pyro's SVI, float64": functools.partial(stock_as_ours, device),
+        "losses in bfloat16": functools.partial(bf16, device),
+        "log weights of the same samples, float64": functools.partial(log_weights, device),
+        "log p(x) of a linear Gaussian VAE": functools.partial(closed_form, device),
+        "evaluate, in standard errors": functools.partial(evaluation, device),
+        "resumed run, eager": functools.partial(resume, device, False),
+        "resumed run, compiled": functools.partial(resume, device, True),
+        "model of the device on the CPU": functools.partial(elsewhere, device),
+        "sample, encode, reconstruct, impute": functools.partial(methods, device),
+    }  # fmt: skip
+    if device != "cpu":
+        named["synchronizations in 200 steps"] = functools.partial(synchronizations, device)
+        named["launches a step outside of its CUDA graph"] = functools.partial(
+            graph_launches, device
+        )
+    yield from named.items()
+    yield from densities(device)
+
+
+def last_checks(device: str) -> Iterator[tuple[str, Check]]:
+    """Return the checks that run after the timings."""
+    yield "from_pyro_svi of a regression", functools.partial(regression, device)
+    yield "gaps", functools.partial(gap_terms, device)
+    yield "ais against the closed form", functools.partial(annealed, device)
+    yield "sbc", functools.partial(calibration, device)
+    yield "diagnose", functools.partial(trust, device)
+    yield from grid(device)
