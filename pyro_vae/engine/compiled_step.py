@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
+from pyro_vae.engine.cuda_graph import in_cuda_graph
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
 from pyro_vae.engine.tolerances import check_close
+from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 
 class CompiledStep:
@@ -46,8 +48,8 @@ class CompiledStep:
         self._groups = [opt.group for opt in self._heads]
         # Learning rate and betas of each group as tensors; `_follow_schedule` fills them.
         self._scheduled = [
-            [torch.zeros((), dtype=torch.double) for _ in scheduled(group)]
-            for group in self._groups
+            [opt.parameter.new_zeros((), dtype=torch.double) for _ in scheduled(opt.group)]
+            for opt in self._heads
         ]
         self._last = [[math.nan for _ in values] for values in self._scheduled]
         self._follow_schedule()
@@ -102,20 +104,22 @@ class CompiledStep:
         graph = functional(self._step, [same_strides(tensor) for tensor in flat])
         share_scalars(graph, range(len(flat) - len(self._scalars), len(flat)))
         compiled = compile_graph(graph, flat)
-        random = torch.get_rng_state()
+        random = random_state()
         outcomes = []
         for run in (self._step_without_graph, graph, compiled):
-            torch.set_rng_state(random)
+            set_random_state(random)
             copies = [same_strides(tensor) for tensor in flat]
             with torch.no_grad():
                 results = list(run(*copies))
-            outcomes.append((results, copies, torch.get_rng_state()))
+            outcomes.append((results, copies, random_state()))
         (results, state, drawn), *others = outcomes
         for other_results, other_state, other_drawn in others:
             check_close("the losses and gradients", other_results, results, tolerance)
             check_close("the updates", other_state, state, tolerance)
-            if not torch.equal(other_drawn, drawn):
+            if not equal_random_states(other_drawn, drawn):
                 raise NotCompilable("the compiled program draws other random numbers")
+        if self.optimizers is not None and all(tensor.is_cuda for tensor in flat):
+            return in_cuda_graph(compiled, inputs, self._tensors)
         return compiled
 
     def _stand_ins(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:

@@ -238,6 +238,7 @@ class Compiler:
                 len(self.svi.trained),
                 torch.get_default_dtype(),
                 torch.is_autocast_enabled("cpu"),
+                torch.is_autocast_enabled("cuda"),
                 call.share is None,
             ),
             self._guards.key(),

@@ -66,6 +66,8 @@ class GraphOptimizer:
             type(self.optimizer).__module__.startswith("torch.optim.")
             and not any(hooks)
             and all(isinstance(value, Tensor) for value in self.state.values())
+            # A step count on the CPU would be copied from the GPU in every step.
+            and all(value.device == self.parameter.device for value in self.state.values())
         )
 
     def update(

@@ -14,7 +14,13 @@ from pyro_vae.engine.capture import Capture, NotCompilable
 from pyro_vae.engine.guards import GuardedState
 from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import check_close, tolerance_of
-from pyro_vae.runtime.random_state import python_random_state, random_state, set_random_state
+from pyro_vae.runtime.random_state import (
+    TorchState,
+    equal_random_states,
+    python_random_state,
+    random_state,
+    set_random_state,
+)
 
 
 class Reference(NamedTuple):
@@ -23,13 +29,13 @@ class Reference(NamedTuple):
     Attributes:
         loss: Loss as Pyro returned it.
         gradients: Gradient of each parameter that has one.
-        random_state: State of torch's CPU generator after the computation.
+        random_state: States of torch's generators after the computation.
         foreign_randomness: Whether it drew from Python's or numpy's generator.
     """
 
     loss: Loss
     gradients: dict[Tensor, Tensor]
-    random_state: Tensor
+    random_state: TorchState
     foreign_randomness: bool
 
     @property
@@ -58,7 +64,7 @@ class Verifier:
             for parameter in parameters:
                 parameter.grad = None
             foreign = python_random_state() != python
-            return Reference(loss, gradients, torch.get_rng_state(), foreign)
+            return Reference(loss, gradients, random_state(), foreign)
 
     def compare(self, recorded: Capture, inputs: list[Tensor], reference: Reference) -> None:
         """Run the graph on the random numbers of the reference and compare the results.
@@ -70,7 +76,7 @@ class Verifier:
             losses, guards, actual = recorded.graph(*inputs, *recorded.tensors)
             if any(bool((g != v).any()) for g, v in zip(guards, recorded.guards, strict=True)):
                 return  # the compiled step will decline these arguments
-            drawn = torch.get_rng_state()
+            drawn = random_state()
         tolerance = self.tolerance(recorded)
         expected = [torch.tensor(x, dtype=torch.double) for x in loss_values(reference.loss)]
         check_close("the loss", losses, expected, tolerance)
@@ -78,7 +84,7 @@ class Verifier:
             raise NotCompilable("its parameters change from step to step")
         gradients = [reference.gradients[p] for p in recorded.parameters]
         check_close("the gradients", actual, gradients, tolerance)
-        if not torch.equal(drawn, reference.random_state):
+        if not equal_random_states(drawn, reference.random_state):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
 
     def check_again(

@@ -57,6 +57,11 @@ def set_random_state(state: TorchState) -> None:
         torch.cuda.set_rng_state_all(state[1])
 
 
+def equal_random_states(a: TorchState, b: TorchState) -> bool:
+    """Return whether two `random_state` are equal."""
+    return all(map(torch.equal, (a[0], *(a[1] or ())), (b[0], *(b[1] or ()))))
+
+
 def python_random_state() -> tuple[object, ...]:
     """Return the states of the generators of Python and numpy, for comparison."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's

@@ -27,7 +27,7 @@ class LinearDecoder(nn.Module):
 
     def marginal(self) -> torch.distributions.MultivariateNormal:
         s2 = (2 * self.log_scale).exp()
-        eye = torch.eye(len(self.mean), dtype=s2.dtype)
+        eye = torch.eye(len(self.mean), dtype=s2.dtype, device=s2.device)
         return torch.distributions.MultivariateNormal(
             self.mean, self.weight @ self.weight.T + s2 * eye
         )
@@ -35,10 +35,8 @@ class LinearDecoder(nn.Module):
     def posterior_terms(self) -> tuple[Tensor, Tensor]:
         """Return S W'/s2 and S."""
         s2 = (2 * self.log_scale).exp()
-        precision = (
-            torch.eye(self.weight.shape[1], dtype=s2.dtype) + self.weight.T @ self.weight / s2
-        )
-        covariance = torch.linalg.inv(precision)
+        eye = torch.eye(self.weight.shape[1], dtype=s2.dtype, device=s2.device)
+        covariance = torch.linalg.inv(eye + self.weight.T @ self.weight / s2)
         return covariance @ self.weight.T / s2, covariance
 
 
