@@ -24,6 +24,7 @@ import torch
 import typer
 from gpu_checks import Check, first_checks, last_checks
 from step import HAND, Size, hand_written, interleaved, matrix_products, ours, repeat, stock
+from step import machine as cpu_name
 from torch import Tensor
 from typer import Option
 
@@ -144,7 +145,7 @@ class Run:
 def machine(device: str) -> dict[str, str]:
     """Return the card, the driver and the versions."""
     found = {
-        "device": torch.cuda.get_device_name() if device != "cpu" else platform.processor(),
+        "device": torch.cuda.get_device_name() if device != "cpu" else cpu_name(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": str(torch.version.cuda),
@@ -231,8 +232,8 @@ def epoch_times(run: Run) -> Result:
     count, epochs = (2_000, 2) if run.quick else (50_000, 4)
     images = torch.randint(256, (count, 784), dtype=torch.uint8, device=run.device)
     result: Result = {}
-    for batch in (128, 4096):
-        for precision in ("fp32", "bf16"):
+    for batch in (128,) if run.quick else (128, 4096):
+        for precision in ("fp32",) if run.quick else ("fp32", "bf16"):
             pyro.clear_param_store()
             vae = Size(f"784-400-20:{batch}", run.device).vae()
             data = pv.data.Dataset(images, binarization="dynamic")
