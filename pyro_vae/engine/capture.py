@@ -217,7 +217,9 @@ def _record(
 
     versions = [tensor._version for tensor in inputs]
     try:
-        graph = make_fx(traced, decomposition_table=_explicit_mutation())(*inputs)
+        # The backward pass of a GPU would otherwise run in another thread, where nothing is traced.
+        with torch.autograd.set_multithreading_enabled(False):
+            graph = make_fx(traced, decomposition_table=_explicit_mutation())(*inputs)
     except NotCompilable:
         raise
     except Exception as error:  # a traced program can raise anything
