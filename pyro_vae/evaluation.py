@@ -14,7 +14,7 @@ from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
-from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
@@ -177,7 +177,8 @@ def evaluate(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
-    dataset = as_dataset(data).to(device_of(pair.model, pair.guide))
+    device = device_of(pair.model, pair.guide)
+    dataset = as_dataset(data).to(device)
     check_data(pair, dataset)
     programs = pair.model, pair.guide
 
@@ -190,9 +191,9 @@ def evaluate(
         found = map_chunks(
             dataset,
             score,
-            rows=data_per_chunk(dataset.event_shape, num_samples),
+            rows=data_per_chunk(dataset.event_shape, num_samples, device),
             seed=seed,
-            draws=min(num_samples, CHUNK_DRAWS),
+            draws=draws_per_chunk(num_samples, device),
             description="evaluating",
             progress=progress,
         )

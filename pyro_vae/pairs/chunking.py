@@ -14,12 +14,15 @@ from pyro_vae.data.dataset import Chunk
 from pyro_vae.distributed import distribute, is_first
 from pyro_vae.runtime.random_state import seed_chunk
 
+CPU = torch.device("cpu")
 # Elements of the largest array of a chunk: 4 MB of float32. The decoder's output and its log
 # density then stay near the processor's cache. The C allocator returns larger arrays to the system
 # when they are freed, and page faults for the next ones take half of the time.
 CHUNK_ELEMENTS = 2**20
 # Samples of one datum that are evaluated together: enough to amortize the cost of the encoder.
 CHUNK_DRAWS = 128
+# A GPU starts a small operation no faster than a large one, and its allocator keeps freed memory.
+GPU_FACTOR = 2**6
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -41,10 +44,16 @@ class Chunked(Protocol):
         """Yield all data in order as chunks of `rows` rows, the last of at least `least` rows."""
 
 
-def data_per_chunk(event_shape: Iterable[int], num_samples: int) -> int:
+def draws_per_chunk(num_samples: int, device: torch.device = CPU) -> int:
+    """Return the number of samples of a datum to evaluate together on a device."""
+    return min(num_samples, CHUNK_DRAWS * (GPU_FACTOR if device.type == "cuda" else 1))
+
+
+def data_per_chunk(event_shape: Iterable[int], num_samples: int, device: torch.device = CPU) -> int:
     """Return the number of data of this shape to evaluate together, with all their samples."""
-    rows = max(1, CHUNK_ELEMENTS // max(1, math.prod(event_shape)))
-    return max(1, rows // min(num_samples, CHUNK_DRAWS))
+    elements = CHUNK_ELEMENTS * (GPU_FACTOR if device.type == "cuda" else 1)
+    rows = max(1, elements // max(1, math.prod(event_shape)))
+    return max(1, rows // draws_per_chunk(num_samples, device))
 
 
 def over_chunks(
