@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 
 import torch
 import xarray as xr
@@ -17,6 +16,7 @@ from pyro_vae.pairs.chunking import over_chunks
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.runtime.random_state import preserved_state, seed_chunk
+from pyro_vae.runtime.versions import version
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
 PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")

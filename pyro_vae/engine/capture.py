@@ -244,10 +244,14 @@ def _record(
 def _branches(graph: fx.GraphModule) -> bool:
     output = next(node for node in graph.graph.nodes if node.op == "output")
     guards: Any = output.args[0][1]
-    return not all(
-        guard.target is aten.any.default and guard.args[0].target is aten.isnan.default
-        for guard in guards
-    )
+    return not all(map(_asks_for_nan, guards))
+
+
+def _asks_for_nan(node: fx.Node) -> bool:
+    """Return whether a node is `isnan(x).any()`, as in torch's checks of a sum for NaN."""
+    while node.target is aten.detach.default:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.target is aten.any.default and node.args[0].target is aten.isnan.default
 
 
 def same_strides(tensor: Tensor) -> Tensor:

@@ -11,6 +11,12 @@ PACKAGES = ("pyro-vae", "pyro-ppl", "torch")
 def versions(*others: str) -> dict[str, str]:
     """Return the versions of Python, of `PACKAGES` and of other installed distributions."""
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {
-        name: importlib.metadata.version(name) for name in (*PACKAGES, *others)
-    }
+    return {"python": python} | {name: version(name) for name in (*PACKAGES, *others)}
+
+
+def version(name: str) -> str:
+    """Return the version of a distribution; "unknown" for a checkout that is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_vae as pv
 from pyro_vae.engine.compiler import CompilationWarning
+from tests.models.test_vae import small_vae
 from tests.support.pyro_programs import both, counts_calls
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -99,3 +101,14 @@ def test_a_global_tensor_changed_in_place_is_an_input():
     scale = torch.tensor(1.0)
     svi = both(lambda x: scale, lambda i: scale.fill_(1.0 + i))
     assert svi.num_compiled_steps == 13
+
+
+def test_the_step_of_a_vae_does_not_branch():
+    """Its losses need not be read: on a GPU, reading one waits for the step to finish."""
+    vae = small_vae().double()
+    svi = pv.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), compile=True)
+    x = torch.ones(4, 1, 4, 4)
+    for _ in range(4):
+        svi.step(x)
+    assert svi.num_compiled_steps
+    assert not svi._compiler.must_check_loss
