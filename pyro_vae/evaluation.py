@@ -19,8 +19,8 @@ from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.pairs.state import unchanged
+from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.tables import rendered
 
 DESCRIPTIONS = {
@@ -186,7 +186,7 @@ def evaluate(
         return _scores(sampler, batch, num_samples, draws)
 
     # Each chunk would otherwise enter and leave `evaluating`.
-    with preserved_state(), evaluating(*programs), fast_layers(modules_of(*programs)):
+    with unchanged(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
         found = map_chunks(
             dataset,

@@ -15,7 +15,8 @@ from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.chunking import over_chunks
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.runner import PairRunner
-from pyro_vae.runtime.random_state import preserved_state, seed_chunk
+from pyro_vae.pairs.state import unchanged
+from pyro_vae.runtime.random_state import seed_chunk
 from pyro_vae.runtime.versions import version
 
 GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "posterior_predictive")
@@ -70,8 +71,8 @@ def from_pyro_svi(
             plate, the plate of the observed sites with one entry for each row of the data.
         batch_size: Number of data in a batch if the programs treat data independently. The default
             is the number that fits a block of 64 MB.
-        coords: Coordinates by dimension. Plates count from 0 by default; a subsampled plate has the
-            sampled indices. A subsampled plate over the data is run on all data.
+        coords: Coordinates by dimension. Plates count from 0 by default. A subsampled plate over
+            the data is run on all data; other subsampled plates are refused.
         dims: Names of the event dimensions by site.
         seed: Random seed; the same seed and batch size give the same tree.
         store: Folder of a zarr store to write block by block; the tree reads from it.
@@ -104,11 +105,11 @@ def from_pyro_svi(
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
     base = from_first(_draw_seed) if seed is None else seed
-    with torch.no_grad(), preserved_state(base):
+    with torch.no_grad(), unchanged(model, guide, seed=base):
         programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate)
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
         blocks = GroupCollector(programs, labels, num_samples, groups)
-        writer = TreeWriter(programs.data_plate, _coordinates(programs, coords), attrs, store)
+        writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))
         chunks = [
@@ -179,7 +180,3 @@ def _only_local_latent(programs: PairRunner) -> str | None:
     """Return the name of the local latent with one event dimension if there is exactly one."""
     vectors = [name for name, event_dim in programs.local_latents.items() if event_dim == 1]
     return vectors[0] if len(vectors) == 1 else None
-
-
-def _coordinates(programs: PairRunner, coords: Coords | None) -> Coords:
-    return {**{k: v.numpy() for k, v in programs.fixed_indices.items()}, **(coords or {})}

@@ -27,8 +27,8 @@ from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import preserved_state
 
 TARGET_ACCEPTANCE = 0.65
 
@@ -111,7 +111,7 @@ def ais(
         weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
         return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
 
-    with preserved_state(seed):
+    with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
             data, score, rows=rows, seed=seed, description="annealing", progress=progress
@@ -166,7 +166,7 @@ def bidirectional(
     """
     _check(num_chains, num_temperatures, num_leapfrog)
     data = as_dataset(x).to(device_of(pair.model, pair.guide))
-    with preserved_state(seed):
+    with unchanged(pair.model, pair.guide, seed=seed):
         template = data.batch(slice(max(2, num_data)))
         sampler = Sampler(pair, template)
         with torch.no_grad():

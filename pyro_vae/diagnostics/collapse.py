@@ -10,8 +10,8 @@ from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import preserved_state
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
 ACTIVE_VARIANCE = 0.01
@@ -133,7 +133,7 @@ def collapse(
             "drop": (draws.log_likelihood - log_likelihood).mean(0),
         }
 
-    with torch.no_grad(), preserved_state(seed):
+    with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
         # At least two data in a chunk: latents are swapped within it.

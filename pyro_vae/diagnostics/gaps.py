@@ -26,8 +26,8 @@ from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
 
@@ -148,7 +148,7 @@ def gaps(
             "khat": pareto_khat(after),
         }
 
-    with preserved_state(seed):
+    with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
             data, score, rows=rows, seed=seed, description="inference gaps", progress=progress

@@ -24,8 +24,8 @@ from pyro_vae.pairs.check import check
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import sample_sites
-from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.pairs.state import unchanged
+from pyro_vae.runtime.devices import device_of
 
 KERNELS: dict[str, Callable[..., HMC]] = {
     "nuts": NUTS,
@@ -101,7 +101,7 @@ def mcmc_draws(
             f"{num_samples}, {warmup_steps}, {num_chains}"
         )
     batch = as_dataset(x).to(device_of(pair.model, pair.guide)).batch(slice(None))
-    with preserved_state(seed), evaluating(pair.model, pair.guide):
+    with unchanged(pair.model, pair.guide, seed=seed):
         check(pair, batch)
         plate = Sampler(pair, batch).plate
         _check_continuous(pair, batch)

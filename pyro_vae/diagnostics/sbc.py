@@ -17,8 +17,8 @@ from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.random_state import preserved_state
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 NUM_BINS = 16
@@ -81,7 +81,7 @@ def sbc(
         draws = sampler.draw(simulated, num_draws).latents
         return {name: _ranks(value, draws[name]) for name, value in latents.items()}
 
-    with torch.no_grad(), preserved_state(seed):
+    with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)
         rows = data_per_chunk(template[0].shape[1:], num_draws)

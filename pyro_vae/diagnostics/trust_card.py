@@ -29,9 +29,9 @@ from pyro_vae.pairs.log_weights import (
 )
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import JSONObject, write_json
-from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
 VERDICTS = ("safe", "inspect", "don't")
@@ -259,7 +259,7 @@ def _per_datum(
             "log_likelihood": importance_bound(weights),
         }
 
-    with preserved_state(seed):
+    with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
             data,

@@ -1,0 +1,74 @@
+"""Run the programs of a pair without changing the pair."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.engine.guards import modules_of
+from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.random_state import preserved_state
+
+
+@contextlib.contextmanager
+def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
+    """Run programs in evaluation mode; restore their state on exit.
+
+    The first call of an `AutoGuide` creates its parameters. A call may also update buffers,
+    attributes of modules, Pyro's parameter store and random states. All of these are restored.
+
+    Args:
+        programs: Models and guides: modules, functions or methods.
+        seed: Random seed within the context; by default the random state is not changed.
+    """
+    modules = modules_in(*programs)
+    states = [_State(module) for module in modules]
+    with preserved_state(seed), evaluating(*modules):
+        try:
+            yield
+        finally:
+            for state in states:
+                state.restore()
+
+
+def modules_in(*programs: object) -> list[nn.Module]:
+    """Return the modules that programs consist of or refer to, each once."""
+    own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
+    return list(dict.fromkeys([*own, *modules_of(*programs)]))
+
+
+class _State:
+    """Attributes and buffers of a module, without those of its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.containers = [
+            (value, copy.copy(value))
+            for value in self.attributes.values()
+            if isinstance(value, dict | list | set)
+        ]
+        buffers = list(module.buffers(recurse=False))
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+
+    def restore(self) -> None:
+        """Set attributes and buffers to their former values."""
+        attributes = vars(self.module)
+        attributes.clear()
+        attributes.update(self.attributes)
+        for value, former in self.containers:
+            if isinstance(value, list):
+                value[:] = former
+            else:
+                value.clear()
+                value.update(former)
+        for buffer, values in self.buffers:
+            _restore_buffer(buffer, values)
+
+
+@torch.no_grad()
+def _restore_buffer(buffer: Tensor, former: Tensor) -> None:
+    if not buffer.equal(former):
+        buffer.copy_(former)
