@@ -13,11 +13,13 @@ from torch.distributions import Distribution
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.pairs.batching import Arguments
-from pyro_vae.pairs.latents import check_names, check_shapes
+from pyro_vae.pairs.guides import check_auxiliary, without_observations
+from pyro_vae.pairs.latents import check_masks, check_names, check_shapes
 from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
+    ConditionLatents,
     Node,
     is_enumerated,
     latent_sites,
@@ -26,8 +28,8 @@ from pyro_vae.pairs.sites import (
     sample_sites,
     values_of,
 )
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import check_support, kind_of, support_name
-from pyro_vae.runtime.devices import evaluating
 
 
 @torch.no_grad()
@@ -74,12 +76,9 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         raise PairError("x must hold at least one datum, got an empty tuple")
     check_values(*batch)
     check_arguments(pair, batch)
-    with (
-        torch.random.fork_rng(),
-        evaluating(pair.model, pair.guide),
-        pyro.validation_enabled(False),
-    ):
-        guide, failure = _run("guide", pair.guide, batch)
+    guide_program = without_observations(pair.guide)
+    with unchanged(pair.model, pair.guide), pyro.validation_enabled(False):
+        guide, failure = _run("guide", guide_program, batch)
         if failure:
             raise failure
         _check_samples(guide, batch[0])
@@ -92,8 +91,15 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         check_shapes(priors, posteriors)
         if failure:
             raise failure
+        check_masks(priors, posteriors)
+
+        def rerun(values: dict[str, Tensor]) -> dict[str, Node]:
+            with ConditionLatents(values):
+                return dict(sample_sites(poutine.trace(guide_program).get_trace(*batch)))
+
+        check_auxiliary(priors, guide, rerun)
         _check_batch_dimensions(model, guide)
-        plates = data_plates([model, guide], [pair.guide, pair.model], Arguments(batch, {}))
+        plates = data_plates([model, guide], [guide_program, pair.model], Arguments(batch, {}))
         _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
             _check_objective({**priors, **posteriors}, objective)
@@ -114,12 +120,7 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
     table = check(pair, data.batch(slice(8)), objective=objective)
     if data.values.dtype == torch.uint8:
         return table  # pixels of a built-in dataset are in range
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(),
-        evaluating(pair.model, pair.guide),
-        pyro.validation_enabled(False),
-    ):
+    with torch.no_grad(), unchanged(pair.model, pair.guide), pyro.validation_enabled(False):
         first = data.batch(slice(1))
         guide = poutine.trace(pair.guide).get_trace(*first)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
-from torch.distributions import Distribution
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent
 
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sites import Node, is_enumerated
+from pyro_vae.pairs.sites import Node, is_delta, is_enumerated
 from pyro_vae.pairs.supports import check_latent_support
 
 
@@ -34,8 +37,8 @@ def check_names(
         if complete and name not in model and not node["infer"].get("is_auxiliary"):
             raise PairError(
                 f"the guide draws the latent {name!r}, the model does not: sample {name!r} in the "
-                "model under that name, or mark a helper variable of the guide by "
-                "infer={'is_auxiliary': True}"
+                "model under that name. If the guide computes its latents from it, one to one, in "
+                "Delta sites, mark it by infer={'is_auxiliary': True}"
             )
 
 
@@ -64,6 +67,41 @@ def check_shapes(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
         if name in guide:
             _check_shape(name, prior["fn"], guide[name]["fn"])
             check_latent_support(name, prior["fn"], guide[name])
+
+
+def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
+    """Check that model and guide mask the same elements of each latent.
+
+    The log density of an element that only one of them masks does not cancel.
+
+    Raises:
+        PairError: If the masks of a latent differ and it is not a point mass in the guide.
+    """
+    computes = any(node["infer"].get("is_auxiliary") for node in guide.values())
+    for name, prior in model.items():
+        if name not in guide or (is_delta(guide[name]["fn"]) and not computes):
+            continue
+        if not _equal_masks(_mask_of(prior), _mask_of(guide[name])):
+            raise PairError(
+                f"latent {name!r} has different masks in model and guide, so that log p(x, z) and "
+                "log q(z|x) are not of the same elements. Use the same poutine.mask in both. An "
+                "AutoGuide has no mask: with obs_mask=, write a guide that masks "
+                f"{name!r}, or condition on the observed elements alone by poutine.mask and obs="
+            )
+
+
+def _mask_of(node: Node) -> Tensor:
+    """Return the mask of a site, that of its distribution included."""
+    mask, fn = torch.as_tensor(True if node["mask"] is None else node["mask"]), node["fn"]
+    while isinstance(fn, MaskedDistribution | Independent):
+        if isinstance(fn, MaskedDistribution):
+            mask = mask & torch.as_tensor(fn._mask, device=mask.device)
+        fn = fn.base_dist
+    return mask
+
+
+def _equal_masks(one: Tensor, other: Tensor) -> bool:
+    return bool((one == other.to(one.device)).all())
 
 
 def _check_shape(name: str, prior: Distribution, posterior: Distribution) -> None:

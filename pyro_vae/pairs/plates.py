@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.guides import model_of
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.sites import PARTICLE_PLATES, ConditionLatents, Node, sample_sites, values_of
-from pyro_vae.runtime.devices import evaluating
-from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.pairs.state import unchanged
 
 # Errors of a program that does not accept one more dimension, or fewer data.
 MISFITS = (
@@ -81,7 +80,7 @@ def data_plates(
 def data_plates_of(program: Program, *args: object, **kwargs: object) -> tuple[str, ...]:
     """Return the names of the plates over the data of one program, a model or a guide."""
     arguments = Arguments(args, kwargs)
-    program = _without_state(program)
+    program = model_of(program)
     with _isolated(program):
         trace = _run(program, arguments.whole(), {})
     return data_plates([trace], [program], arguments)
@@ -114,7 +113,7 @@ def _one_entry_per_row(programs: Sequence[Program], arguments: Arguments | None)
 def _of_size(size: int, programs: Sequence[Program], arguments: Arguments) -> set[str]:
     """Return the plates of size `size` when the programs run on `size` rows."""
     batch, values, names = arguments.rows(0, size), dict[str, Tensor](), set[str]()
-    programs = [_without_state(program) for program in programs]
+    programs = [model_of(program) for program in programs]
     with _isolated(*programs):
         for program in programs:
             trace = _run(program, batch, values)
@@ -122,11 +121,6 @@ def _of_size(size: int, programs: Sequence[Program], arguments: Arguments) -> se
             for _, node in sample_sites(trace):
                 names |= {f.name for f in _frames(node) if size in (f.size, f.full_size)}
     return names
-
-
-def _without_state(program: Program) -> Program:
-    """Return the model of an `AutoGuide`, because the guide stores the shapes of its first call."""
-    return program.model if isinstance(program, AutoGuide) else program
 
 
 def _run(program: Program, batch: Batch, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -139,9 +133,8 @@ def _isolated(*programs: Program) -> Iterator[None]:
     """Run programs outside the surrounding effect handlers, and restore all state afterwards."""
     with (
         torch.no_grad(),
-        preserved_state(),
+        unchanged(*programs),
         poutine.block(),
-        evaluating(*programs),
         pyro.validation_enabled(False),
     ):
         yield

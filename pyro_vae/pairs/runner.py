@@ -21,28 +21,32 @@ from typing import TypeAlias
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.pairs.axes import PlateAxes
 from pyro_vae.pairs.batching import Arguments, Batch
-from pyro_vae.pairs.latents import check_names, check_not_enumerated
+from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
+from pyro_vae.pairs.latents import check_masks, check_names, check_not_enumerated
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_plates
 from pyro_vae.pairs.sites import (
     DRAWS,
     ConditionLatents,
+    Node,
     SiteDraws,
     Sites,
     dims_of,
     frames_of,
     full_size_of,
+    latent_sites,
     observed_sites,
     sample_sites,
     stack,
+    subsampled_plates,
     values_of,
 )
+from pyro_vae.pairs.state import modules_in
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -65,7 +69,6 @@ class PairRunner:
         local_latents: Number of event dimensions of each latent in the plate over the data.
         point_masses: Latents that have a fixed value in the guide, as in `AutoDelta`.
         datum_size: Number of elements of the largest site of one datum.
-        fixed_indices: Indices of the subsampled plates that are not over the data.
 
     Args:
         model: A Pyro model.
@@ -90,15 +93,16 @@ class PairRunner:
         obs_plate: str | None = None,
     ) -> None:
         keep_freed_memory()
-        self.model, self.guide = model, guide
+        self.model, self.guide = model, without_observations(guide)
+        self.modules = modules_in(model, guide)
         self.arguments = Arguments(args, kwargs or {})
         self.layout = PlateAxes()
         self.separable = False
         self.num_data = self.subsample_size = 0
-        self.fixed_indices: dict[str, Tensor] = {}
         with torch.no_grad(), preserved_state():
-            if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-                self._trace(guide, self.arguments.whole())  # the first call fixes its shapes
+            if is_automatic(guide):  # the first call fixes its shapes
+                with contextlib.suppress(*MISFITS):
+                    self._trace(self.guide, self.arguments.whole())
             few = self._learn_plates(obs_plate)
             self._learn_draws(few)
             self._learn_sites(few)
@@ -140,7 +144,9 @@ class PairRunner:
 
         def both(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
             guide = self._trace(self.guide, batch, values)
-            return guide, self._trace(self.model, batch, values_of(guide))
+            model = self._trace(self.model, batch, values_of(guide))
+            check_masks(dict(latent_sites(model)), dict(latent_sites(guide)))
+            return guide, model
 
         guide, model = self._over_draws(both, batch, num_draws, given or {})
         return guide, model
@@ -173,9 +179,9 @@ class PairRunner:
         self, program: Program, batch: Batch, values: Mapping[str, Tensor] | None = None
     ) -> poutine.Trace:
         with (
-            evaluating(self.model, self.guide),
+            evaluating(*self.modules),
             pyro.validation_enabled(False),
-            ConditionLatents({**self.fixed_indices, **batch.subsample, **(values or {})}),
+            ConditionLatents({**batch.subsample, **(values or {})}),
         ):
             return poutine.trace(program).get_trace(*batch.args, **batch.kwargs)
 
@@ -209,29 +215,43 @@ class PairRunner:
         if self.arguments.num_rows:
             with contextlib.suppress(*MISFITS):
                 traces = self._try(few)
-                self._set_plates(traces, obs_plate)
+                self._set_plates(traces, few, obs_plate)
                 self.separable = self._is_separable(traces, len(few.indices))
         if self.separable:
             self.num_data = self.subsample_size = self.arguments.num_rows
             return few
         traces = self._try(self.arguments.whole())
-        frame = self._set_plates(traces, obs_plate)
+        frame = self._set_plates(traces, self.arguments.whole(), obs_plate)
         if frame is not None:
             self.num_data, self.subsample_size = full_size_of(frame), frame.size
         return next(self.batches(1))
 
-    def _set_plates(self, traces: Traces, obs_plate: str | None) -> CondIndepStackFrame | None:
-        """Set all attributes about plates, and return the plate over the data, if there is one."""
+    def _check_latents(self, traces: Traces, batch: Batch) -> None:
+        """Check that the guide samples the latents of the model, so that samples have weights."""
         guide, model = (dict(sample_sites(trace)) for trace in traces)
         check_not_enumerated(model, guide)
         check_names(model, guide)
+        check_masks(model, guide)
+
+        def rerun(values: dict[str, Tensor]) -> dict[str, Node]:
+            return dict(sample_sites(self._trace(self.guide, batch, values)))
+
+        check_auxiliary(model, traces[0], rerun)
+
+    def _set_plates(
+        self, traces: Traces, batch: Batch, obs_plate: str | None
+    ) -> CondIndepStackFrame | None:
+        """Set all attributes about plates, and return the plate over the data, if there is one."""
+        self._check_latents(traces, batch)
+        guide, model = (dict(sample_sites(trace)) for trace in traces)
         observed = observed_sites(traces[1])
         self.layout.frames = {name: frames_of(node) for name, node in {**guide, **model}.items()}
         all_frames = [frame for frames in self.layout.frames.values() for frame in frames]
         self.layout.nesting = -min(dims_of(all_frames), default=0)
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
         at_observed = [frame for node in observed.values() for frame in frames_of(node)]
-        names = (obs_plate,) if obs_plate is not None else self._find_data_plates(traces)
+        names: tuple[str, ...] = (obs_plate,) if obs_plate is not None else ()
+        names = names or data_plates(traces, (self.guide, self.model), self.arguments)
         frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
         if obs_plate is not None and frame is None:
             plates = sorted({frame.name for frame in at_observed})
@@ -239,20 +259,18 @@ class PairRunner:
                 f"obs_plate={obs_plate!r}, but the observed sites are in the plates {plates}"
             )
         self.data_plate = None if frame is None else frame.name
-        subsampled = {frame.name for frame in all_frames if frame.size < full_size_of(frame)}
-        self.fixed_indices = {
-            name: value
-            for name, value in values_of(traces[1]).items()
-            if name in subsampled - {self.data_plate}
-        }
+        others = subsampled_plates(*traces) - {self.data_plate}
+        if others:
+            raise PairError(
+                f"the plates {sorted(others)} are subsampled and are not over the data, so log "
+                "p(x, z) is known only up to the entries that are left out: run them whole, "
+                "without subsample_size= and subsample=, for all but training"
+            )
         self.layout.data_dim = 0 if frame is None or frame.dim is None else frame.dim
         self.all_local = frame is not None and all(
             frame.name in [f.name for f in frames_of(node)] for node in latents
         )
         return frame
-
-    def _find_data_plates(self, traces: Traces) -> tuple[str, ...]:
-        return data_plates(traces, (self.guide, self.model), self.arguments)
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
         """Return whether log densities stay the same when the last datum is left out."""

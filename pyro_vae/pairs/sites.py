@@ -53,8 +53,7 @@ class SiteDraws:
     @property
     def is_delta(self) -> bool:
         """Whether the distribution is a point mass, inside any wrappers."""
-        wrappers = ExpandedDistribution, MaskedDistribution, TransformedDistribution
-        return isinstance(unwrap_independent(self.distribution, *wrappers), Delta)
+        return is_delta(self.distribution)
 
     @property
     def event_dim(self) -> int:
@@ -92,6 +91,26 @@ class ConditionLatents(Messenger):
         name = str(msg["name"])
         if name in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[name], True
+
+
+def is_delta(distribution: Any) -> bool:
+    """Return whether a distribution is a point mass, inside any wrappers."""
+    wrappers = ExpandedDistribution, MaskedDistribution, TransformedDistribution
+    return isinstance(unwrap_independent(distribution, *wrappers), Delta)
+
+
+def subsampled_plates(*traces: poutine.Trace) -> set[str]:
+    """Return the names of all plates that are subsampled, sequential plates included."""
+    names = set()
+    for trace in traces:
+        nodes: list[tuple[str, Node]] = list(trace.nodes.items())
+        for name, node in nodes:
+            if site_is_subsample(node) and len(node["value"]) < node["fn"].size:
+                names.add(name)
+        for _, node in sample_sites(trace):  # a plate from outside the program has no site
+            frames = node["cond_indep_stack"]
+            names |= {frame.name for frame in frames if frame.size < full_size_of(frame)}
+    return names
 
 
 def sample_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
