@@ -18,6 +18,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.pairs.check import check_reparameterized
+from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node, latent_sites
 
@@ -132,7 +133,7 @@ class PathDerivative(Reparameterized):
         self, model: Program, guide: Program, args: Args, kwargs: KwArgs
     ) -> tuple[poutine.Trace, poutine.Trace]:
         with _Leaves():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            guide_trace = poutine.trace(without_observations(guide)).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         guide_trace = prune_subsample_sites(guide_trace)

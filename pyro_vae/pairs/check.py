@@ -1,5 +1,6 @@
 """Static checks of a model/guide pair against its data, before training."""
 
+import functools
 import inspect
 import sys
 from inspect import Parameter
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
 from pyro_vae.pairs.latents import check_masks, check_names, check_shapes
@@ -30,6 +32,10 @@ from pyro_vae.pairs.sites import (
 )
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import check_support, kind_of, support_name
+
+FEW = 8  # number of rows that `check_data` runs first
+SPREAD = 64  # number of rows from evenly spaced places that it runs next
+MAX_ELEMENTS = 2**26  # of data that it runs as a whole if the first rows fail
 
 
 @torch.no_grad()
@@ -115,9 +121,9 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
     """Check the first rows of a dataset as `check` does, and a sample of the rest for its support.
 
     Raises:
-        PairError: As in `check`.
+        PairError: As in `check`, or if the pair does not run on any rows of the data.
     """
-    table = check(pair, data.batch(slice(8)), objective=objective)
+    table = _check_rows(pair, data, objective)
     if data.values.dtype == torch.uint8:
         return table  # pixels of a built-in dataset are in range
     with torch.no_grad(), unchanged(pair.model, pair.guide), pyro.validation_enabled(False):
@@ -128,6 +134,24 @@ def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> Si
         # The support of one datum's distribution is that of all data.
         if node["fn"].batch_shape == (1,) and node["value"] is first[0]:
             check_support(node["fn"], data.sample(), name)
+    return table
+
+
+def _check_rows(pair: PairLike, data: Dataset, objective: object) -> SiteTable:
+    """Check a few rows as `check` does, and that the programs run on other rows, too."""
+    few, in_memory = data.batch(slice(FEW)), isinstance(data.values, Tensor)
+    try:
+        table = check(pair, few, objective=objective)
+    except PairError:
+        if in_memory and len(data) > FEW and data.values.numel() <= MAX_ELEMENTS:
+            check_not_whole(functools.partial(check, pair, data.batch(slice(None))), len(data))
+        raise
+    parts = [few]
+    if len(data) <= FEW:
+        parts.append(tuple(part[: (len(few[0]) + 1) // 2] for part in few))
+    elif in_memory:
+        parts.append(data.batch(slice(None, None, max(1, len(data) // SPREAD))))
+    check_any_rows(pair, parts, table.data_plates)
     return table
 
 

@@ -17,9 +17,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.any_rows import check_any_rows
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.check import check_arguments
 from pyro_vae.pairs.chunking import CHUNK_DRAWS
+from pyro_vae.pairs.guides import is_automatic
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import Sites
@@ -72,6 +74,8 @@ class Sampler:
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
         few = tuple(rows[:2] for rows in _arguments(batch))
         check_arguments(pair, few)
+        if is_automatic(pair.guide):  # before its first call, which may create its parameters
+            check_any_rows(pair, (few, tuple(rows[:1] for rows in few)))
         self.programs = PairRunner(pair.model, pair.guide, few)
         given_globals = given_globals and self.programs.separable
         if not (self.programs.all_local or given_globals):

@@ -4,10 +4,12 @@ import contextlib
 import copy
 from collections.abc import Iterator
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine.guards import modules_of
+from pyro_vae.pairs.pair import Program
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
 
@@ -72,3 +74,18 @@ class _State:
 def _restore_buffer(buffer: Tensor, former: Tensor) -> None:
     if not buffer.equal(former):
         buffer.copy_(former)
+
+
+def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> None:
+    """Run guide and model once, so that programs that create parameters in a call have them.
+
+    The random state is restored.
+    """
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        evaluating(*modules_in(model, guide)),
+        pyro.validation_enabled(False),
+    ):
+        guide(*batch)
+        model(*batch)

@@ -21,8 +21,10 @@ from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.state import create_parameters
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
@@ -222,6 +224,7 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
     """Check a pair against its data; return its training step, with a loss in nats per datum."""
     optim: PyroOptim | Optimizer | OptimizerFactory
     guide, compile, precision = pair.guide, config.compile, config.precision
+    guide = without_observations(guide)
     if isinstance(pair, SVI):
         own = config.objective is None and config.optimizer is None and config.num_particles == 1
         if not own or compile != "auto" or precision != "fp32":
@@ -243,6 +246,7 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
     table = check_data(pair, data, objective=bound)
+    create_parameters(pair.model, pair.guide, data.batch(slice(8)))
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
     svi.nest_plates(table.plate_nesting)
