@@ -30,6 +30,7 @@ from pyro_vae.engine.step import (
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import objectives_of
+from pyro_vae.pairs.runner import accepts_particles
 from pyro_vae.pairs.sites import plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 
@@ -120,6 +121,7 @@ class SVI(pyro.infer.SVI):
         keep_freed_memory()
         self._modules: list[nn.Module] | None = None  # candidates for `fast_layers`; found once
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
+        self._vectorized = [o for o in objectives_of(self) if _has_particle_plate(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
         self._compiler.enabled = compile is True or (
             compile == "auto" and can_compile() and is_own(model, guide)
@@ -199,11 +201,18 @@ class SVI(pyro.infer.SVI):
     def nest_plates(self, depth: int) -> None:
         """Set the number of batch dimensions of the programs' plates on objectives without it."""
         for objective in self._without_plates:
-            particles = objective.vectorize_particles and objective.num_particles > 1
-            objective.max_plate_nesting = depth + particles
+            objective.max_plate_nesting = depth + _has_particle_plate(objective)
         self._without_plates = []
 
+    def choose_particles(self, args: Arguments, kwargs: Keywords) -> None:
+        """Run particles one after another if the programs do not accept a plate over particles."""
+        objectives, self._vectorized = self._vectorized, []
+        if objectives and not accepts_particles(self.model, self.guide, args, kwargs):
+            for objective in objectives:
+                objective.vectorize_particles = False
+
     def _find_plates(self, args: Arguments, kwargs: Keywords) -> None:
+        self.choose_particles(args, kwargs)
         if self._without_plates:
             # Pyro's objectives trace the programs for this too, but warn about it.
             guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
@@ -278,6 +287,12 @@ class SVI(pyro.infer.SVI):
 def is_own(*programs: Program) -> bool:
     """Return whether all programs are modules of this package, such as a `VAE`'s model."""
     return all(type(program).__module__.startswith("pyro_vae.") for program in programs)
+
+
+def _has_particle_plate(objective: Any) -> bool:
+    """Return whether an objective runs all of its particles in one plate."""
+    vectorized = getattr(objective, "vectorize_particles", False)
+    return vectorized and objective.num_particles > 1
 
 
 def _needs_plates(objective: Any) -> bool:

@@ -53,8 +53,8 @@ def check_any_rows(
                 f"latents of a fixed number of data or groups. {ADVICE}"
             ) from error
         first = first or shapes
-        for name in first.keys() & shapes.keys():
-            if first[name] != shapes[name]:
+        for name in first:
+            if shapes.get(name, first[name]) != first[name]:
                 raise PairError(
                     f"{name} has shape {first[name]} for {len(parts[0][0])} rows of the data and "
                     f"{shapes[name]} for {len(rows[0])} others, so it depends on the rows of a "

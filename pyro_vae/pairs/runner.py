@@ -46,7 +46,7 @@ from pyro_vae.pairs.sites import (
     subsampled_plates,
     values_of,
 )
-from pyro_vae.pairs.state import modules_in
+from pyro_vae.pairs.state import modules_in, unchanged
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -359,3 +359,17 @@ class PairRunner:
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=RTOL, atol=ATOL, equal_nan=True)
+
+
+def accepts_particles(
+    model: Program, guide: Program, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> bool:
+    """Return whether a pair runs in one more plate on the left, with the same log densities.
+
+    Networks that expect a fixed number of dimensions, such as `nn.ConvTranspose2d`, do not accept
+    this plate. The pair is unchanged. If it cannot be run, the result is True, and the caller's run
+    raises the error.
+    """
+    with unchanged(model, guide), contextlib.suppress(PairError):
+        return PairRunner(model, guide, args, kwargs).layout.vectorized
+    return True

@@ -235,7 +235,7 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
         bound, optim = pair.objective, pair.optim
         compile, precision = pair.compile, pair.precision
     else:
-        # Particles are a plate on the left; networks take any leading dimensions.
+        # Particles are a plate on the left if the networks take any leading dimensions.
         particles = config.num_particles
         bound = config.objective or Trace_ELBO(particles, vectorize_particles=particles > 1)
         adam = functools.partial(torch.optim.Adam, lr=config.learning_rate, fused=True)
@@ -249,5 +249,6 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
     create_parameters(pair.model, pair.guide, data.batch(slice(8)))
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
+    svi.choose_particles(data.batch(slice(8)), {})
     svi.nest_plates(table.plate_nesting)
     return svi
