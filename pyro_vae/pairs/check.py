@@ -16,7 +16,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
-from pyro_vae.pairs.latents import check_masks, check_names, check_shapes
+from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
 from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates
 from pyro_vae.pairs.site_table import Site, SiteTable
@@ -97,6 +97,7 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         check_shapes(priors, posteriors)
         if failure:
             raise failure
+        check_not_observed(dict(sample_sites(model)), dict(sample_sites(guide)))
         check_masks(priors, posteriors)
 
         def rerun(values: dict[str, Tensor]) -> dict[str, Node]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
@@ -39,6 +40,22 @@ def check_names(
                 f"the guide draws the latent {name!r}, the model does not: sample {name!r} in the "
                 "model under that name. If the guide computes its latents from it, one to one, in "
                 "Delta sites, mark it by infer={'is_auxiliary': True}"
+            )
+
+
+def check_not_observed(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
+    """Check that the guide does not observe the data of the model, as an inner messenger does.
+
+    Raises:
+        PairError: If a site with a value is observed in both.
+    """
+    for name, node in guide.items():
+        both = node["is_observed"] and name in model and model[name]["is_observed"]
+        if both and not site_is_factor(node):
+            raise PairError(
+                f"the guide observes {name!r}, which is data of the model, so log q(z|x) would "
+                "contain its log density: leave it out of the guide. If the guide contains an "
+                "AutoMessenger, hide it by poutine.block(messenger, hide=[...])"
             )
 
 

@@ -27,7 +27,12 @@ from torch import Tensor
 from pyro_vae.pairs.axes import PlateAxes
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
-from pyro_vae.pairs.latents import check_masks, check_names, check_not_enumerated
+from pyro_vae.pairs.latents import (
+    check_masks,
+    check_names,
+    check_not_enumerated,
+    check_not_observed,
+)
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_plates
 from pyro_vae.pairs.sites import (
@@ -231,6 +236,7 @@ class PairRunner:
         guide, model = (dict(sample_sites(trace)) for trace in traces)
         check_not_enumerated(model, guide)
         check_names(model, guide)
+        check_not_observed(model, guide)
         check_masks(model, guide)
 
         def rerun(values: dict[str, Tensor]) -> dict[str, Node]:

@@ -15,15 +15,15 @@ TorchState = tuple[Tensor, list[Tensor] | None]
 
 @contextlib.contextmanager
 def preserved_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the random state on exit, and remove new entries of Pyro's parameter store.
+    """Restore the random state and the entries of Pyro's parameter store on exit.
 
-    Programs may register their parameters in the store when they run.
+    Programs may register their parameters in the store when they run, one under several names.
 
     Args:
         seed: Random seed within the context; by default the random state is not changed.
     """
     store, random_state = pyro.get_param_store(), get_rng_state()
-    known = set(store.keys())
+    tables = [(table, table.copy()) for table in vars(store).values() if isinstance(table, dict)]
     with torch.random.fork_rng():
         if seed is not None:
             pyro.set_rng_seed(seed)
@@ -31,8 +31,9 @@ def preserved_state(seed: int | None = None) -> Iterator[None]:
             yield
         finally:
             set_rng_state(random_state)
-            for name in set(store.keys()) - known:
-                del store[name]
+            for table, entries in tables:
+                table.clear()
+                table.update(entries)
 
 
 def seed_chunk(seed: int, place: int) -> None:
