@@ -56,7 +56,8 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     Raises:
         PairError: If x is empty, infinite or not floating point; if there are more tensors than
             the model or the guide takes; if a latent is missing from the model or the guide, or
-            its shape or support differs between them; if a sample of the guide is not finite; if
+            its shape, support or mask differs between them; if the guide has an auxiliary variable
+            that its latents do not determine; if a sample of the guide is not finite; if
             a batch dimension belongs to no plate; if the shape of the decoder's output differs
             from that of x; if x is outside the likelihood's support; or if the objective needs
             reparameterized samples and the guide of a latent has no `rsample`.
