@@ -1,7 +1,10 @@
 """Run a model and its guide batch by batch and collect the sites in the groups of ArviZ."""
 
 import math
+import sys
 import warnings
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,10 +13,25 @@ from torch import Tensor
 from pyro_vae.datatree.writer import SAMPLE_DIMS, Group, Labels, Variables
 from pyro_vae.distributed import gather
 from pyro_vae.pairs.batching import Batch
-from pyro_vae.pairs.chunking import CHUNK_ELEMENTS
+from pyro_vae.pairs.chunking import CHUNK_ELEMENTS, ChunkSize, in_parts
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import SiteDraws, Sites
+
+# Samples of the latents outside the data plate, the same for every batch, by group and site.
+Shared: TypeAlias = dict[str, dict[str, Tensor]]
+Block: TypeAlias = tuple[Variables, int]  # groups, and the number of new data in them
+PRIOR_SAMPLES = {"prior", "prior_predictive"}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some samples of a batch: their groups, log densities, and latents outside the data plate."""
+
+    groups: Variables
+    log_q: Tensor
+    log_p: Tensor
+    shared: Shared
 
 
 class GroupCollector:
@@ -24,80 +42,109 @@ class GroupCollector:
     ) -> None:
         self.programs, self.labels, self.num_samples = programs, labels, num_samples
         self.groups, self.plate = groups, programs.data_plate
-        self.first = True
-        # Samples of the sites outside the data plate by chunk, the same for every batch.
-        self.posterior: list[dict[str, Tensor]] = []
-        self.prior: list[dict[str, Tensor]] = []
+        self.shared: Shared | None = None  # None before the first batch
+        # Limits on the part of a batch that runs at once, found when memory ran out.
+        self.most_rows = self.most_draws = sys.maxsize
         self.log_q = np.zeros(num_samples)
         self.log_p = np.zeros(num_samples)
         self.not_finite: dict[str, str] = {}  # value and position of a log density, by site
 
-    def collect(self, batch: Batch) -> Variables:
-        """Run a batch with all samples, in chunks, and return its groups."""
+    def collect(self, batch: Batch) -> list[Block]:
+        """Run a batch with all samples and return its groups, in one block if memory suffices."""
         rows = max(1, len(batch.indices)) if self.plate else 1
-        step = max(1, CHUNK_ELEMENTS // (self.programs.datum_size * rows))
+        draws = max(1, CHUNK_ELEMENTS // (self.programs.datum_size * rows))
+        size = ChunkSize(
+            rows=min(rows, self.most_rows),
+            least=1 if self.programs.separable else rows,
+            draws=min(draws, self.num_samples, self.most_draws),
+        )
+        at_first = replace(size)
+
+        def work(part: slice, draws: int) -> Block:
+            few = batch
+            if self.programs.separable:
+                first, last = batch.indices[part][[0, -1]].tolist()
+                few = self.programs.arguments.rows(first, last + 1)
+            return self._block(few, draws), len(few.indices) - few.repeated
+
+        blocks = list(in_parts(rows, size, work))
+        if size != at_first:
+            self.most_rows, self.most_draws = size.rows, size.draws
+        return blocks
+
+    def _block(self, batch: Batch, step: int) -> Variables:
+        """Run a batch with all samples, `step` at a time."""
         chunks = [
-            self._chunk(batch, i, slice(start, min(start + step, self.num_samples)))
-            for i, start in enumerate(range(0, self.num_samples, step))
+            self._chunk(batch, slice(start, min(start + step, self.num_samples)))
+            for start in range(0, self.num_samples, step)
         ]
-        self.first = False
         result: Variables = {}
-        for group, variables in chunks[0].items():
+        for group, variables in chunks[0].groups.items():
             result[group] = {}
             for name, (dims, values) in variables.items():
                 if group == "observed_data":
                     result[group][name] = dims, values[0]
                 else:
-                    parts = [chunk[group][name][1] for chunk in chunks]
+                    parts = [chunk.groups[group][name][1] for chunk in chunks]
                     result[group][name] = (*SAMPLE_DIMS, *dims), np.concatenate(parts)[None]
+        # The state changes last. A block for which memory runs out is repeated.
+        if not self.programs.per_datum:
+            self.log_q += torch.cat([chunk.log_q for chunk in chunks]).double().cpu().numpy()
+            self.log_p += torch.cat([chunk.log_p for chunk in chunks]).double().cpu().numpy()
+        if self.shared is None:
+            self.shared = {
+                group: {
+                    name: torch.cat([chunk.shared[group][name] for chunk in chunks])
+                    for name in sites
+                }
+                for group, sites in chunks[0].shared.items()
+            }
         return result
 
-    def _chunk(self, batch: Batch, index: int, draws: slice) -> Variables:
+    def _chunk(self, batch: Batch, draws: slice) -> _Chunk:
         num_draws = draws.stop - draws.start
-        given = {} if self.first else self.posterior[index]
-        guide, model = self.programs.run(batch, num_draws, given)
-        if self.first:
-            self.posterior.append(self._without_data(guide))
+        guide, model = self.programs.run(batch, num_draws, self._given("posterior", draws))
+        shared = {"posterior": self._without_data(guide)}
         latent = {name: site for name, site in model.items() if not site.observed}
-        data = {name: site for name, site in model.items() if site.observed and not site.is_factor}
+        computed = {name: site for name, site in model.items() if site.computed}
+        data = {
+            name: site
+            for name, site in model.items()
+            if not (name in latent or name in computed or site.is_factor)
+        }
+        with_prior = {**latent, **computed}
+        for name in self.programs.layout.event_dims:
+            del with_prior[name]
         self._check_values(latent, data)
         self._look_for_not_finite({**latent, **data}, batch)
+        log_q, log_p = (self._total(sites, batch, num_draws) for sites in (guide, model))
         result = {
-            "posterior": self._values(latent, batch),
-            "sample_stats": self._stats(guide, model, batch, draws),
+            "posterior": self._values({**latent, **computed}, batch),
+            "sample_stats": self._stats(log_q, log_p),
             "log_likelihood": self._log_densities(data, batch),
             "observed_data": self._values(data, batch),
-            "log_prior": self._log_densities(latent, batch),
+            "log_prior": self._log_densities(with_prior, batch),
         }
         if "posterior_predictive" in self.groups:
             values = {name: site.value for name, site in latent.items()}
             drawn = self.programs.run_model(batch, num_draws, values, observe=False)
             result["posterior_predictive"] = self._values(drawn, batch, only=data)
-        if {"prior", "prior_predictive"} & set(self.groups):
-            given = {} if self.first else self.prior[index]
+        if PRIOR_SAMPLES & set(self.groups):
+            given = self._given("prior", draws)
             drawn = self.programs.run_model(batch, num_draws, given, observe=False)
-            if self.first:
-                self.prior.append(self._without_data(drawn, only=latent))
-            result["prior"] = self._values(drawn, batch, only=latent)
+            shared["prior"] = self._without_data(drawn, only=latent)
+            result["prior"] = self._values(drawn, batch, only={**latent, **computed})
             result["prior_predictive"] = self._values(drawn, batch, only=data)
-        return {group: result[group] for group in self.groups}
+        return _Chunk({group: result[group] for group in self.groups}, log_q, log_p, shared)
 
-    def _stats(self, guide: Sites, model: Sites, batch: Batch, draws: slice) -> Group:
-        """Return log weights and log q per datum, or add to the joint ones."""
-        log_q = self._total(guide, batch)
-        log_p = self._total(model, batch)
-        if self.programs.all_local:
-            terms = {"log_weight": log_p - log_q, "log_q": log_q}
-            dims: tuple[str, ...] = (str(self.plate),)
-            stats = {name: (dims, value.cpu().numpy()) for name, value in terms.items()}
-            return self._unless_point_masses(stats)
-        self.log_q[draws] += log_q.double().cpu().numpy()
-        self.log_p[draws] += log_p.double().cpu().numpy()
-        return {}
-
-    def forget_data(self) -> None:
-        """Discard the terms of the data so far; keep the samples of global sites."""
-        self.log_q[:] = self.log_p[:] = 0.0
+    def _stats(self, log_q: Tensor, log_p: Tensor) -> Group:
+        """Return log weights and log q of each datum, if the programs have them."""
+        if not self.programs.per_datum:
+            return {}
+        terms = {"log_weight": log_p - log_q, "log_q": log_q}
+        dims: tuple[str, ...] = (str(self.plate),)
+        stats = {name: (dims, value.cpu().numpy()) for name, value in terms.items()}
+        return self._unless_point_masses(stats)
 
     def joint_stats(self) -> Variables:
         """Return the joint log weights and log q of all data and latents, shape `(1, samples)`."""
@@ -109,19 +156,19 @@ class GroupCollector:
     def _unless_point_masses(self, stats: Group) -> Group:
         return {} if self.programs.point_masses else stats
 
-    def _total(self, sites: Sites, batch: Batch) -> Tensor:
-        """Sum log densities: `(samples, data)` if every latent is local, else `(samples,)`."""
+    def _total(self, sites: Sites, batch: Batch, num_draws: int) -> Tensor:
+        """Sum log densities: `(samples, data)` if each belongs to a datum, else `(samples,)`."""
         terms = []
         for site in sites.values():
             local = self.plate in site.plates
-            if self.programs.all_local and local:
+            if self.programs.per_datum and local:
                 terms.append(site.per_datum(str(self.plate))[:, batch.repeated :])
             elif local:
                 terms.append(site.per_datum(str(self.plate))[:, batch.repeated :].sum(1))
-            elif self.first:
+            elif self.shared is None:
                 terms.append(site.joint())
         # A program without local sites has no terms after the first batch.
-        return torch.stack(terms).sum(0) if terms else torch.zeros(())
+        return torch.stack(terms).sum(0) if terms else torch.zeros(num_draws)
 
     def _values(self, sites: Sites, batch: Batch, only: Sites | None = None) -> Group:
         return {
@@ -141,7 +188,7 @@ class GroupCollector:
         }
 
     def _is_due(self, site: SiteDraws) -> bool:
-        return self.first or self.plate in site.plates
+        return self.shared is None or self.plate in site.plates
 
     def _new(self, site: SiteDraws, values: Tensor, batch: Batch) -> np.ndarray:
         """Return values as an array without the data that repeat the previous batch."""
@@ -150,11 +197,18 @@ class GroupCollector:
             values = values.narrow(dim, batch.repeated, values.shape[dim] - batch.repeated)
         return values.cpu().numpy()
 
+    def _given(self, group: str, draws: slice) -> dict[str, Tensor]:
+        """Return the samples of the latents outside the data plate after the first batch."""
+        shared = {} if self.shared is None else self.shared[group]
+        return {name: values[draws] for name, values in shared.items()}
+
     def _without_data(self, sites: Sites, only: Sites | None = None) -> dict[str, Tensor]:
         return {
             name: site.value
             for name, site in sites.items()
-            if self.plate not in site.plates and (only is None or name in only)
+            if self.plate not in site.plates
+            and not site.observed
+            and (only is None or name in only)
         }
 
     def _check_values(self, latent: Sites, data: Sites) -> None:

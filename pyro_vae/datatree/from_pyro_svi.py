@@ -2,17 +2,17 @@
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import xarray as xr
 
 from pyro_vae.data.dataset import Dataset, as_tensor
-from pyro_vae.datatree.collector import GroupCollector
-from pyro_vae.datatree.writer import Coords, Labels, TreeWriter, Variables
-from pyro_vae.distributed import from_first, is_first
+from pyro_vae.datatree.collector import Block, GroupCollector, Shared
+from pyro_vae.datatree.writer import Coords, Labels, TreeWriter
+from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
-from pyro_vae.pairs.chunking import over_chunks
+from pyro_vae.pairs.chunking import over_chunks, progress_bar
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.state import unchanged
@@ -39,6 +39,7 @@ def from_pyro_svi(
     dims: Mapping[str, Sequence[str]] | None = None,
     seed: int | None = None,
     store: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Sample from a guide and collect the results in the groups of ArviZ.
 
@@ -46,9 +47,11 @@ def from_pyro_svi(
     of the plates, and the event dimensions: `latent_dim` for the only local latent of a VAE,
     otherwise `dims`, or `{site}_dim_{i}` as in ArviZ. The groups are:
 
-    - `posterior`: latents sampled from the guide;
+    - `posterior`: latents sampled from the guide, and the values that the model computes from them:
+      `pyro.deterministic` sites and latents with a `Reparam` of Pyro;
     - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats. They are given
-      for each datum if every latent is local, otherwise jointly for all data and latents;
+      for each datum if every latent, observation and factor is in the plate over the data,
+      otherwise jointly for all data and latents;
     - `log_likelihood`: log p(x|z) of each observed site and datum. Do not use it with `arviz.loo`
       if latents are local: without its datum, a latent has its prior distribution. Use
       `pyro_vae.elpd_marginal` to score held-out data;
@@ -57,8 +60,8 @@ def from_pyro_svi(
 
     Several processes (`torchrun`) share the batches, and each returns the tree of a single process.
     Data run in batches and samples in chunks, so memory holds little more than the result, or one
-    block of it with `store`. Modules run in evaluation mode; their mode, the global random state
-    and Pyro's parameter store are restored.
+    block of it with `store`. If memory runs out, batches and chunks are halved. Modules run in
+    evaluation mode; their mode, the global random state and Pyro's parameter store are restored.
 
     Args:
         model: Pyro model.
@@ -76,6 +79,7 @@ def from_pyro_svi(
         dims: Names of the event dimensions by site.
         seed: Random seed; the same seed and batch size give the same tree.
         store: Folder of a zarr store to write block by block; the tree reads from it.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Returns:
         The tree.
@@ -84,6 +88,11 @@ def from_pyro_svi(
         PairError: If model and guide do not fit each other or their arguments.
         ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
             dimensions and coordinates conflict.
+        MemoryError: If there is not enough memory for one sample of one datum.
+
+    Warns:
+        MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
+            differs.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -106,33 +115,39 @@ def from_pyro_svi(
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
     base = from_first(_draw_seed) if seed is None else seed
     with torch.no_grad(), unchanged(model, guide, seed=base):
-        programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate)
+        programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate, deterministic=True)
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
         blocks = GroupCollector(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
-        batches = list(programs.batches(rows))
-        chunks = [
-            (place, functools.partial(batches.__getitem__, place)) for place in range(len(batches))
-        ]
-
-        def collect(place: int, batch: Batch) -> Variables:
-            return blocks.collect(batch)
-
-        if not is_first():
-            seed_chunk(base, 0)
-            blocks.collect(batches[0])  # sites outside the data plate are sampled with it
-            blocks.forget_data()
-        results = over_chunks(chunks, collect, seed=base)
-        for place, (batch, variables) in enumerate(zip(batches, results, strict=True)):
-            if place == 0:
-                plate = programs.data_plate
-                labels.check(variables, {} if plate is None else {plate: programs.num_data})
-            writer.add(variables, len(batch.indices) - batch.repeated)
-        if "sample_stats" in groups and not programs.all_local:
+        with progress_bar("sampling", programs.num_data, progress) as report:
+            for block, num_data in _blocks(blocks, list(programs.batches(rows)), base):
+                if not writer.num_data:
+                    plate = programs.data_plate
+                    labels.check(block, {} if plate is None else {plate: programs.num_data})
+                writer.add(block, num_data)
+                report(writer.num_data)
+        if "sample_stats" in groups and not programs.per_datum:
             writer.add(blocks.joint_stats())
     blocks.warn()
     return writer.finish()
+
+
+def _blocks(collector: GroupCollector, batches: list[Batch], seed: int) -> Iterator[Block]:
+    """Yield the blocks of all batches in order. Several processes share the batches."""
+
+    def first() -> tuple[list[Block], Shared | None]:
+        seed_chunk(seed, 0)
+        return collector.collect(batches[0]), collector.shared
+
+    # The latents outside the data plate are sampled with the first batch.
+    blocks, collector.shared = from_first(first)
+    yield from blocks
+    others = [
+        (place, functools.partial(batches.__getitem__, place)) for place in range(1, len(batches))
+    ]
+    for blocks in over_chunks(others, lambda place, batch: collector.collect(batch), seed=seed):
+        yield from blocks
 
 
 def _draw_seed() -> int:

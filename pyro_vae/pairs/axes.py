@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -12,11 +13,36 @@ from pyro_vae.pairs.sites import (
     Node,
     SiteDraws,
     Sites,
+    deterministic_sites,
     dims_of,
     frames_of,
+    is_computed,
     sample_sites,
     split_shape,
 )
+
+
+def event_dim_of(node: Node) -> int:
+    """Return the number of event dimensions of a computed value, given one sample.
+
+    By default, `pyro.deterministic` declares all dimensions of a value as its event, those of the
+    plates included. The leading dimensions that match the plates of the site are its batch.
+    """
+    shape, declared = tuple(node["value"].shape), node["fn"].event_dim
+    if declared < len(shape):
+        return declared
+    frames = frames_of(node)
+    sizes = dict(zip(dims_of(frames), [frame.size for frame in frames], strict=True))
+    depth = -min(sizes, default=0)
+    if len(shape) < depth:
+        return 0 if _matches(shape, sizes) else declared
+    return len(shape) - depth if _matches(shape[:depth], sizes) else declared
+
+
+def _matches(batch: tuple[int, ...], sizes: dict[int, int]) -> bool:
+    """Return whether a batch shape broadcasts to plates of given sizes, by their dimensions."""
+    dims = range(-len(batch), 0)
+    return all(size in (1, sizes.get(dim, 1)) for dim, size in zip(dims, batch, strict=True))
 
 
 @dataclass
@@ -29,6 +55,8 @@ class PlateAxes:
         data_dim: Dimension of the plate over the data, counted from the right.
         vectorized: Whether samples are in one more plate on the left.
         tiled: Whether samples are in the plate over the data, with the data repeated for each.
+        event_dims: Number of event dimensions of the sites with a computed value and no density, if
+            they are collected.
     """
 
     frames: dict[str, list[CondIndepStackFrame]] = field(default_factory=dict)
@@ -36,6 +64,7 @@ class PlateAxes:
     data_dim: int = 0
     vectorized: bool = False
     tiled: bool = False
+    event_dims: dict[str, int] = field(default_factory=dict)
 
     def to_program(self, name: str, value: Tensor) -> Tensor:
         """Reshape values `(samples, *plates, *event)` to the shape of the site in its program."""
@@ -64,12 +93,19 @@ class PlateAxes:
             log_prob = scale_and_mask(fn.log_prob(node["value"]), 1.0, node["mask"])
             value = self._arrange(name, node, node["value"], fn.event_dim, num_draws)
             sites[name] = SiteDraws(
-                value=value[:1] if observed else value,
+                value=value[:1] if observed and not is_computed(node) else value,
                 log_prob=self._arrange(name, node, log_prob, 0, num_draws),
                 plates=tuple(frame.name for frame in frames_of(node)),
                 observed=observed,
                 distribution=fn,
+                computed=is_computed(node),
             )
+        for name, node in deterministic_sites(trace):
+            if name in self.event_dims:
+                value = self._arrange(name, node, node["value"], self.event_dims[name], num_draws)
+                plates = tuple(frame.name for frame in frames_of(node))
+                zero = torch.zeros(value.shape[: 1 + len(plates)], device=value.device)
+                sites[name] = SiteDraws(value, zero, plates, True, node["fn"], computed=True)
         return sites
 
     def _arrange(
@@ -94,7 +130,9 @@ class PlateAxes:
         values = values.reshape(batch + event).expand((*full, *event))
         if self.tiled:
             data = depth + self.data_dim
-            values = values.unflatten(data, (num_draws, -1)).movedim(data, 0)
+            inside = any(frame.dim == self.data_dim for frame in frames)
+            values = values.unflatten(data, (num_draws if inside else 1, -1)).movedim(data, 0)
+            values = values.expand(num_draws, *values.shape[1:])
         draws = num_draws if self.vectorized or self.tiled else 1
         sizes = [frame.size for frame in frames]
         if self.tiled:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Chunk
 from pyro_vae.distributed import distribute, is_first
-from pyro_vae.runtime.random_state import seed_chunk
+from pyro_vae.runtime.random_state import random_state, seed_chunk, set_random_state
 
 CPU = torch.device("cpu")
 # Elements of the largest array of a chunk: 4 MB of float32. The decoder's output and its log
@@ -112,33 +112,23 @@ def map_chunks(
         MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
             differs.
     """
-    size = _ChunkSize(rows, least, draws)
+    size = ChunkSize(rows, least, draws)
 
     def work(place: int, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        parts: list[dict[str, Tensor]] = []
-        done, num_data = 0, len(batch[0])
-        while True:
-            few = tuple(part[done : done + size.take(num_data - done)] for part in batch)
-            try:
-                found = score(few, size.draws)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                size.halve(error)
-            else:
-                parts.append({name: values.cpu() for name, values in found.items()})
-                done += len(few[0])
-                report(place + done)
-            if done == num_data:
-                return _joined(parts)
-            seed_chunk(seed, place + done)
+        def scored(part: slice, draws: int) -> dict[str, Tensor]:
+            seed_chunk(seed, place + part.start)
+            found = score(tuple(rows[part] for rows in batch), draws)
+            report(place + part.stop)
+            return {name: values.cpu() for name, values in found.items()}
 
-    with _progress_bar(description, len(data), progress) as report:
+        return _joined(list(in_parts(len(batch[0]), size, scored)))
+
+    with progress_bar(description, len(data), progress) as report:
         return _joined(list(over_chunks(data.chunks(rows, least), work, seed=seed)))
 
 
 @dataclass
-class _ChunkSize:
+class ChunkSize:
     """Number of data in a chunk, its minimum, and number of samples evaluated together."""
 
     rows: int
@@ -168,6 +158,40 @@ class _ChunkSize:
         )
 
 
+def in_parts(num_data: int, size: ChunkSize, work: Callable[[slice, int], R]) -> Iterator[R]:
+    """Apply `work` to consecutive parts of a chunk, and yield the results.
+
+    If memory runs out, `size` is halved and the part is repeated from the same random state.
+
+    Args:
+        num_data: Number of rows of the chunk.
+        size: Size of the parts. It keeps its value for the next chunk.
+        work: Function of the rows of a part and of the number of samples to evaluate together.
+
+    Raises:
+        MemoryError: If there is not enough memory for the smallest part.
+
+    Warns:
+        MemoryWarning: If memory runs out.
+    """
+    done = 0
+    while True:
+        part = slice(done, done + size.take(num_data - done))
+        state = random_state()
+        try:
+            result = work(part, size.draws)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            size.halve(error)
+            set_random_state(state)
+        else:
+            yield result
+            done = part.stop
+            if done == num_data:
+                return
+
+
 def _out_of_memory(error: BaseException) -> bool:
     # torch has an exception type for the memory of a GPU, and a message for that of the CPU.
     kinds = (MemoryError, torch.OutOfMemoryError)
@@ -179,7 +203,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _progress_bar(
+def progress_bar(
     description: str, total: int, show: bool | None
 ) -> Iterator[Callable[[int], object]]:
     """Show a bar on standard error in the first process; yield a function that moves it."""

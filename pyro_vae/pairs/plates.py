@@ -17,7 +17,14 @@ from torch import Tensor
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.guides import model_of
 from pyro_vae.pairs.pair import PairError, Program
-from pyro_vae.pairs.sites import PARTICLE_PLATES, ConditionLatents, Node, sample_sites, values_of
+from pyro_vae.pairs.sites import (
+    PARTICLE_PLATES,
+    ConditionLatents,
+    Node,
+    is_data,
+    sample_sites,
+    values_of,
+)
 from pyro_vae.pairs.state import unchanged
 
 # Errors of a program that does not accept one more dimension, or fewer data.
@@ -53,7 +60,7 @@ def data_plates(
     nodes = [node for trace in traces for _, node in sample_sites(trace)]
     frames = [frame for node in nodes for frame in _frames(node)]
     everywhere = {frame.name for frame in frames}
-    observed = [{f.name for f in _frames(node)} for node in nodes if node["is_observed"]]
+    observed = [{f.name for f in _frames(node)} for node in nodes if is_data(node)]
     at_observed = [names for names in observed if names]
     if observed and not at_observed:
         return ()

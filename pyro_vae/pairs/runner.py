@@ -14,7 +14,7 @@ log densities on a few data, so programs need no annotation.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -24,7 +24,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_vae.pairs.axes import PlateAxes
+from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
 from pyro_vae.pairs.latents import (
@@ -39,8 +39,10 @@ from pyro_vae.pairs.sites import (
     DRAWS,
     ConditionLatents,
     Node,
+    SampleData,
     SiteDraws,
     Sites,
+    deterministic_sites,
     dims_of,
     frames_of,
     full_size_of,
@@ -71,6 +73,7 @@ class PairRunner:
         num_data: Number of data in this plate, before subsampling.
         separable: Whether each datum is treated independently, so that any batch can be run.
         all_local: Whether every latent is in the plate over the data.
+        per_datum: Whether every log density is in this plate, so that each datum has a log weight.
         local_latents: Number of event dimensions of each latent in the plate over the data.
         point_masses: Latents that have a fixed value in the guide, as in `AutoDelta`.
         datum_size: Number of elements of the largest site of one datum.
@@ -81,6 +84,7 @@ class PairRunner:
         args: Positional arguments. The rows of the first tensor are the data.
         kwargs: Keyword arguments.
         obs_plate: Name of the plate over the data. By default, `data_plates` finds it.
+        deterministic: Whether `run` returns computed values without a density, too.
 
     Raises:
         PairError: If a program fails on its arguments, if guide and model have different latents,
@@ -96,8 +100,10 @@ class PairRunner:
         kwargs: Mapping[str, object] | None = None,
         *,
         obs_plate: str | None = None,
+        deterministic: bool = False,
     ) -> None:
         keep_freed_memory()
+        self.deterministic = deterministic
         self.model, self.guide = model, without_observations(guide)
         self.modules = modules_in(model, guide)
         self.arguments = Arguments(args, kwargs or {})
@@ -173,7 +179,7 @@ class PairRunner:
                 sampled from the prior.
             observe: Whether to condition on the data. Otherwise the observed sites are sampled.
         """
-        model = self.model if observe else poutine.uncondition(self.model)
+        model = self.model if observe else SampleData()(self.model)
 
         def alone(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
             return (self._trace(model, batch, values),)
@@ -251,7 +257,11 @@ class PairRunner:
         self._check_latents(traces, batch)
         guide, model = (dict(sample_sites(trace)) for trace in traces)
         observed = observed_sites(traces[1])
-        self.layout.frames = {name: frames_of(node) for name, node in {**guide, **model}.items()}
+        computed = dict(deterministic_sites(traces[1]) if self.deterministic else ())
+        self.layout.event_dims = {name: event_dim_of(node) for name, node in computed.items()}
+        self.layout.frames = {
+            name: frames_of(node) for name, node in {**guide, **model, **computed}.items()
+        }
         all_frames = [frame for frames in self.layout.frames.values() for frame in frames]
         self.layout.nesting = -min(dims_of(all_frames), default=0)
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
@@ -273,9 +283,14 @@ class PairRunner:
                 "without subsample_size= and subsample=, for all but training"
             )
         self.layout.data_dim = 0 if frame is None or frame.dim is None else frame.dim
-        self.all_local = frame is not None and all(
-            frame.name in [f.name for f in frames_of(node)] for node in latents
-        )
+
+        def are_local(nodes: Iterable[Node]) -> bool:
+            return frame is not None and all(
+                frame.name in [f.name for f in frames_of(node)] for node in nodes
+            )
+
+        self.all_local = are_local(latents)
+        self.per_datum = are_local([*guide.values(), *model.values()])
         return frame
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
@@ -297,10 +312,11 @@ class PairRunner:
                 return values
             return values.narrow(1 + site.plates.index(plate), 0, num_rows - 1)
 
-        given = {name: shorten(site.value, site) for name, site in guide.items()}
+        given = {name: shorten(site.value, site) for name, site in _latents(guide).items()}
         fewer = self.run(self.arguments.rows(0, num_rows - 1), 1, given)
         return all(
             _agree(shorten(site.log_prob, site), other[name].log_prob)
+            and (not site.computed or _agree(shorten(site.value, site), other[name].value))
             for sites, other in zip((guide, model), fewer, strict=True)
             for name, site in sites.items()
         )
@@ -324,7 +340,7 @@ class PairRunner:
                 for site in model.values()
             ),
         )
-        latents = {name: site for name, site in model.items() if not site.observed}
+        latents = _latents(model)
         self.local_latents = {
             name: site.event_dim for name, site in latents.items() if self.data_plate in site.plates
         }
@@ -340,15 +356,14 @@ class PairRunner:
             together = self.run(batch, 2)
         except MISFITS:
             return False
-        given = {name: site.value[1:] for name, site in together[0].items()}
+        given = {name: site.value[1:] for name, site in _latents(together[0]).items()}
         at_once = self.layout.vectorized, self.layout.tiled
         self.layout.vectorized = self.layout.tiled = False
         alone = self.run(batch, 1, given)
         self.layout.vectorized, self.layout.tiled = at_once
         return all(
-            torch.allclose(
-                site.log_prob[1:], other[name].log_prob, equal_nan=True, rtol=RTOL, atol=ATOL
-            )
+            _agree(site.log_prob[1:], other[name].log_prob)
+            and (not site.computed or _agree(site.value[1:], other[name].value))
             for sites, other in zip(together, alone, strict=True)
             for name, site in sites.items()
         )
@@ -363,8 +378,16 @@ class PairRunner:
             raise PairError(f"the {role} fails on the arguments given: {error}") from error
 
 
+def _latents(sites: Sites) -> Sites:
+    return {name: site for name, site in sites.items() if not site.observed}
+
+
 def _agree(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=RTOL, atol=ATOL, equal_nan=True)
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=RTOL, atol=ATOL, equal_nan=True
+    )
 
 
 def accepts_particles(

@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
@@ -24,6 +25,7 @@ Node: TypeAlias = Any
 DRAWS = "_draws"  # the plate over samples of the latents
 # Plates over samples, of this package and of Pyro's vectorized ELBOs. They hold no data.
 PARTICLE_PLATES = (DRAWS, "num_particles_vectorized")
+WRAPPERS = ExpandedDistribution, MaskedDistribution
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SiteDraws:
         plates: Names of the plates from left to right.
         observed: Whether the site is observed.
         distribution: Distribution of the site.
+        computed: Whether the value is a function of other sites, as in `pyro.deterministic`.
     """
 
     value: Tensor
@@ -44,6 +47,7 @@ class SiteDraws:
     plates: tuple[str, ...]
     observed: bool
     distribution: Any
+    computed: bool = False
 
     @property
     def is_factor(self) -> bool:
@@ -95,8 +99,9 @@ class ConditionLatents(Messenger):
 
 def is_delta(distribution: Any) -> bool:
     """Return whether a distribution is a point mass, inside any wrappers."""
-    wrappers = ExpandedDistribution, MaskedDistribution, TransformedDistribution
-    return isinstance(unwrap_independent(distribution, *wrappers), Delta)
+    return isinstance(
+        unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta
+    )
 
 
 def subsampled_plates(*traces: poutine.Trace) -> set[str]:
@@ -113,18 +118,61 @@ def subsampled_plates(*traces: poutine.Trace) -> set[str]:
     return names
 
 
+class SampleData(UnconditionMessenger):
+    """Sample the observed sites, except those that record a computed value."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not is_computed(msg):
+            super()._pyro_sample(msg)
+
+
 def sample_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
     """Return the sample sites of a trace, latent and observed, in order.
 
-    Indices of subsampled plates and `pyro.deterministic` sites are left out: they have no density.
+    Indices of subsampled plates and computed values without a density (`is_deterministic`) are left
+    out.
     """
+    nodes: list[tuple[str, Node]] = list(trace.nodes.items())
     return [
         (name, node)
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and not site_is_subsample(node)
-        and not (node["infer"] or {}).get("_deterministic", False)
+        for name, node in nodes
+        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node)
     ]
+
+
+def deterministic_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
+    """Return the sites of a trace with a computed value and no density, in order."""
+    nodes: list[tuple[str, Node]] = list(trace.nodes.items())
+    return [(name, node) for name, node in nodes if is_deterministic(node)]
+
+
+def is_deterministic(node: Node) -> bool:
+    """Return whether a site records a computed value (`is_computed`) and has no density.
+
+    These are `pyro.deterministic` sites, and latents that most `Reparam`s of Pyro replace.
+    """
+    return is_computed(node) and _is_masked(node["fn"])
+
+
+def is_computed(node: Node) -> bool:
+    """Return whether a site records a value that is computed from other sites.
+
+    Such a site is observed, and its distribution is a point mass at this value. It may have a
+    density: some `Reparam`s of Pyro pass the log density of the latent to `Delta`.
+    """
+    if node["type"] != "sample" or not node["is_observed"]:
+        return False
+    point = unwrap_independent(node["fn"], *WRAPPERS)
+    return isinstance(point, Delta) and (_is_masked(node["fn"]) or point.v is node["value"])
+
+
+def is_data(node: Node) -> bool:
+    """Return whether a site is observed and its value is not computed from other sites."""
+    return bool(node["is_observed"]) and not is_computed(node)
+
+
+def _is_masked(distribution: Any) -> bool:
+    return isinstance(distribution, MaskedDistribution) and distribution._mask is False
 
 
 def latent_sites(trace: poutine.Trace) -> list[tuple[str, Node]]:
@@ -138,7 +186,7 @@ def observed_sites(trace: poutine.Trace) -> dict[str, Node]:
     Raises:
         PairError: If the model has no observed site.
     """
-    observed = {name: node for name, node in sample_sites(trace) if node["is_observed"]}
+    observed = {name: node for name, node in sample_sites(trace) if is_data(node)}
     if not observed:
         raise PairError("the model has no observed site: pass x as obs= of a pyro.sample")
     return observed

@@ -1,5 +1,6 @@
 """Reading the sample sites of a trace."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -38,7 +39,8 @@ def test_a_pair_with_deterministic_sites_is_checked_and_scored():
     pair, x = pv.Pair(model, guide), torch.zeros(10)
     assert list(pv.check(pair, x).model) == ["w", "z", "x"]
     tree = pv.from_pyro_svi(model, guide, model_args=(x,), num_samples=2)
-    assert set(tree["posterior"].data_vars) == {"w", "z"}
+    assert set(tree["posterior"].data_vars) == {"w", "double", "z", "square"}
+    np.testing.assert_array_equal(tree["posterior/square"], tree["posterior/z"] ** 2)
 
 
 def test_a_deterministic_site_is_not_an_observation():
