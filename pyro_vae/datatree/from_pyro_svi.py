@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.data.dataset import Dataset, as_tensor
-from pyro_vae.datatree.collector import Block, GroupCollector, Shared
+from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Shared
 from pyro_vae.datatree.writer import Coords, Labels, TreeWriter
 from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
@@ -116,6 +116,8 @@ def from_pyro_svi(
     base = from_first(_draw_seed) if seed is None else seed
     with torch.no_grad(), unchanged(model, guide, seed=base):
         programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate, deterministic=True)
+        if PRIOR_SAMPLES & set(groups):
+            programs.check_prior()
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
         blocks = GroupCollector(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)

@@ -39,6 +39,10 @@ MISFITS = (
 )
 
 
+class AmbiguousPlatesError(PairError):
+    """Several plates of the observed sites may be the one over the data."""
+
+
 def data_plates(
     traces: Sequence[poutine.Trace],
     programs: Sequence[Program] = (),
@@ -55,7 +59,7 @@ def data_plates(
         arguments: Arguments of the programs.
 
     Raises:
-        PairError: If several plates of the observed sites may be the one over the data.
+        AmbiguousPlatesError: If several plates of the observed sites may be the one over the data.
     """
     nodes = [node for trace in traces for _, node in sample_sites(trace)]
     frames = [frame for node in nodes for frame in _frames(node)]
@@ -76,7 +80,7 @@ def data_plates(
         if len(names) > 1:
             names = names & hint or names
     if len(names) > 1:
-        raise PairError(
+        raise AmbiguousPlatesError(
             f"the observed sites are in the plates {sorted(names)}, and each of them may be the "
             "plate over the data: call that one 'data', as in pyro.plate('data', len(x)), or pass "
             "its name as obs_plate= to from_pyro_svi"

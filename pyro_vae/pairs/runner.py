@@ -34,7 +34,7 @@ from pyro_vae.pairs.latents import (
     check_not_observed,
 )
 from pyro_vae.pairs.pair import PairError, Program
-from pyro_vae.pairs.plates import MISFITS, data_plates
+from pyro_vae.pairs.plates import MISFITS, AmbiguousPlatesError, data_plates
 from pyro_vae.pairs.sites import (
     DRAWS,
     ConditionLatents,
@@ -75,6 +75,7 @@ class PairRunner:
         all_local: Whether every latent is in the plate over the data.
         per_datum: Whether every log density is in this plate, so that each datum has a log weight.
         local_latents: Number of event dimensions of each latent in the plate over the data.
+        weighted: Latents of the model that are computed values with a density.
         point_masses: Latents that have a fixed value in the guide, as in `AutoDelta`.
         datum_size: Number of elements of the largest site of one datum.
 
@@ -186,6 +187,20 @@ class PairRunner:
 
         return self._over_draws(alone, batch, num_draws, given or {})[0]
 
+    def check_prior(self) -> None:
+        """Check that the model without its data samples from the prior.
+
+        Raises:
+            PairError: If a `Reparam` passes the prior of a latent to `Delta`. The model then
+                samples the latent from another distribution.
+        """
+        if self.weighted:
+            raise PairError(
+                f"the model computes {sorted(self.weighted)} from samples that are not from the "
+                "prior (pyro.infer.reparam), and so there are no prior samples. Run the model "
+                "without this reparameterization"
+            )
+
     def _trace(
         self, program: Program, batch: Batch, values: Mapping[str, Tensor] | None = None
     ) -> poutine.Trace:
@@ -267,7 +282,7 @@ class PairRunner:
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
         at_observed = [frame for node in observed.values() for frame in frames_of(node)]
         names: tuple[str, ...] = (obs_plate,) if obs_plate is not None else ()
-        names = names or data_plates(traces, (self.guide, self.model), self.arguments)
+        names = names or self._find_data_plates(traces)
         frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
         if obs_plate is not None and frame is None:
             plates = sorted({frame.name for frame in at_observed})
@@ -292,6 +307,16 @@ class PairRunner:
         self.all_local = are_local(latents)
         self.per_datum = are_local([*guide.values(), *model.values()])
         return frame
+
+    def _find_data_plates(self, traces: Traces) -> tuple[str, ...]:
+        try:
+            return data_plates(traces, (self.guide, self.model), self.arguments)
+        except AmbiguousPlatesError:
+            # Without rows, there are no batches to find. The log weights are joint.
+            frames = [f for trace in traces for _, n in sample_sites(trace) for f in frames_of(n)]
+            if self.arguments.num_rows or any(f.size < full_size_of(f) for f in frames):
+                raise
+            return ()
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
         """Return whether log densities stay the same when the last datum is left out."""
@@ -343,6 +368,9 @@ class PairRunner:
         latents = _latents(model)
         self.local_latents = {
             name: site.event_dim for name, site in latents.items() if self.data_plate in site.plates
+        }
+        self.weighted = {
+            name for name, site in model.items() if site.computed and site.log_prob.any()
         }
         self.point_masses = {
             name

@@ -10,7 +10,7 @@ importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8). Its tail show
 estimates are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,7 +24,11 @@ from pyro_vae.pairs.chunking import CHUNK_DRAWS
 from pyro_vae.pairs.guides import is_automatic
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.runner import PairRunner
-from pyro_vae.pairs.sites import Sites
+from pyro_vae.pairs.sites import SiteDraws, Sites
+from pyro_vae.runtime.random_state import preserved_state
+
+# Samples that show whether a log density depends on the latents.
+PROBE_DRAWS = 16
 
 Data: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -67,8 +71,9 @@ class Sampler:
 
     Raises:
         PairError: If a latent is outside the plate over the data and `given_globals` is False, if
-            the programs do not treat each datum independently, or if there are more tensors than
-            the model or the guide takes.
+            another log density outside this plate is not constant, if the programs do not treat
+            each datum independently, or if there are more tensors than the model or the guide
+            takes.
     """
 
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
@@ -85,6 +90,9 @@ class Sampler:
                 "pyro_vae.from_pyro_svi"
             )
         self.plate = str(self.programs.data_plate)
+        if self.programs.all_local and not self.programs.per_datum:
+            with torch.no_grad(), preserved_state():
+                self._check_terms(few)
 
     def rsample(self, batch: Data, num_samples: int) -> Draws:
         """Sample z `num_samples` times for each datum, in one run, with gradients."""
@@ -108,7 +116,7 @@ class Sampler:
             plates = [frame.name for frame in self.programs.layout.frames[name]]
             values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
         model = self.programs.run_model(batch_of(batch), num_samples, values)
-        return self._sum(model, observed=False), self._sum(model, observed=True)
+        return self._sum(_latents(model)), self._sum(_data(model))
 
     def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
         """Return the log densities of `num_samples` samples per datum, computed chunk by chunk.
@@ -122,7 +130,7 @@ class Sampler:
         return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
     def _draws(self, guide: Sites, model: Sites) -> Draws:
-        log_likelihood = self._sum(model, observed=True)
+        log_likelihood = self._sum(_data(model))
         return Draws(
             latents={
                 name: site.rows(self.plate) if self.plate in site.plates else site.value
@@ -130,14 +138,43 @@ class Sampler:
                 if not site.observed
             },
             log_likelihood=log_likelihood,
-            log_prior=self._sum(model, observed=False).expand_as(log_likelihood),
-            log_q=self._sum(guide, observed=False).expand_as(log_likelihood),
+            log_prior=self._sum(_latents(model)).expand_as(log_likelihood),
+            log_q=self._sum(guide.values()).expand_as(log_likelihood),
         )
 
-    def _sum(self, sites: Sites, observed: bool) -> Tensor:
-        local = [s for s in sites.values() if s.observed == observed and self.plate in s.plates]
+    def _sum(self, sites: Iterable[SiteDraws]) -> Tensor:
+        local = [site for site in sites if self.plate in site.plates]
         terms = [site.per_datum(self.plate) for site in local] or [torch.zeros(())]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    def _check_terms(self, batch: Data) -> None:
+        """Raise `PairError` if a log density of all data together depends on them.
+
+        A constant, such as a prior of the parameters, is no part of log p(x) of a datum.
+        """
+        for role, sites in zip(
+            ("guide", "model"), self.programs.run(batch_of(batch), PROBE_DRAWS), strict=True
+        ):
+            for name, site in sites.items():
+                if self.plate in site.plates:
+                    continue
+                constant = self.programs.separable and (site.log_prob == site.log_prob[:1]).all()
+                if role == "guide" or not constant:
+                    raise PairError(
+                        f"the log density of {name!r} in the {role} is outside the plate over the "
+                        "data and belongs to all of them, so there is no log weight per datum: put "
+                        f"it into pyro.plate({self.plate!r}, len(x)), or use the joint log weight "
+                        "from pyro_vae.from_pyro_svi"
+                    )
+
+
+def _latents(sites: Sites) -> list[SiteDraws]:
+    # The density of a computed value is the prior of a latent that a `Reparam` of Pyro replaces.
+    return [site for site in sites.values() if site.computed or not site.observed]
+
+
+def _data(sites: Sites) -> list[SiteDraws]:
+    return [site for site in sites.values() if site.observed and not site.computed]
 
 
 def batch_of(data: Data) -> Batch:
@@ -163,7 +200,9 @@ def simulate(
 
     Raises:
         ValueError: If the model has several observed sites.
+        PairError: If the model does not sample from its prior.
     """
+    programs.check_prior()
     x, *others = template
     rows = x[:1].expand(len(places), *x.shape[1:])
     index = torch.tensor(places, device=x.device) % len(x)
@@ -171,7 +210,7 @@ def simulate(
     sites = programs.run_model(batch_of((rows, *context)), 1, observe=False)
     plate = str(programs.data_plate)
     latents = {name: sites[name].rows(plate)[0] for name in programs.local_latents}
-    drawn = [name for name in sites if name not in latents]
+    drawn = [name for name in sites if name not in latents and not sites[name].computed]
     if len(drawn) != 1:
         raise ValueError(f"expected one observed site to simulate data, got {drawn}")
     return latents, (sites[drawn[0]].rows(plate)[0].to(x.dtype), *context)
