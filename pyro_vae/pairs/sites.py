@@ -163,7 +163,14 @@ def is_computed(node: Node) -> bool:
     if node["type"] != "sample" or not node["is_observed"]:
         return False
     point = unwrap_independent(node["fn"], *WRAPPERS)
-    return isinstance(point, Delta) and (_is_masked(node["fn"]) or point.v is node["value"])
+    if not isinstance(point, Delta):
+        return False
+    # A plate expands the point, without a copy.
+    return (
+        _is_masked(node["fn"])
+        or point.v is node["value"]
+        or (point.v._base is not None and point.v.data_ptr() == node["value"].data_ptr())
+    )
 
 
 def is_data(node: Node) -> bool:
@@ -235,7 +242,9 @@ def stack(runs: list[Sites]) -> Sites:
     return {
         name: replace(
             site,
-            value=site.value if site.observed else torch.cat([run[name].value for run in runs]),
+            value=site.value
+            if site.observed and not site.computed
+            else torch.cat([run[name].value for run in runs]),
             log_prob=torch.cat([run[name].log_prob for run in runs]),
         )
         for name, site in runs[0].items()
