@@ -152,13 +152,14 @@ class Sampler:
 
         A constant, such as a prior of the parameters, is no part of log p(x) of a datum.
         """
-        for role, sites in zip(
-            ("guide", "model"), self.programs.run(batch_of(batch), PROBE_DRAWS), strict=True
-        ):
+        repeated = self.programs.arguments.repeat(batch_of(batch), 2)
+        one, two = (self.programs.run(rows, PROBE_DRAWS) for rows in (batch_of(batch), repeated))
+        for role, sites, others in zip(("guide", "model"), one, two, strict=True):
             for name, site in sites.items():
                 if self.plate in site.plates:
                     continue
-                constant = self.programs.separable and (site.log_prob == site.log_prob[:1]).all()
+                values = torch.cat([site.joint(), others[name].joint()])
+                constant = self.programs.separable and bool((values == values[0]).all())
                 if role == "guide" or not constant:
                     raise PairError(
                         f"the log density of {name!r} in the {role} is outside the plate over the "

@@ -14,7 +14,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.reparam import LocScaleReparam
 from torch import nn
 
 import pyro_vae as pv
@@ -265,6 +267,14 @@ def test_bad_input_gets_a_sentence(model, q, settings, sentence):
         pv.from_pyro_svi(model, q, model_args=ARGS, **{"num_samples": 2, **settings})
 
 
+def groups(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.deterministic("tenfold", 10 * w)
+    with pyro.plate("people", len(x)):
+        mean = pyro.sample("mean", dist.Normal(w, 1.0))
+        pyro.sample("y", dist.Normal(mean, 3.0), obs=y)
+
+
 def saved_trees(folder):
     vae, x = linear_vae()
     mean_field = vae.replace(guide=MeanFieldPosterior(vae.model.likelihood))
@@ -273,6 +283,11 @@ def saved_trees(folder):
     )
     tree.to_netcdf(folder / "posterior.nc")
     pv.sbc(vae, num_simulations=200).to_netcdf(folder / "sbc.nc")
+    model = poutine.reparam(groups, {"mean": LocScaleReparam(0.0)})
+    reparameterized = pv.from_pyro_svi(
+        model, AutoNormal(model), model_args=ARGS, num_samples=100, seed=0
+    )
+    reparameterized.to_netcdf(folder / "reparameterized.nc")
     return tree
 
 
@@ -287,6 +302,10 @@ from pyro_vae.datatree import elpd
 assert "torch" not in sys.modules  # that interpreter may have no torch
 tree, sbc = xr.open_datatree("posterior.nc"), xr.open_datatree("sbc.nc")
 score = elpd.elpd_marginal(tree)
+with xr.open_datatree("reparameterized.nc") as reparameterized:
+    assert {"mean", "tenfold"} <= set(reparameterized["posterior"].data_vars)
+    arviz_stats.loo(reparameterized)
+    arviz_stats.summary(reparameterized, kind="stats")
 compared = arviz_stats.compare({"one": score, "same": score})
 arviz_plots.plot_compare(compared)
 arviz_plots.plot_khat(score)
