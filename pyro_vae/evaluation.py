@@ -14,6 +14,7 @@ from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
@@ -180,6 +181,7 @@ def evaluate(
     device = device_of(pair.model, pair.guide)
     dataset = as_dataset(data).to(device)
     check_data(pair, dataset)
+    rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 
     def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
@@ -189,7 +191,7 @@ def evaluate(
     with unchanged(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
         found = map_chunks(
-            dataset,
+            rows,
             score,
             rows=data_per_chunk(dataset.event_shape, num_samples, device),
             seed=seed,
@@ -221,4 +223,5 @@ def _scores(
         "log_likelihood": importance_bound(weights),
         "khat": pareto_khat(weights),
     }
-    return {name: score.to("cpu", batch[0].dtype) for name, score in scores.items()}
+    dtype = batch[0].dtype if batch[0].is_floating_point() else weights.dtype
+    return {name: score.to("cpu", dtype) for name, score in scores.items()}

@@ -34,9 +34,10 @@ class Dataset:
     See also: `as_dataset`, `load`, `bernoulli`.
 
     Attributes:
-        values: Array of shape `(num_data, *event)`, 8-bit pixels or floats. A tensor, or data that
-            do not fit into memory: an array on disk (a `numpy.memmap` or a zarr array), or a torch
-            `DataLoader` of batches x or `(x, *context)`.
+        values: Array of shape `(num_data, *event)`, 8-bit pixels, floats, or counts and tokens as
+            int64. A tensor, or data that do not fit into memory: an array on disk (a
+            `numpy.memmap` or a zarr array), or a torch `DataLoader` of batches x or
+            `(x, *context)`.
         labels: int64 classes of shape `(num_data,)`, or None.
         name: Name of the dataset in results.
         split: `"train"`, `"validation"` or `"test"`.
@@ -49,8 +50,8 @@ class Dataset:
             of num_data rows, or arrays on disk.
 
     Raises:
-        DataError: If data are empty, infinite, or neither 8-bit nor floating point, or if labels,
-            context or binarization do not fit them.
+        DataError: If data are empty, infinite, or of another dtype, or if labels, context or
+            binarization do not fit them.
 
     Example:
         >>> import torch
@@ -89,8 +90,10 @@ class Dataset:
             raise DataError(
                 f"unknown binarize={self.binarization!r}; expected one of {BINARIZATIONS}"
             )
-        if dtype != torch.uint8 and not dtype.is_floating_point:
-            raise DataError(f"expected 8-bit pixels or floats, got {dtype}")
+        if dtype not in (torch.uint8, torch.int64) and not dtype.is_floating_point:
+            raise DataError(
+                f"expected 8-bit pixels or floats, or counts and tokens as int64, got {dtype}"
+            )
         if dtype != torch.uint8 and self.binarization in ("dynamic", "threshold"):
             raise DataError(
                 f"binarize={self.binarization!r} needs 8-bit pixels (uint8, 0..255), got {dtype}"
@@ -349,17 +352,18 @@ def as_tensor(x: object) -> object:
 
 
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
-    """Return x as a `Dataset`, with floats unchanged.
+    """Return x as a `Dataset`, with its numbers unchanged.
 
     See also: `Dataset`, `as_tensor`.
 
     Args:
-        x: Floats of shape `(num_data, *event)` in memory or on disk, a `DataLoader`, a `Dataset`,
-            or a tuple of one of these and its context: tensors or arrays of as many rows.
+        x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
+            disk, a `DataLoader`, a `Dataset`, or a tuple of one of these and its context: tensors
+            or arrays of as many rows.
         name: Name of the dataset in results.
 
     Raises:
-        DataError: If x has integers. Their meaning is ambiguous.
+        DataError: If x has integers of another type than int64. They may be pixels.
 
     Example:
         >>> import numpy as np
@@ -375,16 +379,20 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]
         return dataclasses.replace(as_dataset(data, name), context=tuple(arrays))
     if isinstance(x, np.ndarray) and not is_stored(x):
-        _check_floats(x.dtype, x.dtype.kind == "f" and x.dtype.itemsize <= 8)
+        _check_numbers(
+            x.dtype, x.dtype == np.int64 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8)
+        )
         x = as_tensor(x)
     rows = as_rows(x)
-    _check_floats(rows.dtype, rows.dtype.is_floating_point)
+    _check_numbers(rows.dtype, rows.dtype == torch.int64 or rows.dtype.is_floating_point)
     return Dataset(rows, name=name)
 
 
-def _check_floats(dtype: torch.dtype | np.dtype, is_float: bool) -> None:
-    if not is_float:
+def _check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
+    """Raise `DataError` for other dtypes than floats and int64."""
+    if not is_number:
         raise DataError(
             f"expected data of a floating-point dtype, got {dtype}: divide bytes 0..255 by 255, or "
-            "wrap them in pv.data.Dataset(pixels, binarization='dynamic')"
+            "wrap them in pv.data.Dataset(pixels, binarization='dynamic'); convert counts and tokens "
+            "to int64"
         )

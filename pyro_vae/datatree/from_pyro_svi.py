@@ -12,6 +12,7 @@ from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Sh
 from pyro_vae.datatree.writer import Coords, Labels, TreeWriter
 from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.runner import PairRunner
@@ -122,8 +123,12 @@ def from_pyro_svi(
         blocks = GroupCollector(programs, labels, num_samples, groups)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
+        batches = list(programs.batches(rows))
+        check = SupportCheck(programs.observed, batches[0], nan_passes=True)
+        for batch in batches:
+            check(batch, int(batch.indices[0]) if len(batch.indices) else 0)
         with progress_bar("sampling", programs.num_data, progress) as report:
-            for block, num_data in _blocks(blocks, list(programs.batches(rows)), base):
+            for block, num_data in _blocks(blocks, batches, base):
                 if not writer.num_data:
                     plate = programs.data_plate
                     labels.check(block, {} if plate is None else {plate: programs.num_data})

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
 from pyro_vae.pairs.state import unchanged
+from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.devices import device_of
 
 TARGET_ACCEPTANCE = 0.65
@@ -111,10 +113,11 @@ def ais(
         weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
         return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
 
+    checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
-            data, score, rows=rows, seed=seed, description="annealing", progress=progress
+            checked, score, rows=rows, seed=seed, description="annealing", progress=progress
         )
     bounds = found["lower"].numpy()
     return Annealed(bounds, np.full_like(bounds, np.nan), found["acceptance"].numpy())
@@ -195,7 +198,7 @@ class Target:
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         for name in sampler.programs.local_latents:
-            support = sites[name].distribution.support
+            support = support_of(sites[name].distribution)
             if support.is_discrete:
                 raise ValueError(f"latent {name!r} is discrete; annealing needs continuous latents")
             self.transforms[name] = biject_to(support)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler, batch_of
@@ -133,12 +134,13 @@ def collapse(
             "drop": (draws.log_likelihood - log_likelihood).mean(0),
         }
 
+    checked = CheckedRows(pair, data)
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
         # At least two data in a chunk: latents are swapped within it.
         found = map_chunks(
-            data,
+            checked,
             score,
             rows=rows,
             seed=seed,

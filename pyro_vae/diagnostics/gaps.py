@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import PairLike
@@ -148,10 +149,11 @@ def gaps(
             "khat": pareto_khat(after),
         }
 
+    checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
-            data, score, rows=rows, seed=seed, description="inference gaps", progress=progress
+            checked, score, rows=rows, seed=seed, description="inference gaps", progress=progress
         )
     return Gaps(**{name: values.numpy() for name, values in found.items()})
 

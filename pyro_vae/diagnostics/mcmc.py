@@ -25,6 +25,7 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import sample_sites
 from pyro_vae.pairs.state import unchanged
+from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.devices import device_of
 
 KERNELS: dict[str, Callable[..., HMC]] = {
@@ -143,7 +144,7 @@ def _in_chains(group: xr.Dataset, num_samples: int) -> xr.Dataset:
 
 def _check_continuous(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
     for name, node in sample_sites(poutine.trace(pair.model).get_trace(*batch)):
-        if not node["is_observed"] and node["fn"].support.is_discrete:
+        if not node["is_observed"] and support_of(node["fn"]).is_discrete:
             raise ValueError(
                 f"latent {name!r} is discrete; Hamiltonian dynamics need continuous latents"
             )

@@ -18,6 +18,7 @@ from pyro_vae.diagnostics.collapse import Collapse, collapse
 from pyro_vae.diagnostics.gaps import Gaps, gaps
 from pyro_vae.diagnostics.sbc import sbc
 from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
@@ -259,10 +260,11 @@ def _per_datum(
             "log_likelihood": importance_bound(weights),
         }
 
+    checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(
-            data,
+            checked,
             score,
             rows=rows,
             seed=seed,

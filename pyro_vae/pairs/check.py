@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
@@ -31,7 +32,7 @@ from pyro_vae.pairs.sites import (
     values_of,
 )
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.pairs.supports import check_support, kind_of, support_name
+from pyro_vae.pairs.supports import check_support, kind_of, support_name, support_of
 
 FEW = 8  # number of rows that `check_data` runs first
 SPREAD = 64  # number of rows from evenly spaced places that it runs next
@@ -54,10 +55,10 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
         A table of the sample sites of both programs. Printed, it shows their shapes and supports.
 
     Raises:
-        PairError: If x is empty, infinite or not floating point; if there are more tensors than
-            the model or the guide takes; if a latent is missing from the model or the guide, or
-            its shape, support or mask differs between them; if the guide has an auxiliary variable
-            that its latents do not determine; if a sample of the guide is not finite; if
+        PairError: If x is empty, infinite, complex, boolean or 8-bit; if there are more tensors
+            than the model or the guide takes; if a latent is missing from the model or the guide,
+            or its shape, support or mask differs between them; if the guide has an auxiliary
+            variable that its latents do not determine; if a sample of the guide is not finite; if
             a batch dimension belongs to no plate; if the shape of the decoder's output differs
             from that of x; if x is outside the likelihood's support; or if the objective needs
             reparameterized samples and the guide of a latent has no `rsample`.
@@ -120,23 +121,18 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
 
 
 def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
-    """Check the first rows of a dataset as `check` does, and a sample of the rest for its support.
+    """Check the first rows of a dataset as `check` does. `CheckedRows` checks the support of all.
 
     Raises:
         PairError: As in `check`, or if the pair does not run on any rows of the data.
+        DataError: If the data are integers, and the pair does not run on integers.
     """
-    table = _check_rows(pair, data, objective)
-    if data.values.dtype == torch.uint8:
-        return table  # pixels of a built-in dataset are in range
-    with torch.no_grad(), unchanged(pair.model, pair.guide), pyro.validation_enabled(False):
-        first = data.batch(slice(1))
-        guide = poutine.trace(pair.guide).get_trace(*first)
-        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*first)
-    for name, node in observed_sites(model).items():
-        # The support of one datum's distribution is that of all data.
-        if node["fn"].batch_shape == (1,) and node["value"] is first[0]:
-            check_support(node["fn"], data.sample(), name)
-    return table
+    try:
+        return _check_rows(pair, data, objective)
+    except PairError as error:
+        if data.values.dtype != torch.int64 or error.__cause__ is None:
+            raise
+        raise DataError(f"{error}. Or divide bytes 0..255 by 255") from error
 
 
 def _check_rows(pair: PairLike, data: Dataset, objective: object) -> SiteTable:
@@ -207,15 +203,15 @@ def check_values(x: Tensor, *others: Tensor) -> None:
         others: Other tensors with one row per datum.
 
     Raises:
-        PairError: If x is empty, infinite or not a floating point tensor, or if another tensor has
-            a different number of rows.
+        PairError: If x is empty, infinite, complex, boolean or 8-bit, or if another tensor has a
+            different number of rows.
     """
     for value in (x, *others):
         if not isinstance(value, Tensor):
             raise PairError(f"x must be a torch tensor, got {type(value).__name__}")
     if x.dim() == 0 or len(x) == 0:
         raise PairError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
+    if x.dtype in (torch.uint8, torch.bool) or x.is_complex():
         raise PairError(
             f"x has dtype {x.dtype}; floating point is expected. Convert bytes 0..255 by "
             "x.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
@@ -256,6 +252,8 @@ def _run(
             advice = ""
             if "Shape mismatch inside plate" in str(error):
                 advice = ". Declare the dimensions of one datum as its event, by .to_event()"
+            if not x.is_floating_point():
+                advice += ". Convert counts by x.float(), or embed tokens in the encoder"
             failure = PairError(
                 f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: "
                 f"{error}{advice}"
@@ -280,7 +278,7 @@ def _table(trace: poutine.Trace) -> dict[str, Site]:
     for name, node in sample_sites(trace):
         fn = node["fn"]
         batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
-        sites[name] = Site(name, batch, event, support_name(fn.support), node["is_observed"])
+        sites[name] = Site(name, batch, event, support_name(support_of(fn)), node["is_observed"])
     return sites
 
 

@@ -92,7 +92,7 @@ def data_plates_of(program: Program, *args: object, **kwargs: object) -> tuple[s
     """Return the names of the plates over the data of one program, a model or a guide."""
     arguments = Arguments(args, kwargs)
     program = model_of(program)
-    with _isolated(program):
+    with isolated(program):
         trace = _run(program, arguments.whole(), {})
     return data_plates([trace], [program], arguments)
 
@@ -125,7 +125,7 @@ def _of_size(size: int, programs: Sequence[Program], arguments: Arguments) -> se
     """Return the plates of size `size` when the programs run on `size` rows."""
     batch, values, names = arguments.rows(0, size), dict[str, Tensor](), set[str]()
     programs = [model_of(program) for program in programs]
-    with _isolated(*programs):
+    with isolated(*programs):
         for program in programs:
             trace = _run(program, batch, values)
             values = values_of(trace)
@@ -140,7 +140,7 @@ def _run(program: Program, batch: Batch, values: Mapping[str, Tensor]) -> poutin
 
 
 @contextlib.contextmanager
-def _isolated(*programs: Program) -> Iterator[None]:
+def isolated(*programs: Program) -> Iterator[None]:
     """Run programs outside the surrounding effect handlers, and restore all state afterwards."""
     with (
         torch.no_grad(),

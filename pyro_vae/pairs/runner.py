@@ -201,6 +201,12 @@ class PairRunner:
                 "without this reparameterization"
             )
 
+    def observed(self, batch: Batch) -> Mapping[str, Node]:
+        """Run the guide and the model once on a batch; return the observed sites by name."""
+        with torch.no_grad(), preserved_state():
+            guide = self._trace(self.guide, batch)
+            return observed_sites(self._trace(self.model, batch, values_of(guide)))
+
     def _trace(
         self, program: Program, batch: Batch, values: Mapping[str, Tensor] | None = None
     ) -> poutine.Trace:

@@ -2,9 +2,9 @@
 
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, transform_to
+from torch.distributions import Distribution, Independent, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.distributions.independent import unwrap_independent
@@ -25,8 +25,19 @@ SURFACES = ("Simplex", "Sphere")
 
 
 def support_name(support: Constraint) -> str:
-    """Return the name of a support, without the shape of its events."""
-    return str(_elementwise(support)).removesuffix("()")
+    """Return the name of a support, without the shape of its events. Tensors give their range."""
+    support = _elementwise(support)
+    if not any(isinstance(value, Tensor) for value in vars(support).values()):
+        return str(support).removesuffix("()")
+    bounds = ", ".join(f"{name}={_range(value)}" for name, value in vars(support).items())
+    return f"{type(support).__name__.removeprefix('_')}({bounds})"
+
+
+def _range(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return str(value)
+    low, high = value.min().item(), value.max().item()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _elementwise(support: Constraint) -> Constraint:
@@ -35,10 +46,19 @@ def _elementwise(support: Constraint) -> Constraint:
     return support
 
 
-def _support_of(distribution: Distribution) -> Constraint:
-    support = distribution.support
-    assert support is not None
-    return support
+def known_support(distribution: Distribution) -> Constraint | None:
+    """Return the support of a distribution, or None if it does not define one, as flows of zuko."""
+    try:
+        return distribution.support
+    except (NotImplementedError, AttributeError):  # AttributeError: of the distribution inside
+        return None
+
+
+def support_of(distribution: Distribution) -> Constraint:
+    """Return the support of a distribution; real if it does not define one."""
+    support = known_support(distribution)
+    real = constraints.independent(constraints.real, len(distribution.event_shape))
+    return real if support is None else support
 
 
 def kind_of(distribution: Distribution) -> str:
@@ -61,15 +81,17 @@ def check_latent_support(name: str, prior: Distribution, posterior_site: Node) -
     posterior, value = posterior_site["fn"], posterior_site["value"]
     if not value.isfinite().all():
         return  # in no support; other checks name the cause, such as NaN data
-    here, there = _elementwise(_support_of(prior)), _elementwise(_support_of(posterior))
+    if known_support(prior) is None:
+        return
+    here, there = _elementwise(support_of(prior)), _elementwise(support_of(posterior))
     names = support_name(here), support_name(there)
     is_point = isinstance(posterior, Delta)  # a MAP guide, supported at its value
-    fits = bool(_support_of(prior).check(value).all())
-    if not is_point:
+    fits = bool(support_of(prior).check(value).all())
+    if not is_point and known_support(posterior) is not None:
         surfaces = any(name in SURFACES for name in names)
         fits = fits and here.is_discrete == there.is_discrete
         fits = fits and (names[0] == names[1] or not surfaces)
-        fits = fits and _contains(_support_of(prior), _support_of(posterior), value)
+        fits = fits and _contains(support_of(prior), support_of(posterior), value)
     if not fits:
         advice = GUIDES_ON.get(names[0].split("(")[0].removesuffix("Eq"))
         raise PairError(
@@ -91,43 +113,114 @@ def _contains(outer: Constraint, inner: Constraint, like: Tensor) -> bool:
     return all(bool(outer.check(point).all()) for point in points)
 
 
+def fixed_support(distribution: Distribution) -> Constraint | None:
+    """Return the support of one entry if the class of the distribution defines it, else None.
+
+    Such a support, as that of Bernoulli, is the same for all data. The support of an instance, as
+    {0, ..., n} of a binomial distribution, may differ from datum to datum.
+    """
+    entry = unwrap_independent(distribution, ExpandedDistribution)
+    support = getattr(type(entry), "support", None)
+    is_fixed = isinstance(support, Constraint) and not constraints.is_dependent(support)
+    return support if is_fixed else None
+
+
 def check_support(
     distribution: Distribution,
     value: Tensor,
     name: str = "x",
     mask: Tensor | bool | None = None,
+    *,
+    rows: range | None = None,
 ) -> None:
     """Check that an observation is in its distribution's support.
+
+    Distributions that define no support are not checked.
 
     Args:
         distribution: Distribution of the observation.
         value: The observation.
         name: Name of the site.
         mask: Mask of the distribution's batch shape. Values that it masks out are not checked.
+        rows: Positions of the data in all data, for the message.
 
     Raises:
         PairError: If a value is outside the support. The message suggests a change.
     """
-    inside = _support_of(distribution).check(value)
-    if mask is not None:
-        inside = inside | ~torch.as_tensor(mask, device=value.device)
-    if inside.all():
+
+    def inside(value: Tensor) -> Tensor:
+        found = _inside(distribution, value)
+        return found if mask is None else found | ~torch.as_tensor(mask, device=value.device)
+
+    good = inside(value)
+    if not good.all() and value.is_floating_point():
+        good = good | inside(value.double())  # sums, as on the simplex, are rounded in float32
+    if good.all():
         return
-    support = support_name(_support_of(distribution))
-    index = int((~inside.reshape(len(value), -1).all(dim=1)).nonzero()[0, 0])
-    low, high = value.min().item(), value.max().item()
-    if torch.isnan(value).any():
-        fix = "replace or drop the NaN entries, or wrap the likelihood in likelihoods.Missing"
-    elif support == "Boolean" and low >= 0 and high <= 1:
-        fix = (
+    batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
+    outside = ~good.expand(torch.broadcast_shapes(good.shape, batch_shape))
+    bad = value.expand(*outside.shape, *value.shape[len(batch_shape) :])[outside]
+    support = support_of(distribution)
+    low, high = _limits(bad)
+    raise PairError(
+        f"observation {name!r} holds values in [{low:g}, {high:g}] (first at datum "
+        f"{_first_datum(outside, rows)}), outside the likelihood's support "
+        f"{support_name(support)}: {_fix(support, bad, low, high)}"
+    )
+
+
+def _inside(distribution: Distribution, value: Tensor) -> Tensor:
+    """Return a mask of the values in the support or masked out, of the distribution's batch shape.
+
+    The mask of a distribution inside `.to_event()` applies to its entries.
+    """
+    if isinstance(distribution, Independent):
+        entries = _inside(distribution.base_dist, value)
+        return entries.flatten(-distribution.reinterpreted_batch_ndims).all(-1)
+    if isinstance(distribution, MaskedDistribution):
+        mask = torch.as_tensor(distribution._mask, device=value.device)
+        return _inside(distribution.base_dist, value) | ~mask
+    if isinstance(distribution, ExpandedDistribution):
+        return _inside(distribution.base_dist, value)
+    support = known_support(distribution)
+    if support is None:
+        batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
+        return torch.ones(batch_shape, dtype=torch.bool, device=value.device)
+    return support.check(value)
+
+
+def _first_datum(outside: Tensor, rows: range | None) -> int:
+    """Return the position of the first datum outside; the plate of the data has its size."""
+    place = outside.nonzero()[0].tolist() or [0]
+    if rows is None:
+        return place[0]
+    sizes = list(outside.shape)
+    dim = sizes.index(len(rows)) if len(rows) in sizes else 0
+    return rows[min(int(outside.movedim(dim, 0).nonzero()[0, 0]), len(rows) - 1)]
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """Return minimum and maximum of the values that are not NaN; NaN if there are none."""
+    known = values[~values.isnan()]
+    return (known.min().item(), known.max().item()) if len(known) else (torch.nan, torch.nan)
+
+
+def _fix(support: Constraint, values: Tensor, low: float, high: float) -> str:
+    """Return advice for values outside a support."""
+    name = support_name(support)
+    if values.isnan().any() and not support.check(torch.full_like(values, torch.nan)).any():
+        return "replace or drop the NaN entries, or wrap the likelihood in likelihoods.Missing"
+    if name == "Boolean" and low >= 0 and high <= 1:
+        return (
             "binarize them (binarize='dynamic', 'static' or 'threshold' in pv.data), or use a "
             "likelihood for gray values such as ContinuousBernoulli"
         )
-    elif low >= 0 and high > 1:
-        fix = "scale bytes 0..255 to 0..1 by x / 255, or choose a likelihood with this support"
-    else:
-        fix = "rescale x, or choose a likelihood with this support"
-    raise PairError(
-        f"observation {name!r} holds values in [{low:g}, {high:g}] (first at datum {index}), "
-        f"outside the likelihood's support {support}: {fix}"
-    )
+    if name == "Simplex":
+        return "divide each row by its sum, or choose a likelihood with this support"
+    if name.startswith(("Integer", "Multinomial")):
+        if (values % 1 != 0).any():
+            return "give whole numbers, or choose a likelihood of continuous values"
+        return "correct the counts or the bounds of the distribution, such as its total_count"
+    if low >= 0 and high > 1 and (name == "Boolean" or "Interval" in name):
+        return "scale bytes 0..255 to 0..1 by x / 255, or choose a likelihood with this support"
+    return "rescale x, or choose a likelihood with this support"

@@ -125,7 +125,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             if came is not None:
                 return EpochEnd(signal=came)
         state.start_epoch()
-        state.batches = state.draw_batches(job.train, job.batch_size)
+        state.batches = job.checked.batches(state.draw_batches(job.train, job.batch_size))
     for whole in state.batches:
         num_rows = len(whole[0])
         batch, share = own_batch(whole)
@@ -169,8 +169,8 @@ def close_epoch(job: Job, state: RunState) -> None:
     }
     if job.config.on_nan == "backtrack":
         entry["rate_factor"] = now.rate_factor
-    if job.sampler is not None and job.validation is not None:
-        entry |= _validate(job.sampler, job.validation, job.noise_seeds[0])
+    if job.sampler is not None and job.checked_validation is not None:
+        entry |= _validate(job.sampler, job.checked_validation, job.noise_seeds[0])
     state.end_epoch(entry)
 
 

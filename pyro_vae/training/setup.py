@@ -21,6 +21,7 @@ from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
@@ -111,6 +112,8 @@ class Job:
         svi: Training step, with a loss in nats per datum.
         train: Training data on the device.
         validation: Validation data on the device, or None.
+        checked: The training data, checked against the likelihood's support.
+        checked_validation: The validation data, checked in the same way, or None.
         sampler: Scores the validation data; None without them.
         batch_size: Number of data in a minibatch.
         total_steps: Number of steps of the run.
@@ -125,6 +128,8 @@ class Job:
     svi: SVI
     train: Dataset
     validation: Dataset | None
+    checked: CheckedRows
+    checked_validation: CheckedRows | None
     sampler: Sampler | None
     batch_size: int
     total_steps: int
@@ -168,9 +173,11 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(pair, data, total_steps, config)
-    sampler = None
+    checked = CheckedRows(pair, data)
+    sampler = checked_validation = None
     if held_out is not None:
         check_data(pair, held_out, objective=svi.objective)
+        checked_validation = CheckedRows(pair, held_out)
         sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     folder = _output_folder(pair, svi, config)
     # The order of the data is common to all processes; each process has its own noise.
@@ -194,6 +201,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         svi=svi,
         train=data,
         validation=held_out,
+        checked=checked,
+        checked_validation=checked_validation,
         sampler=sampler,
         batch_size=batch_size,
         total_steps=total_steps,

@@ -4,13 +4,13 @@ import math
 
 from torch import Tensor
 
-from pyro_vae.data.dataset import Dataset
+from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.random_state import preserved_state
 
 
-def _validate(sampler: Sampler, data: Dataset, seed: int) -> dict[str, float]:
+def _validate(sampler: Sampler, data: CheckedRows, seed: int) -> dict[str, float]:
     """Return the mean ELBO of one sample for each validation datum, and its standard error.
 
     The noise is the same in every epoch, so that epochs can be compared. Global latents are sampled

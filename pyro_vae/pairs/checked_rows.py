@@ -1,0 +1,187 @@
+"""Check all rows of a dataset against the support of their likelihood, once, as they are read.
+
+The package's densities do not check their arguments: outside the support they return numbers that
+are not normalized. Rows in memory are checked before any work. Rows on disk and of a `DataLoader`
+are checked when they are read for the first time.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+from pyro import poutine
+from pyro.distributions import Unit
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.data.dataset import Chunk, Dataset
+from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.guides import model_of
+from pyro_vae.pairs.pair import PairError, PairLike
+from pyro_vae.pairs.plates import MISFITS, isolated
+from pyro_vae.pairs.sites import Node, observed_sites
+from pyro_vae.pairs.supports import check_support, fixed_support, known_support
+
+Observed: TypeAlias = Mapping[str, Node]  # observed sites by name
+Observe: TypeAlias = Callable[[Batch], Observed]
+
+
+class SupportCheck:
+    """Checks batches of data against the supports of a pair's observed sites.
+
+    If an argument of the programs is observed, and the class of its distribution defines the
+    support, the argument is compared with it directly. Otherwise, and before an error, the pair
+    runs on the batch: the support and the mask of a site may depend on the datum.
+
+    Args:
+        observe: Runs the pair on a batch; returns its observed sites.
+        batch: Some data.
+    """
+
+    def __init__(self, observe: Observe, batch: Batch) -> None:
+        self._observe = observe
+        # Arguments and their supports; None if the pair has to run.
+        self.fixed: list[tuple[int | str, Constraint]] | None = None
+        with contextlib.suppress(*MISFITS):
+            self.fixed = _fixed(observe(batch), batch)
+
+    def __call__(self, batch: Batch, start: int = 0) -> None:
+        """Check a batch.
+
+        Args:
+            batch: Data.
+            start: Position of its first datum.
+
+        Raises:
+            PairError: If a value is outside the support of its distribution.
+        """
+        if self.fixed is not None and all(
+            support.check(_argument(batch, key)).all() for key, support in self.fixed
+        ):
+            return
+        rows = range(start, start + len(batch.indices))
+        try:
+            found = self._observe(batch)
+        except IndexError as error:
+            raise PairError(
+                f"the pair fails on the data {rows.start} to {rows.stop - 1}: {error}. A value may "
+                "be outside the likelihood's support, or in no row of an embedding"
+            ) from error
+        except MISFITS:
+            return  # the programs do not run on these rows alone
+        check_observed(found, rows)
+
+
+def check_observed(sites: Observed, rows: range) -> None:
+    """Check the observed sites of a trace of some data.
+
+    Raises:
+        PairError: If a value is outside the support of its distribution.
+    """
+    for name, node in sites.items():
+        if not isinstance(node["fn"], Unit):
+            check_support(node["fn"], node["value"], name, node["mask"], rows=rows)
+
+
+def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:
+    fixed: list[tuple[int | str, Constraint]] = []
+    arguments: list[tuple[int | str, object]] = [*enumerate(batch.args), *batch.kwargs.items()]
+    for node in sites.values():
+        if isinstance(node["fn"], Unit) or known_support(node["fn"]) is None:
+            continue
+        key = next((key for key, value in arguments if value is node["value"]), None)
+        support = fixed_support(node["fn"])
+        if key is None or support is None:
+            return None
+        fixed.append((key, support))
+    return fixed
+
+
+def _argument(batch: Batch, key: int | str) -> Tensor:
+    value = batch.args[key] if isinstance(key, int) else batch.kwargs[key]
+    assert isinstance(value, Tensor)
+    return value
+
+
+class CheckedRows:
+    """The rows of a dataset, checked once against the supports of a pair's observed sites.
+
+    Rows in memory are checked now, others when `chunks` or `batches` read them.
+
+    Args:
+        pair: Object with a `.model` and a `.guide`.
+        data: Data that `check` accepts for the pair.
+
+    Raises:
+        PairError: If a row is outside the support.
+    """
+
+    def __init__(self, pair: PairLike, data: Dataset) -> None:
+        self.data, self._seen = data, 0
+
+        def observe(batch: Batch) -> Observed:
+            return _observed(pair, batch)
+
+        self._check = SupportCheck(observe, _batch(data.batch(slice(8))))
+        if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:
+            # The first rows have shown that 0 and 1 are in the support.
+            self._check.fixed = [(key, support) for key, support in self._check.fixed if key != 0]
+        self._due = self._check.fixed != []
+        if all(isinstance(values, Tensor) for values in (data.values, *data.context)):
+            for _, read in self.chunks(data_per_chunk(data.event_shape, 1)):
+                read()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.data.event_shape
+
+    def chunks(self, rows: int, least: int = 1) -> Iterator[Chunk]:
+        """Yield all data in order, as `Dataset.chunks`, and check them at the first pass."""
+        if not self._due:
+            yield from self.data.chunks(rows, least)
+            return
+        for place, read in self.data.chunks(rows, least):
+            yield place, functools.partial(self._read, place, read)
+        self._due = False
+
+    def batches(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield training batches, and check as many rows as there are data."""
+        for batch in batches:
+            if self._due:
+                self._check(_batch(batch))
+                self._seen += len(batch[0])
+                self._due = self._seen < len(self)
+            yield batch
+
+    def _read(self, place: int, read: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        batch = read()
+        self._check(_batch(batch), place)
+        return batch
+
+
+def _batch(args: tuple[Tensor, ...]) -> Batch:
+    return Arguments(args, {}).whole()
+
+
+def _observed(pair: PairLike, batch: Batch) -> Observed:
+    """Run a pair on some data; return its observed sites. If the guide fails, the model runs alone.
+
+    An `AutoGuide` is not run, because it stores the shapes of its first call.
+    """
+    with isolated(pair.model, pair.guide):
+        model = pair.model
+        try:
+            guide = poutine.trace(model_of(pair.guide)).get_trace(*batch.args)
+            model = poutine.replay(model, trace=guide)
+            return observed_sites(poutine.trace(model).get_trace(*batch.args))
+        except MISFITS as error:
+            try:
+                return observed_sites(poutine.trace(pair.model).get_trace(*batch.args))
+            except MISFITS:
+                raise error from None
