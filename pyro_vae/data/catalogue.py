@@ -261,7 +261,7 @@ def _finish(arrays: Sequence[tuple[Tensor, Tensor]], name: str, binarize: str, s
     """Return datasets of pixels. A static binarization without a file is one seeded draw."""
     made = []
     for (images, labels), split in zip(arrays, ("train", "test"), strict=True):
-        data = Dataset(images, labels, name, split, binarize, seed)
+        data = Dataset(images, labels, name, split, binarize, seed, hold_out_last=True)
         if binarize == "static":
             data = dataclasses.replace(data, values=fixed_draw(images, seed).byte() * 255)
         made.append(data)
@@ -301,7 +301,8 @@ def _static_mnist(folder: Path, download: bool) -> Split:
         }
 
     def dataset(values: Tensor, split: str) -> Dataset:
-        return Dataset(values.view(-1, 1, 28, 28) * 255, None, "mnist", split, "static")
+        pixels = values.view(-1, 1, 28, 28) * 255
+        return Dataset(pixels, None, "mnist", split, "static", hold_out_last=True)
 
     train = torch.cat([bits["train"], bits["valid"]])
     return dataset(train, "train"), dataset(bits["test"], "test")
@@ -327,8 +328,8 @@ def _frey_face(folder: Path, binarize: str, download: bool, seed: int) -> Split:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     pixels = images[order, None].byte()
     return (
-        Dataset(pixels[:-FREY_TEST], None, "frey", "train"),
-        Dataset(pixels[-FREY_TEST:], None, "frey", "test"),
+        Dataset(pixels[:-FREY_TEST], None, "frey", "train", hold_out_last=True),
+        Dataset(pixels[-FREY_TEST:], None, "frey", "test", hold_out_last=True),
     )
 
 

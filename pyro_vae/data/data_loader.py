@@ -87,6 +87,10 @@ class LoaderBatches:
         """Raise `DataError`: a loader has no random access."""
         raise DataError("a DataLoader cannot be split: make a separate loader of validation data")
 
+    def subset(self, numbers: Tensor) -> NoReturn:
+        """Raise `DataError`: a loader has no random access."""
+        self.narrow(0, len(numbers))
+
     def select(self, entry: Batch) -> Batch:
         """Return a batch of `order`, as it is."""
         return entry

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeAlias, TypeVar, Union, overload
 
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.in_memory import InMemory
+from pyro_vae.data.order import held_out
 from pyro_vae.data.prefetch import read_ahead
-from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows
+from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows, subset
 
 T = TypeVar("T")
 Split: TypeAlias = tuple["Dataset", "Dataset"]
@@ -48,6 +49,8 @@ class Dataset:
         seed: Random seed for the fixed draws.
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
+        hold_out_last: Whether `hold_out` takes the last data: their order is random, or the last
+            ones are a published validation set, as in the data of `load`.
 
     Raises:
         DataError: If data are empty, infinite, or of another dtype, or if labels, context or
@@ -70,6 +73,7 @@ class Dataset:
     binarization: str = "none"
     seed: int = 0
     context: tuple[Any, ...] = ()
+    hold_out_last: bool = False
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
@@ -215,42 +219,39 @@ class Dataset:
         return self.draw_batch(index, generator)[0]
 
     def mean(self) -> Tensor:
-        """Return the mean datum before binarization, shape `(*event)`."""
-        sums, count = [], 0
-        for chunk in self._rows.split(4096):
-            sums.append(self._feed(chunk).double().sum(dim=0))
-            count += len(chunk)
-        dtype = torch.float32 if self._rows.dtype == torch.uint8 else self._rows.dtype
-        return (torch.stack(sums).sum(dim=0) / count).to(dtype)
+        """Return the mean datum before binarization, without the NaN entries, shape `(*event)`.
+
+        Raises:
+            DataError: If an entry is NaN in all data.
+        """
+        return moments.mean(map(self._feed, self._rows.split(4096)))
 
     def log_odds(self) -> Tensor:
         """Return logit of the mean, smoothed by one datum of fair coins: shape `(*event)`.
 
-        A good initial bias for a Bernoulli decoder.
-        """
-        return torch.logit((self.mean() * len(self) + 0.5) / (len(self) + 1))
+        A good initial bias for a Bernoulli decoder. NaN entries are left out. An entry that is NaN
+        in all data has log odds 0.
 
-    def hold_out(self, count: float) -> Split:
-        """Split off the last data for validation; return the remaining data and these.
+        Raises:
+            DataError: If the mean of an entry is not between 0 and 1.
+        """
+        return moments.log_odds(map(self._feed, self._rows.split(4096)))
+
+    def hold_out(self, count: float, *, seed: int = 0) -> Split:
+        """Split off a random subset for validation; return the remaining data and the subset.
+
+        Both keep the order of the data. A tensor is copied; rows on disk are not read.
 
         Args:
             count: Number of data, or a share of them between 0 and 1, such as 0.1. A share is
                 rounded to at least one datum.
+            seed: Random seed of the subset.
 
         Raises:
             DataError: If a side would be empty.
         """
-        size: float = count
-        if isinstance(count, numbers.Real) and 0 < count < 1:
-            size = min(max(1, round(float(count) * len(self))), len(self) - 1)
-        whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-        if not whole or not 1 <= size < len(self):
-            raise DataError(
-                f"cannot hold out {count!r} of {len(self)} data: expected a whole number from 1 to "
-                f"{len(self) - 1}, or a share between 0 and 1, such as 0.1"
-            )
-        cut = len(self) - int(size)
-        return self._part(0, cut, self.split), self._part(cut, int(size), "validation")
+        kept, held = held_out(len(self), count, None if self.hold_out_last else seed)
+        return self._part(kept, self.split), self._part(held, "validation")
 
     def to(self, device: str | torch.device) -> Self:
         """Return the dataset on a device."""
@@ -263,14 +264,11 @@ class Dataset:
             context=tuple(rows.to(device) for rows in self._context),
         )
 
-    def _part(self, start: int, length: int, split: str) -> Self:
-        return dataclasses.replace(
-            self,
-            values=self._rows.narrow(start, length),
-            labels=None if self.labels is None else self.labels.narrow(0, start, length),
-            split=split,
-            context=tuple(rows.narrow(start, length) for rows in self._context),
-        )
+    def _part(self, numbers: Tensor, split: str) -> Self:
+        labels = None if self.labels is None else self.labels[numbers.to(self.labels.device)]
+        context = tuple(subset(rows, numbers) for rows in self._context)
+        values = subset(self._rows, numbers)
+        return dataclasses.replace(self, values=values, labels=labels, split=split, context=context)
 
     def _select(self, entry: Entry) -> Batch:
         return tuple(part for rows in self._all_rows for part in rows.select(entry))
@@ -393,6 +391,6 @@ def _check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
     if not is_number:
         raise DataError(
             f"expected data of a floating-point dtype, got {dtype}: divide bytes 0..255 by 255, or "
-            "wrap them in pv.data.Dataset(pixels, binarization='dynamic'); convert counts and tokens "
-            "to int64"
+            "wrap them in pv.data.Dataset(pixels, binarization='dynamic'); convert counts and "
+            "tokens to int64"
         )

@@ -50,6 +50,34 @@ def is_stored(x: object) -> TypeGuard[StoredArray]:
     return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
 
 
+class _Selected:
+    """Rows of a stored array, by ascending numbers.
+
+    Args:
+        array: The array.
+        numbers: Numbers of the rows.
+        block: Number of adjacent rows that are read in about the time of one.
+    """
+
+    def __init__(self, array: StoredArray, numbers: np.ndarray, block: int) -> None:
+        self._array, self._numbers, self._block = array, numbers, block
+        self.shape, self.dtype = (len(numbers), *array.shape[1:]), array.dtype
+        self.chunks = (block,)
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        numbers = self._numbers[index]
+        rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        start = 0
+        while start < len(numbers):
+            # Rows up to two blocks away are read at once, with those between them.
+            first = numbers[start]
+            stop = int(np.searchsorted(numbers, first + 2 * self._block))
+            read = np.asarray(self._array[first : numbers[stop - 1] + 1])
+            rows[start:stop] = read[numbers[start:stop] - first]
+            start = stop
+        return rows
+
+
 class DiskArray:
     """An array on disk that implements `Rows`.
 
@@ -124,6 +152,11 @@ class DiskArray:
         """Return `length` rows from row `start` on, without reading them."""
         begin = self._start + start
         return DiskArray(self._array, self.device, begin, begin + length)
+
+    def subset(self, numbers: Tensor) -> "DiskArray":
+        """Return the rows with these ascending numbers, without reading them."""
+        rows = _Selected(self._array, numbers.cpu().numpy() + self._start, self._block)
+        return DiskArray(rows, self.device)
 
     def chunks(self, rows: int, least: int) -> Iterator[Chunk]:
         """Yield all rows in order, as slices and functions that read them."""

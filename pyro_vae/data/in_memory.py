@@ -95,6 +95,10 @@ class InMemory:
         """Return a view of `length` rows from row `start` on."""
         return InMemory(self.unwrapped.narrow(0, start, length))
 
+    def subset(self, numbers: Tensor) -> "InMemory":
+        """Return a copy of the rows with these numbers."""
+        return InMemory(self.unwrapped[numbers.to(self.device)])
+
     def to(self, device: str | torch.device) -> "InMemory":
         """Return the rows on a device."""
         return InMemory(self.unwrapped.to(device))

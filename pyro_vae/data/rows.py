@@ -91,5 +91,15 @@ class Rows(Protocol):
     def narrow(self, start: int, length: int) -> "Rows":
         """Return `length` rows from row `start` on, without reading them."""
 
+    def subset(self, numbers: Tensor) -> "Rows":
+        """Return the rows with these ascending numbers. Rows on disk are not read."""
+
     def to(self, device: str | torch.device) -> "Rows":
         """Return the rows on a device."""
+
+
+def subset(rows: Rows, numbers: Tensor) -> Rows:
+    """Return the rows with these ascending numbers. If they are adjacent, tensors are not copied."""
+    start, length = int(numbers[0]), len(numbers)
+    is_adjacent = int(numbers[-1]) - start + 1 == length
+    return rows.narrow(start, length) if is_adjacent else rows.subset(numbers)

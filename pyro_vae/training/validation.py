@@ -1,7 +1,9 @@
 """The validation ELBO after each epoch."""
 
 import math
+import warnings
 
+import torch
 from torch import Tensor
 
 from pyro_vae.pairs.checked_rows import CheckedRows
@@ -23,5 +25,14 @@ def _validate(sampler: Sampler, data: CheckedRows, seed: int) -> dict[str, float
     with preserved_state():
         rows = data_per_chunk(data.event_shape, 1)
         elbo = map_chunks(data, score, rows=rows, seed=seed)["elbo"]
+    bad = ~elbo.isfinite()
+    if bad.any():
+        warnings.warn(
+            f"the ELBO of {int(bad.sum())} of {len(elbo)} validation data is not finite (first at "
+            f"datum {int(bad.nonzero()[0, 0])}), so epochs cannot be compared, and the best epoch "
+            "and early stopping have no meaning: drop or rescale these data",
+            stacklevel=2,
+        )
     se = elbo.std().item() / math.sqrt(len(elbo)) if len(elbo) > 1 else math.nan
-    return {"validation_elbo": elbo.mean().item(), "validation_elbo_se": se}
+    mean = elbo.mean().nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf).item()
+    return {"validation_elbo": mean, "validation_elbo_se": se}

@@ -73,8 +73,8 @@ def test_mean_and_log_odds_are_exact():
     torch.testing.assert_close(data.log_odds(), torch.logit(probabilities))
 
 
-def test_hold_out_takes_the_last():
-    data = Dataset(grey(10), torch.arange(10), binarization="dynamic")
+def test_hold_out_takes_the_last_of_data_in_random_order():
+    data = Dataset(grey(10), torch.arange(10), binarization="dynamic", hold_out_last=True)
     train, validation = data.hold_out(3)
     assert (len(train), len(validation), validation.split) == (7, 3, "validation")
     assert validation.labels.tolist() == [7, 8, 9]

@@ -65,7 +65,7 @@ def test_any_index_is_read_right(tmp_path, pixels, store, small_windows):
 
 
 def test_stored_data_are_held_out_scored_and_averaged(tmp_path, pixels):
-    data = Dataset(memmap(tmp_path, pixels), binarization="dynamic", seed=4)
+    data = Dataset(memmap(tmp_path, pixels), binarization="dynamic", seed=4, hold_out_last=True)
     first, last = data.hold_out(20)
     assert (len(first), len(last), last.event_shape) == (40, 20, EVENT)
     assert torch.equal(last.values[:], torch.from_numpy(pixels[40:]))
