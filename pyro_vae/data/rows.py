@@ -99,7 +99,7 @@ class Rows(Protocol):
 
 
 def subset(rows: Rows, numbers: Tensor) -> Rows:
-    """Return the rows with these ascending numbers. If they are adjacent, tensors are not copied."""
+    """Return the rows with these ascending numbers, without a copy if they are adjacent."""
     start, length = int(numbers[0]), len(numbers)
     is_adjacent = int(numbers[-1]) - start + 1 == length
     return rows.narrow(start, length) if is_adjacent else rows.subset(numbers)

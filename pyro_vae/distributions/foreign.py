@@ -1,6 +1,7 @@
 """Distributions of other packages, such as the flows of zuko, as Pyro distributions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro  # does not import zuko
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 
-class Foreign(ZukoToPyro):  # type: ignore[misc]  # untyped
+class Foreign(ZukoToPyro):
     """A distribution of torch or of another package as a Pyro distribution.
 
     Unlike `ZukoToPyro`, it has the support, the moments and the samples of the distribution.
@@ -46,7 +47,7 @@ class Foreign(ZukoToPyro):  # type: ignore[misc]  # untyped
         return type(self)(self.dist.expand(torch.Size(batch_shape)))
 
 
-def as_pyro(distribution: Distribution) -> Distribution:
+def as_pyro(distribution: Distribution) -> Any:
     """Return a distribution as a Pyro distribution; those of Pyro are unchanged."""
     is_pyro = isinstance(distribution, TorchDistributionMixin)
     return distribution if is_pyro else Foreign(distribution)

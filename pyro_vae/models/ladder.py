@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.distributions.parameters import MIN_LADDER_SCALE, loc_and_scale
 from pyro_vae.models.base import (
     Autoencoder,
@@ -97,11 +98,11 @@ class LadderModel(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = pyro.sample(f"z{len(self.decoders) + 1}", self.prior())
+            z = pyro.sample(f"z{len(self.decoders) + 1}", as_pyro(self.prior()))
             for layer, decoder in zip(range(len(self.decoders), 0, -1), self.decoders, strict=True):
                 loc, scale = loc_and_scale(decoder(z), MIN_LADDER_SCALE)
                 z = pyro.sample(f"z{layer}", dist.Normal(loc, scale).to_event(1))
-            return pyro.sample("x", self.likelihood(z), obs=observed_or_drawn(x))
+            return pyro.sample("x", as_pyro(self.likelihood(z)), obs=observed_or_drawn(x))
 
 
 class LadderGuide(nn.Module):

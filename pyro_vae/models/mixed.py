@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
@@ -87,11 +88,11 @@ class MixedModel(nn.Module):
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             c = pyro.sample("c", self.discrete_prior())
-            z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", as_pyro(self.prior()))
             # Enumerated codes have an extra dimension to the left of the data.
             batch = torch.broadcast_shapes(c.shape[:-1], z.shape[:-1])
             both = torch.cat([c.expand(*batch, -1), z.expand(*batch, -1)], dim=-1)
-            return pyro.sample("x", self.likelihood(both), obs=observed_or_drawn(x))
+            return pyro.sample("x", as_pyro(self.likelihood(both)), obs=observed_or_drawn(x))
 
 
 class MixedGuide(nn.Module):
@@ -106,4 +107,4 @@ class MixedGuide(nn.Module):
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
             c = pyro.sample("c", self.discrete_posterior(x))
-            return c, pyro.sample("z", self.posterior(x))
+            return c, pyro.sample("z", as_pyro(self.posterior(x)))

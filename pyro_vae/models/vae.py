@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
@@ -48,8 +49,8 @@ class Model(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(z), obs=observed_or_drawn(x))
+            z = pyro.sample("z", as_pyro(self.prior()))
+            return pyro.sample("x", as_pyro(self.likelihood(z)), obs=observed_or_drawn(x))
 
 
 class Guide(nn.Module):
@@ -63,7 +64,7 @@ class Guide(nn.Module):
         """Sample z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.posterior(x))
+            return pyro.sample("z", as_pyro(self.posterior(x)))
 
 
 class VAE(Autoencoder):
@@ -155,7 +156,7 @@ class VAE(Autoencoder):
 
         See also: `VAE.decode`, `VAE.reconstruct`.
         """
-        return self.guide.posterior(x)
+        return as_pyro(self.guide.posterior(x))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation.
@@ -176,7 +177,7 @@ class VAE(Autoencoder):
 
         See also: `VAE.encode`, `VAE.sample`.
         """
-        return self.model.likelihood(z)
+        return as_pyro(self.model.likelihood(z))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
