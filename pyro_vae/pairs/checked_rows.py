@@ -7,7 +7,7 @@ are checked when they are read for the first time.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from pyro import poutine
@@ -21,10 +21,9 @@ from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.guides import model_of
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, isolated
-from pyro_vae.pairs.sites import Node, observed_sites
-from pyro_vae.pairs.supports import check_support, fixed_support, known_support
+from pyro_vae.pairs.sites import observed_sites
+from pyro_vae.pairs.supports import Observed, check_observed, fixed_support, known_support
 
-Observed: TypeAlias = Mapping[str, Node]  # observed sites by name
 Observe: TypeAlias = Callable[[Batch], Observed]
 
 
@@ -74,17 +73,6 @@ class SupportCheck:
         check_observed(found, rows)
 
 
-def check_observed(sites: Observed, rows: range) -> None:
-    """Check the observed sites of a trace of some data.
-
-    Raises:
-        PairError: If a value is outside the support of its distribution.
-    """
-    for name, node in sites.items():
-        if not isinstance(node["fn"], Unit):
-            check_support(node["fn"], node["value"], name, node["mask"], rows=rows)
-
-
 def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:
     fixed: list[tuple[int | str, Constraint]] = []
     arguments: list[tuple[int | str, object]] = [*enumerate(batch.args), *batch.kwargs.items()]
@@ -124,7 +112,9 @@ class CheckedRows:
         def observe(batch: Batch) -> Observed:
             return _observed(pair, batch)
 
-        self._check = SupportCheck(observe, _batch(data.batch(slice(8))))
+        few = _batch(data.batch(slice(8)))
+        self._check = SupportCheck(observe, few)
+        self._check(few)
         if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:
             # The first rows have shown that 0 and 1 are in the support.
             self._check.fixed = [(key, support) for key, support in self._check.fixed if key != 0]

@@ -54,6 +54,7 @@ from pyro_vae.pairs.sites import (
     values_of,
 )
 from pyro_vae.pairs.state import modules_in, unchanged
+from pyro_vae.pairs.supports import check_observed
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -407,9 +408,11 @@ class PairRunner:
         try:
             guide = self._trace(self.guide, batch)
             role = "model"
-            return guide, self._trace(self.model, batch, values_of(guide))
+            model = self._trace(self.model, batch, values_of(guide))
         except MISFITS as error:
             raise PairError(f"the {role} fails on the arguments given: {error}") from error
+        check_observed(observed_sites(model), range(len(batch.indices)))
+        return guide, model
 
 
 def _latents(sites: Sites) -> Sites:

@@ -99,9 +99,7 @@ class ConditionLatents(Messenger):
 
 def is_delta(distribution: Any) -> bool:
     """Return whether a distribution is a point mass, inside any wrappers."""
-    return isinstance(
-        unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta
-    )
+    return isinstance(unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta)
 
 
 def subsampled_plates(*traces: poutine.Trace) -> set[str]:

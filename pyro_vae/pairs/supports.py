@@ -1,7 +1,10 @@
 """Compare the supports of distributions: a guide's with its prior's, a likelihood's with x."""
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
@@ -10,6 +13,8 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import Node
+
+Observed: TypeAlias = Mapping[str, Node]  # observed sites of a trace by name
 
 # Guides to suggest for a prior's support, by `support_name`.
 GUIDES_ON = {
@@ -167,6 +172,17 @@ def check_support(
         f"{_first_datum(outside, rows)}), outside the likelihood's support "
         f"{support_name(support)}: {_fix(support, bad, low, high)}"
     )
+
+
+def check_observed(sites: Observed, rows: range) -> None:
+    """Check the observed sites of a trace of some data.
+
+    Raises:
+        PairError: If a value is outside the support of its distribution.
+    """
+    for name, node in sites.items():
+        if not isinstance(node["fn"], Unit):
+            check_support(node["fn"], node["value"], name, node["mask"], rows=rows)
 
 
 def _inside(distribution: Distribution, value: Tensor) -> Tensor:
