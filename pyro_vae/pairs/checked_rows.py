@@ -37,10 +37,11 @@ class SupportCheck:
     Args:
         observe: Runs the pair on a batch; returns its observed sites.
         batch: Some data.
+        nan_passes: Whether observations with NaN pass. Their log density is NaN.
     """
 
-    def __init__(self, observe: Observe, batch: Batch) -> None:
-        self._observe = observe
+    def __init__(self, observe: Observe, batch: Batch, *, nan_passes: bool = False) -> None:
+        self._observe, self._nan_passes = observe, nan_passes
         # Arguments and their supports; None if the pair has to run.
         self.fixed: list[tuple[int | str, Constraint]] | None = None
         with contextlib.suppress(*MISFITS):
@@ -70,7 +71,7 @@ class SupportCheck:
             ) from error
         except MISFITS:
             return  # the programs do not run on these rows alone
-        check_observed(found, rows)
+        check_observed(found, rows, nan_passes=self._nan_passes)
 
 
 def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:

@@ -137,6 +137,7 @@ def check_support(
     mask: Tensor | bool | None = None,
     *,
     rows: range | None = None,
+    nan_passes: bool = False,
 ) -> None:
     """Check that an observation is in its distribution's support.
 
@@ -148,13 +149,17 @@ def check_support(
         name: Name of the site.
         mask: Mask of the distribution's batch shape. Values that it masks out are not checked.
         rows: Positions of the data in all data, for the message.
+        nan_passes: Whether observations with NaN pass. Their log density is NaN.
 
     Raises:
         PairError: If a value is outside the support. The message suggests a change.
     """
+    batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
 
     def inside(value: Tensor) -> Tensor:
         found = _inside(distribution, value)
+        if nan_passes:
+            found = found | _has_nan(value, len(batch_shape))
         return found if mask is None else found | ~torch.as_tensor(mask, device=value.device)
 
     good = inside(value)
@@ -162,7 +167,6 @@ def check_support(
         good = good | inside(value.double())  # sums, as on the simplex, are rounded in float32
     if good.all():
         return
-    batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
     outside = ~good.expand(torch.broadcast_shapes(good.shape, batch_shape))
     bad = value.expand(*outside.shape, *value.shape[len(batch_shape) :])[outside]
     support = support_of(distribution)
@@ -174,15 +178,27 @@ def check_support(
     )
 
 
-def check_observed(sites: Observed, rows: range) -> None:
+def check_observed(sites: Observed, rows: range, *, nan_passes: bool = False) -> None:
     """Check the observed sites of a trace of some data.
+
+    Args:
+        sites: The sites.
+        rows: Positions of the data in all data.
+        nan_passes: Whether observations with NaN pass. Their log density is NaN.
 
     Raises:
         PairError: If a value is outside the support of its distribution.
     """
     for name, node in sites.items():
         if not isinstance(node["fn"], Unit):
-            check_support(node["fn"], node["value"], name, node["mask"], rows=rows)
+            check_support(
+                node["fn"], node["value"], name, node["mask"], rows=rows, nan_passes=nan_passes
+            )
+
+
+def _has_nan(value: Tensor, batch_dim: int) -> Tensor:
+    """Return a mask of the events with NaN."""
+    return value.isnan().reshape(*value.shape[:batch_dim], -1).any(-1)
 
 
 def _inside(distribution: Distribution, value: Tensor) -> Tensor:
