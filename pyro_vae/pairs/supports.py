@@ -157,9 +157,7 @@ def check_support(
     batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
 
     def inside(value: Tensor) -> Tensor:
-        found = _inside(distribution, value)
-        if nan_passes:
-            found = found | _has_nan(value, len(batch_shape))
+        found = _inside(distribution, value, nan_passes)
         return found if mask is None else found | ~torch.as_tensor(mask, device=value.device)
 
     good = inside(value)
@@ -201,24 +199,25 @@ def _has_nan(value: Tensor, batch_dim: int) -> Tensor:
     return value.isnan().reshape(*value.shape[:batch_dim], -1).any(-1)
 
 
-def _inside(distribution: Distribution, value: Tensor) -> Tensor:
+def _inside(distribution: Distribution, value: Tensor, nan_passes: bool) -> Tensor:
     """Return a mask of the values in the support or masked out, of the distribution's batch shape.
 
     The mask of a distribution inside `.to_event()` applies to its entries.
     """
     if isinstance(distribution, Independent):
-        entries = _inside(distribution.base_dist, value)
+        entries = _inside(distribution.base_dist, value, nan_passes)
         return entries.flatten(-distribution.reinterpreted_batch_ndims).all(-1)
     if isinstance(distribution, MaskedDistribution):
         mask = torch.as_tensor(distribution._mask, device=value.device)
-        return _inside(distribution.base_dist, value) | ~mask
+        return _inside(distribution.base_dist, value, nan_passes) | ~mask
     if isinstance(distribution, ExpandedDistribution):
-        return _inside(distribution.base_dist, value)
+        return _inside(distribution.base_dist, value, nan_passes)
     support = known_support(distribution)
     if support is None:
         batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
         return torch.ones(batch_shape, dtype=torch.bool, device=value.device)
-    return support.check(value)
+    good = support.check(value)
+    return good | _has_nan(value, value.dim() - support.event_dim) if nan_passes else good
 
 
 def _first_datum(outside: Tensor, rows: range | None) -> int:
