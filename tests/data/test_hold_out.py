@@ -38,7 +38,7 @@ def test_sorted_data_are_held_out_at_random(container, count, tmp_path, monkeypa
     for part in (train, held):
         assert torch.equal(part[:], x[part.labels])
         assert torch.equal(part.batch(slice(None))[1], part.labels.double())
-        assert torch.equal(part[2 : 2 + 9], x[part.labels[2:11]])
+        assert torch.equal(part[2:11], x[part.labels[2:11]])
         batches = part.batches(part.order(torch.Generator(), 13), torch.Generator())
         read = torch.cat([batch[0] for batch in batches])
         assert torch.equal(read[:, 0].sort().values, part[:][:, 0])

@@ -55,7 +55,7 @@ def pyro_normal(loc):
 KINDS = {"bare": Shifted, "wrapped": lambda loc: ZukoToPyro(Shifted(loc)), "pyro": pyro_normal}
 
 
-@pytest.mark.parametrize(("prior", "guide"), itertools.product(KINDS, KINDS))
+@pytest.mark.parametrize(("prior", "guide"), list(itertools.product(KINDS, KINDS)))
 def test_scores_do_not_depend_on_a_declared_support(prior, guide):
     torch.manual_seed(0)
     x = torch.randn(20, 2)
@@ -63,7 +63,7 @@ def test_scores_do_not_depend_on_a_declared_support(prior, guide):
     pv.check(vae, x[:4])
     pv.fit(vae, x, epochs=1, progress=False)
     vae.load_state_dict({name: torch.zeros_like(value) for name, value in vae.state_dict().items()})
-    scores = pv.evaluate(vae, x, num_samples=30, progress=False)  # the latents are ignored
+    scores = pv.evaluate(vae, x, num_samples=20, progress=False)  # the latents are ignored
     exact = Normal(0.0, 1.0).log_prob(x).sum(-1)
     torch.testing.assert_close(torch.from_numpy(scores.log_likelihood), exact, rtol=0, atol=1e-4)
     assert torch.isfinite(torch.from_numpy(pv.ais(vae, x[:3], num_temperatures=3).lower)).all()
