@@ -48,6 +48,11 @@ class Foreign(ZukoToPyro):
 
 
 def as_pyro(distribution: Distribution) -> Any:
-    """Return a distribution as a Pyro distribution; those of Pyro are unchanged."""
+    """Return a distribution as a Pyro distribution; those of Pyro are unchanged.
+
+    `ZukoToPyro` has no `sample` with a shape, no support and no moments, so it is wrapped again.
+    """
+    if type(distribution) is ZukoToPyro:
+        distribution = distribution.dist
     is_pyro = isinstance(distribution, TorchDistributionMixin)
     return distribution if is_pyro else Foreign(distribution)
