@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 
-# Log weights within this range are equal up to rounding; no tail can be fitted to them.
-EQUAL_WEIGHTS = 1e-7
 # ArviZ fits the tail to a fifth of the samples and needs at least 5.
 MIN_TAIL_SAMPLES = 25
+# Log weights that differ by less than this share of the largest are equal up to the rounding of
+# densities in float32, at least and at most these nats. No tail can be fitted to them.
+EQUAL_SHARE, EQUAL_NATS, MOST_EQUAL_NATS = 1e-6, 1e-5, 1.0
+# exp of less than this is zero or subnormal in float64.
+UNDERFLOW = -690.0
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -21,8 +24,12 @@ def khat_threshold(num_samples: int) -> float:
 def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
     """Return k-hat, the shape parameter of the generalized Pareto tail of each column's weights.
 
-    Equal weights, as for an exact posterior, give -inf. Fewer than 25 samples give NaN, and so does
-    a weight that is not finite.
+    ArviZ fits the tail. The result is
+
+    - NaN for fewer than 25 samples, and for a weight that is not finite;
+    - -inf if all weights in the tail are equal up to rounding, as for an exact posterior;
+    - inf if a quarter of the tail vanishes in float64 next to the largest weight, and if one sample
+      has more than half of the weight although the fitted k-hat is below the threshold.
 
     Args:
         log_weights: Log weights in nats, shape `(num_samples, num_data)`.
@@ -31,14 +38,47 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
 
     num_samples, num_data = log_weights.shape
     khat = np.full(num_data, np.nan)
-    if num_samples >= MIN_TAIL_SAMPLES:
-        columns = np.asarray(log_weights, dtype=np.float64)
-        finite = np.isfinite(columns).all(axis=0)
-        with np.errstate(invalid="ignore"):
-            equal = finite & (columns.max(axis=0) - columns.min(axis=0) < EQUAL_WEIGHTS)
-        khat[equal] = -np.inf
-        fitted = finite & ~equal
+    finite = np.isfinite(log_weights).all(axis=0)
+    if num_samples < MIN_TAIL_SAMPLES or not finite.any():
+        return khat
+    rows = np.asarray(log_weights.T[finite], dtype=np.float64)  # one for each datum
+    largest = rows.max(axis=1)
+    rounding = np.clip(EQUAL_SHARE * np.abs(largest), EQUAL_NATS, MOST_EQUAL_NATS)
+    with np.errstate(all="ignore"):  # weights that overflow or vanish are classified here
+        rows = rows - largest[:, None]
+        tail_size = _tail_size(num_samples)
+        rows.partition(num_samples - tail_size - 1, axis=1)
+        cutoff, tail = rows[:, -tail_size - 1], np.sort(rows[:, -tail_size:], axis=1)
+        quartile = tail[:, int(tail_size / 4 + 0.5) - 1]  # ArviZ divides by its exceedance
+        known = [tail[:, 0] >= -rounding, quartile < UNDERFLOW]
+        result = np.select(known, [-np.inf, np.inf], np.nan)
+        fitted = np.isnan(result)
+        for i in np.flatnonzero(fitted & (np.exp(quartile) - np.exp(cutoff) < np.exp(UNDERFLOW))):
+            rows[i] = _without_ties(rows[i], quartile[i], tail_size)
         if fitted.any():
             # ArviZ takes log likelihoods and uses their negatives as log weights.
-            khat[fitted] = array_stats.psislw(-columns[:, fitted], axis=0)[1]
+            result[fitted] = array_stats.psislw(-rows[fitted], axis=-1)[1]
+        trusted = fitted & (result <= khat_threshold(num_samples))
+        for i in np.flatnonzero(trusted & (np.exp(tail).sum(axis=1) < 2)):
+            if np.exp(rows[i]).sum() < 2:  # the largest weight is 1
+                result[i] = np.inf
+    khat[finite] = result
     return khat
+
+
+def _tail_size(num_samples: int) -> int:
+    """Return the number of samples in the tail that ArviZ fits."""
+    return int(3 * num_samples**0.5) if num_samples > 225 else num_samples // 5
+
+
+def _without_ties(row: np.ndarray, tied: float, tail_size: int) -> np.ndarray:
+    """Return partitioned log weights with the cutoff below the tail.
+
+    If the tail begins inside a group of equal weights, many of its exceedances over the cutoff are
+    zero, and no Pareto distribution fits them. The cutoff is then the next smaller weight, and zero
+    if there is none.
+    """
+    rest = row[:-tail_size]
+    equal = rest >= tied - EQUAL_NATS
+    lower = rest[~equal].max(initial=2 * UNDERFLOW)
+    return np.concatenate([np.where(equal, lower, rest), row[-tail_size:]])

@@ -39,7 +39,8 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
     Vehtari et al. (2024), "Pareto smoothed importance sampling": above min(1 - 1/log10(K), 0.7),
     the estimate of log p(x) from K samples is unreliable. Equal weights, as for an exact posterior,
-    give -inf. Fewer than 25 samples give NaN.
+    give -inf. Weights that span more than float64 can represent give inf. Fewer than 25 samples
+    give NaN.
     """
     return torch.from_numpy(khat.pareto_khat(log_weights.double().cpu().numpy()))
 
