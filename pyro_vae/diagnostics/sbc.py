@@ -51,7 +51,7 @@ def sbc(
         each simulation, along the dimension `draw`; plot it with `arviz_plots.plot_ecdf_pit(tree)`.
         `uniformity` contains the p-value of a chi-square test that u is uniform. `coverage`
         contains the share of simulations with the true latent inside the guide's central interval
-        of each `level`.
+        of each `level`; its expectation is the level if q is the posterior, for any L.
 
     Raises:
         PairError: If a latent is outside the plate over the data.
@@ -118,7 +118,7 @@ def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTre
     for name, rank in ranks.items():
         dims = labels.of(name, (), rank.ndim - 1)
         u = (rank + 0.5) / (num_draws + 1)
-        inside = [(np.abs(2 * u - 1) <= level).mean(axis=0) for level in LEVELS]
+        inside = [coverage(rank, num_draws, level) for level in LEVELS]
         groups["prior_sbc"][name] = (("chain", "draw", *dims), u[None])
         groups["uniformity"][name] = (dims, uniformity(rank, num_draws))
         groups["coverage"][name] = (("level", *dims), np.stack(inside))
@@ -130,6 +130,23 @@ def _tree(ranks: dict[str, np.ndarray], num_draws: int, seed: int) -> xr.DataTre
         group.dataset = group.to_dataset().assign_coords(coords)
     tree.attrs = {"num_draws": num_draws, "seed": seed, "creation_library": "pyro_vae"}
     return tree
+
+
+def coverage(ranks: np.ndarray, num_draws: int, level: float) -> np.ndarray:
+    """Return the share of ranks on 0..L inside the central interval of a level for each latent.
+
+    Rank r is the part from r / (L + 1) to (r + 1) / (L + 1) of the unit interval, and counts by the
+    share of this part that is inside. Uniform ranks therefore give the level exactly, also if the
+    ends of the interval are between two ranks.
+
+    Args:
+        ranks: Ranks of shape `(num_simulations, *event)`.
+        num_draws: L, the largest possible rank.
+        level: Probability of the interval.
+    """
+    low, high = ((1 + sign * level) / 2 * (num_draws + 1) for sign in (-1, 1))
+    inside = np.minimum(ranks + 1, high) - np.maximum(ranks, low)
+    return inside.clip(0, 1).mean(axis=0)
 
 
 def uniformity(ranks: np.ndarray, num_draws: int) -> np.ndarray:
