@@ -8,6 +8,10 @@ with Hamiltonian Monte Carlo transitions that leave each f_t invariant. Their lo
 
     log w = sum_t (b_t - b_{t-1}) log p(x|z_{t-1}).
 
+The transitions must not depend on the history of the chain, or E[w] would differ from p(x). A pilot
+run therefore adapts the step sizes, one for each temperature and datum, and the chains of the
+estimate use them unchanged.
+
 E[w] = p(x), so in expectation the log-mean-exp over chains is a lower bound of log p(x). If x is
 simulated from the model, the z* that generated it is an exact sample of the posterior. A chain from
 z* back to the prior gives E[1/w] = 1/p(x) and thus an upper bound (bidirectional Monte Carlo,
@@ -33,6 +37,8 @@ from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.devices import device_of
 
 TARGET_ACCEPTANCE = 0.65
+# Chains of the pilot run for each datum, at most.
+PILOT_CHAINS = 4
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,9 @@ def ais(
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         target = Target(sampler, batch)
-        chain = target.from_prior(num_chains)
-        weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
+        pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
+        steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
+        weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
         return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
 
     checked = CheckedRows(pair, data)
@@ -175,10 +182,11 @@ def bidirectional(
         with torch.no_grad():
             latents, simulated = simulate(sampler.programs, template, range(num_data))
         target = Target(sampler, simulated)
-        chain = target.from_prior(num_chains)
-        weights, accepted = _anneal(target, chain, num_temperatures, num_leapfrog)
+        pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
+        steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
+        weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
         exact = target.unconstrain({n: z.expand(num_chains, *z.shape) for n, z in latents.items()})
-        back, _ = _anneal(target, exact, num_temperatures, num_leapfrog, reverse=True)
+        back, _ = _anneal(target, exact, steps, num_leapfrog, reverse=True)
     lower = weights.logsumexp(0) - math.log(num_chains)
     upper = math.log(num_chains) - (-back).logsumexp(0)
     bounds = Annealed(lower.cpu().numpy(), upper.cpu().numpy(), accepted.cpu().numpy())
@@ -247,28 +255,45 @@ def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
     return (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
 
 
+def _adapted_steps(
+    target: LogDensities, states: Tensor, num_temperatures: int, num_leapfrog: int
+) -> Tensor:
+    """Return step sizes `(num_temperatures, data)` that adapted in a run along the schedule."""
+    first = torch.full(states.shape[1:2], FIRST_STEP, dtype=states.dtype, device=states.device)
+    sizes = StepSizes(first, TARGET_ACCEPTANCE)
+    point = Point.at(target, states)
+    steps = []
+    for beta in schedule(num_temperatures)[1:].tolist():
+        point, moved = transition(target, point, sizes.values, num_leapfrog, beta)
+        sizes.follow(moved.to(first.dtype).mean(0))
+        steps.append(sizes.values)
+    return torch.stack(steps)
+
+
 def _anneal(
-    target: LogDensities,
-    states: Tensor,
-    num_temperatures: int,
-    num_leapfrog: int,
-    reverse: bool = False,
+    target: LogDensities, states: Tensor, steps: Tensor, num_leapfrog: int, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Run chains along the schedule; return log weights `(chains, data)` and acceptance rates."""
-    betas = schedule(num_temperatures)
-    first = torch.full(states.shape[:2], FIRST_STEP, dtype=states.dtype, device=states.device)
-    step = StepSizes(first, TARGET_ACCEPTANCE)  # one for each chain
+    """Run chains along the schedule; return log weights `(chains, data)` and acceptance rates.
+
+    Args:
+        target: Log densities.
+        states: First states of the chains, shape `(chains, data, dim)`.
+        steps: Step sizes, shape `(num_temperatures, data)`. They do not depend on these chains.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        reverse: Whether to run from the posterior to the prior.
+    """
+    num_temperatures = len(steps)
+    betas = schedule(num_temperatures).tolist()
     weights = torch.zeros(states.shape[:2], dtype=torch.float64, device=states.device)
     accepted = torch.zeros_like(weights)
     point = Point.at(target, states)
     order = range(num_temperatures, 0, -1) if reverse else range(1, num_temperatures + 1)
     for t in order:
-        change = float(betas[t] - betas[t - 1])
+        change = betas[t] - betas[t - 1]
         if not reverse:
             weights += change * point.log_likelihood.double()
-        point, moved = transition(target, point, step.values, num_leapfrog, float(betas[t]))
+        point, moved = transition(target, point, steps[t - 1], num_leapfrog, betas[t])
         if reverse:  # from f_t to f_{t-1}: move under f_t, then update the weight
             weights += change * point.log_likelihood.double()
         accepted += moved
-        step.follow(moved)
     return weights, accepted.mean(0) / num_temperatures
