@@ -7,14 +7,16 @@ Cremer, Li & Duvenaud (2018), eq. 7 and 8, with q* the best member of the family
 
 The family is the set of distributions that the guide returns for any output of its encoder. For
 each datum, stochastic gradient ascent of the ELBO over this output finds q*, starting from the
-output of the encoder. Gradient noise keeps the iterates around q*, so they are averaged with
-increasing weights (polynomial-decay averaging, Shamir & Zhang 2013).
+output of the encoder. Only the guide gets this output: a model that calls the same encoder, as with
+a `VampPrior`, calls the encoder itself. Gradient noise keeps the iterates around q*, so they are
+averaged with increasing weights (polynomial-decay averaging, Shamir & Zhang 2013).
 """
 
 import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
@@ -111,7 +113,8 @@ def gaps(
 
     Raises:
         PairError: If a latent is outside the plate over the data.
-        ValueError: If the guide's encoder is unknown or a latent cannot be reparameterized.
+        ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
+            row for each datum, or a latent cannot be reparameterized.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -136,11 +139,11 @@ def gaps(
     rows = data_per_chunk(data.event_shape, num_particles)
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        first = _encoded(sampler, encoder, batch)
-        with outputs(encoder, first):
+        first = _encoded(sampler, guide, batch)
+        with guide.returning(first):
             before = sampler.log_weights(batch, num_samples, num_particles).log_weights
-        best = _optimize(sampler, encoder, batch, first, num_steps, num_particles, learning_rate)
-        with outputs(encoder, best):
+        best = _optimize(sampler, guide, batch, first, num_steps, num_particles, learning_rate)
+        with guide.returning(best):
             after = sampler.log_weights(batch, num_samples, num_particles).log_weights
         return {
             "elbo": elbo(before),
@@ -152,15 +155,64 @@ def gaps(
     checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="inference gaps", progress=progress
         )
     return Gaps(**{name: values.numpy() for name, values in found.items()})
 
 
+class GivenOutputs(nn.Module):
+    """A guide in which the encoder returns given outputs.
+
+    The encoder is unchanged outside the guide, so the model may call it.
+
+    Attributes:
+        calls: Outputs of the encoder in each of its calls in the last run of the unchanged guide.
+    """
+
+    def __init__(self, guide: Program, encoder: nn.Module) -> None:
+        super().__init__()
+        self.guide, self.encoder = guide, encoder
+        self.output: tuple[Tensor, ...] = ()
+        self.calls: list[tuple[Tensor, ...]] = []
+
+    @contextlib.contextmanager
+    def returning(self, output: tuple[Tensor, ...]) -> Iterator[None]:
+        """Make the encoder return these outputs, one row for each datum, while the guide runs."""
+        self.output = output
+        try:
+            yield
+        finally:
+            self.output = ()
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Run the guide."""
+        if not self.output:
+            self.calls = []
+            with self.encoder.register_forward_hook(self._remember):
+                return self.guide(*args, **kwargs)
+        before = vars(self.encoder).get("forward")
+        self.encoder.forward = self._encode  # overrides the method of the class
+        try:
+            return self.guide(*args, **kwargs)
+        finally:
+            del self.encoder.forward
+            if before is not None:
+                self.encoder.forward = before
+
+    def _remember(self, module: nn.Module, inputs: object, output: Any) -> None:
+        self.calls.append(output if isinstance(output, tuple) else (output,))
+
+    def _encode(self, x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
+        # If the data are repeated for each sample, so is the output.
+        given = [out.repeat(len(x) // len(out), *(1,) * (out.dim() - 1)) for out in self.output]
+        return given[0] if len(given) == 1 else tuple(given)
+
+
 def _optimize(
     sampler: Sampler,
-    encoder: nn.Module,
+    guide: GivenOutputs,
     batch: tuple[Tensor, ...],
     first: tuple[Tensor, ...],
     num_steps: int,
@@ -174,7 +226,7 @@ def _optimize(
     # together therefore equals optimizing each datum alone.
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
     for step in range(num_steps):
-        with outputs(encoder, tuple(leaves)):
+        with guide.returning(tuple(leaves)):
             loss = -sampler.rsample(batch, num_particles).log_weights.mean(0).sum()
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         if any(gradient is None for gradient in gradients):
@@ -191,30 +243,36 @@ def _optimize(
     return tuple(means)
 
 
-def _encoded(sampler: Sampler, encoder: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the encoder's output when the guide runs on a batch."""
-    seen: list[Tensor | tuple[Tensor, ...]] = []
-    handle = encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        sampler.draw(batch, 1)
-    finally:
-        handle.remove()
-    if not seen:
+def _encoded(
+    sampler: Sampler, guide: GivenOutputs, batch: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the encoder's output when the guide runs on a batch.
+
+    Raises:
+        ValueError: If it is not the same in every call of the encoder and for every sample of the
+            guide, or does not have one row for each datum.
+    """
+    sampler.draw(batch, 1)
+    calls = guide.calls
+    if not calls:
         raise ValueError("the guide does not call the module passed as encoder=")
-    return seen[0] if isinstance(seen[0], tuple) else (seen[0],)
+    with preserved_state(0):  # other noise
+        sampler.draw(batch, 1)
+    for output in calls[0]:
+        if not isinstance(output, Tensor) or output.shape[:1] != batch[0].shape[:1]:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                "encoder= must return tensors with the parameters of q, one row for each of "
+                f"{len(batch[0])} data, got {got}"
+            )
+    if not all(_same(calls[0], other) for other in [*calls[1:], *guide.calls]):
+        raise ValueError(
+            "the guide calls encoder= on other inputs than the data, or on samples, so its output "
+            "is not the parameters of q. Pass another module as encoder=; "
+            "diagnose(num_gap_data=0) omits the gaps"
+        )
+    return calls[0]
 
 
-@contextlib.contextmanager
-def outputs(encoder: nn.Module, output: tuple[Tensor, ...]) -> Iterator[None]:
-    """Make an encoder return these outputs, one row for each datum, for any input."""
-
-    def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
-        # If the data are repeated for each sample, so is the output.
-        given = [out.repeat(len(x) // len(out), *(1,) * (out.dim() - 1)) for out in output]
-        return given[0] if len(given) == 1 else tuple(given)
-
-    encoder.forward = forward  # overrides the method of the class
-    try:
-        yield
-    finally:
-        del encoder.forward
+def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))

@@ -19,10 +19,10 @@ MODELS = {
     "one mode": (torch.tanh, 0.5, [-0.5, 0.0, 1.5]),
     "two modes": (lambda z: z.square() - 1, 0.5, [-0.5, 0.5, 1.5]),
     "three modes": (lambda z: z**3 - z, 0.3, [-0.3, 0.0, 0.3]),
-    "stiff": (lambda z: z, 0.03, [-1.0, 0.0, 2.0]),
-    "stiff, two modes": (lambda z: z.abs(), 0.05, [0.2, 1.0, 2.0]),
+    "stiff": (lambda z: z, 0.1, [-1.0, 0.0, 1.5]),
+    "stiff, two modes": (lambda z: z.abs(), 0.1, [0.2, 1.0, 1.5]),
 }
-COPIES = 700
+COPIES = 3000
 
 
 def pair_of(mean, sd):
@@ -39,7 +39,7 @@ def pair_of(mean, sd):
 
 
 def log_evidence(mean, sd, x):
-    grid = torch.linspace(-9, 9, 90_001, dtype=torch.float64)
+    grid = torch.linspace(-9, 9, 6_001, dtype=torch.float64)
     joint = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal(mean(grid), sd).log_prob(
         torch.as_tensor(x, dtype=torch.float64)[:, None]
     )
@@ -52,9 +52,8 @@ def check_mean_one(ratios, errors=4.0):
     assert error < 0.2  # otherwise nothing is tested
 
 
-@pytest.mark.parametrize("num_temperatures", [30, 120])
-@pytest.mark.parametrize("num_leapfrog", [1, 5])
-@pytest.mark.parametrize("num_chains", [1, 4])
+@pytest.mark.parametrize(("num_temperatures", "num_leapfrog"), [(50, 1), (60, 5)])
+@pytest.mark.parametrize("num_chains", [4])
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_have_the_evidence_as_their_mean(name, num_chains, num_leapfrog, num_temperatures):
     mean, sd, values = MODELS[name]
@@ -73,15 +72,14 @@ def test_weights_have_the_evidence_as_their_mean(name, num_chains, num_leapfrog,
         check_mean_one(column)
 
 
-@pytest.mark.parametrize("num_temperatures", [30, 120])
-@pytest.mark.parametrize("num_chains", [1, 4])
+@pytest.mark.parametrize(("num_chains", "num_temperatures"), [(4, 60)])
 @pytest.mark.parametrize("name", MODELS)
 def test_both_directions_on_simulated_data(name, num_chains, num_temperatures):
     mean, sd, _ = MODELS[name]
     x, bounds = pv.bidirectional(
         pair_of(mean, sd),
         torch.zeros(2, dtype=torch.float64),
-        num_data=2000,
+        num_data=3000,
         num_chains=num_chains,
         num_temperatures=num_temperatures,
         num_leapfrog=4,
