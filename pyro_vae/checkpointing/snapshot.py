@@ -95,6 +95,7 @@ class Resumable(Protocol):
         order_state: State of the generator before the order of the epoch was drawn.
         progress: Counters and history.
         best: Parameters and buffers, each with a copy of its value in the best epoch.
+        loader_state: States of the generators of a `DataLoader` at the start of the epoch.
         settings: Settings and fingerprint of the run, in their JSON form.
     """
 
@@ -102,6 +103,7 @@ class Resumable(Protocol):
     order_state: Tensor
     progress: Progress
     best: list[tuple[Tensor, Tensor]]
+    loader_state: JSONObject
     settings: JSONObject
 
     @property
@@ -129,6 +131,7 @@ def snapshot(run: Resumable) -> Checkpoint:
     state: JSONObject = {
         "progress": dataclasses.asdict(run.progress),
         "settings": run.settings,
+        "loader": run.loader_state,
         "versions": versions(),
         "objective": [
             {key: getattr(objective, key) for key in OBJECTIVE_STATE if hasattr(objective, key)}
@@ -186,6 +189,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     _restore_noise(run.generator.device, saved)
     run.generator.set_state(saved["random/data"])
     run.order_state = saved["random/order"]
+    run.loader_state = state.get("loader", {})
     run.progress = progress
 
 

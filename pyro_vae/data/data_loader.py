@@ -3,29 +3,30 @@
 import contextlib
 import functools
 import itertools
-import random
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-import numpy as np
 import torch
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyro_vae.data.binarization import fixed_draw_of_rows
 from pyro_vae.data.chunks import empty_rows, recut, rows_at
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.loader_state import LoaderState, States, seeded
 from pyro_vae.data.order import draw_seed
 from pyro_vae.data.rows import Batch, Chunk, Index
+
+PROBED_ROWS = 256  # rows that are read twice before a run that writes checkpoints
 
 
 class LoaderBatches:
     """The batches of a torch `DataLoader`, as `Rows`.
 
     Workers of the loader prepare batches during training. The order of the batches and the draws of
-    the workers follow from the seed of the run, unless the loader has its own generator.
+    dataset, samplers and workers follow from the seed of the run. If the loader has generators,
+    their draws follow from their states, which checkpoints contain.
 
     Args:
         loader: Loader of tensors, or of tuples of tensors: x and its context.
@@ -50,6 +51,8 @@ class LoaderBatches:
             raise DataError(
                 "the DataLoader needs a length, got an IterableDataset without one: define __len__"
             ) from error
+        self._state = LoaderState(loader)
+        self._at_first = self._state.generators()
         self._first = next(self.scoring_pass(), ())
         if not self._first:
             raise DataError("the DataLoader is empty")
@@ -150,23 +153,9 @@ class LoaderBatches:
         Raises:
             DataError: If x is infinite, or if batches differ in the dtypes or shapes of their rows.
         """
-        batches = self._checked(0)
-        separate = {
-            "torch": torch.Generator().manual_seed(0).get_state(),
-            "random": random.Random(0).getstate(),
-            "numpy": np.random.RandomState(0).get_state(),
-        }
         kinds = None
-        while True:
-            before = get_rng_state()
-            set_rng_state(separate)
-            try:
-                batch = next(batches, None)
-            finally:
-                separate = get_rng_state()
-                set_rng_state(before)
-            if batch is None:
-                return
+        states = {"global": seeded(0), "generators": self._at_first}
+        for batch in self._pass(states, 0):
             found = [(part.dtype, tuple(part.shape[1:])) for part in batch]
             kinds = kinds or found
             if found != kinds:
@@ -181,14 +170,43 @@ class LoaderBatches:
     def order(self, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Batch]:
         """Return an epoch's batches without the first `skip`, which are read and discarded.
 
-        All draws from the generator are made in this call.
+        The seed of the epoch is drawn in this call. Everything that the loader draws follows from
+        it and from the states of the loader's generators.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed(generator))
-            batches = self._checked(len(self._loader))
-            # The loader draws its order when it yields the first batch.
-            first = next(itertools.islice(batches, skip, None), None)
-        return iter(()) if first is None else itertools.chain([first], batches)
+        states = {"global": seeded(draw_seed(generator))}
+        return itertools.islice(self._pass(states, self._num_batches), skip, None)
+
+    def state(self) -> States:
+        """Return the states of the generators of the loader, in their JSON form."""
+        return self._state.generators()
+
+    def set_state(self, state: States) -> None:
+        """Set the generators of the loader to the result of `state`."""
+        self._state.set_generators(state)
+
+    def cannot_repeat(self) -> str | None:
+        """Read the first rows twice; return a reason if they differ, although no state does."""
+        count = -(-PROBED_ROWS // max(len(self._first[0]), 1))
+        states = [{"global": seeded(0), "generators": self._at_first} for _ in range(2)]
+        one, two = (list(itertools.islice(self._pass(own, 0), count)) for own in states)
+        if len(one) == len(two) and all(map(_equal, one, two)):
+            return None
+        return (
+            "the DataLoader yields other rows when it is read again with the same seed and the "
+            "same states of its generators. Draw in the dataset and the samplers from the global "
+            "generators of torch, numpy or random, or from a generator that is an attribute; set "
+            "persistent_workers=False, and in_order=True; keep no other state between epochs"
+        )
+
+    def _pass(self, states: dict[str, States], expected: int) -> Iterator[Batch]:
+        """Yield the batches of a pass that draws from these states, and changes no others."""
+        batches = self._checked(expected)
+        while True:
+            with self._state.drawing_from(states):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _checked(self, expected: int) -> Iterator[Batch]:
         """Yield the batches of the loader; raise `DataError` if there are fewer than expected."""
@@ -245,3 +263,15 @@ def _aligned(start: int, batch: Batch) -> Batch:
     if batch[0].device.type != "cpu":
         return batch
     return tuple(empty_rows(start, part.shape, part.dtype).copy_(part) for part in batch)
+
+
+def _equal(one: Batch, two: Batch) -> bool:
+    """Return whether two batches are equal bit for bit."""
+    return len(one) == len(two) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().flatten().view(torch.uint8)

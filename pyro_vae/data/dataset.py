@@ -133,6 +133,11 @@ class Dataset:
         return len(self._rows)
 
     @property
+    def loader(self) -> LoaderBatches | None:
+        """The batches of a `DataLoader`; None for data in memory or on disk."""
+        return self._rows if isinstance(self._rows, LoaderBatches) else None
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return tuple(self._rows.shape[1:])

@@ -125,7 +125,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             if came is not None:
                 return EpochEnd(signal=came)
         state.start_epoch()
-        state.batches = job.checked.batches(state.draw_batches(job.train, job.batch_size))
+        state.batches = job.checked.batches(state.draw_batches(job.batch_size))
     for whole in state.batches:
         num_rows = len(whole[0])
         batch, share = own_batch(whole)

@@ -46,6 +46,7 @@ class RunState:
     Attributes:
         svi: Training step.
         programs: Model and guide. Their parameters and buffers are the weights of the run.
+        train: Training data.
         generator: Generator of the order of the data and of their binarization.
         rates: Learning rate schedule.
         named: Parameters by the names that the programs give them.
@@ -57,11 +58,13 @@ class RunState:
         progress: Counters and history.
         settings: Settings and fingerprint of the run, in their JSON form.
         batches: Remaining batches of the epoch; None between two epochs.
+        loader_at_start: States of the generators of a `DataLoader` at the start of the epoch.
         clocks: Start times of the run and the epoch.
     """
 
     svi: SVI
     programs: tuple[Program, Program]
+    train: Dataset
     generator: torch.Generator
     rates: Rates
     named: dict[str, Tensor]
@@ -73,6 +76,7 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     settings: JSONObject = field(default_factory=dict)
     batches: Iterator[tuple[Tensor, ...]] | None = None
+    loader_at_start: JSONObject = field(default_factory=dict)
     clocks: Clocks = field(default_factory=Clocks)
 
     @property
@@ -89,7 +93,19 @@ class RunState:
         """Start the clock of an epoch, or of the rest of an epoch."""
         self.clocks.epoch = time.perf_counter() - self.progress.epoch_seconds
 
-    def draw_batches(self, data: Dataset, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    @property
+    def loader_state(self) -> JSONObject:
+        """States of the generators of a `DataLoader` from which the epoch can be read again."""
+        if self.progress.batch:
+            return self.loader_at_start
+        return {} if self.train.loader is None else self.train.loader.state()
+
+    @loader_state.setter
+    def loader_state(self, states: JSONObject) -> None:
+        if self.train.loader is not None:
+            self.train.loader.set_state(states)
+
+    def draw_batches(self, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
         """Draw the order of an epoch, or draw it again, and return its remaining batches."""
         now = self.generator.get_state()
         is_resumed = self.progress.batch > 0
@@ -97,10 +113,12 @@ class RunState:
             self.generator.set_state(self.order_state)
         else:
             self.order_state = now
-        order = data.order(self.generator, batch_size, self.progress.batch)
+        if self.train.loader is not None:
+            self.loader_at_start = self.train.loader.state()
+        order = self.train.order(self.generator, batch_size, self.progress.batch)
         if is_resumed:
             self.generator.set_state(now)
-        return data.batches(order, self.generator)
+        return self.train.batches(order, self.generator)
 
     def count(self, loss: float, num_data: int) -> None:
         """Count a training step and step the learning rate schedule."""

@@ -68,6 +68,7 @@ def running(job: Job) -> Iterator[RunState]:
             stack.callback(writer.close)  # before the lock is released
         state = _initial(job, writer, interrupted, report)
         if writer is not None:
+            _warn_if_not_repeatable(job)
             _resume(job, state, writer.store)
             if state.progress.step and state.progress.stopped is None:
                 rows, share = own_batch(job.train.batch(slice(job.batch_size)))
@@ -109,6 +110,7 @@ def _initial(
     state = RunState(
         svi=job.svi,
         programs=job.programs,
+        train=job.train,
         generator=generator,
         rates=Rates(job.config.schedule, job.total_steps),
         named=named_parameters(job.svi, job.programs, job.train.batch(slice(2))),
@@ -122,6 +124,16 @@ def _initial(
     copy_from_first(state.tensors().values())
     state.keep_weights()
     return state
+
+
+def _warn_if_not_repeatable(job: Job) -> None:
+    """Warn before training if the rows of a `DataLoader` cannot be read again."""
+    reason = None if job.train.loader is None else job.train.loader.cannot_repeat()
+    if reason is not None and is_first():
+        warnings.warn(
+            f"the run cannot be resumed bit for bit, because {reason}",
+            stacklevel=6,  # the caller of `fit`
+        )
 
 
 def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:

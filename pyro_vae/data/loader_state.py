@@ -1,0 +1,142 @@
+"""The random states that a `DataLoader` draws from, so that a pass over it can be repeated."""
+
+import contextlib
+import functools
+import itertools
+import random
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+States: TypeAlias = dict[str, Any]  # plain data that JSON can hold
+
+MAX_ENTRIES = 1000  # longer lists hold data, not generators
+MAX_OBJECTS, MAX_SOURCES = 10_000, 1000
+# Attributes of a loader that draw in the process of the run.
+DRAWING = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
+
+_Source: TypeAlias = torch.Generator | random.Random | np.random.RandomState | np.random.Generator
+
+
+class LoaderState:
+    """The random states of a pass over a loader: the global ones and those of its generators.
+
+    The generators are those that the loader, its samplers, its dataset and their attributes hold.
+
+    Args:
+        loader: The loader.
+    """
+
+    def __init__(self, loader: DataLoader[object]) -> None:
+        self._sources = list(itertools.islice(_sources(loader), MAX_SOURCES))
+
+    def generators(self) -> States:
+        """Return the states of the generators of the loader, in order, in their JSON form."""
+        return {str(place): _state(source) for place, source in enumerate(self._sources)}
+
+    def set_generators(self, states: States) -> None:
+        """Set the generators of the loader to the result of `generators`."""
+        for place, source in enumerate(self._sources):
+            if str(place) in states:
+                _set_state(source, states[str(place)])
+
+    @contextlib.contextmanager
+    def drawing_from(self, pass_state: dict[str, States]) -> Iterator[None]:
+        """Draw from the states of a pass; keep them there, and restore those of the caller.
+
+        Args:
+            pass_state: The global states of the pass, and those of the generators if the pass
+                leaves the generators of the loader as they are.
+        """
+        before = get_rng_state()
+        own = self.generators() if "generators" in pass_state else None
+        set_rng_state(pass_state["global"])
+        if own is not None:
+            self.set_generators(pass_state["generators"])
+        try:
+            yield
+        finally:
+            pass_state["global"] = get_rng_state()
+            set_rng_state(before)
+            if own is not None:
+                pass_state["generators"] = self.generators()
+                self.set_generators(own)
+
+
+def seeded(seed: int) -> States:
+    """Return the global random states of a pass with this seed."""
+    return {
+        "torch": torch.Generator().manual_seed(seed).get_state(),
+        "random": random.Random(seed).getstate(),
+        "numpy": np.random.RandomState(seed % 2**32).get_state(),
+    }
+
+
+def _sources(loader: DataLoader[object]) -> Iterator[_Source]:
+    """Yield the random generators that a loader holds, each once, in a fixed order."""
+    seen: set[int] = {id(torch.default_generator), id(random._inst), id(np.random.mtrand._rand)}
+    waiting = [getattr(loader, name, None) for name in reversed(DRAWING)]
+    while waiting and len(seen) < MAX_OBJECTS:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, _Source):
+            yield value
+        else:
+            waiting.extend(_held(value))
+
+
+def _held(value: object) -> Iterable[object]:
+    """Return the objects that may hold generators among the attributes of an object."""
+    skipped = str | bytes | int | float | Tensor | np.ndarray | type | types.ModuleType
+    if value is None or isinstance(value, skipped):
+        return ()
+    if isinstance(value, list | tuple | dict):
+        entries = value.values() if isinstance(value, dict) else value
+        return entries if len(value) <= MAX_ENTRIES else ()
+    if isinstance(value, functools.partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, types.MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        return [cell.cell_contents for cell in cells if cell != types.CellType()]
+    return vars(value).values() if hasattr(value, "__dict__") else ()
+
+
+def _state(source: _Source) -> Any:
+    if isinstance(source, torch.Generator):
+        return source.get_state().numpy().tobytes().hex()
+    if isinstance(source, random.Random):
+        return _plain(source.getstate())
+    if isinstance(source, np.random.RandomState):
+        return _plain(source.get_state(legacy=False))
+    return _plain(source.bit_generator.state)
+
+
+def _set_state(source: _Source, state: Any) -> None:
+    if isinstance(source, torch.Generator):
+        source.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
+    elif isinstance(source, random.Random):
+        version, numbers, gauss = state
+        source.setstate((version, tuple(numbers), gauss))
+    elif isinstance(source, np.random.RandomState):
+        source.set_state(state)
+    else:
+        source.bit_generator.state = state
+
+
+def _plain(value: Any) -> Any:
+    """Return nested dicts, tuples and arrays of numbers as JSON holds them."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value
