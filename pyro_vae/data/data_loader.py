@@ -174,7 +174,9 @@ class LoaderBatches:
         it and from the states of the loader's generators.
         """
         states = {"global": seeded(draw_seed(generator))}
-        return itertools.islice(self._pass(states, self._num_batches), skip, None)
+        # The loader is never read to its end, at which a sampler may draw: a resumed run may begin
+        # there.
+        return itertools.islice(self._pass(states, self._num_batches), skip, self._num_batches)
 
     def state(self) -> States:
         """Return the states of the generators of the loader, in their JSON form."""
