@@ -77,7 +77,8 @@ def fit(
         epochs: (How long.) Number of passes over the training data.
         batch_size: Number M of data in a minibatch.
         patience: Number of epochs without a better validation ELBO after which training stops; by
-            default it does not stop early.
+            default it does not stop early. While the beta of an annealed objective still changes
+            in this run, epochs do not count.
         seed: Random seed for the order of the data, their binarization and the noise. Runs with
             the same seed are equal. The global random state of torch is restored.
 
@@ -152,5 +153,5 @@ def fit(
     with running(job) as state:
         while state.progress.stopped is None:
             end = run_epoch(job, state)
-            apply(next_action(state.progress, end, config), end, job, state)
+            apply(next_action(state.progress, end, config, state.annealed), end, job, state)
         return finish(job, state)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae.checkpointing.snapshot import Progress
 from pyro_vae.distributed import from_first, gather, world_size
+from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.running import is_due, own_batch, save
@@ -65,13 +66,16 @@ NOT_FINITE, INTERRUPTED = "not finite", "interrupted"
 EARLY_STOPPING, FINISHED = "early stopping", "finished"
 
 
-def next_action(progress: Progress, end: EpochEnd, config: FitConfig) -> Action:
+def next_action(
+    progress: Progress, end: EpochEnd, config: FitConfig, annealed: int = 0
+) -> Action:
     """Return the action that follows `run_epoch`. A pure function of its arguments.
 
     Args:
         progress: Counters of the run. If the epoch is complete, they are those of the next one.
         end: Result of `run_epoch`.
         config: Settings of the run.
+        annealed: Last epoch in which beta changes. Epochs up to it do not count for `patience`.
     """
     if end.failed_batch is not None:
         may_backtrack = progress.rate_factor > 0.5**MAX_BACKTRACKS
@@ -80,7 +84,8 @@ def next_action(progress: Progress, end: EpochEnd, config: FitConfig) -> Action:
         return Stop(INTERRUPTED)
     if end.is_complete:
         epoch = progress.epoch - 1
-        if config.patience is not None and epoch - progress.best["epoch"] >= config.patience:
+        waited = epochs_without_improvement(progress, annealed)
+        if config.patience is not None and waited >= config.patience:
             return Stop(EARLY_STOPPING)
         if epoch == config.epochs:
             return Stop(FINISHED)

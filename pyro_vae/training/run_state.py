@@ -60,6 +60,7 @@ class RunState:
         batches: Remaining batches of the epoch; None between two epochs.
         loader_at_start: States of the generators of a `DataLoader` at the start of the epoch.
         clocks: Start times of the run and the epoch.
+        annealed: Last epoch in which the beta of the objective changes.
     """
 
     svi: SVI
@@ -78,6 +79,7 @@ class RunState:
     batches: Iterator[tuple[Tensor, ...]] | None = None
     loader_at_start: JSONObject = field(default_factory=dict)
     clocks: Clocks = field(default_factory=Clocks)
+    annealed: int = 0
 
     @property
     def seconds(self) -> float:

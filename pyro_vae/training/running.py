@@ -32,8 +32,10 @@ from pyro_vae.distributed import (
     was_restarted,
     world_size,
 )
+from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.progress_bar import training_bar
 from pyro_vae.runtime.signals import interruptible
+from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
 from pyro_vae.training.learning_rate import Rates
 from pyro_vae.training.run_state import Report, RunState, named_parameters
 from pyro_vae.training.setup import FitConfig, Job
@@ -70,6 +72,8 @@ def running(job: Job) -> Iterator[RunState]:
         if writer is not None:
             _warn_if_not_repeatable(job)
             _resume(job, state, writer.store)
+        state.annealed = _annealed(job, state)
+        if writer is not None:
             if state.progress.step and state.progress.stopped is None:
                 rows, share = own_batch(job.train.batch(slice(job.batch_size)))
                 svi.prepare_of(rows, {}, share)
@@ -124,6 +128,20 @@ def _initial(
     copy_from_first(state.tensors().values())
     state.keep_weights()
     return state
+
+
+def _annealed(job: Job, state: RunState) -> int:
+    """Return the last epoch in which beta changes, if epochs count for early stopping."""
+    epochs, patience = job.config.epochs, job.config.patience
+    if patience is None or state.progress.stopped is not None:
+        return 0
+    objectives = objectives_of(job.svi)
+    counts = [item.num_steps for item in objectives if hasattr(item, "num_steps")]
+    before = max(counts, default=0) - state.progress.step
+    annealed = annealed_epochs(objectives, max(before, 0), job.steps_per_epoch, epochs)
+    if is_first():
+        warn_if_without_effect(patience, annealed, epochs)
+    return annealed
 
 
 def _warn_if_not_repeatable(job: Job) -> None:

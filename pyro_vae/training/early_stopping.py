@@ -1,0 +1,60 @@
+"""Which epochs count for early stopping: those after annealing, without a better validation ELBO."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from pyro_vae.checkpointing.snapshot import Progress
+
+REACHED = 0.01  # relative difference between beta and its last value, at most, after annealing
+
+
+def annealed_epochs(
+    objectives: list[Any], first_step: int, steps_per_epoch: int, epochs: int
+) -> int:
+    """Return the last epoch in which the beta of an objective still changes; 0 without such.
+
+    Beta is compared with its value at the last step of the run, within 1%.
+
+    Args:
+        objectives: Objectives, of which some may have a `schedule` of beta.
+        first_step: Number of steps that the schedules counted before the run.
+        steps_per_epoch: Number of steps of an epoch.
+        epochs: Number of epochs of the run.
+    """
+    schedules = [getattr(objective, "schedule", None) for objective in objectives]
+    steps = range(first_step, first_step + epochs * steps_per_epoch)
+    changes = [_last_change(schedule, steps) for schedule in schedules if callable(schedule)]
+    return -(-max(changes, default=0) // steps_per_epoch)
+
+
+def _last_change(schedule: Callable[[int], float], steps: range) -> int:
+    """Return the number of steps before beta has its last value for good."""
+    last = schedule(steps[-1])
+    for place in reversed(range(len(steps))):
+        if not math.isclose(schedule(steps[place]), last, rel_tol=REACHED, abs_tol=1e-12):
+            return place + 1
+    return 0
+
+
+def epochs_without_improvement(progress: Progress, annealed: int) -> int:
+    """Return the number of epochs since the best validation ELBO, counted after annealing."""
+    best = progress.best
+    if annealed:
+        best = {"epoch": annealed}
+        for entry in progress.history[annealed:]:
+            if entry["validation_elbo"] >= best.get("validation_elbo", -math.inf):
+                best = entry
+    return progress.epoch - 1 - int(best["epoch"])
+
+
+def warn_if_without_effect(patience: int, annealed: int, epochs: int) -> None:
+    """Warn if too few epochs follow the annealing for early stopping."""
+    if annealed and epochs - annealed < patience:
+        warnings.warn(
+            f"patience={patience} has no effect: beta changes until epoch {annealed} of {epochs}, "
+            "and only epochs after the last change count. Leave patience out, or anneal beta in "
+            "fewer steps",
+            stacklevel=6,  # the caller of `fit`
+        )
