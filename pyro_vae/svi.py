@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +30,7 @@ from pyro_vae.engine.step import (
 )
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
-from pyro_vae.objectives.nats_per_datum import objectives_of
+from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
 from pyro_vae.pairs.runner import accepts_particles
 from pyro_vae.pairs.sites import plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
@@ -45,8 +46,9 @@ class SVI(pyro.infer.SVI):
     results as the eager step. Steps that the graph does not cover (another shape, a number that
     changed, a branch that depends on the data) run eagerly.
 
-    If the loss of a step is not finite, the step warns, as in Pyro, and leaves the parameters
-    unchanged.
+    If the loss of a step is not finite, the step warns and leaves the parameters unchanged. The
+    loss of `TraceTailAdaptive_ELBO` is always infinite; with it, steps are taken as in Pyro, and
+    not compiled.
 
     Args:
         model: Pyro model.
@@ -120,11 +122,13 @@ class SVI(pyro.infer.SVI):
         self.trained: set[Tensor] = set()
         keep_freed_memory()
         self._modules: list[nn.Module] | None = None  # candidates for `fast_layers`; found once
+        self._has_value = has_value(loss)
         self._without_plates = [o for o in objectives_of(self) if _needs_plates(o)]
         self._vectorized = [o for o in objectives_of(self) if _has_particle_plate(o)]
         self._compiler = Compiler(self, loss, at_once=compile is True)
-        self._compiler.enabled = compile is True or (
-            compile == "auto" and can_compile() and is_own(model, guide)
+        # A compiled step is declined by its loss, which has to be a value.
+        self._compiler.enabled = self._has_value and (
+            compile is True or (compile == "auto" and can_compile() and is_own(model, guide))
         )
 
     def step(self, *args: object, **kwargs: object) -> Any:
@@ -252,8 +256,13 @@ class SVI(pyro.infer.SVI):
             parameters = list(self.parameters)
             values = distributed.average(values, parameters, share)
             parameters = [p for p in parameters if p.grad is not None]
-        if all(map(math.isfinite, values)):
+        if not self._has_value or all(map(math.isfinite, values)):
             self.optim(parameters)
+        elif any(map(math.isinf, values)):  # Pyro warns of NaN
+            warnings.warn(
+                f"Encountered {values[0]} as the loss; the step leaves the parameters unchanged",
+                stacklevel=5,  # the caller of `step`
+            )
         self.trained.update(p for p in parameters if p.grad is not None)
         for parameter in parameters:
             parameter.grad = None

@@ -31,6 +31,7 @@ from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
+from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
 

@@ -112,6 +112,18 @@ def is_elbo(objective: object) -> bool:
     return getattr(objective, "is_elbo", default)
 
 
+def has_value(objective: object) -> bool:
+    """Return whether the loss of an objective is an estimate of a value.
+
+    The loss of Pyro's `TraceTailAdaptive_ELBO` is always infinite: it only computes gradients.
+
+    Args:
+        objective: Objective of Pyro or of this package.
+    """
+    inner = getattr(objective, "objective", None)
+    return not isinstance(objective, TraceTailAdaptive_ELBO) and (inner is None or has_value(inner))
+
+
 def objectives_of(svi: HasObjective) -> list[Any]:
     """Return the objective of an SVI, followed by the objectives that it wraps."""
     found, objective = [], svi.objective

@@ -66,9 +66,7 @@ NOT_FINITE, INTERRUPTED = "not finite", "interrupted"
 EARLY_STOPPING, FINISHED = "early stopping", "finished"
 
 
-def next_action(
-    progress: Progress, end: EpochEnd, config: FitConfig, annealed: int = 0
-) -> Action:
+def next_action(progress: Progress, end: EpochEnd, config: FitConfig, annealed: int = 0) -> Action:
     """Return the action that follows `run_epoch`. A pure function of its arguments.
 
     Args:

@@ -62,7 +62,9 @@ def running(job: Job) -> Iterator[RunState]:
             config.progress if is_first() else False, job.total_steps, config.epochs
         ) as report,
     ):
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # `TrainingError` reports it
+        warnings.filterwarnings(
+            "ignore", message="Encountered (NaN|-?inf)"
+        )  # `TrainingError` reports it
         store = from_first(lambda: stack.enter_context(_opened(job.folder, config)))
         torch.manual_seed(job.noise_seeds[rank()])
         writer = None if store is None else CheckpointWriter(store)

@@ -19,7 +19,7 @@ from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
-from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
+from pyro_vae.objectives.nats_per_datum import has_value, is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
@@ -251,6 +251,13 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
         optim = config.optimizer or adam
         if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
             guide = config_enumerate(guide, expand=True)
+    if not has_value(bound):
+        raise ValueError(
+            "fit needs an objective with a value for the history, for early stopping and to detect "
+            "a failed step, but TraceTailAdaptive_ELBO only computes gradients: train with "
+            "pv.SVI(model, guide, optim, loss).step, or pass "
+            "objective=pv.objectives.ImportanceWeighted(K)"
+        )
     if compile == "auto":
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()

@@ -137,7 +137,6 @@ def noise_of_torch():
     return torch.randn(3)
 
 
-
 REPEATABLE = {
     "plain": lambda: DataLoader(TensorDataset(rows()), BATCH, shuffle=True),
     "drop last": lambda: DataLoader(TensorDataset(rows()[:23]), BATCH, drop_last=True),
@@ -234,9 +233,7 @@ def test_a_resumed_run_is_equal(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["generator", "transform and generator", "Python sampler"])
 def test_a_validation_loader_is_read_alike_in_each_epoch(kind, tmp_path):
-    assert_resumed_equal(
-        REPEATABLE["generator"], tmp_path, STEPS[1:3], validation=REPEATABLE[kind]
-    )
+    assert_resumed_equal(REPEATABLE["generator"], tmp_path, STEPS[1:3], validation=REPEATABLE[kind])
 
 
 @pytest.mark.parametrize("kind", NOT_REPEATABLE)
