@@ -31,6 +31,7 @@ def fit(
     validation: Data | None = None,
     epochs: int = 20,
     batch_size: int = 128,
+    drop_last: bool = False,
     objective: ELBO | None = None,
     num_particles: int = 1,
     optimizer: Optimizer | OptimizerFactory | None = None,
@@ -76,6 +77,9 @@ def fit(
 
         epochs: (How long.) Number of passes over the training data.
         batch_size: Number M of data in a minibatch.
+        drop_last: Whether to leave out the last batch of an epoch if it is smaller, for example
+            because BatchNorm cannot train on a single row. Each epoch leaves out other rows. A
+            `DataLoader` has its own `drop_last`.
         patience: Number of epochs without a better validation ELBO after which training stops; by
             default it does not stop early. While the beta of an annealed objective still changes
             in this run, epochs do not count.
@@ -138,6 +142,7 @@ def fit(
         schedule=schedule,
         epochs=epochs,
         batch_size=batch_size,
+        drop_last=drop_last,
         patience=patience,
         seed=seed,
         device=device,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_vae.checkpointing.model_folder import describe, results_folder
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.errors import DataError
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
@@ -30,6 +31,7 @@ from pyro_vae.part import Part
 from pyro_vae.runtime.devices import device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
+from pyro_vae.training.last_batch import check_last_batch
 from pyro_vae.training.learning_rate import Schedule
 
 HISTORY = "history.json"
@@ -51,6 +53,7 @@ class FitConfig:
     # How long
     epochs: int = 20
     batch_size: int = 128
+    drop_last: bool = False
     patience: int | None = None
     seed: int = 0
     # Where
@@ -171,8 +174,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     data = as_dataset(train).to(device)
     held_out = None if validation is None else as_dataset(validation).to(device)
     batch_size = data.training_batch_size(config.batch_size)
-    total_steps = config.epochs * data.num_batches(batch_size)
-    svi = _per_datum_svi(pair, data, total_steps, config)
+    total_steps = config.epochs * _steps_per_epoch(data, batch_size, config.drop_last)
+    svi = _per_datum_svi(pair, data, batch_size, total_steps, config)
     checked = CheckedRows(pair, data)
     sampler = checked_validation = None
     if held_out is not None:
@@ -188,6 +191,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         "num_train": len(data),
         "epochs": config.epochs,
         "batch_size": batch_size,
+        **({"drop_last": True} if config.drop_last else {}),
         "objective": type(svi.objective).__name__,
         "num_particles": getattr(svi.objective, "num_particles", 1),
         "seed": config.seed,
@@ -229,7 +233,25 @@ def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | 
     return from_first(lambda: results_folder(out, [HISTORY], model=isinstance(pair, Part)))
 
 
-def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config: FitConfig) -> SVI:
+def _steps_per_epoch(data: Dataset, batch_size: int, drop_last: bool) -> int:
+    """Return the number of steps of an epoch.
+
+    Raises:
+        DataError: If `drop_last` leaves no batch, or the data are a loader.
+    """
+    if not drop_last:
+        return data.num_batches(batch_size)
+    if data.loader is not None:
+        raise DataError(
+            "drop_last=True cannot change the batches of a DataLoader: pass drop_last=True to the "
+            "DataLoader"
+        )
+    return len(data) // batch_size  # at least 1: batches are not larger than the data
+
+
+def _per_datum_svi(
+    pair: PairLike | SVI, data: Dataset, batch_size: int, total_steps: int, config: FitConfig
+) -> SVI:
     """Check a pair against its data; return its training step, with a loss in nats per datum."""
     optim: PyroOptim | Optimizer | OptimizerFactory
     guide, compile, precision = pair.guide, config.compile, config.precision
@@ -267,4 +289,5 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
     svi.choose_particles(data.batch(slice(8)), {})
     svi.nest_plates(table.plate_nesting)
+    check_last_batch(pair, data, total_steps // config.epochs, batch_size)
     return svi

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.training.early_stopping import annealed_epochs
 
 STEPS, EPOCHS = 4, 12  # steps of an epoch; epochs of a run
 SCHEDULES = {
@@ -29,6 +28,8 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_last_change_of_beta(name):
+    from pyro_vae.training.early_stopping import annealed_epochs
+
     schedule = SCHEDULES[name]
     objective = pv.objectives.Beta(schedule)
     for first, steps in itertools.product((0, 5), (1, STEPS, 7)):

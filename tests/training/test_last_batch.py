@@ -1,0 +1,89 @@
+"""The last batch of an epoch: refused before training if a program cannot train on it, or left out.
+
+The grid: numbers of data, batch sizes and layers, with torch's modules as reference.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import pyro_vae as pv
+from pyro_vae.data.errors import DataError
+
+LAYERS = {
+    "none": lambda: [],
+    "BatchNorm1d": lambda: [nn.BatchNorm1d(4)],
+    "BatchNorm2d, one pixel": lambda: [
+        nn.Unflatten(-1, (4, 1, 1)), nn.BatchNorm2d(4), nn.Flatten(-3)
+    ],
+    "BatchNorm2d, two pixels": lambda: [
+        nn.Unflatten(-1, (2, 2, 1)), nn.BatchNorm2d(2), nn.Flatten(-3)
+    ],
+    "LayerNorm": lambda: [nn.LayerNorm(4)],
+    "frozen BatchNorm1d": lambda: [nn.BatchNorm1d(4).eval()],
+}  # fmt: skip
+FAIL_ON_ONE = {"BatchNorm1d", "BatchNorm2d, one pixel"}
+
+
+class Encoder(pv.Part):
+    def __init__(self, kind):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), *LAYERS[kind](), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def pair(kind):
+    torch.manual_seed(0)
+    likelihood = pv.likelihoods.Normal(pv.networks.MLP(1, [], 3))
+    guide = pv.guides.DiagonalNormal(Encoder(kind))
+    return pv.VAE(pv.priors.StandardNormal(1), likelihood, guide)
+
+
+def state(vae):
+    return [value.clone() for value in vae.state_dict().values()]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_last_batch_that_cannot_be_trained_on_is_refused_at_the_start(kind):
+    for num_data, batch_size, loads in itertools.product((1, 4, 5, 8), (1, 2, 4), (False, True)):
+        x, vae = torch.randn(num_data, 3), pair(kind)
+        data = DataLoader(x, batch_size) if loads else x
+        smallest = num_data % batch_size or min(batch_size, num_data)
+        before, random = state(vae), torch.get_rng_state()
+        if kind in FAIL_ON_ONE and smallest == 1:
+            with pytest.raises(DataError, match=r"has 1 row .* single row .*batch_size"):
+                pv.fit(vae, data, epochs=1, batch_size=batch_size)
+            assert all(map(torch.equal, before, state(vae)))
+            assert torch.equal(random, torch.get_rng_state())
+        else:
+            assert pv.fit(vae, data, epochs=1, batch_size=batch_size).stopped == "finished"
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_drop_last_leaves_the_short_batch_out(kind):
+    for num_data, batch_size in itertools.product((4, 5, 7, 9), (2, 4)):
+        fit = pv.fit(
+            pair(kind), torch.randn(num_data, 3), epochs=2, batch_size=batch_size, drop_last=True
+        )
+        steps = num_data // batch_size
+        assert [e["num_data"] for e in fit.history] == [steps * batch_size] * 2
+        assert fit.num_steps == 2 * steps
+
+
+def test_drop_last_of_a_loader_is_the_loaders():
+    with pytest.raises(DataError, match="pass drop_last=True to the DataLoader"):
+        pv.fit(pair("none"), DataLoader(torch.randn(5, 3), 2), drop_last=True)
+    loader = DataLoader(torch.randn(5, 3), 2, drop_last=True)
+    assert pv.fit(pair("BatchNorm1d"), loader, epochs=1).num_steps == 2
+
+
+def test_drop_last_is_part_of_the_settings(tmp_path):
+    x = torch.randn(5, 3)
+    pv.fit(pair("none"), x, epochs=1, batch_size=2, drop_last=True, out=tmp_path)
+    with pytest.raises(pv.CheckpointError, match="drop_last was True"):
+        pv.fit(pair("none"), x, epochs=1, batch_size=2, out=tmp_path, resume=True)
