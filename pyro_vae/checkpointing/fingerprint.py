@@ -30,8 +30,13 @@ def describe(
         "validation_sha256": None if validation is None else _checksum(validation),
         "model": model,
         "guide": guide,
-        "objectives": [_describe_objective(item, total_steps) for item in objectives_of(svi)],
+        "objectives": describe_objectives(svi, total_steps),
     }
+
+
+def describe_objectives(svi: HasObjective, total_steps: int) -> list[JSONObject]:
+    """Return the part of the fingerprint that depends on the number of steps of a run."""
+    return [_describe_objective(item, total_steps) for item in objectives_of(svi)]
 
 
 def _checksum(data: Dataset) -> str:

@@ -26,6 +26,8 @@ from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
+FINISHED = "finished"  # the value of `Progress.stopped` after all epochs
+
 
 @dataclass
 class Progress:
@@ -83,6 +85,8 @@ class TrainingStep(Protocol):
 class Rates(Protocol):
     """A learning rate schedule that can be set to a step."""
 
+    total_steps: int
+
     def reset(self, optimizer: Optimizer, step: int, factor: float) -> None:
         """Set the schedule to a step and multiply its learning rates by a factor."""
 
@@ -113,6 +117,9 @@ class Resumable(Protocol):
     @property
     def rates(self) -> Rates:
         """The learning rate schedule."""
+
+    def settings_of(self, then: JSONObject) -> JSONObject:
+        """Return the settings of this run with the number of epochs of an earlier part of it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, each once."""
@@ -150,6 +157,9 @@ def snapshot(run: Resumable) -> Checkpoint:
 def restore(run: Resumable, checkpoint: Checkpoint) -> None:
     """Set a run to the state of a checkpoint.
 
+    If the run has more epochs than that of the checkpoint, it extends it. The learning rate
+    schedule and the annealing are then those of the longer run from this step on.
+
     Raises:
         CheckpointError: If the checkpoint is of another run. The message names the difference.
     """
@@ -161,7 +171,9 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
 
 def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> None:
     svi = run.svi
-    refuse_other("settings", state["settings"], run.settings)
+    then, now = state["settings"], run.settings
+    extends = then["epochs"] < now["epochs"]
+    refuse_other("settings", then, run.settings_of(then) if extends else now)
     if found := differences(state["versions"], versions()):
         warnings.warn(f"the resumed run may not be equal bit for bit: {found}", stacklevel=4)
     named = run.tensors()
@@ -175,9 +187,15 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
             check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
 
     if (optimizer := svi.optim.optimizer) is not None:  # None at step 0
+        total_steps = run.rates.total_steps
+        # The schedule of the checkpoint, for the comparison of the optimizers' settings.
+        run.rates.total_steps = total_steps // now["epochs"] * then["epochs"]
         run.rates.reset(optimizer, progress.step, progress.rate_factor)
         names = {tensor: name for name, tensor in named.items()}
         optimizer_state.restore(optimizer, names, saved, state["optimizer"])
+        if extends:
+            run.rates.total_steps = total_steps
+            run.rates.reset(optimizer, progress.step, progress.rate_factor)
     svi.update_outside = state["update_outside"]
     svi.trained.update(named[name] for name in state["trained"])
     with torch.no_grad():
@@ -189,6 +207,8 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     _restore_noise(run.generator.device, saved)
     run.generator.set_state(saved["random/data"])
     run.order_state = saved["random/order"]
+    if extends and (progress.stopped == FINISHED or then["patience"] != now["patience"]):
+        progress.stopped = None
     run.loader_state = state.get("loader", {})
     run.progress = progress
 

@@ -1,4 +1,4 @@
-"""Which epochs count for early stopping: those after annealing, without a better validation ELBO."""
+"""Early stopping: the epochs that count for `patience` are those after annealing."""
 
 import math
 import warnings

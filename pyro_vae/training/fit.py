@@ -101,7 +101,8 @@ def fit(
             it at once.
         resume: Whether to continue from the newest checkpoint in `out`, bit for bit, with the same
             settings and data. Without a checkpoint, training starts at step 0. A finished run
-            returns its result.
+            returns its result. With more `epochs`, the run is extended: from the checkpoint on,
+            `schedule` and annealing are those of the longer run.
         checkpoint_seconds: Seconds between checkpoints within an epoch. Each epoch ends with a
             checkpoint.
         on_nan: Action on a non-finite loss or parameter: `"stop"`; or `"backtrack"` to the newest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyro_vae.checkpointing.snapshot import Progress
+from pyro_vae.checkpointing.snapshot import FINISHED, Progress
 from pyro_vae.distributed import from_first, gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
@@ -63,7 +63,7 @@ class Stop:
 
 Action = Continue | Save | Backtrack | Stop
 NOT_FINITE, INTERRUPTED = "not finite", "interrupted"
-EARLY_STOPPING, FINISHED = "early stopping", "finished"
+EARLY_STOPPING = "early stopping"
 
 
 def next_action(progress: Progress, end: EpochEnd, config: FitConfig, annealed: int = 0) -> Action:

@@ -1,5 +1,6 @@
 """The state of a training run: counters, weights, random states, clocks."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.checkpointing.checkpoint_store import CheckpointWriter
+from pyro_vae.checkpointing.fingerprint import describe_objectives
 from pyro_vae.checkpointing.snapshot import Progress
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
@@ -90,6 +92,20 @@ class RunState:
     def epoch_seconds(self) -> float:
         """Duration of the epoch, without pauses."""
         return time.perf_counter() - self.clocks.epoch
+
+    def settings_of(self, then: JSONObject) -> JSONObject:
+        """Return the settings as those of a shorter run that this one extends.
+
+        Its number of epochs and its annealing are comparable. It may have had another `patience`,
+        and its number of steps may have decided whether to compile.
+
+        Args:
+            then: Settings of the shorter run.
+        """
+        steps = self.rates.total_steps // self.settings["epochs"] * then["epochs"]
+        objectives = json.loads(json.dumps(describe_objectives(self.svi, steps)))
+        free = {name: then[name] for name in ("epochs", "patience", "compile")}
+        return self.settings | free | {"objectives": objectives}
 
     def start_epoch(self) -> None:
         """Start the clock of an epoch, or of the rest of an epoch."""
