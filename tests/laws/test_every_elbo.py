@@ -32,7 +32,7 @@ NEED_SEVERAL = {"RenyiELBO", "TraceTailAdaptive_ELBO", "Trace_MMD", "ReweightedW
 
 
 def model(x):
-    with pyro.plate("data", NUM_DATA):
+    with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
@@ -40,7 +40,7 @@ def model(x):
 def guide(x):
     loc = pyro.param("loc", torch.tensor(0.3))
     scale = pyro.param("scale", torch.tensor(0.8), constraint=dist.constraints.positive)
-    with pyro.plate("data", NUM_DATA):
+    with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(loc * x, scale))
 
 
@@ -111,12 +111,12 @@ def test_fit_takes_the_steps_of_stock_or_refuses(name, particles):
         before = parameters_at_start()
         pair = pv.Pair(model, guide)
         optimizer = lambda parameters: make(parameters, lr=0.05)  # noqa: E731
-        try:
-            fit = pv.fit(pair, x, epochs=STEPS, objective=objective, optimizer=optimizer)
-        except ValueError as error:
-            assert len(str(error)) > 60
+        if name == "TraceTailAdaptive_ELBO":
+            with pytest.raises(ValueError, match=r"only computes gradients: train with pv\.SVI"):
+                pv.fit(pair, x, epochs=STEPS, objective=objective, optimizer=optimizer)
             assert parameters() == before
             return
+        fit = pv.fit(pair, x, epochs=STEPS, objective=objective, optimizer=optimizer)
         ours = [sum(v for k, v in e.items() if k.startswith("train_")) for e in fit.history]
         trained = parameters()
         seeds = np.random.SeedSequence(0).generate_state(2, np.uint64)
@@ -138,7 +138,7 @@ def test_fit_takes_the_steps_of_stock_or_refuses(name, particles):
 
 def test_a_step_of_infinite_loss_is_not_silent():
     def infinite(x):
-        with pyro.plate("data", NUM_DATA):
+        with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             pyro.factor("never", -torch.inf * z.detach().abs())
 

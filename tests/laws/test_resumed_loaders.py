@@ -263,7 +263,7 @@ def test_workers(kind, tmp_path):
 
 def test_the_random_state_of_the_caller_is_left_alone(tmp_path):
     def state():
-        kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's
+        _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's
         return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
     for kind in ("transform in torch", "transform in numpy", "transform in random"):
