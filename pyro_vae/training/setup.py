@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
@@ -273,12 +273,13 @@ def _per_datum_svi(
         optim = config.optimizer or adam
         if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
             guide = config_enumerate(guide, expand=True)
-    if not has_value(bound):
+    several = isinstance(bound, ReweightedWakeSleep)
+    if several or not has_value(bound):
+        lacks = "has several losses" if several else "only computes gradients"
         raise ValueError(
-            "fit needs an objective with a value for the history, for early stopping and to detect "
-            "a failed step, but TraceTailAdaptive_ELBO only computes gradients: train with "
-            "pv.SVI(model, guide, optim, loss).step, or pass "
-            "objective=pv.objectives.ImportanceWeighted(K)"
+            "fit needs an objective with one value, for the history and to detect a failed step, "
+            f"but {type(bound).__name__} {lacks}: train with pv.SVI(model, guide, optim, loss).step"
+            ", or pass objective=pv.objectives.ImportanceWeighted(K)"
         )
     if compile == "auto":
         own = is_own(pair.model, pair.guide)
