@@ -90,7 +90,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
     }
     _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = _old(path)
+    old = replaced(path)
     with staged_folder(path.parent, files) as staged:
         staged.chmod(0o755)
         if path.exists():
@@ -132,8 +132,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
     See also: `VAE.save`, `pyro_vae.fit`, `pyro_vae.CheckpointError`.
     """
     path = Path(path)
-    if not path.exists() and is_folder(_old(path)):
-        path = _old(path)  # a process was killed between the two renames of `save`
+    if not path.exists() and is_folder(replaced(path)):
+        path = replaced(path)  # a process was killed between the two renames of `save`
     limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
     if (path / SUMS).exists():
         files = read_files(path, limits)
@@ -180,7 +180,7 @@ def _check_replaceable(path: Path) -> None:
     Raises:
         CheckpointError: If one of them is a link, or contains other files than a saved part.
     """
-    for folder in (path, _old(path)):
+    for folder in (path, replaced(path)):
         check_folder(folder)
         if folder.exists() and (others := foreign(folder, FILES)):
             raise CheckpointError(
@@ -209,7 +209,8 @@ def results_folder(
     return folder
 
 
-def _old(path: Path) -> Path:
+def replaced(path: Path) -> Path:
+    """Return the temporary path of a saved part while a new one replaces it."""
     return path.with_name(f".{path.name}.old")
 
 

@@ -37,6 +37,7 @@ class Progress:
         epoch: Number of the current epoch, from 1.
         batch: Number of batches of the epoch that were trained on.
         step: Number of steps of the run.
+        first: Training objective of the first step, before any update.
         total: Sum of the objective over the data of the epoch.
         num_seen: Number of data of the epoch that were trained on.
         rate_factor: Factor of the learning rate: halved by each backtrack. As a power of two it
@@ -52,6 +53,7 @@ class Progress:
     epoch: int = 1
     batch: int = 0
     step: int = 0
+    first: float | None = None
     total: float = 0.0
     num_seen: int = 0
     rate_factor: float = 1.0

@@ -10,6 +10,12 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.checkpointing.earlier_results import (
+    METRICS,
+    PICTURES,
+    POSTERIOR,
+    set_aside_other_results,
+)
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
@@ -26,8 +32,6 @@ from pyro_vae.training.result import Fit
 SHOWN = 100  # images in a picture
 STEPS = 11  # images along a traversed latent
 MANIFOLD = 20  # images along each side of a two-dimensional manifold
-METRICS, POSTERIOR = "metrics.json", "posterior.nc"
-PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
 
 
 def report(
@@ -45,7 +49,8 @@ def report(
     data for ArviZ (`posterior.nc`) and the figures `learning_curve.png` and `latents.png`. For
     image data it also contains `samples.png`, `reconstructions.png`, and `manifold.png` for two
     latents (Kingma & Welling 2013, Figure 4) or `traversals.png` otherwise. Several processes
-    (`torchrun`) share the scores, and the first one writes.
+    (`torchrun`) share the scores, and the first one writes. Results of another run in the folder
+    are moved to `results-before`.
 
     Args:
         vae: Trained VAE.
@@ -62,6 +67,9 @@ def report(
         CheckpointError: If the folder is not writable, or a link or an unrelated file or folder has
             the name of a result. It is raised before scoring.
         OSError: If a file cannot be written; an existing file is kept.
+
+    Warns:
+        UserWarning: If results of another run were moved.
 
     Example:
         >>> import tempfile, pathlib, torch, pyro_vae as pv
@@ -95,6 +103,7 @@ def report(
         moments = _encoded(vae, test, seed)
     if not is_first():
         return scores
+    set_aside_other_results(out, fit.history)
     vae.save(out / MODEL)
     write_metrics(out / METRICS, vae, fit, scores)
     for group in tree.subtree:

@@ -97,8 +97,9 @@ def fit(
 
         out: (What is kept.) Folder for the trained model (`model/`, if the pair is a `Part` such
             as a `VAE`), the history (`history.json`), and checkpoints: the last two and that of the
-            best epoch. Ctrl-C and SIGTERM write a checkpoint and end the run; a second signal ends
-            it at once.
+            best epoch. Without `resume`, checkpoints and results of an earlier run in the folder
+            are moved to `checkpoints-before` and `results-before`. Ctrl-C and SIGTERM write a
+            checkpoint and end the run; a second signal ends it at once.
         resume: Whether to continue from the newest checkpoint in `out`, bit for bit, with the same
             settings and data. Without a checkpoint, training starts at step 0. A finished run
             returns its result. With more `epochs`, the run is extended: from the checkpoint on,
@@ -120,6 +121,14 @@ def fit(
         TrainingError: If the loss or a parameter is not finite. The pair keeps its last finite
             weights.
         DistributedError: If the processes of a group have different settings.
+
+    Warns:
+        UserWarning: If training diverged: in the epoch that the weights are of, the objective is
+            lower than at the first step or in an earlier epoch by more than 1 nat per datum and by
+            more than its absolute value there. Epochs before the last change of an annealed beta
+            are not compared. Also if results of an earlier run were moved, if `patience` has no
+            effect, or if a `DataLoader` yields other rows when it is read again, so that the run
+            cannot be resumed bit for bit.
 
     Example:
         >>> import torch

@@ -82,8 +82,8 @@ def next_action(progress: Progress, end: EpochEnd, config: FitConfig, annealed: 
         return Stop(INTERRUPTED)
     if end.is_complete:
         epoch = progress.epoch - 1
-        waited = epochs_without_improvement(progress, annealed)
-        if config.patience is not None and waited >= config.patience:
+        patience = config.patience
+        if patience is not None and epochs_without_improvement(progress, annealed) >= patience:
             return Stop(EARLY_STOPPING)
         if epoch == config.epochs:
             return Stop(FINISHED)

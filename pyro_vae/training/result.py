@@ -5,13 +5,14 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.part import Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject, write_json
 from pyro_vae.training.run_state import RunState
-from pyro_vae.training.setup import HISTORY, Job
+from pyro_vae.training.setup import Job
 
 
 @dataclass
@@ -71,6 +72,8 @@ def finish(job: Job, state: RunState) -> Fit:
         "engine": "compiled" if job.svi.num_compiled_steps else "eager",
         "num_processes": world_size(),
     }
+    if is_first():
+        _warn_if_diverged(job.curve, state)
     fit = Fit(
         progress.history, progress.best, progress.stopped, progress.step, state.seconds, settings
     )
@@ -84,6 +87,28 @@ def finish(job: Job, state: RunState) -> Fit:
                 file=sys.stderr,
             )
     return fit
+
+
+def _warn_if_diverged(curve: str, state: RunState) -> None:
+    """Warn if the training objective of the weights is much lower than it has been.
+
+    Much lower is by more than 1 nat per datum, and by more than the absolute value of the best.
+    """
+    best, first = state.progress.best, state.progress.first
+    if not best or int(best["epoch"]) <= state.annealed:
+        return
+    compared = [entry for entry in state.progress.history if entry["epoch"] > state.annealed]
+    values = {f"in epoch {entry['epoch']}": entry[curve] for entry in compared}
+    if first is not None and not state.annealed:
+        values = {"at the first step": first} | values
+    when = max(values, key=lambda name: values[name])
+    if best[curve] < values[when] - max(1.0, abs(values[when])):
+        warnings.warn(
+            f"training diverged: {curve} is {best[curve]:.5g} nats per datum in epoch "
+            f"{best['epoch']}, but was {values[when]:.5g} {when}. Use a lower learning rate, or "
+            "pass validation data, so that the weights of the best epoch are kept",
+            stacklevel=5,  # the caller of `fit`, which has a decorator
+        )
 
 
 def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:

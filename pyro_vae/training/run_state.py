@@ -140,6 +140,8 @@ class RunState:
 
     def count(self, loss: float, num_data: int) -> None:
         """Count a training step and step the learning rate schedule."""
+        if self.progress.step == 0:
+            self.progress.first = -loss
         self.progress.step += 1
         self.progress.batch += 1
         self.progress.total -= loss * num_data

@@ -20,6 +20,7 @@ from pyro_vae.checkpointing.checkpoint_store import (
     CheckpointWriter,
     opened,
 )
+from pyro_vae.checkpointing.earlier_results import set_aside_results
 from pyro_vae.checkpointing.fingerprint import describe
 from pyro_vae.checkpointing.snapshot import restore, snapshot
 from pyro_vae.distributed import (
@@ -133,15 +134,13 @@ def _initial(
 
 
 def _annealed(job: Job, state: RunState) -> int:
-    """Return the last epoch in which beta changes, if epochs count for early stopping."""
+    """Return the last epoch in which beta changes. Warn if `patience` has no effect."""
     epochs, patience = job.config.epochs, job.config.patience
-    if patience is None or state.progress.stopped is not None:
-        return 0
     objectives = objectives_of(job.svi)
     counts = [item.num_steps for item in objectives if hasattr(item, "num_steps")]
     before = max(counts, default=0) - state.progress.step
     annealed = annealed_epochs(objectives, max(before, 0), job.steps_per_epoch, epochs)
-    if is_first():
+    if patience is not None and state.progress.stopped is None and is_first():
         warn_if_without_effect(patience, annealed, epochs)
     return annealed
 
@@ -157,7 +156,7 @@ def _warn_if_not_repeatable(job: Job) -> None:
 
 
 def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
-    """Set a run to its newest checkpoint if it is resumed; else move older checkpoints away.
+    """Set a run to its newest checkpoint if it is resumed; else move older results away.
 
     Raises:
         CheckpointError: If all checkpoints are damaged, or the newest is of another run.
@@ -174,11 +173,11 @@ def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
 
 
 def _found(store: CheckpointStore, wanted: bool) -> Checkpoint | None:
-    if not wanted:
-        store.set_aside()
-        return None
-    checkpoint = store.newest()
+    checkpoint = store.newest() if wanted else None
     if checkpoint is None:
+        store.set_aside()
+        set_aside_results(store.path.parent)
+    if wanted and checkpoint is None:
         print(f"{store.path.parent} has no checkpoint: training starts at step 0", file=sys.stderr)
     return checkpoint
 

@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import describe, results_folder
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataError
@@ -33,8 +34,6 @@ from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.training.last_batch import check_last_batch
 from pyro_vae.training.learning_rate import Schedule
-
-HISTORY = "history.json"
 
 # Compiling takes about ten seconds, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000

@@ -1,0 +1,78 @@
+"""Move the results of an earlier run away before another run writes into the same folder."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
+from pyro_vae.checkpointing.model_folder import MODEL, replaced
+from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync
+
+HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
+PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
+PRIOR_SAMPLES = "prior_samples.png"
+FILES = (
+    HISTORY, METRICS, POSTERIOR, TRUST, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)
+)  # fmt: skip
+BEFORE = "results-before"
+
+
+def set_aside_results(folder: Path) -> None:
+    """Move the model, scores and pictures in the folder of a run to `results-before`.
+
+    They replace the results in that folder. If it has other files, or is a link, it is kept, and
+    the results are moved to a folder with a number after that name. Links are not moved.
+
+    Warns:
+        UserWarning: If there are results. The message names the folder.
+    """
+    found = [folder / name for name in FILES if _is_file(folder / name)]
+    models = (folder / MODEL, replaced(folder / MODEL))
+    found += [path for path in models if path.exists() and not foreign(path, MODEL_FILES)]
+    if not found:
+        return
+    moved, before = Path(tempfile.mkdtemp(dir=folder, prefix=f"{BEFORE}-")), folder / BEFORE
+    moved.chmod(0o755)
+    for path in found:
+        path.rename(moved / path.name)
+    for name in (MODEL, replaced(before / MODEL).name):
+        remove_folder(before / name, MODEL_FILES)
+    remove_folder(before, FILES)
+    if not before.exists() and not before.is_symlink():
+        moved = moved.rename(before)
+    sync(folder)
+    warnings.warn(
+        f"{folder} has the results of an earlier run: they were moved to {moved}. Pass another "
+        "folder (out=) to keep the results of several runs",
+        stacklevel=2,
+    )
+
+
+def set_aside_other_results(folder: Path, history: Iterable[dict[str, Any]]) -> None:
+    """Move the results in a folder away if they are those of a run with another history.
+
+    Warns:
+        UserWarning: If results were moved.
+    """
+    recorded = _history(folder)
+    if recorded is not None and recorded != json.loads(json.dumps(list(history))):
+        set_aside_results(folder)
+
+
+def _history(folder: Path) -> object:
+    """Return the history of the run that wrote into a folder; None if it is not recorded."""
+    for name in (HISTORY, METRICS):
+        if _is_file(folder / name):
+            try:
+                content = json.loads(read_file(folder, name))
+                return content["history"] if name == METRICS else content
+            except (CheckpointError, ValueError, TypeError, KeyError):
+                return ()  # not written by this package: equal to no history
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
