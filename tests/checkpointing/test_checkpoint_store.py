@@ -32,7 +32,8 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
 def test_another_run_in_the_folder_sets_the_checkpoints_aside(tmp_path):
     train(tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    train(tmp_path, seed=4)
+    with pytest.warns(UserWarning, match="results of an earlier run"):
+        train(tmp_path, seed=4)
     assert sorted(path.name for path in (tmp_path / "checkpoints-before").iterdir()) == names
 
 

@@ -20,7 +20,7 @@ from tests.support.runs import (
     ("changed", "sentence"),
     [
         ({"seed": 4}, "seed was 3 and is 4"),
-        ({"epochs": 5}, "epochs was 4 and is 5"),
+        ({"epochs": 3}, "epochs was 4 and is 3"),
         ({"batch_size": 8}, "batch_size was 16 and is 8"),
         ({"patience": 2}, "patience was None and is 2"),
         ({"precision": "bf16"}, "precision was 'fp32' and is 'bf16'"),
