@@ -18,6 +18,9 @@ from pyro_vae.runtime import files as folders
 from pyro_vae.training import run_state
 from tests.models.test_vae import small_vae
 
+# A second run in a folder moves the results of the first one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*has the results of an earlier run")
+
 PRECIOUS = b"precious"
 CHECKPOINT = "checkpoints/00000001"
 
