@@ -2,22 +2,30 @@
 
 import os
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae.checkpointing import model_folder
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Part
+from pyro_vae.part import Part, Role
 from pyro_vae.runtime.devices import evaluating
 
-Prior = Callable[[], dist.TorchDistribution]
-Likelihood = Callable[[Tensor], dist.TorchDistribution]
-Posterior = Callable[[Tensor], dist.TorchDistribution]
+Prior: TypeAlias = Annotated[Callable[[], dist.TorchDistribution], Role("prior")]
+AnyPrior: TypeAlias = Annotated[
+    Prior | dist.TorchDistribution, Role("prior", kinds=(Distribution,))
+]
+Likelihood: TypeAlias = Annotated[
+    Callable[[Tensor], dist.TorchDistribution], Role("likelihood", ("z",))
+]
+Posterior: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("x",))]
+Network: TypeAlias = Annotated[nn.Module, Role("network", ("values",))]
 
 
 class Autoencoder(Part):

@@ -24,7 +24,6 @@ from pyro_vae.models.base import (
     expose_parameters,
     observed_or_drawn,
 )
-from pyro_vae.part import check_at_least
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 
@@ -246,7 +245,6 @@ class VAE(Autoencoder):
 
         See also: `likelihoods.Missing`, `networks.WithMask`.
         """
-        check_at_least("num_samples", num_samples, 1)
         self.check(x)
         with evaluating(self):
             z = self.encode(x).sample((num_samples,))
