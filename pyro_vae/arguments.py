@@ -258,19 +258,21 @@ class Instance(Check):
         kinds: Accepted classes.
         expected: Description of the instances.
         functions: Whether functions are accepted, too.
+        factories: Whether the classes themselves are among these functions.
         hint: Advice for other values.
     """
 
     kinds: tuple[type, ...]
     expected: str
     functions: bool = False
+    factories: bool = False
     hint: str = ""
 
     def convert(self, value: Any) -> object:
         """Return the instance."""
         if isinstance(value, self.kinds):
             return value
-        if isinstance(value, type) and issubclass(value, self.kinds):
+        if isinstance(value, type) and issubclass(value, self.kinds) and not self.factories:
             raise Unfit(f"pass an instance, {value.__name__}(...)")
         if self.functions and callable(value):
             return value
@@ -364,7 +366,7 @@ def _check_of_union(members: tuple[object, ...]) -> Check | None:
 
 def checks_of(function: Callable[..., object]) -> dict[str, Check]:
     """Return the checks of a function's parameters by name."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = inspect.get_annotations(function)
     variadic = {
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -413,4 +415,3 @@ Seed: TypeAlias = Annotated[int, Whole(0, 2**64 - 1)]  # the seeds of torch
 Positive: TypeAlias = Annotated[float, Number(above=0)]
 Finite: TypeAlias = Annotated[float, Number()]
 FilePath: TypeAlias = Annotated[str | os.PathLike[str], IsPath()]
-Device: TypeAlias = Annotated[Any, IsDevice()]

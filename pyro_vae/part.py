@@ -108,9 +108,8 @@ class Role(Check):
     @property
     def expected(self) -> str:  # type: ignore[override]
         """Description of the role."""
-        call = f"a callable of {', '.join(self.inputs) or 'no arguments'}"
         result = "a tensor" if self.role == "network" else "a distribution"
-        return f"a {self.role}, {call} that returns {result}"
+        return f"a callable of {', '.join(self.inputs) or 'no arguments'} that returns {result}"
 
     def convert(self, value: Any) -> object:
         """Return the callable."""

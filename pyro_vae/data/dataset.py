@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_vae.arguments import Check, Seed, checks_of
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
@@ -45,6 +46,8 @@ class Dataset:
             draw. `"threshold"` maps pixels from 128 on to 1. `"none"` gives grey values pixel/255,
             or floats unchanged (NaN: missing).
         seed: Random seed for the fixed draws.
+        dtype: Floating-point type of x for model and guide; by default that of `values`, and
+            float32 for pixels.
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
 
@@ -67,12 +70,15 @@ class Dataset:
     name: str = "arrays"
     split: str = "train"
     binarization: str = "none"
-    seed: int = 0
+    seed: Seed = 0
     context: tuple[Any, ...] = ()
+    dtype: torch.dtype | None = None
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for field, check in _field_checks().items():
+            object.__setattr__(self, field, check(field, getattr(self, field)))
         rows, context = as_rows(self.values), tuple(map(as_rows, self.context))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_context", context)
@@ -97,6 +103,13 @@ class Dataset:
             )
         if self._rows.has_infinities():
             raise DataError(f"dataset {self.name!r} has infinite values")
+        if self.dtype is not None and isinstance(self.values, Tensor):
+            largest = torch.finfo(self.dtype).max
+            if dtype.itemsize > self.dtype.itemsize and (self.values.abs() > largest).any():
+                raise DataError(
+                    f"dataset {self.name!r} has values above {largest:.2g}, the largest of "
+                    f"{self.dtype}: rescale them"
+                )
 
     def _check_labels_and_context(self) -> None:
         if not isinstance(self.labels, Tensor | None):
@@ -249,6 +262,18 @@ class Dataset:
         cut = len(self) - int(size)
         return self._part(0, cut, self.split), self._part(cut, int(size), "validation")
 
+    def astype(self, dtype: torch.dtype | None) -> Self:
+        """Return the dataset with x of a floating-point type; None does not change the type."""
+        if dtype is None or dtype == self.x_dtype:
+            return self
+        return dataclasses.replace(self, dtype=dtype)
+
+    @property
+    def x_dtype(self) -> torch.dtype:
+        """Floating-point type of x for model and guide."""
+        own = self._rows.dtype
+        return self.dtype or (own if own.is_floating_point else torch.float32)
+
     def to(self, device: str | torch.device) -> Self:
         """Return the dataset on a device."""
         if self._rows.device == torch.device(device):
@@ -275,7 +300,7 @@ class Dataset:
     def _drawn(self, rows: Batch, generator: torch.Generator) -> Batch:
         x, *context = rows
         x = bernoulli(x, generator) if self.binarization == "dynamic" else self._feed(x)
-        return (x, *context)
+        return (x.to(self.x_dtype), *context)
 
     def _scored_batch(self, index: Index, read: Callable[[], Batch]) -> Batch:
         x, *context = read()
@@ -285,13 +310,18 @@ class Dataset:
     def _scored(self, x: Tensor, index: Index) -> Tensor:
         """Return the rows at an index as they are scored."""
         if self.binarization == "dynamic":
-            return self._rows.binarize(x, index, self.seed)
-        return self._feed(x)
+            return self._rows.binarize(x, index, self.seed).to(self.x_dtype)
+        return self._feed(x).to(self.x_dtype)
 
     def _feed(self, x: Tensor) -> Tensor:
         if self.binarization == "threshold":
             return threshold(x)
         return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+@functools.cache
+def _field_checks() -> dict[str, Check]:
+    return checks_of(Dataset.__init__)
 
 
 def as_rows(x: object) -> Rows:

@@ -48,9 +48,7 @@ class Columns(Part):
     See also: `Missing`, `Normal`, `Categorical`.
     """
 
-    def __init__(
-        self, likelihoods: Sequence[Block], trunk: Trunk | None = None
-    ) -> None:
+    def __init__(self, likelihoods: Sequence[Block], trunk: Trunk | None = None) -> None:
         super().__init__()
         if not likelihoods:
             raise ArgumentError("Columns needs at least one likelihood, got none")

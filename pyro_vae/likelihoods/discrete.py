@@ -104,7 +104,9 @@ class DiscretizedLogistic(Entrywise):
 
     scale: PositiveParameter
 
-    def __init__(self, decoder: Decoder, scale: Spread = "decoder", num_levels: NumLevels = 256) -> None:
+    def __init__(
+        self, decoder: Decoder, scale: Spread = "decoder", num_levels: NumLevels = 256
+    ) -> None:
         super().__init__(decoder, scale=(scale, min_scale_of_levels(num_levels)))
         self.num_levels = num_levels
 
@@ -140,7 +142,9 @@ class DiscretizedLogisticMixture(Entrywise):
     See also: `DiscretizedLogistic`, `Categorical`.
     """
 
-    def __init__(self, decoder: Decoder, num_components: Count = 5, num_levels: NumLevels = 256) -> None:
+    def __init__(
+        self, decoder: Decoder, num_components: Count = 5, num_levels: NumLevels = 256
+    ) -> None:
         super().__init__(decoder, 3 * num_components)
         self.num_components, self.num_levels = num_components, num_levels
 

@@ -16,10 +16,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import ArgumentError, Count
 from pyro_vae.distributions.parameters import MIN_LADDER_SCALE, loc_and_scale
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
+    Network,
     Prior,
     expose_parameters,
     observed_or_drawn,
@@ -62,17 +64,23 @@ class LadderVAE(Autoencoder):
     def __init__(
         self,
         prior: Prior,
-        decoders: Sequence[nn.Module],
+        decoders: Sequence[Network],
         likelihood: Likelihood,
-        encoders: Sequence[Any],
-        latent_dims: Sequence[int],
+        encoders: Sequence[Network],
+        latent_dims: Sequence[Count],
     ) -> None:
         super().__init__()
         if not len(encoders) == len(latent_dims) == len(decoders) + 1 > 1:
-            raise ValueError(
+            raise ArgumentError(
                 "expected L latent_dims, L encoders and L - 1 decoders for L layers of latents, "
                 f"L at least 2; got {len(latent_dims)}, {len(encoders)} and {len(decoders)}"
             )
+        for i, encoder in enumerate(encoders):
+            if len(getattr(encoder, "out_shape", ())) != 1:
+                raise ArgumentError(
+                    f"encoders[{i}], a {type(encoder).__name__}, needs an out_shape of one "
+                    f"dimension, got {getattr(encoder, 'out_shape', None)}"
+                )
         self.model = LadderModel(prior, decoders, likelihood)
         self.guide = LadderGuide(self.model, encoders, latent_dims)
 

@@ -11,11 +11,14 @@ from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.data.dataset import Dataset
+from pyro_vae.arguments import checked
+from pyro_vae.data.dataset import Dataset, as_tensor
 from pyro_vae.pairs.batching import Arguments
+from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.latents import check_names, check_shapes
-from pyro_vae.pairs.pair import PairError, PairLike, Program
+from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates
+from pyro_vae.pairs.scales import warn_of_scales
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
     Node,
@@ -30,8 +33,8 @@ from pyro_vae.pairs.supports import check_support, kind_of, support_name
 from pyro_vae.runtime.devices import evaluating
 
 
-@torch.no_grad()
-def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
+@checked
+def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
     """Check that a model and its guide fit the data and each other.
 
     Runs guide and model on x, without changing parameters, gradients or the random state.
@@ -53,6 +56,10 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             from that of x; if x is outside the likelihood's support; or if the objective needs
             reparameterized samples and the guide of a latent has no `rsample`.
 
+    Warns:
+        DataWarning: If x is converted to the floating-point type of the parameters, or the spread
+            or offset of a column of x is far from that of the model.
+
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> import pyro_vae as pv
@@ -72,6 +79,17 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     batch = x if isinstance(x, tuple) else (x,)
     if not batch:
         raise PairError("x must hold at least one datum, got an empty tuple")
+    batch = (as_input(pair, batch[0]), *map(as_tensor, batch[1:]))
+    table, model = _check_batch(pair, batch, objective)
+    warn_of_scales(model, batch[0], batch[0])
+    return table
+
+
+@torch.no_grad()
+def _check_batch(
+    pair: PairLike, batch: tuple[Tensor, ...], objective: object
+) -> tuple[SiteTable, poutine.Trace]:
+    """Check a batch; return the table of the sites, and the model's trace at the guide's draws."""
     check_values(*batch)
     check_arguments(pair, batch)
     with (
@@ -102,16 +120,31 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             raise failure
     for name, node in observed_sites(replayed).items():
         _check_observation(name, node)
-    return SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
+    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
+    return table, replayed
 
 
-def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
+def check_data(
+    pair: PairLike, data: Dataset, *, objective: object = None, scales: bool = False
+) -> SiteTable:
     """Check the first rows of a dataset as `check` does, and a sample of the rest for its support.
+
+    Args:
+        pair: Object with a `.model` and a `.guide`.
+        data: Data on the device and in the type of the pair.
+        objective: Objective, as for `check`.
+        scales: Whether to compare the spread and offset of the data with those of the model.
 
     Raises:
         PairError: As in `check`.
+
+    Warns:
+        DataWarning: If the spread or offset of the data is far from that of the model.
     """
-    table = check(pair, data.batch(slice(8)), objective=objective)
+    first = data.batch(slice(8))
+    table, trace = _check_batch(pair, first, objective)
+    if scales:
+        warn_of_scales(trace, first[0], data.sample())
     if data.values.dtype == torch.uint8:
         return table  # pixels of a built-in dataset are in range
     with (
@@ -225,16 +258,7 @@ def _run(
         try:
             program(*batch)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            x = batch[0]
-            advice = ""
-            if "Shape mismatch inside plate" in str(error):
-                advice = ". Declare the dimensions of one datum as its event, by .to_event()"
-            failure = PairError(
-                f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: "
-                f"{error}{advice}"
-            )
-            failure.__cause__ = error
-            return tracer.trace, failure
+            return tracer.trace, program_error(role, batch[0], error, program)
     return tracer.trace, None
 
 

@@ -38,7 +38,9 @@ class MixtureOfGaussians(Part):
     See also: `VampPrior`, `Flow`.
     """
 
-    def __init__(self, latent_dim: Count, num_components: Count, locs: Initial | None = None) -> None:
+    def __init__(
+        self, latent_dim: Count, num_components: Count, locs: Initial | None = None
+    ) -> None:
         super().__init__()
         shape = (num_components, latent_dim)
         if locs is None:

@@ -26,13 +26,24 @@ def preserved_state(seed: int | None = None) -> Iterator[None]:
     known = set(store.keys())
     with torch.random.fork_rng():
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            set_seed(seed)
         try:
             yield
         finally:
             set_rng_state(random_state)
             for name in set(store.keys()) - known:
                 del store[name]
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of torch, numpy and Python.
+
+    Args:
+        seed: Random seed. numpy takes 32 bits; a larger seed is hashed.
+    """
+    if seed >= 2**32:
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    pyro.set_rng_seed(seed)
 
 
 def seed_chunk(seed: int, place: int) -> None:

@@ -1,7 +1,6 @@
 """Check the arguments of `fit` and prepare a run: data, training step, seeds, output folder."""
 
 import functools
-import numbers
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyro_vae.checkpointing.model_folder import describe, results_folder
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.nats_per_datum import is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.part import Part
@@ -73,16 +73,6 @@ class FitConfig:
             ValueError: If a setting has an invalid value, or two settings exclude each other.
         """
         config = cls(**settings)
-        if config.on_nan not in ("stop", "backtrack"):
-            raise ValueError(f"on_nan must be 'stop' or 'backtrack', got {config.on_nan!r}")
-        for name in ("epochs", "batch_size", "num_particles", "patience"):
-            value = getattr(config, name)
-            if value is None and name == "patience":
-                continue
-            if not (
-                isinstance(value, numbers.Real) and float(value) >= 1 and float(value) % 1 == 0
-            ):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if config.patience is not None and not has_validation:
             raise ValueError(
                 "patience needs validation data: pass validation=, or leave patience out"
@@ -161,8 +151,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     for program in programs:
         if isinstance(program, nn.Module):
             program.to(device)
-    data = as_dataset(train).to(device)
-    held_out = None if validation is None else as_dataset(validation).to(device)
+    data = dataset_of(pair, train, device)
+    held_out = None if validation is None else dataset_of(pair, validation, device)
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * data.num_batches(batch_size)
     svi = _per_datum_svi(pair, data, total_steps, config)
@@ -242,7 +232,7 @@ def _per_datum_svi(pair: PairLike | SVI, data: Dataset, total_steps: int, config
     if compile == "auto":
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
-    table = check_data(pair, data, objective=bound)
+    table = check_data(pair, data, objective=bound, scales=True)
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
     svi.nest_plates(table.plate_nesting)
