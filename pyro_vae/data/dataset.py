@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeAlias, TypeVar, Union, overload
+from typing import Any, Self, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.arguments import Check, Seed, checks_of
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
+from pyro_vae.data.conversion import as_tensor, check_floats
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
 from pyro_vae.data.errors import DataError
@@ -20,7 +21,6 @@ from pyro_vae.data.in_memory import InMemory
 from pyro_vae.data.prefetch import read_ahead
 from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows
 
-T = TypeVar("T")
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
 Data: TypeAlias = Union[
@@ -344,40 +344,6 @@ def as_rows(x: object) -> Rows:
     )
 
 
-@overload
-def as_tensor(x: np.ndarray) -> Tensor: ...
-
-
-@overload
-def as_tensor(x: T) -> T: ...
-
-
-def as_tensor(x: object) -> object:
-    """Return a numpy array as a tensor, and any other object unchanged.
-
-    See also: `as_dataset`.
-
-    Args:
-        x: Array, or any other object. Arrays that torch cannot share memory with are copied.
-
-    Raises:
-        DataError: If torch has no such dtype, as for arrays of objects or strings.
-
-    Example:
-        >>> import numpy as np
-        >>> import pyro_vae as pv
-        >>> pv.data.as_tensor(np.zeros((3, 2), ">f4")).dtype
-        torch.float32
-    """
-    if not isinstance(x, np.ndarray):
-        return x
-    try:
-        # torch cannot hold read-only, reversed or foreign-endian arrays: these are copied.
-        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
-    except TypeError as error:
-        raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
-
-
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """Return x as a `Dataset`, with floats unchanged.
 
@@ -405,16 +371,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]
         return dataclasses.replace(as_dataset(data, name), context=tuple(arrays))
     if isinstance(x, np.ndarray) and not is_stored(x):
-        _check_floats(x.dtype, x.dtype.kind == "f" and x.dtype.itemsize <= 8)
+        check_floats(x.dtype, x.dtype.kind == "f" and x.dtype.itemsize <= 8)
         x = as_tensor(x)
     rows = as_rows(x)
-    _check_floats(rows.dtype, rows.dtype.is_floating_point)
+    check_floats(rows.dtype, rows.dtype.is_floating_point)
     return Dataset(rows, name=name)
-
-
-def _check_floats(dtype: torch.dtype | np.dtype, is_float: bool) -> None:
-    if not is_float:
-        raise DataError(
-            f"expected data of a floating-point dtype, got {dtype}: divide bytes 0..255 by 255, or "
-            "wrap them in pv.data.Dataset(pixels, binarization='dynamic')"
-        )

@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 
 from pyro_vae.arguments import Count, FilePath, Seed, checked
-from pyro_vae.data.dataset import Dataset, as_tensor
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.datatree.collector import GroupCollector
 from pyro_vae.datatree.writer import Coords, Labels, TreeWriter, Variables
 from pyro_vae.distributed import from_first, is_first

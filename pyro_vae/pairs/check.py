@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import checked
-from pyro_vae.data.dataset import Dataset, as_tensor
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.latents import check_names, check_shapes

@@ -5,7 +5,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data.dataset import Data, Dataset, as_dataset, as_tensor
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.runtime.devices import device_of, dtype_of

@@ -194,11 +194,11 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
 
 def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | None:
     """Create the output folder. Fail now, not after training, if the results cannot be saved."""
-    if config.keeps_checkpoints and not isinstance(svi.optim, TorchOptim):
+    if not isinstance(svi.optim, TorchOptim):
         raise ValueError(
-            "checkpoints (out=, on_nan='backtrack') need a torch optimizer, but the SVI has an "
-            "optimizer of pyro.optim: pass, for example, functools.partial(torch.optim.Adam, "
-            "lr=1e-3) to pv.SVI"
+            "fit needs a torch optimizer for its learning rate and checkpoints, got one of "
+            "pyro.optim: pass, for example, functools.partial(torch.optim.Adam, lr=1e-3) as "
+            "optimizer= or to pv.SVI"
         )
     out = config.out
     if out is None:

@@ -1,30 +1,13 @@
-"""Checks of arguments, stated in signatures.
+"""Checks of one argument: what it accepts, what it converts to, and the error otherwise."""
 
-    Count: TypeAlias = Annotated[int, Whole(1)]
-
-    @checked
-    def sample(num_samples: Count) -> Tensor: ...
-
-`sample("64")` then raises "num_samples must be a whole number of at least 1, got '64'" before the
-function runs, and `sample(np.int64(64))` runs it with the integer 64. `checked` also checks
-parameters of the types `bool`, `str` and `Literal`, and unions and sequences of all of these.
-"""
-
-import functools
-import inspect
 import math
 import numbers
 import operator
 import os
-import types
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from typing import Any
 
 
 class ArgumentError(ValueError):
@@ -35,7 +18,7 @@ class ArgumentError(ValueError):
         >>> pv.priors.StandardNormal(1.5)
         Traceback (most recent call last):
         ...
-        pyro_vae.arguments.ArgumentError: latent_dim must be a whole number of at least 1, got 1.5
+        pyro_vae.arguments.checks.ArgumentError: latent_dim must be a whole number of at least ...
 
     See also: `PairError`, `data.DataError`.
     """
@@ -279,7 +262,7 @@ class Instance(Check):
         raise Unfit(self.hint)
 
 
-class _Each(Check):
+class Each(Check):
     """A sequence of values that each pass a check."""
 
     def __init__(self, check: Check) -> None:
@@ -305,7 +288,7 @@ class _Each(Check):
         return value if same else converted
 
 
-class _Either(Check):
+class Either(Check):
     """A value that passes one of some checks, or is an instance of one of some classes."""
 
     def __init__(self, checks: list[Check], kinds: tuple[type, ...], optional: bool) -> None:
@@ -325,93 +308,3 @@ class _Either(Check):
             except Unfit as unfit:
                 hints = hints or str(unfit)
         raise Unfit(hints)
-
-
-def check_of(annotation: object) -> Check | None:
-    """Return the check that the type annotation of a parameter states, or None."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        checks = [note for note in arguments[1:] if isinstance(note, Check)]
-        return checks[0] if checks else check_of(arguments[0])
-    if annotation is bool:
-        return OneOf((True, False))
-    if annotation is str:
-        return IsText()
-    if origin is Literal:
-        return OneOf(arguments)
-    if origin in (Union, types.UnionType):
-        return _check_of_union(arguments)
-    if origin is Sequence and (check := check_of(arguments[0])):
-        return _Each(check)
-    return None
-
-
-def _check_of_union(members: tuple[object, ...]) -> Check | None:
-    checks, kinds, values, checked = [], [], [], False
-    for member in members:
-        check = check_of(member)
-        if isinstance(check, OneOf):
-            values += check.values
-        elif check is not None:
-            checks.append(check)
-        elif isinstance(member, type):
-            kinds += [member] if member is not types.NoneType else []
-        else:
-            return None  # of no known class
-        checked = checked or check is not None
-    if values:
-        checks.append(OneOf(tuple(values)))
-    return _Either(checks, tuple(kinds), types.NoneType in members) if checked else None
-
-
-def checks_of(function: Callable[..., object]) -> dict[str, Check]:
-    """Return the checks of a function's parameters by name."""
-    hints = inspect.get_annotations(function)
-    variadic = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    found = {
-        name: check_of(hint)
-        for name, hint in hints.items()
-        if name != "return" and name not in variadic
-    }
-    return {name: check for name, check in found.items() if check is not None}
-
-
-def check_all(checks: dict[str, Check], arguments: dict[str, object]) -> None:
-    """Replace the arguments by the values to use.
-
-    Raises:
-        ArgumentError: If an argument is not accepted.
-    """
-    for name, value in arguments.items():
-        if name in checks:
-            arguments[name] = checks[name](name, value)
-
-
-def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function so that its arguments are checked as its signature states."""
-    signature = inspect.signature(function)
-    # The names in the annotations may be defined after the function.
-    checks = functools.cache(functools.partial(checks_of, function))
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
-            return function(*args, **kwargs)  # raises the error that names the function
-        check_all(checks(), bound.arguments)
-        return function(*bound.args, **bound.kwargs)
-
-    return wrapper
-
-
-Count: TypeAlias = Annotated[int, Whole(1)]
-CountOrZero: TypeAlias = Annotated[int, Whole(0)]
-Seed: TypeAlias = Annotated[int, Whole(0, 2**64 - 1)]  # the seeds of torch
-Positive: TypeAlias = Annotated[float, Number(above=0)]
-Finite: TypeAlias = Annotated[float, Number()]
-FilePath: TypeAlias = Annotated[str | os.PathLike[str], IsPath()]
