@@ -176,7 +176,7 @@ def _check_exists(path: Path) -> None:
     if not any((path / name).exists() for name in FILES):
         hint = f"; load {path / MODEL}" if (path / MODEL).is_dir() else ""
         raise CheckpointError(
-            f"{path} is not the folder of a saved model: it has no {ARCHITECTURE}{hint}"
+            f"{path} is not the folder of a saved model: {ARCHITECTURE} is missing{hint}"
         )
 
 

@@ -80,7 +80,9 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
     batch = x if isinstance(x, tuple) else (x,)
     if not batch:
         raise PairError("x must hold at least one datum, got an empty tuple")
-    batch = (as_input(pair, batch[0]), *map(as_tensor, batch[1:]))
+    # Arrays are float64 by default. `fit` converts tensors, too, but here a tensor is as intended.
+    x = batch[0] if isinstance(batch[0], Tensor) else as_input(pair, batch[0])
+    batch = (x, *map(as_tensor, batch[1:]))
     table, model = _check_batch(pair, batch, objective)
     warn_of_scales(model, batch[0], batch[0])
     return table

@@ -44,7 +44,7 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
     value = as_tensor(x)
     if not isinstance(value, Tensor):
         raise PairError(
-            f"{name} must be a torch tensor or a numpy array, got {type(x).__name__}: convert it "
+            f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "
             f"by torch.as_tensor({name}, dtype=torch.float32)"
         )
     if not value.is_floating_point():

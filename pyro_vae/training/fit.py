@@ -4,42 +4,25 @@ Each step draws a minibatch of M data, estimates the bound per datum and its gra
 updates the parameters. All numbers are in nats per datum.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal
 
-from pyro.infer import ELBO
-from torch.optim import Optimizer
-
-from pyro_vae.arguments import Count, FilePath, Instance, Number, Positive, Seed, checked
+from pyro_vae.arguments import Count, FilePath, Positive, Seed, checked
 from pyro_vae.data.data_loader import worker_errors_as_data_errors
 from pyro_vae.data.dataset import Data
-from pyro_vae.engine.torch_optim import OptimizerFactory
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.runtime.devices import Device
 from pyro_vae.svi import Compile, Precision
-from pyro_vae.training.learning_rate import Schedule
 from pyro_vae.training.loop import apply, next_action, run_epoch
 from pyro_vae.training.result import Fit, finish
 from pyro_vae.training.running import running
-from pyro_vae.training.setup import FitConfig, prepare
-
-Objective: TypeAlias = Annotated[
-    ELBO, Instance((ELBO,), "an objective, a pyro.infer.ELBO such as Trace_ELBO()")
-]
-Optim: TypeAlias = Annotated[
-    Optimizer | OptimizerFactory,
-    Instance(
-        (Optimizer,),
-        "a torch optimizer, or a function of a list of parameters that returns one",
-        functions=True,
-        factories=True,
-        hint="for example, functools.partial(torch.optim.Adam, lr=1e-3)",
-    ),
-]
-AnySchedule: TypeAlias = Annotated[
-    Schedule,
-    Instance((), "a function of an optimizer and the number of steps", functions=True),
-]
-Seconds: TypeAlias = Annotated[float, Number(minimum=0, finite=False)]
+from pyro_vae.training.setup import (
+    AnySchedule,
+    FitConfig,
+    Objective,
+    Optim,
+    Seconds,
+    prepare,
+)
 
 
 @worker_errors_as_data_errors()

@@ -1,10 +1,9 @@
 """Check the arguments of `fit` and prepare a run: data, training step, seeds, output folder."""
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +12,16 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_vae.arguments import (
+    Count,
+    FilePath,
+    Instance,
+    Number,
+    Positive,
+    Seed,
+    check_all,
+    checks_of,
+)
 from pyro_vae.checkpointing.model_folder import describe, results_folder
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
@@ -24,7 +33,7 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.part import Part
-from pyro_vae.runtime.devices import device_of, resolve_device
+from pyro_vae.runtime.devices import Device, device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.training.learning_rate import Schedule
@@ -34,31 +43,50 @@ HISTORY = "history.json"
 # Compiling takes about ten seconds, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
 
+Objective: TypeAlias = Annotated[
+    ELBO, Instance((ELBO,), "an objective, a pyro.infer.ELBO such as Trace_ELBO()")
+]
+Optim: TypeAlias = Annotated[
+    Optimizer | OptimizerFactory,
+    Instance(
+        (Optimizer,),
+        "a torch optimizer, or a function of a list of parameters that returns one",
+        functions=True,
+        factories=True,
+        hint="for example, functools.partial(torch.optim.Adam, lr=1e-3)",
+    ),
+]
+AnySchedule: TypeAlias = Annotated[
+    Schedule,
+    Instance((), "a function of an optimizer and the number of steps", functions=True),
+]
+Seconds: TypeAlias = Annotated[float, Number(minimum=0, finite=False)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """The settings of `fit`, in four groups. See `fit` for each of them."""
 
     # What is trained
-    objective: ELBO | None = None
-    num_particles: int = 1
-    optimizer: Optimizer | OptimizerFactory | None = None
-    learning_rate: float = 1e-3
-    schedule: Schedule | None = None
+    objective: Objective | None = None
+    num_particles: Count = 1
+    optimizer: Optim | None = None
+    learning_rate: Positive = 1e-3
+    schedule: AnySchedule | None = None
     # How long
-    epochs: int = 20
-    batch_size: int = 128
-    patience: int | None = None
-    seed: int = 0
+    epochs: Count = 20
+    batch_size: Count = 128
+    patience: Count | None = None
+    seed: Seed = 0
     # Where
-    device: str | torch.device | None = None
+    device: Device | None = None
     compile: Compile = "auto"
     precision: Precision = "fp32"
     progress: bool | None = None
     # What is kept
-    out: str | os.PathLike[str] | None = None
+    out: FilePath | None = None
     resume: bool = False
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Seconds = 60.0
     on_nan: Literal["stop", "backtrack"] = "stop"
 
     @classmethod
@@ -72,6 +100,7 @@ class FitConfig:
         Raises:
             ValueError: If a setting has an invalid value, or two settings exclude each other.
         """
+        check_all(checks_of(cls.__init__), settings)
         config = cls(**settings)
         if config.patience is not None and not has_validation:
             raise ValueError(
