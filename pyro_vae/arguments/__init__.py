@@ -25,10 +25,11 @@ from pyro_vae.arguments.checks import (
     Whole,
     shown,
 )
-from pyro_vae.arguments.signatures import check_all, check_of, checked, checks_of
+from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
 __all__ = [
     "ArgumentError",
+    "AtLeastZero",
     "Check",
     "Count",
     "CountOrZero",
@@ -43,6 +44,7 @@ __all__ = [
     "Unfit",
     "Whole",
     "check_all",
+    "check_fields",
     "check_of",
     "checked",
     "checks_of",
@@ -53,5 +55,6 @@ Count: TypeAlias = Annotated[int, Whole(1)]
 CountOrZero: TypeAlias = Annotated[int, Whole(0)]
 Seed: TypeAlias = Annotated[int, Whole(0, 2**64 - 1)]  # the seeds of torch
 Positive: TypeAlias = Annotated[float, Number(above=0)]
+AtLeastZero: TypeAlias = Annotated[float, Number(minimum=0)]
 Finite: TypeAlias = Annotated[float, Number()]
 FilePath: TypeAlias = Annotated[str | os.PathLike[str], IsPath()]

@@ -77,6 +77,19 @@ def check_all(checks: dict[str, Check], arguments: dict[str, object]) -> None:
             arguments[name] = checks[name](name, value)
 
 
+_checks_of_class = functools.cache(lambda cls: checks_of(cls.__init__))
+
+
+def check_fields(instance: object) -> None:
+    """Check the fields of a dataclass as their annotations state: its `__post_init__`.
+
+    Raises:
+        ArgumentError: If a field is not accepted.
+    """
+    for name, check in _checks_of_class(type(instance)).items():
+        object.__setattr__(instance, name, check(name, getattr(instance, name)))
+
+
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function so that its arguments are checked as its signature states."""
     signature = inspect.signature(function)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.arguments import Check, Seed, checks_of
+from pyro_vae.arguments import Seed, check_fields
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.conversion import as_tensor, check_floats
 from pyro_vae.data.data_loader import LoaderBatches
@@ -77,8 +77,7 @@ class Dataset:
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field, check in _field_checks().items():
-            object.__setattr__(self, field, check(field, getattr(self, field)))
+        check_fields(self)
         rows, context = as_rows(self.values), tuple(map(as_rows, self.context))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_context", context)
@@ -317,11 +316,6 @@ class Dataset:
         if self.binarization == "threshold":
             return threshold(x)
         return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-@functools.cache
-def _field_checks() -> dict[str, Check]:
-    return checks_of(Dataset.__init__)
 
 
 def as_rows(x: object) -> Rows:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeAlias
 
-from pyro_vae.arguments import Check, Unfit
+from pyro_vae.arguments import Check, Unfit, check_fields
 
 Program: TypeAlias = Callable[..., object]  # a Pyro model or guide
 
@@ -85,8 +85,10 @@ class Pair:
     See also: `VAE`, a pair made of a prior, a likelihood and a guide; `check`; `fit`; `evaluate`.
     """
 
-    model: Program
-    guide: Program
+    model: AnyProgram
+    guide: AnyProgram
+
+    __post_init__ = check_fields
 
 
 class PairError(ValueError):
