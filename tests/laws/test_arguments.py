@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 
 import numpy as np
 import pytest
@@ -148,7 +147,7 @@ def careless(check):
     if isinstance(check, Each):
         return [3.5, "ab", object, [object()], [None], np.array(1.5)]
     values = {
-        Whole: [*NO_NUMBERS, 1.5, INF, -1, True, np.float64(2.5), np.array(1.5), 2**70 + 0.5],
+        Whole: [*NO_NUMBERS, 1.5, INF, -1, True, np.float64(2.5), np.array(1.5), -0.5],
         Number: [*NO_NUMBERS, True, np.array(NAN), 1j],
         OneOf: ["foo", 7, None, object, [], NAN, np.array(2)],
         IsText: [3, None, object, ["a"], b"a"],
@@ -210,7 +209,7 @@ def test_careless_arguments_are_named_before_any_work(name, argument, value, tmp
     with pytest.raises(ValueError, match=argument) as raised:
         target_of(name)(**arguments)
     assert raised.type.__module__.startswith("pyro_vae.")
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def public_callables():
@@ -287,7 +286,7 @@ FOREIGN = ("mat1", "must be Tensor", "object has no attribute", "Expected parame
 def test_bad_data_are_refused(name, data):
     arguments = CALLS[name]()
     arguments[list(arguments)[1]] = BAD_DATA[data]
-    with pytest.raises(ValueError, match="") as raised:
+    with pytest.raises(ValueError, match=".") as raised:
         target_of(name)(**arguments)
     assert raised.type.__module__.startswith("pyro_vae."), raised.value
     assert not any(text in str(raised.value) for text in FOREIGN)
@@ -296,7 +295,7 @@ def test_bad_data_are_refused(name, data):
 @pytest.mark.parametrize("data", BAD_DATA)
 @pytest.mark.parametrize("method", ["encode", "decode", "reconstruct", "impute"])
 def test_bad_inputs_of_a_vae_are_refused(method, data):
-    with pytest.raises(ValueError, match="") as raised:
+    with pytest.raises(ValueError, match=".") as raised:
         getattr(vae(), method)(BAD_DATA[data])
     assert raised.type.__module__.startswith("pyro_vae."), raised.value
     assert not any(text in str(raised.value) for text in FOREIGN)
