@@ -5,7 +5,7 @@ import numbers
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,7 +271,7 @@ class Each(Check):
 
     def convert(self, value: Any) -> object:
         """Return the sequence; a list of the values to use if one of them was converted."""
-        if isinstance(value, str | bytes | type) or not isinstance(value, Iterable):
+        if isinstance(value, str | bytes | type | Mapping | Set) or not isinstance(value, Iterable):
             raise Unfit
         try:
             entries = list(value)

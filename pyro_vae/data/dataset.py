@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.arguments import Seed, check_fields
+from pyro_vae.arguments import Seed, check_fields, checked
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.conversion import as_tensor, check_floats
 from pyro_vae.data.data_loader import LoaderBatches
@@ -338,6 +338,7 @@ def as_rows(x: object) -> Rows:
     )
 
 
+@checked
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """Return x as a `Dataset`, with floats unchanged.
 

@@ -52,6 +52,10 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
             f"{name} has dtype {value.dtype}; floating point is expected. Convert bytes 0..255 by "
             f"{name}.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
         )
+    if value.dim() == 0 or len(value) == 0:
+        raise PairError(f"{name} must hold at least one datum, got shape {tuple(value.shape)}")
+    if torch.isinf(value).any():
+        raise PairError(f"{name} holds infinite values")
     programs = (pair.model, pair.guide)
     if any(isinstance(program, nn.Module) for program in programs):
         device = device_of(*programs)
