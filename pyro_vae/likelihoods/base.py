@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.arguments import ArgumentError, Positive, check_of
+from pyro_vae.arguments import ArgumentError, Check, Positive, check_of
 from pyro_vae.part import Part, Role
 
 Decoder: TypeAlias = Annotated[Callable[[Tensor], Tensor], Role("network", ("z",))]
 # A positive parameter: a fixed number; "learned", one value for all entries of x; "entrywise", one
 # learned value for each entry; or "decoder", one decoder output for each entry.
 Spread: TypeAlias = Positive | Literal["learned", "entrywise", "decoder"]
-SPREAD = check_of(Spread)
-assert SPREAD is not None
+_spread = check_of(Spread)
+assert _spread is not None
+SPREAD: Check = _spread
 
 
 class PositiveParameter(nn.Module):

@@ -133,7 +133,7 @@ def expect_distribution(role: str, part: object, value: object) -> dist.TorchDis
         PairError: If it is something else.
     """
     if isinstance(value, Distribution):
-        return value
+        return value  # type: ignore[return-value]  # torch's class has no .to_event
     raise PairError(
         f"the {role}, {shown(part)}, returned {shown(value)}; expected a distribution. A network "
         f"is an argument of a {role}: see pyro_vae.{role}s"

@@ -54,7 +54,8 @@ class Linear:
     start: AtLeastZero = 0.0
     stop: AtLeastZero = 1.0
 
-    __post_init__ = check_fields
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, step: int) -> float:
         """Return beta at a step. Steps are counted from 0."""
@@ -86,7 +87,8 @@ class Cyclic:
     ramp: Share = 0.5
     stop: AtLeastZero = 1.0
 
-    __post_init__ = check_fields
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, step: int) -> float:
         """Return beta at a step. Steps are counted from 0."""

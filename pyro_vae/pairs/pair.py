@@ -88,7 +88,8 @@ class Pair:
     model: AnyProgram
     guide: AnyProgram
 
-    __post_init__ = check_fields
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class PairError(ValueError):
