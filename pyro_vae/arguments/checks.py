@@ -84,6 +84,14 @@ def _scalar(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
+def _real(value: Any) -> Any:
+    """Return a real number, also one in an array of no dimensions; raise `Unfit` for others."""
+    value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Unfit
+    return value
+
+
 @dataclass(frozen=True)
 class Whole(Check):
     """A whole number in a range. Integers of numpy and whole floats are converted to `int`.
@@ -105,9 +113,7 @@ class Whole(Check):
 
     def convert(self, value: Any) -> int:
         """Return the number as an `int`."""
-        value = _scalar(value)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise Unfit
+        value = _real(value)
         if not math.isfinite(value) or value != int(value):
             raise Unfit
         number = int(value)
@@ -144,9 +150,7 @@ class Number(Check):
 
     def convert(self, value: Any) -> float:
         """Return the number. Numbers of other types are converted to `float`."""
-        value = _scalar(value)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise Unfit
+        value = _real(value)
         try:
             number = float(value)
         except OverflowError:

@@ -5,7 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, ParamSpec, TypeVar, Union
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
 from pyro_vae.arguments.checks import Check, Each, Either, IsText, OneOf
 
@@ -33,7 +33,10 @@ def check_of(annotation: object) -> Check | None:
 
 
 def _check_of_union(members: tuple[object, ...]) -> Check | None:
-    checks, kinds, values, checked = [], [], [], False
+    checks: list[Check] = []
+    kinds: list[type] = []
+    values: list[object] = []
+    checked = False
     for member in members:
         check = check_of(member)
         if isinstance(check, OneOf):
@@ -77,7 +80,9 @@ def check_all(checks: dict[str, Check], arguments: dict[str, object]) -> None:
             arguments[name] = checks[name](name, value)
 
 
-_checks_of_class = functools.cache(lambda cls: checks_of(cls.__init__))
+@functools.cache
+def _checks_of_class(cls: Any) -> dict[str, Check]:
+    return checks_of(cls.__init__)
 
 
 def check_fields(instance: object) -> None:

@@ -74,7 +74,7 @@ class LocationScale(Entrywise):
         unit: Unit | None,
         **positive: tuple[Spread, float],
     ) -> None:
-        super().__init__(decoder, scale=(scale, MIN_LIKELIHOOD_SCALE), **positive)
+        super().__init__(decoder, 1, scale=(scale, MIN_LIKELIHOOD_SCALE), **positive)
         out_shape = getattr(decoder, "out_shape", None)
         for name, given in (("shift", shift), ("unit", unit)):
             # The constructor arguments restore them, so they are not saved with the weights.

@@ -290,7 +290,7 @@ def test_bad_data_are_refused(name, data):
         pytest.skip("missing entries are checked by the likelihood's support")
     arguments = CALLS[name]()
     arguments[list(arguments)[1]] = BAD_DATA[data]
-    with pytest.raises(ValueError, match=".") as raised:
+    with pytest.raises(ValueError, match=r".") as raised:
         target_of(name)(**arguments)
     assert raised.type.__module__.startswith("pyro_vae."), raised.value
     assert not any(text in str(raised.value) for text in FOREIGN)
@@ -301,7 +301,7 @@ def test_bad_data_are_refused(name, data):
 def test_bad_inputs_of_a_vae_are_refused(method, data):
     if (method, data) == ("decode", "other width"):
         return  # two latents
-    with pytest.raises(ValueError, match=".") as raised:
+    with pytest.raises(ValueError, match=r".") as raised:
         getattr(vae(), method)(BAD_DATA[data])
     assert raised.type.__module__.startswith("pyro_vae."), raised.value
     assert not any(text in str(raised.value) for text in FOREIGN)
