@@ -91,7 +91,8 @@ def check_fields(instance: object) -> None:
     Raises:
         ArgumentError: If a field is not accepted.
     """
-    for name, check in _checks_of_class(type(instance)).items():
+    kind: Any = type(instance)
+    for name, check in _checks_of_class(kind).items():
         object.__setattr__(instance, name, check(name, getattr(instance, name)))
 
 
