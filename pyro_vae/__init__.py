@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         plots,
         priors,
     )
+    from pyro_vae.arguments.checks import ArgumentError
     from pyro_vae.checkpointing.model_folder import load
     from pyro_vae.datatree.elpd import elpd_marginal
     from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
@@ -48,6 +49,7 @@ __all__ = [
     "SVI",
     "VAE",
     "Annealed",
+    "ArgumentError",
     "CheckpointError",
     "Collapse",
     "DistributedError",
@@ -93,6 +95,7 @@ _MODULE_OF = {
     "SVI": "svi",
     "VAE": "models.vae",
     "Annealed": "diagnostics.ais",
+    "ArgumentError": "arguments.checks",
     "CheckpointError": "runtime.files",
     "Collapse": "diagnostics.collapse",
     "DistributedError": "distributed",

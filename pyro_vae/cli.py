@@ -118,13 +118,12 @@ def inspect(
     device: Device = "cpu",
 ) -> None:
     """Diagnose a run's posterior and print its trust card; with --html, also write a page."""
+    from pyro_vae.arguments import Whole
     from pyro_vae.reporting.html_page import write
     from pyro_vae.runtime.files import writable_folder
 
-    if num_data < 2:
-        raise ValueError(f"num_data must be at least 2, got {num_data}")
-    if num_samples < 1:
-        raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
+    Whole(2)("num_data", num_data)
+    Whole(1)("num_samples", num_samples)
     vae, metrics = _open(run, device)
     if html is not None and html.is_dir():
         raise ValueError(f"--html={html} is a folder; expected the path of a file")

@@ -10,15 +10,17 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.arguments import Count, Seed, checked
+from pyro_vae.data.dataset import Data
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.devices import device_of
@@ -129,12 +131,13 @@ class Evaluation:
         return rendered(self, width=100)
 
 
+@checked
 def evaluate(
-    pair: PairLike,
+    pair: AnyPair,
     data: Data,
     *,
-    num_samples: int = 5000,
-    seed: int = 0,
+    num_samples: Count = 5000,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> Evaluation:
     """Score a pair on data with `num_samples` guide samples for each datum.
@@ -176,10 +179,8 @@ def evaluate(
 
     See also: `diagnose`, `fit`, `report`.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples (K) must be at least 1, got {num_samples}")
     device = device_of(pair.model, pair.guide)
-    dataset = as_dataset(data).to(device)
+    dataset = dataset_of(pair, data)
     check_data(pair, dataset)
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide

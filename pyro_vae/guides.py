@@ -7,7 +7,7 @@ many outputs the encoder needs. All guides except `Categorical` are reparameteri
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.nn.functional import normalize, softplus
 
+from pyro_vae.arguments import ArgumentError, Count, Whole
 from pyro_vae.distributions import spherical
 from pyro_vae.distributions.parameters import MIN_CONCENTRATION, MIN_SCALE, loc_and_scale
 from pyro_vae.distributions.transforms import AffineAutoregressive, Reverse, TransformedDistribution
-from pyro_vae.part import Part, check_at_least
+from pyro_vae.part import Part, Role
 
 __all__ = [
     "Categorical",
@@ -34,7 +35,7 @@ __all__ = [
     "PowerSpherical",
 ]
 
-Encoder = Callable[[Tensor], Tensor]
+Encoder: TypeAlias = Annotated[Callable[[Tensor], Tensor], Role("network", ("x",))]
 
 
 class _Guide(Part):
@@ -175,9 +176,8 @@ class LowRankNormal(_Guide):
     See also: `DiagonalNormal`, `FullNormal`.
     """
 
-    def __init__(self, encoder: Encoder, rank: int) -> None:
+    def __init__(self, encoder: Encoder, rank: Count) -> None:
         super().__init__(encoder)
-        check_at_least("rank", rank, 1)
         self.rank = rank
         _check_outputs(
             self, f"(2 + rank = {2 + rank}) * latent_dim", lambda size: size % (2 + rank) == 0
@@ -227,21 +227,17 @@ class Flow(_Guide):
     def __init__(
         self,
         encoder: Encoder,
-        latent_dim: int,
-        num_transforms: int = 2,
-        hidden: Sequence[int] | None = None,
+        latent_dim: Annotated[int, Whole(2)],
+        num_transforms: Count = 2,
+        hidden: Sequence[Count] | None = None,
     ) -> None:
         super().__init__(encoder)
-        if latent_dim < 2 or num_transforms < 1:
-            raise ValueError(
-                "Flow needs latent_dim of at least 2 and num_transforms of at least 1, got "
-                f"{latent_dim} and {num_transforms}"
-            )
         self.latent_dim = latent_dim
-        (num_outputs,) = getattr(encoder, "out_shape", (0,))
+        out_shape = getattr(encoder, "out_shape", None) or (0,)
+        num_outputs = out_shape[0] if len(out_shape) == 1 else 0
         context_dim = num_outputs - 2 * latent_dim
         if context_dim < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"Flow needs an encoder with an out_shape of more than 2 * latent_dim = "
                 f"{2 * latent_dim} outputs, of which the rest is the context; got {num_outputs}"
             )
@@ -390,7 +386,7 @@ def _check_outputs(guide: _Guide, needed: str, fits: Callable[[int], bool]) -> N
     """Raise `ValueError` if the encoder has an `out_shape` that does not fit."""
     out_shape = getattr(guide.encoder, "out_shape", None)
     if out_shape is not None and (len(out_shape) != 1 or not fits(out_shape[0])):
-        raise ValueError(
+        raise ArgumentError(
             f"{type(guide).__name__} needs an encoder whose output is ({needed},), got "
             f"{tuple(out_shape)}"
         )

@@ -8,13 +8,17 @@ flattened before the layers and restored after them.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.part import Part
+from pyro_vae.arguments import ArgumentError, Count, Finite, Instance, OneOf, Positive
+from pyro_vae.part import Part, Role
 
-Shape = int | Sequence[int]
+Shape: TypeAlias = Count | Sequence[Count]
+Module: TypeAlias = Annotated[nn.Module, Role("network", ("x",))]
+Initial: TypeAlias = Annotated[Tensor, Instance((Tensor,), "a tensor")]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -28,26 +32,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+Activation: TypeAlias = Annotated[str, OneOf(tuple(ACTIVATIONS))]
+
+
 def activation_named(name: str) -> nn.Module:
-    """Build the activation called `name`; raise `ValueError` if the name is unknown."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is unknown; expected one of {sorted(ACTIVATIONS)}")
+    """Build the activation called `name`, a key of `ACTIVATIONS`."""
     return ACTIVATIONS[name]()
 
 
 def shape_of(shape: Shape) -> tuple[int, ...]:
-    """Convert a size or a sequence of sizes to a tuple; raise `ValueError` if one is below 1."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"expected a shape with sizes of at least 1, got {shape!r}")
+    """Convert a size or a sequence of sizes to a tuple; raise `ArgumentError` if it is empty."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not sizes:
+        raise ArgumentError(f"expected a shape with sizes of at least 1, got {shape!r}")
     return sizes
 
 
 def image_shape_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Convert an image shape to a tuple; raise `ValueError` if it does not have three sizes."""
+    """Convert an image shape to a tuple; raise `ArgumentError` if it does not have three sizes."""
     sizes = shape_of(shape)
     if len(sizes) != 3:
-        raise ValueError(f"expected an image shape (channels, height, width), got {shape!r}")
+        raise ArgumentError(f"expected an image shape (channels, height, width), got {shape!r}")
     return sizes
 
 
@@ -81,10 +86,10 @@ class MLP(Part):
     def __init__(
         self,
         in_shape: Shape,
-        hidden: Sequence[int],
+        hidden: Sequence[Count],
         out_shape: Shape,
-        activation: str = "tanh",
-        output_bias: Tensor | None = None,
+        activation: Activation = "tanh",
+        output_bias: Initial | None = None,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = shape_of(in_shape), shape_of(out_shape)
@@ -97,7 +102,7 @@ class MLP(Part):
         initialize(self)
         if output_bias is not None:
             if output_bias.shape != torch.Size(self.out_shape):
-                raise ValueError(
+                raise ArgumentError(
                     f"output_bias has shape {tuple(output_bias.shape)}; expected {self.out_shape}"
                 )
             with torch.no_grad():
@@ -140,10 +145,10 @@ class ConvEncoder(Part):
 
     def __init__(
         self,
-        in_shape: Sequence[int],
-        channels: Sequence[int],
+        in_shape: Sequence[Count],
+        channels: Sequence[Count],
         out_shape: Shape,
-        activation: str = "silu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shape_of(in_shape), shape_of(out_shape)
@@ -195,9 +200,9 @@ class ConvDecoder(Part):
     def __init__(
         self,
         in_shape: Shape,
-        channels: Sequence[int],
-        out_shape: Sequence[int],
-        activation: str = "silu",
+        channels: Sequence[Count],
+        out_shape: Sequence[Count],
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = shape_of(in_shape), image_shape_of(out_shape)
@@ -289,11 +294,11 @@ class WithMask(Part):
     See also: `likelihoods.Missing`, `VAE.impute`.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Module) -> None:
         super().__init__()
         doubled = getattr(network, "in_shape", None)
         if doubled is None or doubled[0] % 2:
-            raise ValueError(
+            raise ArgumentError(
                 "WithMask takes a network with in_shape (2 * event_shape[0], *event_shape[1:]), "
                 f"for x and its mask; got a {type(network).__name__} with in_shape {doubled}"
             )
@@ -307,6 +312,68 @@ class WithMask(Part):
         missing = values.isnan()
         zeroed = torch.where(missing, torch.zeros_like(values), values)
         return self.network(torch.cat([zeroed, (~missing).to(values.dtype)], dim=len(batch)))
+
+
+class Standardized(Part):
+    """A network of standardized inputs: `network((values - shift) / unit)`.
+
+    With the `shift` and `unit` of the likelihood, an encoder takes data in their original unit.
+
+    Args:
+        network: Network from `(*batch, *in_shape)` to `(*batch, *out_shape)`.
+        shift: Origin of the inputs, such as their means: a number, or one for each entry of a
+            vector.
+        unit: Unit of the inputs, such as their standard deviations: a positive number, or one for
+            each entry.
+
+    Raises:
+        ValueError: If `shift` or `unit` has another number of entries than the network's inputs.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> x = torch.tensor([[1e-4, 300.0], [2e-4, 310.0]])
+        >>> shift, unit = x.mean(0), x.std(0)
+        >>> decoder, encoder = pv.networks.MLP(1, [8], 2), pv.networks.MLP(2, [8], 2)
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(1),
+        ...     pv.likelihoods.Normal(decoder, shift=shift, unit=unit),
+        ...     pv.guides.DiagonalNormal(pv.networks.Standardized(encoder, shift, unit)),
+        ... )
+        >>> vae.encode(x).mean.shape
+        torch.Size([2, 1])
+
+    See also: `likelihoods.Normal`, `WithMask`.
+    """
+
+    shift: Tensor
+    unit: Tensor
+
+    def __init__(
+        self,
+        network: Module,
+        shift: Finite | Sequence[Finite] = 0.0,
+        unit: Positive | Sequence[Positive] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        for name in ("in_shape", "out_shape"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+        for name, given in (("shift", shift), ("unit", unit)):
+            value = torch.tensor(given)
+            expected = getattr(network, "in_shape", tuple(value.shape))
+            if value.dim() and tuple(value.shape) != tuple(expected):
+                raise ArgumentError(
+                    f"{name} must be a number or have the shape {tuple(expected)} of the inputs, "
+                    f"got {len(value)} numbers"
+                )
+            # The constructor arguments restore them, so they are not saved with the weights.
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map `(*batch, *in_shape)` to `(*batch, *out_shape)`."""
+        return self.network((values - self.shift) / self.unit)
 
 
 def batch_shape(values: Tensor, event_shape: tuple[int, ...]) -> torch.Size:

@@ -8,9 +8,15 @@ stored.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vae.arguments import Check, Unfit, check_all, checks_of
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class Part(nn.Module):
@@ -55,15 +61,22 @@ class Part(nn.Module):
 
 
 def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a constructor so that it records its arguments before it runs."""
+    """Wrap a constructor so that it checks and records its arguments before it runs."""
     signature = inspect.signature(init)
+    own = init.__module__.startswith(f"{PACKAGE}.")
+    # The names in the annotations may be defined after the class.
+    checks = functools.cache(functools.partial(checks_of, init))
 
     @functools.wraps(init)
     def wrapper(self: Part, *args: object, **kwargs: object) -> None:
-        # A subclass's __init__ calls the __init__ of its parent. Only the outermost call counts.
-        outermost = "build_arguments" not in self.__dict__
-        if outermost:
+        try:
             bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return init(self, *args, **kwargs)  # raises the error that names the class
+        if own:
+            check_all(checks(), bound.arguments)
+        # A subclass's __init__ calls the __init__ of its parent. Only the outermost call counts.
+        if "build_arguments" not in self.__dict__:
             arguments = dict(list(bound.arguments.items())[1:])
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
@@ -73,18 +86,69 @@ def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
                 name: None if isinstance(value, Tensor) else value
                 for name, value in arguments.items()
             }
-        init(self, *args, **kwargs)
+        return init(*bound.args, **bound.kwargs)
 
     return wrapper
 
 
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise `ValueError` if an argument is below its minimum."""
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+@dataclass(frozen=True)
+class Role(Check):
+    """A callable in one role of a model.
+
+    Args:
+        role: `"network"`, `"prior"`, `"likelihood"` or `"guide"`.
+        inputs: Names of the inputs that the callable is called with.
+        kinds: Classes whose instances are accepted without being callables of the inputs.
+    """
+
+    role: str
+    inputs: tuple[str, ...] = ()
+    kinds: tuple[type, ...] = ()
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """Description of the role."""
+        result = "a tensor" if self.role == "network" else "a distribution"
+        return f"a callable of {', '.join(self.inputs) or 'no arguments'} that returns {result}"
+
+    def convert(self, value: Any) -> object:
+        """Return the callable."""
+        if isinstance(value, self.kinds):
+            return value
+        if isinstance(value, type):
+            raise Unfit(f"pass an instance, {value.__name__}(...)")
+        if isinstance(value, Distribution):
+            raise Unfit(f"a distribution is no {self.role}; wrap it in a function")
+        role = role_of(value)
+        if role and role != self.role:
+            hint = "the parts may be in the wrong order"
+            if role == "network":
+                hint = f"pass the network to a {self.role} of pyro_vae.{self.role}s"
+            raise Unfit(f"{type(value).__name__} is a {role}; {hint}")
+        if not callable(value) or not _takes(value, len(self.inputs)):
+            raise Unfit
+        return value
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise `ValueError` if an argument is not positive."""
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+def role_of(value: object) -> str:
+    """Return the role of a part of this package: the name of its namespace. "" if unknown."""
+    for cls in type(value).__mro__:
+        if "forward" in cls.__dict__:  # the method that defines what the part returns
+            package, _, rest = cls.__module__.partition(".")
+            role = rest.split(".")[0].removesuffix("s")
+            known = package == PACKAGE and role in ("guide", "likelihood", "network", "prior")
+            return role if known else ""
+    return ""
+
+
+def _takes(value: Callable[..., object], count: int) -> bool:
+    """Return whether a callable can be called with this number of arguments, if it is known."""
+    try:
+        signature = inspect.signature(value.forward if isinstance(value, nn.Module) else value)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*(None,) * count)
+    except TypeError:
+        return False
+    return True

@@ -4,7 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pyro.infer
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_vae import distributed
+from pyro_vae.arguments import Instance, checked
 from pyro_vae.engine.bfloat16 import LayersInBFloat16
 from pyro_vae.engine.compiler import Compiler
 from pyro_vae.engine.guards import modules_of
@@ -31,11 +32,32 @@ from pyro_vae.engine.step import (
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
+from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.runner import accepts_particles
 from pyro_vae.pairs.sites import plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 
 Compile: TypeAlias = bool | Literal["auto"]
+
+AnyOptim: TypeAlias = Annotated[
+    PyroOptim | Optimizer | OptimizerFactory,
+    Instance(
+        (PyroOptim, Optimizer),
+        "an optimizer of torch or pyro.optim, or a function of a list of parameters that returns "
+        "one",
+        functions=True,
+        factories=True,
+        hint="for example, torch.optim.Adam(vae.parameters(), lr=1e-3)",
+    ),
+]
+AnyLoss: TypeAlias = Annotated[
+    pyro.infer.ELBO | Callable[..., Loss],
+    Instance(
+        (pyro.infer.ELBO,),
+        "an objective such as Trace_ELBO(), or a function of model, guide and their arguments",
+        functions=True,
+    ),
+]
 
 
 class SVI(pyro.infer.SVI):
@@ -92,21 +114,18 @@ class SVI(pyro.infer.SVI):
     See also: `fit`, which runs the epochs; `pyro_vae.objectives` for other losses.
     """
 
+    @checked
     def __init__(
         self,
-        model: Program,
-        guide: Program,
-        optim: PyroOptim | Optimizer | OptimizerFactory,
-        loss: pyro.infer.ELBO | Callable[..., Loss] | None = None,
+        model: AnyProgram,
+        guide: AnyProgram,
+        optim: AnyOptim,
+        loss: AnyLoss | None = None,
         loss_and_grads: Callable[..., Loss] | None = None,
         compile: Compile = "auto",
         precision: Precision = "fp32",
         **kwargs: object,
     ) -> None:
-        if compile not in (True, False, "auto"):
-            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
         if not isinstance(optim, PyroOptim):
             optim = TorchOptim(optim)
         loss = pyro.infer.Trace_ELBO() if loss is None else loss

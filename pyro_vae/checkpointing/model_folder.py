@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pyro_vae.arguments import FilePath, checked
 from pyro_vae.part import Part
+from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
     SUMS,
     CheckpointError,
@@ -101,7 +102,8 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
         remove_folder(old, FILES)
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
+@checked
+def load(path: FilePath, device: Device = "cpu") -> Any:
     """Load the part, such as a `VAE`, that was saved in the folder `path`.
 
     Nothing is unpickled. The classes of all parts must be imported before.
@@ -134,6 +136,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
     path = Path(path)
     if not path.exists() and is_folder(replaced(path)):
         path = replaced(path)  # a process was killed between the two renames of `save`
+    _check_exists(path)
     limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
     if (path / SUMS).exists():
         files = read_files(path, limits)
@@ -163,6 +166,18 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
             f"{path / WEIGHTS} is damaged or of another model: {error}"
         ) from error
     return part.to(device)
+
+
+def _check_exists(path: Path) -> None:
+    """Raise `CheckpointError` if `path` is no folder, or has no file of a saved part."""
+    if not path.is_dir():
+        what = "it is a file" if path.exists() else "no such directory"
+        raise CheckpointError(f"{path} is not the folder of a saved model: {what}")
+    if not any((path / name).exists() for name in FILES):
+        hint = f"; load {path / MODEL}" if (path / MODEL).is_dir() else ""
+        raise CheckpointError(
+            f"{path} is not the folder of a saved model: {ARCHITECTURE} is missing{hint}"
+        )
 
 
 def describe(part: Part) -> object:

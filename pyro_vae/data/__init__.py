@@ -5,10 +5,11 @@
 """
 
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli
-from pyro_vae.data.catalogue import NAMES, DataWarning, fashion_mnist, frey_face, load, mnist
-from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset, as_tensor
+from pyro_vae.data.catalogue import NAMES, fashion_mnist, frey_face, load, mnist
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset
 from pyro_vae.data.download import DataNotFoundError
-from pyro_vae.data.errors import DataError
+from pyro_vae.data.errors import DataError, DataWarning
 
 __all__ = [
     "BINARIZATIONS",

@@ -1,17 +1,29 @@
 """Binarization of 8-bit pixels."""
 
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import ArgumentError, Instance, checked
 from pyro_vae.data.rows import Index
 
+Pixels: TypeAlias = Annotated[Tensor, Instance((Tensor,), "a uint8 tensor")]
+Generator: TypeAlias = Annotated[
+    torch.Generator,
+    Instance(
+        (torch.Generator,),
+        "a torch.Generator",
+        hint="for example, torch.Generator().manual_seed(0)",
+    ),
+]
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 
 
-def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:
+@checked
+def bernoulli(pixels: Pixels, generator: Generator) -> Tensor:
     """Draw 0 or 1 with P(1) = pixel/255 for 8-bit pixels of any shape.
 
     Four pixels share one random 64-bit word. Each 16-bit quarter of it is compared with
@@ -35,6 +47,8 @@ def bernoulli(pixels: Tensor, generator: torch.Generator) -> Tensor:
         >>> draw.shape, draw.dtype, draw[0, 0].item()
         (torch.Size([1, 3]), torch.float32, 0.0)
     """
+    if pixels.dtype != torch.uint8:
+        raise ArgumentError(f"pixels must be a uint8 tensor, got {pixels.dtype}")
     count = pixels.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=pixels.device)
     # Without bounds, random_ never sets the sign bit of an int64.

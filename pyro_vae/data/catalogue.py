@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import FilePath, Seed, checked
 from pyro_vae.data.binarization import BINARIZATIONS, fixed_draw
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.download import DataNotFoundError, Source, data_folder, provide
-from pyro_vae.data.errors import DataError
+from pyro_vae.data.errors import DataError, DataWarning
 
 NAMES = ("mnist", "fashion-mnist", "frey", "mnist-5k")
 MNIST = Source(
@@ -62,27 +63,14 @@ FREY_FACE = Source("https://cs.nyu.edu/~roweis/data/", {"frey_rawface.mat": None
 FREY_TEST = 200  # of the 1,965 frames; there is no standard split
 
 
-class DataWarning(UserWarning):
-    """Another dataset than the requested one is used.
-
-    See also: `load`, `DataNotFoundError`.
-
-    Example:
-        >>> import warnings
-        >>> import pyro_vae as pv
-        >>> with warnings.catch_warnings():  # raise an error instead of a fallback
-        ...     warnings.simplefilter("error", pv.data.DataWarning)
-        ...     train, test = pv.data.load("mnist-5k")
-    """
-
-
+@checked
 def load(
     name: str,
     *,
     binarize: str | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: FilePath | None = None,
     download: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Split:
     """Return the training and test data of a known dataset.
 
@@ -116,12 +104,13 @@ def load(
     return _load(name, binarize, root, download, seed)
 
 
+@checked
 def mnist(
     *,
     binarize: str | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: FilePath | None = None,
     download: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Split:
     """Return the training and test data of MNIST, or of `"mnist-5k"` with a `DataWarning`.
 
@@ -136,12 +125,13 @@ def mnist(
     return _load("mnist", binarize, root, download, seed)
 
 
+@checked
 def fashion_mnist(
     *,
     binarize: str | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: FilePath | None = None,
     download: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Split:
     """Return the training and test data of Fashion-MNIST (Xiao et al., 2017).
 
@@ -156,12 +146,13 @@ def fashion_mnist(
     return _load("fashion-mnist", binarize, root, download, seed)
 
 
+@checked
 def frey_face(
     *,
     binarize: str | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: FilePath | None = None,
     download: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Split:
     """Return the training and test data of Frey Face: 1,765 and 200 frames, chosen by the seed.
 

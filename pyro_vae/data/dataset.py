@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeAlias, TypeVar, Union, overload
+from typing import Any, Self, TypeAlias, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_vae.arguments import Seed, check_fields, checked
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
+from pyro_vae.data.conversion import as_tensor, check_numbers
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
 from pyro_vae.data.errors import DataError
@@ -20,7 +22,6 @@ from pyro_vae.data.order import held_out
 from pyro_vae.data.prefetch import read_ahead
 from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows, subset
 
-T = TypeVar("T")
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
 Data: TypeAlias = Union[
@@ -47,6 +48,8 @@ class Dataset:
             draw. `"threshold"` maps pixels from 128 on to 1. `"none"` gives grey values pixel/255,
             or floats unchanged (NaN: missing).
         seed: Random seed for the fixed draws.
+        dtype: Floating-point type of x for model and guide; by default that of `values`, and
+            float32 for pixels.
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
         hold_out_last: Whether `hold_out` takes the last data: their order is random, or the last
@@ -71,13 +74,15 @@ class Dataset:
     name: str = "arrays"
     split: str = "train"
     binarization: str = "none"
-    seed: int = 0
+    seed: Seed = 0
     context: tuple[Any, ...] = ()
     hold_out_last: bool = False
+    dtype: torch.dtype | None = None
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         rows, context = as_rows(self.values), tuple(map(as_rows, self.context))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_context", context)
@@ -104,6 +109,13 @@ class Dataset:
             )
         if self._rows.has_infinities():
             raise DataError(f"dataset {self.name!r} has infinite values")
+        if self.dtype is not None and isinstance(self.values, Tensor):
+            largest = torch.finfo(self.dtype).max
+            if dtype.itemsize > self.dtype.itemsize and (self.values.abs() > largest).any():
+                raise DataError(
+                    f"dataset {self.name!r} has values above {largest:.2g}, the largest of "
+                    f"{self.dtype}: rescale them"
+                )
 
     def _check_labels_and_context(self) -> None:
         if not isinstance(self.labels, Tensor | None):
@@ -258,6 +270,18 @@ class Dataset:
         kept, held = held_out(len(self), count, None if self.hold_out_last else seed)
         return self._part(kept, self.split), self._part(held, "validation")
 
+    def astype(self, dtype: torch.dtype | None) -> Self:
+        """Return the dataset with x of a floating-point type; None and integers do not change."""
+        if dtype is None or dtype == self.x_dtype or not self.x_dtype.is_floating_point:
+            return self
+        return dataclasses.replace(self, dtype=dtype)
+
+    @property
+    def x_dtype(self) -> torch.dtype:
+        """Type of x for model and guide: a floating-point type, or int64."""
+        own = self._rows.dtype
+        return self.dtype or (torch.float32 if own == torch.uint8 else own)
+
     def to(self, device: str | torch.device) -> Self:
         """Return the dataset on a device."""
         if self._rows.device == torch.device(device):
@@ -281,7 +305,7 @@ class Dataset:
     def _drawn(self, rows: Batch, generator: torch.Generator) -> Batch:
         x, *context = rows
         x = bernoulli(x, generator) if self.binarization == "dynamic" else self._feed(x)
-        return (x, *context)
+        return (x.to(self.x_dtype), *context)
 
     def _scored_batch(self, index: Index, read: Callable[[], Batch]) -> Batch:
         x, *context = read()
@@ -291,8 +315,8 @@ class Dataset:
     def _scored(self, x: Tensor, index: Index) -> Tensor:
         """Return the rows at an index as they are scored."""
         if self.binarization == "dynamic":
-            return self._rows.binarize(x, index, self.seed)
-        return self._feed(x)
+            return self._rows.binarize(x, index, self.seed).to(self.x_dtype)
+        return self._feed(x).to(self.x_dtype)
 
     def _feed(self, x: Tensor) -> Tensor:
         if self.binarization == "threshold":
@@ -320,40 +344,7 @@ def as_rows(x: object) -> Rows:
     )
 
 
-@overload
-def as_tensor(x: np.ndarray) -> Tensor: ...
-
-
-@overload
-def as_tensor(x: T) -> T: ...
-
-
-def as_tensor(x: object) -> object:
-    """Return a numpy array as a tensor, and any other object unchanged.
-
-    See also: `as_dataset`.
-
-    Args:
-        x: Array, or any other object. Arrays that torch cannot share memory with are copied.
-
-    Raises:
-        DataError: If torch has no such dtype, as for arrays of objects or strings.
-
-    Example:
-        >>> import numpy as np
-        >>> import pyro_vae as pv
-        >>> pv.data.as_tensor(np.zeros((3, 2), ">f4")).dtype
-        torch.float32
-    """
-    if not isinstance(x, np.ndarray):
-        return x
-    try:
-        # torch cannot hold read-only, reversed or foreign-endian arrays: these are copied.
-        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
-    except TypeError as error:
-        raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
-
-
+@checked
 def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """Return x as a `Dataset`, with its numbers unchanged.
 
@@ -382,20 +373,10 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]
         return dataclasses.replace(as_dataset(data, name), context=tuple(arrays))
     if isinstance(x, np.ndarray) and not is_stored(x):
-        _check_numbers(
+        check_numbers(
             x.dtype, x.dtype == np.int64 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8)
         )
         x = as_tensor(x)
     rows = as_rows(x)
-    _check_numbers(rows.dtype, rows.dtype == torch.int64 or rows.dtype.is_floating_point)
+    check_numbers(rows.dtype, rows.dtype == torch.int64 or rows.dtype.is_floating_point)
     return Dataset(rows, name=name)
-
-
-def _check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
-    """Raise `DataError` for other dtypes than floats and int64."""
-    if not is_number:
-        raise DataError(
-            f"expected data of a floating-point dtype, got {dtype}: divide bytes 0..255 by 255, or "
-            "wrap them in pv.data.Dataset(pixels, binarization='dynamic'); convert counts and "
-            "tokens to int64"
-        )

@@ -1,20 +1,21 @@
 """Samples of any Pyro model and guide as an `xarray.DataTree` for ArviZ."""
 
 import functools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import xarray as xr
 
-from pyro_vae.data.dataset import Dataset, as_tensor
+from pyro_vae.arguments import Count, FilePath, Seed, checked
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Shared
 from pyro_vae.datatree.writer import Coords, Labels, TreeWriter
 from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
-from pyro_vae.pairs.pair import Program
+from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.random_state import seed_chunk
@@ -26,20 +27,21 @@ PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
 BLOCK_ELEMENTS = 2**24
 
 
+@checked
 def from_pyro_svi(
-    model: Program,
-    guide: Program,
+    model: AnyProgram,
+    guide: AnyProgram,
     *,
     model_args: tuple[object, ...] = (),
     model_kwargs: Mapping[str, object] | None = None,
-    num_samples: int = 500,
+    num_samples: Count = 500,
     groups: Iterable[str] = GROUPS,
     obs_plate: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     coords: Coords | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    seed: int | None = None,
-    store: str | os.PathLike[str] | None = None,
+    seed: Seed | None = None,
+    store: FilePath | None = None,
     progress: bool | None = None,
 ) -> xr.DataTree:
     """Sample from a guide and collect the results in the groups of ArviZ.
@@ -110,7 +112,7 @@ def from_pyro_svi(
 
     See also: `elpd_marginal`, `mcmc_draws`, `evaluate`.
     """
-    groups = _check_groups(num_samples, groups)
+    groups = _check_groups(groups)
     attrs = _attributes(model, guide, model_args)
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
@@ -163,9 +165,7 @@ def _draw_seed() -> int:
         return int(torch.randint(2**32, ()))
 
 
-def _check_groups(num_samples: int, groups: Iterable[str]) -> tuple[str, ...]:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+def _check_groups(groups: Iterable[str]) -> tuple[str, ...]:
     groups = tuple(groups)
     unknown = sorted(set(groups) - {*GROUPS, *PRIOR_GROUPS})
     if unknown or not groups:

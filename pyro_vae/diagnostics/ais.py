@@ -26,15 +26,16 @@ import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.arguments import Count, Seed, checked
+from pyro_vae.data.dataset import Data
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
-from pyro_vae.runtime.devices import device_of
 
 TARGET_ACCEPTANCE = 0.65
 # Chains of the pilot run for each datum, at most.
@@ -65,14 +66,15 @@ class Annealed:
     acceptance: np.ndarray
 
 
+@checked
 def ais(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
-    num_chains: int = 4,
-    num_temperatures: int = 500,
-    num_leapfrog: int = 10,
-    seed: int = 0,
+    num_chains: Count = 4,
+    num_temperatures: Count = 500,
+    num_leapfrog: Count = 10,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> Annealed:
     """Estimate log p(x) of each datum by annealed importance sampling.
@@ -109,8 +111,7 @@ def ais(
 
     See also: `bidirectional`, `evaluate`, `gaps`.
     """
-    _check(num_chains, num_temperatures, num_leapfrog)
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    data = dataset_of(pair, x)
     rows = data_per_chunk(data.event_shape, num_chains)
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
@@ -130,15 +131,16 @@ def ais(
     return Annealed(bounds, np.full_like(bounds, np.nan), found["acceptance"].numpy())
 
 
+@checked
 def bidirectional(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
-    num_data: int = 100,
-    num_chains: int = 4,
-    num_temperatures: int = 500,
-    num_leapfrog: int = 10,
-    seed: int = 0,
+    num_data: Count = 100,
+    num_chains: Count = 4,
+    num_temperatures: Count = 500,
+    num_leapfrog: Count = 10,
+    seed: Seed = 0,
 ) -> tuple[Tensor, Annealed]:
     """Bound log p(x) from both sides on data simulated from the pair's model.
 
@@ -174,8 +176,7 @@ def bidirectional(
 
     See also: `ais`, `sbc`.
     """
-    _check(num_chains, num_temperatures, num_leapfrog)
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    data = dataset_of(pair, x)
     with unchanged(pair.model, pair.guide, seed=seed):
         template = data.batch(slice(max(2, num_data)))
         sampler = Sampler(pair, template)
@@ -238,14 +239,6 @@ class Target:
             log_jacobian = log_jacobian + terms.reshape(*states.shape[:2], -1).sum(-1)
         log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
         return log_prior + log_jacobian, log_likelihood
-
-
-def _check(num_chains: int, num_temperatures: int, num_leapfrog: int) -> None:
-    if min(num_chains, num_temperatures, num_leapfrog) < 1:
-        raise ValueError(
-            "num_chains, num_temperatures and num_leapfrog must be at least 1, got "
-            f"{num_chains}, {num_temperatures}, {num_leapfrog}"
-        )
 
 
 def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:

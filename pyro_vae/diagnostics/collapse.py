@@ -1,18 +1,20 @@
 """Posterior collapse: latents that the encoder or the decoder does not use."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.arguments import Seed, Whole, checked
+from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler, batch_of
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.runtime.devices import device_of
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
 ACTIVE_VARIANCE = 0.01
@@ -82,12 +84,13 @@ class Collapse:
         return f"all {num_units} latents are active"
 
 
+@checked
 def collapse(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
-    num_samples: int = 100,
-    seed: int = 0,
+    num_samples: Annotated[int, Whole(2)] = 100,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> Collapse:
     """Measure how much each latent depends on the data and affects the reconstruction.
@@ -117,9 +120,9 @@ def collapse(
 
     See also: `diagnose`, `plots.kl_by_dimension`, `plots.aggregate_posterior`.
     """
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
-    if len(data) < 2 or num_samples < 2:
-        raise ValueError(f"expected at least 2 data and 2 samples, got {len(data)}, {num_samples}")
+    data = dataset_of(pair, x)
+    if len(data) < 2:
+        raise ValueError(f"expected at least 2 data, got {len(data)}")
     rows = max(2, data_per_chunk(data.event_shape, num_samples))
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:

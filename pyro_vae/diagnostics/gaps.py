@@ -23,14 +23,15 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.arguments import Count, Positive, Seed, checked
+from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
-from pyro_vae.pairs.pair import PairLike, Program
+from pyro_vae.pairs.pair import AnyPair, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
@@ -83,16 +84,17 @@ class Gaps:
         return rendered(self, width=80)
 
 
+@checked
 def gaps(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
     encoder: nn.Module | None = None,
-    num_steps: int = 200,
-    num_particles: int = 8,
-    learning_rate: float = 0.1,
-    num_samples: int = 1000,
-    seed: int = 0,
+    num_steps: Count = 200,
+    num_particles: Count = 8,
+    learning_rate: Positive = 0.1,
+    num_samples: Count = 1000,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> Gaps:
     """Split log p(x) - ELBO into approximation and amortization gap for each datum.
@@ -130,7 +132,7 @@ def gaps(
 
     See also: `diagnose`, `ais`, `plots.gaps`.
     """
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    data = dataset_of(pair, x)
     encoder = encoder or getattr(getattr(pair.guide, "posterior", None), "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(

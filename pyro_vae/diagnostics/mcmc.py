@@ -9,6 +9,7 @@ The kernels are Pyro's No-U-Turn Sampler (Hoffman & Gelman 2014) and Hamiltonian
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -17,16 +18,17 @@ from pyro.infer import HMC, MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.arguments import Count, Seed, checked
+from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
 from pyro_vae.pairs.check import check
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import sample_sites
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
-from pyro_vae.runtime.devices import device_of
 
 KERNELS: dict[str, Callable[..., HMC]] = {
     "nuts": NUTS,
@@ -36,15 +38,16 @@ KERNELS: dict[str, Callable[..., HMC]] = {
 }
 
 
+@checked
 def mcmc_draws(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
-    num_samples: int = 500,
-    warmup_steps: int = 500,
-    num_chains: int = 2,
-    kernel: str = "nuts",
-    seed: int = 0,
+    num_samples: Count = 500,
+    warmup_steps: Count = 500,
+    num_chains: Count = 2,
+    kernel: Literal["nuts", "hmc"] = "nuts",
+    seed: Seed = 0,
 ) -> xr.DataTree:
     """Sample the latents of each datum by MCMC, and the same number by the guide.
 
@@ -94,14 +97,7 @@ def mcmc_draws(
 
     See also: `from_pyro_svi`, `diagnose`, `ais`.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"unknown kernel={kernel!r}; expected one of {sorted(KERNELS)}")
-    if min(num_samples, warmup_steps, num_chains) < 1:
-        raise ValueError(
-            "num_samples, warmup_steps and num_chains must be at least 1, got "
-            f"{num_samples}, {warmup_steps}, {num_chains}"
-        )
-    batch = as_dataset(x).to(device_of(pair.model, pair.guide)).batch(slice(None))
+    batch = dataset_of(pair, x).batch(slice(None))
     with unchanged(pair.model, pair.guide, seed=seed):
         check(pair, batch)
         plate = Sampler(pair, batch).plate

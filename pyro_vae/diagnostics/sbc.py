@@ -12,25 +12,27 @@ import xarray as xr
 from scipy.special import chdtrc
 from torch import Tensor
 
+from pyro_vae.arguments import Count, Seed, checked
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.runtime.devices import device_of
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 NUM_BINS = 16
 
 
+@checked
 def sbc(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data | None = None,
     *,
-    num_simulations: int = 1000,
-    num_draws: int = 63,
-    seed: int = 0,
+    num_simulations: Count = 1000,
+    num_draws: Count = 63,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> xr.DataTree:
     """Simulate data from a pair's model and rank the true latents among the guide's samples.
@@ -70,10 +72,6 @@ def sbc(
 
     See also: `diagnose`, `plots.calibration`, `bidirectional`.
     """
-    if num_simulations < 1 or num_draws < 1:
-        raise ValueError(
-            f"num_simulations and num_draws must be at least 1, got {num_simulations}, {num_draws}"
-        )
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         places = range(int(batch[0][0]), int(batch[0][-1]) + 1)
@@ -100,7 +98,7 @@ def _template(pair: PairLike, x: Data | None, count: int) -> tuple[Tensor, ...]:
     if x is None:
         # The model of a VAE samples data if it is called without data.
         return (torch.as_tensor(pair.model(num_data=2)),)
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    data = dataset_of(pair, x)
     return data.batch(slice(max(2, count)))
 
 

@@ -13,13 +13,15 @@ import xarray as xr
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.arguments import Count, CountOrZero, Seed, checked
+from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.diagnostics.collapse import Collapse, collapse
 from pyro_vae.diagnostics.gaps import Gaps, gaps
 from pyro_vae.diagnostics.sbc import sbc
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
     check_finite,
@@ -28,10 +30,9 @@ from pyro_vae.pairs.log_weights import (
     importance_bound,
     pareto_khat,
 )
-from pyro_vae.pairs.pair import PairLike
+from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import JSONObject, write_json
 from pyro_vae.runtime.tables import rendered
 
@@ -178,14 +179,15 @@ class TrustCard:
         return rendered(self, width=110)
 
 
+@checked
 def diagnose(
-    pair: PairLike,
+    pair: AnyPair,
     x: Data,
     *,
-    num_samples: int = 1000,
-    num_gap_data: int = 100,
-    num_simulations: int = 1000,
-    seed: int = 0,
+    num_samples: Count = 1000,
+    num_gap_data: CountOrZero = 100,
+    num_simulations: CountOrZero = 1000,
+    seed: Seed = 0,
     progress: bool | None = None,
 ) -> TrustCard:
     """Diagnose a pair's posterior on some data.
@@ -221,7 +223,7 @@ def diagnose(
 
     See also: `evaluate`, `collapse`, `gaps`, `sbc`, `ais`, `mcmc_draws`.
     """
-    data = as_dataset(x).to(device_of(pair.model, pair.guide))
+    data = dataset_of(pair, x)
     if len(data) < 2:
         raise ValueError(f"expected at least two data, got {len(data)}")
     check_data(pair, data)

@@ -8,8 +8,9 @@ from torch.nn.functional import softplus
 MIN_SCALE = 1e-6
 # Scale of z in a ladder, which adds precisions 1 / scale^2.
 MIN_LADDER_SCALE = 1e-4
-# Scale of x. If an entry of x is constant, its learned scale shrinks and the density grows without
-# bound. For pixels in [0, 1] this floor is a quarter of the step between two grey levels.
+# Scale of x relative to the unit of x. If an entry of x is constant, its learned scale shrinks and
+# the density grows without bound. For pixels in [0, 1] this floor is a quarter of the step between
+# two of 256 grey levels.
 MIN_LIKELIHOOD_SCALE = 1e-3
 # Below it, samples of a Dirichlet distribution underflow to the corners of the simplex in float32.
 MIN_CONCENTRATION = 1e-2
@@ -20,6 +21,17 @@ MIN_DF = 1.0
 
 # softplus(ONE_BEFORE_SOFTPLUS) = 1
 ONE_BEFORE_SOFTPLUS = 0.5413248546129181
+
+# Pseudo-inputs start at least this share of their interval away from its ends.
+MARGIN = 0.01
+
+
+def min_scale_of_levels(num_levels: int) -> float:
+    """Return the lower bound of the scale of pixels with this number of levels in [0, 1].
+
+    More than 256 levels have a lower floor, in proportion to the step between two levels.
+    """
+    return MIN_LIKELIHOOD_SCALE * min(1.0, 255 / (num_levels - 1))
 
 
 def loc_and_scale(outputs: Tensor, minimum: float = MIN_SCALE) -> tuple[Tensor, Tensor]:

@@ -247,11 +247,11 @@ def _branches(graph: fx.GraphModule) -> bool:
     return not all(map(_asks_for_nan, guards))
 
 
-def _asks_for_nan(node: fx.Node) -> bool:
+def _asks_for_nan(node: Any) -> bool:
     """Return whether a node is `isnan(x).any()`, as in torch's checks of a sum for NaN."""
     while node.target is aten.detach.default:
-        node = node.args[0]  # type: ignore[assignment]
-    return node.target is aten.any.default and node.args[0].target is aten.isnan.default
+        node = node.args[0]
+    return bool(node.target is aten.any.default and node.args[0].target is aten.isnan.default)
 
 
 def same_strides(tensor: Tensor) -> Tensor:

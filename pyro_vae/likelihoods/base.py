@@ -7,18 +7,23 @@ numbers.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.part import Part
+from pyro_vae.arguments import ArgumentError, Check, Positive, check_of
+from pyro_vae.part import Part, Role
 
-Decoder = Callable[[Tensor], Tensor]
+Decoder: TypeAlias = Annotated[Callable[[Tensor], Tensor], Role("network", ("z",))]
 # A positive parameter: a fixed number; "learned", one value for all entries of x; "entrywise", one
 # learned value for each entry; or "decoder", one decoder output for each entry.
-Spread = float | str
+Spread: TypeAlias = Positive | Literal["learned", "entrywise", "decoder"]
+_spread = check_of(Spread)
+assert _spread is not None
+SPREAD: Check = _spread
 
 
 class PositiveParameter(nn.Module):
@@ -73,14 +78,14 @@ class Entrywise(Part, ABC):
         self.num_outputs = num_outputs
         indices = {}
         for name, (given, _) in positive.items():
-            _check_spread(f"{type(self).__name__}({name}=)", given)
+            SPREAD(f"{type(self).__name__}({name}=)", given)
             indices[name] = self.num_outputs
             self.num_outputs += given == "decoder"
         out_shape = getattr(decoder, "out_shape", None)
         event_shape = () if out_shape is None else self._event_shape(out_shape)
         for name, (given, minimum) in positive.items():
             if given == "entrywise" and out_shape is None:
-                raise ValueError(
+                raise ArgumentError(
                     f"{type(self).__name__}({name}='entrywise') needs the shape of x, but the "
                     f"decoder, a {type(decoder).__name__}, has no out_shape: add that attribute, "
                     "or use 'learned' or 'decoder'"
@@ -106,18 +111,9 @@ class Entrywise(Part, ABC):
     def _event_shape(self, out_shape: Sequence[int]) -> tuple[int, ...]:
         if not out_shape or out_shape[0] % self.num_outputs:
             k = self.num_outputs
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__} takes {k} outputs of the decoder for each entry of x, "
                 f"stacked along the first dimension: its out_shape must be ({k} * "
                 f"event_shape[0], *event_shape[1:]), got {tuple(out_shape)}"
             )
         return (out_shape[0] // self.num_outputs, *out_shape[1:])
-
-
-def _check_spread(name: str, given: Spread) -> None:
-    named = given in ("learned", "entrywise", "decoder")
-    if not named and (isinstance(given, str) or not given > 0):
-        raise ValueError(
-            f"{name} must be a positive number, 'learned' (one for all entries), 'entrywise' "
-            f"(learned, one for each entry) or 'decoder' (one for each entry and z), got {given!r}"
-        )

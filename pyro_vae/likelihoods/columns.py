@@ -1,12 +1,17 @@
 """A likelihood for tables with columns of different kinds."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_vae.arguments import ArgumentError
 from pyro_vae.distributions.entrywise import SideBySide, entries_of
-from pyro_vae.part import Part
+from pyro_vae.part import Part, Role
+
+Block: TypeAlias = Annotated[Part, Role("likelihood", ("z",))]
+Trunk: TypeAlias = Annotated[Callable[[Tensor], Tensor], Role("network", ("z",))]
 
 
 class Columns(Part):
@@ -43,12 +48,10 @@ class Columns(Part):
     See also: `Missing`, `Normal`, `Categorical`.
     """
 
-    def __init__(
-        self, likelihoods: Sequence[Part], trunk: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, likelihoods: Sequence[Block], trunk: Trunk | None = None) -> None:
         super().__init__()
         if not likelihoods:
-            raise ValueError("Columns needs at least one likelihood, got none")
+            raise ArgumentError("Columns needs at least one likelihood, got none")
         self.likelihoods = nn.ModuleList(likelihoods)
         self.trunk = trunk
 

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import Positive
 from pyro_vae.distributions.counts import CountsGivenTotal
 from pyro_vae.distributions.parameters import MIN_INVERSE_DISPERSION
 from pyro_vae.likelihoods.base import Decoder, Entrywise, PositiveParameter, Spread
@@ -33,12 +34,10 @@ class Counts(Entrywise):
         decoder: Decoder,
         num_outputs: int = 1,
         *,
-        library_size: float | None,
+        library_size: Positive | None,
         **positive: tuple[Spread, float],
     ) -> None:
         super().__init__(decoder, num_outputs, **positive)
-        if library_size is not None and not library_size > 0:
-            raise ValueError(f"library_size must be a positive number or None, got {library_size}")
         self.library_size = library_size
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
@@ -81,7 +80,7 @@ class Poisson(Counts):
     See also: `NegativeBinomial`, `ZeroInflatedNegativeBinomial`.
     """
 
-    def __init__(self, decoder: Decoder, library_size: float | None = None) -> None:
+    def __init__(self, decoder: Decoder, library_size: Positive | None = None) -> None:
         super().__init__(decoder, library_size=library_size)
 
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
@@ -114,7 +113,7 @@ class NegativeBinomial(Counts):
         self,
         decoder: Decoder,
         inverse_dispersion: Spread = "learned",
-        library_size: float | None = None,
+        library_size: Positive | None = None,
     ) -> None:
         super().__init__(
             decoder,
@@ -156,7 +155,7 @@ class ZeroInflatedNegativeBinomial(Counts):
         self,
         decoder: Decoder,
         inverse_dispersion: Spread = "learned",
-        library_size: float | None = None,
+        library_size: Positive | None = None,
     ) -> None:
         super().__init__(
             decoder,

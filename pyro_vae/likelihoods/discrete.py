@@ -1,14 +1,18 @@
 """Likelihoods of binary, categorical and integer-valued data."""
 
+from typing import Annotated, TypeAlias
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vae import distributions
-from pyro_vae.distributions.parameters import MIN_LIKELIHOOD_SCALE
+from pyro_vae.arguments import Count, Positive, Whole
+from pyro_vae.distributions.parameters import min_scale_of_levels
 from pyro_vae.likelihoods.base import Decoder, Entrywise, PositiveParameter, Spread
-from pyro_vae.part import check_at_least
+
+NumLevels: TypeAlias = Annotated[int, Whole(2)]
 
 
 class Bernoulli(Entrywise):
@@ -65,9 +69,8 @@ class Categorical(Entrywise):
     """
 
     def __init__(
-        self, decoder: Decoder, num_levels: int = 256, spacing: float | None = None
+        self, decoder: Decoder, num_levels: NumLevels = 256, spacing: Positive | None = None
     ) -> None:
-        check_at_least("num_levels", num_levels, 2)
         super().__init__(decoder, num_levels)
         self.spacing = 1 / (num_levels - 1) if spacing is None else spacing
 
@@ -101,9 +104,10 @@ class DiscretizedLogistic(Entrywise):
 
     scale: PositiveParameter
 
-    def __init__(self, decoder: Decoder, scale: Spread = "decoder", num_levels: int = 256) -> None:
-        check_at_least("num_levels", num_levels, 2)
-        super().__init__(decoder, scale=(scale, MIN_LIKELIHOOD_SCALE))
+    def __init__(
+        self, decoder: Decoder, scale: Spread = "decoder", num_levels: NumLevels = 256
+    ) -> None:
+        super().__init__(decoder, scale=(scale, min_scale_of_levels(num_levels)))
         self.num_levels = num_levels
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -138,9 +142,9 @@ class DiscretizedLogisticMixture(Entrywise):
     See also: `DiscretizedLogistic`, `Categorical`.
     """
 
-    def __init__(self, decoder: Decoder, num_components: int = 5, num_levels: int = 256) -> None:
-        check_at_least("num_levels", num_levels, 2)
-        check_at_least("num_components", num_components, 1)
+    def __init__(
+        self, decoder: Decoder, num_components: Count = 5, num_levels: NumLevels = 256
+    ) -> None:
         super().__init__(decoder, 3 * num_components)
         self.num_components, self.num_levels = num_components, num_levels
 
@@ -153,6 +157,8 @@ class DiscretizedLogisticMixture(Entrywise):
         return dist.MixtureSameFamily(
             dist.Categorical(logits=logits),
             distributions.DiscretizedLogistic(
-                centres + shift, softplus(scale) + MIN_LIKELIHOOD_SCALE, self.num_levels
+                centres + shift,
+                softplus(scale) + min_scale_of_levels(self.num_levels),
+                self.num_levels,
             ),
         )

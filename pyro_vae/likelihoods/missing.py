@@ -6,12 +6,17 @@ log p(x_observed).
 """
 
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.distributions.entrywise import PartlyObserved, entries_of
-from pyro_vae.part import Part
+from pyro_vae.part import Part, Role
+
+Complete: TypeAlias = Annotated[
+    Callable[[Tensor], dist.TorchDistribution], Role("likelihood", ("z",))
+]
 
 
 class Missing(Part):
@@ -38,7 +43,7 @@ class Missing(Part):
     See also: `networks.WithMask`, `VAE.impute`, `Columns`.
     """
 
-    def __init__(self, likelihood: Callable[[Tensor], dist.TorchDistribution]) -> None:
+    def __init__(self, likelihood: Complete) -> None:
         super().__init__()
         self.likelihood = likelihood
 

@@ -1,23 +1,33 @@
 """`Autoencoder`, and the `param` messages that expose the parameters of a model to Pyro."""
 
-import os
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from pyro_vae.arguments import Count, FilePath, checked, shown
 from pyro_vae.checkpointing import model_folder
+from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.pairs.check import check
+from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Part
+from pyro_vae.part import Part, Role
 from pyro_vae.runtime.devices import evaluating
 
-Prior = Callable[[], dist.TorchDistribution]
-Likelihood = Callable[[Tensor], dist.TorchDistribution]
-Posterior = Callable[[Tensor], dist.TorchDistribution]
+Prior: TypeAlias = Annotated[Callable[[], dist.TorchDistribution], Role("prior")]
+AnyPrior: TypeAlias = Annotated[
+    Prior | dist.TorchDistribution, Role("prior", kinds=(Distribution,))
+]
+Likelihood: TypeAlias = Annotated[
+    Callable[[Tensor], dist.TorchDistribution], Role("likelihood", ("z",))
+]
+Posterior: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("x",))]
+Network: TypeAlias = Annotated[nn.Module, Role("network", ("values",))]
 
 
 class Autoencoder(Part):
@@ -50,7 +60,8 @@ class Autoencoder(Part):
         """
         return check(self, x)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @checked
+    def save(self, path: FilePath) -> None:
         """Save architecture and weights to a directory.
 
         Args:
@@ -79,8 +90,9 @@ class Autoencoder(Part):
         """
         model_folder.save(self, path)
 
+    @checked
     @torch.no_grad()
-    def sample(self, num_samples: int) -> Tensor:
+    def sample(self, num_samples: Count) -> Tensor:
         """Sample x from the prior predictive distribution p(x).
 
         Args:
@@ -113,6 +125,20 @@ def observed_or_drawn(x: Tensor | None) -> Tensor | None:
     is `None`, and the site is sampled.
     """
     return None if pyro.poutine.get_mask() is False else x
+
+
+def expect_distribution(role: str, part: object, value: object) -> dist.TorchDistribution:
+    """Return the value of a part if it is a distribution, as one of Pyro.
+
+    Raises:
+        PairError: If it is something else.
+    """
+    if isinstance(value, Distribution):
+        return as_pyro(value)
+    raise PairError(
+        f"the {role}, {shown(part)}, returned {shown(value)}; expected a distribution. A network "
+        f"is an argument of a {role}: see pyro_vae.{role}s"
+    )
 
 
 @effectful(type="param")

@@ -16,12 +16,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.distributions.foreign import as_pyro
+from pyro_vae.arguments import ArgumentError, Count
 from pyro_vae.distributions.parameters import MIN_LADDER_SCALE, loc_and_scale
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
+    Network,
     Prior,
+    expect_distribution,
     expose_parameters,
     observed_or_drawn,
 )
@@ -63,17 +65,23 @@ class LadderVAE(Autoencoder):
     def __init__(
         self,
         prior: Prior,
-        decoders: Sequence[nn.Module],
+        decoders: Sequence[Network],
         likelihood: Likelihood,
-        encoders: Sequence[Any],
-        latent_dims: Sequence[int],
+        encoders: Sequence[Network],
+        latent_dims: Sequence[Count],
     ) -> None:
         super().__init__()
         if not len(encoders) == len(latent_dims) == len(decoders) + 1 > 1:
-            raise ValueError(
+            raise ArgumentError(
                 "expected L latent_dims, L encoders and L - 1 decoders for L layers of latents, "
                 f"L at least 2; got {len(latent_dims)}, {len(encoders)} and {len(decoders)}"
             )
+        for i, encoder in enumerate(encoders):
+            if len(getattr(encoder, "out_shape", ())) != 1:
+                raise ArgumentError(
+                    f"encoders[{i}], a {type(encoder).__name__}, needs an out_shape of one "
+                    f"dimension, got {getattr(encoder, 'out_shape', None)}"
+                )
         self.model = LadderModel(prior, decoders, likelihood)
         self.guide = LadderGuide(self.model, encoders, latent_dims)
 
@@ -98,11 +106,13 @@ class LadderModel(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = pyro.sample(f"z{len(self.decoders) + 1}", as_pyro(self.prior()))
+            prior = expect_distribution("prior", self.prior, self.prior())
+            z = pyro.sample(f"z{len(self.decoders) + 1}", prior)
             for layer, decoder in zip(range(len(self.decoders), 0, -1), self.decoders, strict=True):
                 loc, scale = loc_and_scale(decoder(z), MIN_LADDER_SCALE)
                 z = pyro.sample(f"z{layer}", dist.Normal(loc, scale).to_event(1))
-            return pyro.sample("x", as_pyro(self.likelihood(z)), obs=observed_or_drawn(x))
+            given_z = expect_distribution("likelihood", self.likelihood, self.likelihood(z))
+            return pyro.sample("x", given_z, obs=observed_or_drawn(x))
 
 
 class LadderGuide(nn.Module):

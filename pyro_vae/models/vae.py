@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.distributions.foreign import as_pyro
+from pyro_vae.arguments import ArgumentError, Count, checked
 from pyro_vae.models.base import (
+    AnyPrior,
     Autoencoder,
     Likelihood,
     Posterior,
     Prior,
+    expect_distribution,
     expose_parameters,
     observed_or_drawn,
 )
-from pyro_vae.part import check_at_least
+from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 
@@ -49,8 +51,9 @@ class Model(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = pyro.sample("z", as_pyro(self.prior()))
-            return pyro.sample("x", as_pyro(self.likelihood(z)), obs=observed_or_drawn(x))
+            z = pyro.sample("z", expect_distribution("prior", self.prior, self.prior()))
+            given_z = expect_distribution("likelihood", self.likelihood, self.likelihood(z))
+            return pyro.sample("x", given_z, obs=observed_or_drawn(x))
 
 
 class Guide(nn.Module):
@@ -64,7 +67,7 @@ class Guide(nn.Module):
         """Sample z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", as_pyro(self.posterior(x)))
+            return pyro.sample("z", expect_distribution("guide", self.posterior, self.posterior(x)))
 
 
 class VAE(Autoencoder):
@@ -98,9 +101,7 @@ class VAE(Autoencoder):
     See also: `fit`, `evaluate`, `LadderVAE`, `MixedVAE`.
     """
 
-    def __init__(
-        self, prior: Prior | dist.TorchDistribution, likelihood: Likelihood, guide: Posterior
-    ) -> None:
+    def __init__(self, prior: AnyPrior, likelihood: Likelihood, guide: Posterior) -> None:
         super().__init__()
         if isinstance(prior, Distribution):  # Pyro distributions are callable, too
             prior = Fixed(prior)
@@ -135,6 +136,10 @@ class VAE(Autoencoder):
 
         See also: `VAE.parts`.
         """
+        if unknown := sorted(parts.keys() - self.parts.keys()):
+            raise ArgumentError(
+                f"the part {unknown[0]!r} is unknown; expected some of {sorted(self.parts)}"
+            )
         return type(self)(**{**self.parts, **parts})
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
@@ -156,7 +161,7 @@ class VAE(Autoencoder):
 
         See also: `VAE.decode`, `VAE.reconstruct`.
         """
-        return as_pyro(self.guide.posterior(x))
+        return self._distribution("guide", x)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation.
@@ -177,7 +182,21 @@ class VAE(Autoencoder):
 
         See also: `VAE.encode`, `VAE.sample`.
         """
-        return as_pyro(self.model.likelihood(z))
+        return self._distribution("likelihood", z)
+
+    def _distribution(self, role: str, values: object) -> dist.TorchDistribution:
+        """Return the distribution of the part `role` at some values.
+
+        Raises:
+            PairError: If the part fails on the values.
+        """
+        name = "z" if role == "likelihood" else "x"
+        values = as_input(self, values, name)
+        part = self.parts[role]
+        try:
+            return expect_distribution(role, part, part(values))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise program_error(role, values, error, part) from error
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -212,8 +231,9 @@ class VAE(Autoencoder):
                 z = posterior.sample((100,)).mean(0)
             return self.decode(z).mean
 
+    @checked
     @torch.no_grad()
-    def impute(self, x: Tensor, num_samples: int = 100) -> Tensor:
+    def impute(self, x: Tensor, num_samples: Count = 100) -> Tensor:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
         The mean of the samples is the imputation, and their standard deviation its uncertainty. The
@@ -247,7 +267,7 @@ class VAE(Autoencoder):
 
         See also: `likelihoods.Missing`, `networks.WithMask`.
         """
-        check_at_least("num_samples", num_samples, 1)
+        x = as_input(self, x)
         self.check(x)
         with evaluating(self):
             z = self.encode(x).sample((num_samples,))

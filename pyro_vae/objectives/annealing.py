@@ -6,10 +6,9 @@ A small beta at the start of training keeps the guide from collapsing to the pri
 decoder uses the latents. A large beta throughout favors independent latents.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pyro import poutine
@@ -18,9 +17,17 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.arguments import AtLeastZero, Count, Instance, Number, check_fields, checked
 from pyro_vae.objectives.reparameterized import Args, KwArgs
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
+
+Share: TypeAlias = Annotated[float, Number(above=0, maximum=1)]
+AnyBeta: TypeAlias = (
+    AtLeastZero
+    | Annotated[Callable[[int], float], Instance((), "a function of the step", functions=True)]
+)
+Objective: TypeAlias = Annotated[ELBO, Instance((ELBO,), "an objective such as Trace_ELBO()")]
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,12 @@ class Linear:
     See also: `Beta`, which takes the schedule; `Cyclic`.
     """
 
-    num_steps: int
-    start: float = 0.0
-    stop: float = 1.0
+    num_steps: Count
+    start: AtLeastZero = 0.0
+    stop: AtLeastZero = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, step: int) -> float:
         """Return beta at a step. Steps are counted from 0."""
@@ -73,9 +83,12 @@ class Cyclic:
     See also: `Beta`, which takes the schedule; `Linear`.
     """
 
-    period: int
-    ramp: float = 0.5
-    stop: float = 1.0
+    period: Count
+    ramp: Share = 0.5
+    stop: AtLeastZero = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, step: int) -> float:
         """Return beta at a step. Steps are counted from 0."""
@@ -129,11 +142,10 @@ class Beta(ELBO):
 
     is_elbo = False
 
-    def __init__(self, beta: float | Callable[[int], float], objective: ELBO | None = None) -> None:
+    @checked
+    def __init__(self, beta: AnyBeta, objective: Objective | None = None) -> None:
         self.objective: Any = Trace_ELBO() if objective is None else objective
         super().__init__(num_particles=self.objective.num_particles)
-        if not callable(beta) and not 0 <= beta < math.inf:
-            raise ValueError(f"beta must be finite and at least 0, got {beta!r}")
         self.schedule = beta if callable(beta) else lambda step: beta
         # Both are tensors that change in-place. A compiled step reads the new beta. A step count as
         # a Python number would be a guard that forces a new graph capture at each step.

@@ -7,6 +7,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_vae.arguments import AtLeastZero, Count, checked
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.objectives.reparameterized import Args, Reparameterized, Traces
 from pyro_vae.objectives.sticking_the_landing import _elbo, _plates_over_data
@@ -58,11 +59,12 @@ class FreeBits(Reparameterized):
     See also: `Beta`, which scales the KL divergence; `collapse`, which finds unused latents.
     """
 
+    @checked
     def __init__(
         self,
-        free_nats: float,
+        free_nats: AtLeastZero,
         groups: Literal["sites", "dimensions"] = "sites",
-        num_particles: int = 1,
+        num_particles: Count = 1,
         *,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
@@ -72,10 +74,6 @@ class FreeBits(Reparameterized):
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
         )
-        if not 0 <= free_nats < math.inf:
-            raise ValueError(f"free_nats must be finite and at least 0, got {free_nats!r}")
-        if groups not in ("sites", "dimensions"):
-            raise ValueError(f"groups must be 'sites' or 'dimensions', got {groups!r}")
         self.free_nats, self.groups = free_nats, groups
 
     def _bound(self, traces: Traces, args: Args) -> Tensor:

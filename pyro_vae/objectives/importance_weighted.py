@@ -6,6 +6,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.objectives.reparameterized import (
     Args,
     KwArgs,
@@ -65,9 +66,10 @@ class ImportanceWeighted(PathDerivative):
     See also: `StickingTheLanding`; `evaluate`, which estimates log p(x) with many samples.
     """
 
+    @checked
     def __init__(
         self,
-        num_particles: int,
+        num_particles: Count,
         *,
         doubly_reparameterized: bool = False,
         vectorize_particles: bool = True,

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
 from pyro.poutine.messenger import Messenger
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.plates import data_plates_of, frame_of
 from pyro_vae.pairs.sites import Node, full_size_of
@@ -46,7 +47,8 @@ class PerDatum(Messenger):
     See also: `per_datum`, which wraps a program and finds its plates.
     """
 
-    def __init__(self, num_data: int, *plates: str) -> None:
+    @checked
+    def __init__(self, num_data: Count, *plates: str) -> None:
         super().__init__()
         self.num_data, self.plates = num_data, plates
 
@@ -57,7 +59,8 @@ class PerDatum(Messenger):
         msg["infer"]["_data_plates"] = self.plates  # read by `ImportanceWeighted` and `FreeBits`
 
 
-def per_datum(program: Program, num_data: int, *plates: str) -> Program:
+@checked
+def per_datum(program: Program, num_data: Count, *plates: str) -> Program:
     """Return a Pyro program with its log densities scaled to nats per datum.
 
     Args:

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.pairs.check import check_reparameterized
 from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.pair import Program
@@ -52,15 +53,14 @@ class Reparameterized(ELBO):
     is_elbo = False
     needs_reparameterization = True
 
+    @checked
     def __init__(
         self,
-        num_particles: int = 1,
+        num_particles: Count = 1,
         *,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        if num_particles != int(num_particles) or num_particles < 1:
-            raise ValueError(f"num_particles must be a whole number from 1, got {num_particles!r}")
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,

@@ -12,14 +12,18 @@ from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vae.arguments import checked
+from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
+from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
-from pyro_vae.pairs.pair import PairError, PairLike, Program
+from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates
+from pyro_vae.pairs.scales import warn_of_scales
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
     ConditionLatents,
@@ -39,8 +43,8 @@ SPREAD = 64  # number of rows from evenly spaced places that it runs next
 MAX_ELEMENTS = 2**26  # of data that it runs as a whole if the first rows fail
 
 
-@torch.no_grad()
-def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
+@checked
+def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = None) -> SiteTable:
     """Check that a model and its guide fit the data and each other.
 
     Runs guide and model on x, without changing parameters, gradients or the random state.
@@ -63,6 +67,10 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             from that of x; if x is outside the likelihood's support; or if the objective needs
             reparameterized samples and the guide of a latent has no `rsample`.
 
+    Warns:
+        DataWarning: If x is converted to the floating-point type of the parameters, or the spread
+            or offset of a column of x is far from that of the model.
+
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> import pyro_vae as pv
@@ -82,6 +90,19 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
     batch = x if isinstance(x, tuple) else (x,)
     if not batch:
         raise PairError("x must hold at least one datum, got an empty tuple")
+    # Arrays are float64 by default. `fit` converts tensors, too, but here a tensor is as intended.
+    x = batch[0] if isinstance(batch[0], Tensor) else as_input(pair, batch[0])
+    batch = (x, *map(as_tensor, batch[1:]))
+    table, model = _check_batch(pair, batch, objective)
+    warn_of_scales(model, batch[0], batch[0])
+    return table
+
+
+@torch.no_grad()
+def _check_batch(
+    pair: PairLike, batch: tuple[Tensor, ...], objective: object
+) -> tuple[SiteTable, poutine.Trace]:
+    """Check a batch; return the table of the sites, and the model's trace at the guide's draws."""
     check_values(*batch)
     check_arguments(pair, batch)
     guide_program = without_observations(pair.guide)
@@ -117,32 +138,50 @@ def check(pair: PairLike, x: Tensor | tuple[Tensor, ...], *, objective: object =
             raise failure
     for name, node in observed_sites(replayed).items():
         _check_observation(name, node)
-    return SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
+    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
+    return table, replayed
 
 
-def check_data(pair: PairLike, data: Dataset, *, objective: object = None) -> SiteTable:
+def check_data(
+    pair: PairLike, data: Dataset, *, objective: object = None, scales: bool = False
+) -> SiteTable:
     """Check the first rows of a dataset as `check` does. `CheckedRows` checks the support of all.
+
+    Args:
+        pair: Object with a `.model` and a `.guide`.
+        data: Data on the device and in the type of the pair.
+        objective: Objective, as for `check`.
+        scales: Whether to compare the spread and offset of the data with those of the model.
 
     Raises:
         PairError: As in `check`, or if the pair does not run on any rows of the data.
         DataError: If the data are integers, and the pair does not run on integers.
+
+    Warns:
+        DataWarning: If the spread or offset of the data is far from that of the model.
     """
     try:
-        return _check_rows(pair, data, objective)
+        table, trace = _check_rows(pair, data, objective)
     except PairError as error:
         if data.values.dtype != torch.int64 or error.__cause__ is None:
             raise
         raise DataError(f"{error}. Or divide bytes 0..255 by 255") from error
+    if scales:
+        warn_of_scales(trace, data.batch(slice(FEW))[0], data.sample())
+    return table
 
 
-def _check_rows(pair: PairLike, data: Dataset, objective: object) -> SiteTable:
+def _check_rows(
+    pair: PairLike, data: Dataset, objective: object
+) -> tuple[SiteTable, poutine.Trace]:
     """Check a few rows as `check` does, and that the programs run on other rows, too."""
     few, in_memory = data.batch(slice(FEW)), isinstance(data.values, Tensor)
     try:
-        table = check(pair, few, objective=objective)
+        table, trace = _check_batch(pair, few, objective)
     except PairError:
         if in_memory and len(data) > FEW and data.values.numel() <= MAX_ELEMENTS:
-            check_not_whole(functools.partial(check, pair, data.batch(slice(None))), len(data))
+            whole = data.batch(slice(None))
+            check_not_whole(functools.partial(_check_batch, pair, whole, objective), len(data))
         raise
     parts = [few]
     if len(data) <= FEW:
@@ -150,7 +189,7 @@ def _check_rows(pair: PairLike, data: Dataset, objective: object) -> SiteTable:
     elif in_memory:
         parts.append(data.batch(slice(None, None, max(1, len(data) // SPREAD))))
     check_any_rows(pair, parts, table.data_plates)
-    return table
+    return table, trace
 
 
 def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
@@ -248,18 +287,7 @@ def _run(
         try:
             program(*batch)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            x = batch[0]
-            advice = ""
-            if "Shape mismatch inside plate" in str(error):
-                advice = ". Declare the dimensions of one datum as its event, by .to_event()"
-            if not x.is_floating_point():
-                advice += ". Convert counts by x.float(), or embed tokens in the encoder"
-            failure = PairError(
-                f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}: "
-                f"{error}{advice}"
-            )
-            failure.__cause__ = error
-            return tracer.trace, failure
+            return tracer.trace, program_error(role, batch[0], error, program)
     return tracer.trace, None
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
+
+from pyro_vae.arguments import Check, Unfit, check_fields
 
 Program: TypeAlias = Callable[..., object]  # a Pyro model or guide
 
@@ -17,6 +19,40 @@ class PairLike(Protocol):
     @property
     def guide(self) -> Program:
         """The Pyro guide, q(z|x)."""
+
+
+class IsPair(Check):
+    """An object with a Pyro model and a Pyro guide."""
+
+    expected = "a pair, an object with a .model and a .guide such as a VAE or a pv.Pair"
+
+    def convert(self, value: Any) -> object:
+        """Return the pair."""
+        if isinstance(value, type):
+            raise Unfit(f"pass an instance, {value.__name__}(...)")
+        programs = [getattr(value, name, None) for name in ("model", "guide")]
+        if not all(map(callable, programs)):
+            hint = "pass the VAE itself, or pv.Pair(model, guide)" if callable(value) else ""
+            raise Unfit(hint)
+        return value
+
+
+class IsProgram(Check):
+    """A Pyro model or guide."""
+
+    expected = "a Pyro program, a function or a module"
+
+    def convert(self, value: Any) -> object:
+        """Return the program."""
+        if isinstance(value, type):
+            raise Unfit(f"pass an instance, {value.__name__}(...)")
+        if not callable(value):
+            raise Unfit
+        return value
+
+
+AnyPair: TypeAlias = Annotated[PairLike, IsPair()]
+AnyProgram: TypeAlias = Annotated[Program, IsProgram()]
 
 
 @dataclass(frozen=True)
@@ -49,8 +85,11 @@ class Pair:
     See also: `VAE`, a pair made of a prior, a likelihood and a guide; `check`; `fit`; `evaluate`.
     """
 
-    model: Program
-    guide: Program
+    model: AnyProgram
+    guide: AnyProgram
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class PairError(ValueError):

@@ -1,19 +1,26 @@
 """A normalizing flow as a prior."""
 
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyro_vae.arguments import ArgumentError, Instance
 from pyro_vae.distributions.transforms import (
     Reverse,
     TransformedDistribution,
     clear_caches,
     transform_named,
 )
-from pyro_vae.part import Part, check_at_least
+from pyro_vae.part import Part
+from pyro_vae.priors.simple import AtLeastTwo
+
+Step: TypeAlias = Annotated[
+    str | Transform, Instance((str, Transform), "the name of a transform or a transform")
+]
 
 
 class Flow(Part):
@@ -47,13 +54,12 @@ class Flow(Part):
 
     def __init__(
         self,
-        latent_dim: int,
-        transforms: Sequence[str | Transform] = ("spline_coupling", "affine_autoregressive"),
+        latent_dim: AtLeastTwo,
+        transforms: Sequence[Step] = ("spline_coupling", "affine_autoregressive"),
     ) -> None:
         super().__init__()
-        check_at_least("latent_dim", latent_dim, 2)
         if not transforms:
-            raise ValueError("Flow needs at least one transform, got none")
+            raise ArgumentError("Flow needs at least one transform, got none")
         built = [transform_named(t, latent_dim) if isinstance(t, str) else t for t in transforms]
         self.transforms = [built[0]]
         for transform in built[1:]:

@@ -1,16 +1,20 @@
 """Priors with learned components: a mixture of Gaussians, the VampPrior."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vae.arguments import ArgumentError, Count, Finite
 from pyro_vae.distributions.mixture import Mixture
-from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
-from pyro_vae.networks import Shape, shape_of
-from pyro_vae.part import Part, check_at_least
+from pyro_vae.distributions.parameters import MARGIN, MIN_SCALE, ONE_BEFORE_SOFTPLUS
+from pyro_vae.networks import Initial, Shape, shape_of
+from pyro_vae.part import Part, Role
+
+Guide: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("x",))]
 
 
 class MixtureOfGaussians(Part):
@@ -34,10 +38,10 @@ class MixtureOfGaussians(Part):
     See also: `VampPrior`, `Flow`.
     """
 
-    def __init__(self, latent_dim: int, num_components: int, locs: Tensor | None = None) -> None:
+    def __init__(
+        self, latent_dim: Count, num_components: Count, locs: Initial | None = None
+    ) -> None:
         super().__init__()
-        check_at_least("latent_dim", latent_dim, 1)
-        check_at_least("num_components", num_components, 1)
         shape = (num_components, latent_dim)
         if locs is None:
             locs = torch.randn(shape)
@@ -87,15 +91,16 @@ class VampPrior(Part):
 
     def __init__(
         self,
-        guide: Callable[[Tensor], dist.TorchDistribution],
-        num_pseudo_inputs: int,
+        guide: Guide,
+        num_pseudo_inputs: Count,
         event_shape: Shape,
-        bounds: Sequence[float] | None = (0.0, 1.0),
-        pseudo_inputs: Tensor | None = None,
+        bounds: Sequence[Finite] | None = (0.0, 1.0),
+        pseudo_inputs: Initial | None = None,
     ) -> None:
         super().__init__()
-        check_at_least("num_pseudo_inputs", num_pseudo_inputs, 1)
         shape = (num_pseudo_inputs, *shape_of(event_shape))
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise ArgumentError(f"bounds must be (low, high) with low < high, got {bounds!r}")
         self.guide, self.bounds = guide, bounds
         if pseudo_inputs is None:
             # Start near the middle of the bounds. The gradient vanishes at the ends of a sigmoid.
@@ -125,13 +130,13 @@ def _unbounded(values: Tensor, bounds: Sequence[float]) -> Tensor:
     low, high = bounds
     share = (values - low) / (high - low)
     if ((share < 0) | (share > 1)).any():
-        raise ValueError(
+        raise ArgumentError(
             f"pseudo_inputs have values in [{values.min().item():g}, {values.max().item():g}], "
             f"outside the bounds {tuple(bounds)}: pass bounds=(low, high) of the data, or None"
         )
-    return share.clamp(0.01, 0.99).logit()
+    return share.clamp(MARGIN, 1 - MARGIN).logit()
 
 
 def _check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(values.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
+        raise ArgumentError(f"{name} must have shape {shape}, got {tuple(values.shape)}")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.functional import softplus
 
+from pyro_vae.arguments import ArgumentError, Count, Instance, Positive, Whole
 from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
 from pyro_vae.distributions.spherical import PowerSpherical
-from pyro_vae.part import Part, check_at_least, check_positive
+from pyro_vae.part import Part
+
+AtLeastTwo: TypeAlias = Annotated[int, Whole(2)]
+AnyDistribution: TypeAlias = Annotated[
+    dist.TorchDistribution, Instance((Distribution,), "a distribution")
+]
 
 
 class _Standard(Part):
@@ -28,9 +34,8 @@ class _Standard(Part):
     zero: Tensor
     one: Tensor
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: Count) -> None:
         super().__init__()
-        check_at_least("latent_dim", latent_dim, 1)
         self.latent_dim = latent_dim
         # As buffers, they follow the module to its device and dtype.
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
@@ -99,9 +104,8 @@ class StudentT(_Standard):
     See also: `StandardNormal`, `Laplace`.
     """
 
-    def __init__(self, latent_dim: int, df: float = 5.0) -> None:
+    def __init__(self, latent_dim: Count, df: Positive = 5.0) -> None:
         super().__init__(latent_dim)
-        check_positive("df", df)
         self.df = df
 
     def forward(self) -> dist.TorchDistribution:
@@ -129,9 +133,8 @@ class DiagonalNormal(Part):
     See also: `StandardNormal`, `MixtureOfGaussians`.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: Count) -> None:
         super().__init__()
-        check_at_least("latent_dim", latent_dim, 1)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.raw_scale = nn.Parameter(torch.full((latent_dim,), ONE_BEFORE_SOFTPLUS))
 
@@ -159,9 +162,8 @@ class LogisticNormal(_Standard):
     See also: `Dirichlet`, `guides.LogisticNormal`, `guides.Dirichlet`.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: AtLeastTwo) -> None:
         super().__init__(latent_dim)
-        check_at_least("latent_dim", latent_dim, 2)
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
@@ -186,10 +188,8 @@ class Dirichlet(_Standard):
     See also: `LogisticNormal`, `guides.Dirichlet`, `guides.LogisticNormal`.
     """
 
-    def __init__(self, latent_dim: int, concentration: float = 1.0) -> None:
+    def __init__(self, latent_dim: AtLeastTwo, concentration: Positive = 1.0) -> None:
         super().__init__(latent_dim)
-        check_at_least("latent_dim", latent_dim, 2)
-        check_positive("concentration", concentration)
         self.concentration = concentration
 
     def forward(self) -> dist.TorchDistribution:
@@ -214,9 +214,8 @@ class HypersphericalUniform(_Standard):
     See also: `guides.PowerSpherical`.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: AtLeastTwo) -> None:
         super().__init__(latent_dim)
-        check_at_least("latent_dim", latent_dim, 2)
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
@@ -243,9 +242,8 @@ class Categorical(Part):
     See also: `guides.Categorical`, `MixedVAE`.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: Count) -> None:
         super().__init__()
-        check_at_least("latent_dim", latent_dim, 1)
         self.logits = nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
@@ -276,11 +274,11 @@ class Fixed(Part):
     See also: `DiagonalNormal`, `Part`.
     """
 
-    def __init__(self, distribution: dist.TorchDistribution) -> None:
+    def __init__(self, distribution: AnyDistribution) -> None:
         super().__init__()
         batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
         if batch_shape or len(event_shape) != 1:
-            raise ValueError(
+            raise ArgumentError(
                 "expected a prior of batch_shape () and event_shape (latent_dim,), got "
                 f"{tuple(batch_shape)} and {tuple(event_shape)}: for independent latents, add "
                 ".to_event(1)"

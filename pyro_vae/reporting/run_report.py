@@ -1,6 +1,5 @@
 """Write the results of a trained VAE to a folder: scores, figures, posterior samples, settings."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.arguments import Count, FilePath, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
     METRICS,
     PICTURES,
@@ -17,12 +17,13 @@ from pyro_vae.checkpointing.earlier_results import (
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import JSONObject, write_file, write_json
 from pyro_vae.runtime.random_state import preserved_state
@@ -34,14 +35,15 @@ STEPS = 11  # images along a traversed latent
 MANIFOLD = 20  # images along each side of a two-dimensional manifold
 
 
+@checked
 def report(
     vae: VAE,
     fit: Fit,
     test: Data,
-    out: str | os.PathLike[str],
+    out: FilePath,
     *,
-    num_samples: int = 500,
-    seed: int = 0,
+    num_samples: Count = 500,
+    seed: Seed = 0,
 ) -> Evaluation:
     """Score a trained VAE on test data and write the results to a folder.
 
@@ -87,7 +89,7 @@ def report(
 
     See also: `evaluate`, `fit`, `load`.
     """
-    test = as_dataset(test).to(device_of(vae.model, vae.guide))
+    test = dataset_of(vae, test)
     names = [METRICS, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
     out = from_first(lambda: results_folder(out, names))
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)

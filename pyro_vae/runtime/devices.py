@@ -2,9 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import nn
+
+from pyro_vae.arguments import IsDevice
+
+Device: TypeAlias = Annotated[str | torch.device, IsDevice()]
 
 
 @contextlib.contextmanager
@@ -43,16 +48,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     See also: `pyro_vae.fit` and its argument `device`.
     """
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {str(device)!r} is not available ({reason}); expected one of {available}"
-        ) from error
-    return resolved
+    return torch.device(IsDevice()("device", device))
 
 
 def device_of(*callables: object) -> torch.device:
@@ -62,3 +58,13 @@ def device_of(*callables: object) -> torch.device:
             for parameter in fn.parameters():
                 return parameter.device
     return torch.device("cpu")
+
+
+def dtype_of(*callables: object) -> torch.dtype | None:
+    """Return the floating-point type of all parameters, or None if it is unknown or not unique."""
+    dtypes = set()
+    for fn in callables:
+        if not isinstance(fn, nn.Module):
+            return None  # a function may use any module
+        dtypes |= {p.dtype for p in fn.parameters() if p.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None

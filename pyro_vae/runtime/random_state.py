@@ -26,7 +26,7 @@ def preserved_state(seed: int | None = None) -> Iterator[None]:
     tables = [(table, table.copy()) for table in vars(store).values() if isinstance(table, dict)]
     with torch.random.fork_rng():
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            set_seed(seed)
         try:
             yield
         finally:
@@ -34,6 +34,17 @@ def preserved_state(seed: int | None = None) -> Iterator[None]:
             for table, entries in tables:
                 table.clear()
                 table.update(entries)
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of torch, numpy and Python.
+
+    Args:
+        seed: Random seed. numpy takes 32 bits; a larger seed is hashed.
+    """
+    if seed >= 2**32:
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    pyro.set_rng_seed(seed)
 
 
 def seed_chunk(seed: int, place: int) -> None:

@@ -4,47 +4,50 @@ Each step draws a minibatch of M data, estimates the bound per datum and its gra
 updates the parameters. All numbers are in nats per datum.
 """
 
-import os
 from typing import Literal
 
-import torch
-from pyro.infer import ELBO
-from torch.optim import Optimizer
-
+from pyro_vae.arguments import Count, FilePath, Positive, Seed, checked
 from pyro_vae.data.data_loader import worker_errors_as_data_errors
 from pyro_vae.data.dataset import Data
-from pyro_vae.engine.torch_optim import OptimizerFactory
-from pyro_vae.pairs.pair import PairLike
-from pyro_vae.svi import SVI, Compile, Precision
-from pyro_vae.training.learning_rate import Schedule
+from pyro_vae.pairs.pair import AnyPair
+from pyro_vae.runtime.devices import Device
+from pyro_vae.svi import Compile, Precision
 from pyro_vae.training.loop import apply, next_action, run_epoch
 from pyro_vae.training.result import Fit, finish
 from pyro_vae.training.running import running
-from pyro_vae.training.setup import FitConfig, prepare
+from pyro_vae.training.setup import (
+    AnySchedule,
+    FitConfig,
+    Objective,
+    Optim,
+    Seconds,
+    prepare,
+)
 
 
 @worker_errors_as_data_errors()
+@checked
 def fit(
-    pair: PairLike | SVI,
+    pair: AnyPair,
     train: Data,
     *,
     validation: Data | None = None,
-    epochs: int = 20,
-    batch_size: int = 128,
+    epochs: Count = 20,
+    batch_size: Count = 128,
     drop_last: bool = False,
-    objective: ELBO | None = None,
-    num_particles: int = 1,
-    optimizer: Optimizer | OptimizerFactory | None = None,
-    learning_rate: float = 1e-3,
-    schedule: Schedule | None = None,
-    patience: int | None = None,
-    seed: int = 0,
-    device: str | torch.device | None = None,
+    objective: Objective | None = None,
+    num_particles: Count = 1,
+    optimizer: Optim | None = None,
+    learning_rate: Positive = 1e-3,
+    schedule: AnySchedule | None = None,
+    patience: Count | None = None,
+    seed: Seed = 0,
+    device: Device | None = None,
     compile: Compile = "auto",
     precision: Precision = "fp32",
-    out: str | os.PathLike[str] | None = None,
+    out: FilePath | None = None,
     resume: bool = False,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: Seconds = 60.0,
     on_nan: Literal["stop", "backtrack"] = "stop",
     progress: bool | None = None,
 ) -> Fit:

@@ -1,11 +1,9 @@
 """Check the arguments of `fit` and prepare a run: data, training step, seeds, output folder."""
 
 import functools
-import numbers
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +12,19 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_vae.arguments import (
+    Count,
+    FilePath,
+    Instance,
+    Number,
+    Positive,
+    Seed,
+    check_all,
+    checks_of,
+)
 from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import describe, results_folder
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.inductor import can_compile
@@ -25,11 +33,12 @@ from pyro_vae.objectives.nats_per_datum import has_value, is_elbo, per_datum
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
+from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import create_parameters
 from pyro_vae.part import Part
-from pyro_vae.runtime.devices import device_of, resolve_device
+from pyro_vae.runtime.devices import Device, device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.training.last_batch import check_last_batch
@@ -38,32 +47,51 @@ from pyro_vae.training.learning_rate import Schedule
 # Compiling takes about ten seconds, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
 
+Objective: TypeAlias = Annotated[
+    ELBO, Instance((ELBO,), "an objective, a pyro.infer.ELBO such as Trace_ELBO()")
+]
+Optim: TypeAlias = Annotated[
+    Optimizer | OptimizerFactory,
+    Instance(
+        (Optimizer,),
+        "a torch optimizer, or a function of a list of parameters that returns one",
+        functions=True,
+        factories=True,
+        hint="for example, functools.partial(torch.optim.Adam, lr=1e-3)",
+    ),
+]
+AnySchedule: TypeAlias = Annotated[
+    Schedule,
+    Instance((), "a function of an optimizer and the number of steps", functions=True),
+]
+Seconds: TypeAlias = Annotated[float, Number(minimum=0, finite=False)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """The settings of `fit`, in four groups. See `fit` for each of them."""
 
     # What is trained
-    objective: ELBO | None = None
-    num_particles: int = 1
-    optimizer: Optimizer | OptimizerFactory | None = None
-    learning_rate: float = 1e-3
-    schedule: Schedule | None = None
+    objective: Objective | None = None
+    num_particles: Count = 1
+    optimizer: Optim | None = None
+    learning_rate: Positive = 1e-3
+    schedule: AnySchedule | None = None
     # How long
-    epochs: int = 20
-    batch_size: int = 128
+    epochs: Count = 20
+    batch_size: Count = 128
     drop_last: bool = False
-    patience: int | None = None
-    seed: int = 0
+    patience: Count | None = None
+    seed: Seed = 0
     # Where
-    device: str | torch.device | None = None
+    device: Device | None = None
     compile: Compile = "auto"
     precision: Precision = "fp32"
     progress: bool | None = None
     # What is kept
-    out: str | os.PathLike[str] | None = None
+    out: FilePath | None = None
     resume: bool = False
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Seconds = 60.0
     on_nan: Literal["stop", "backtrack"] = "stop"
 
     @classmethod
@@ -77,17 +105,8 @@ class FitConfig:
         Raises:
             ValueError: If a setting has an invalid value, or two settings exclude each other.
         """
+        check_all(checks_of(cls.__init__), settings)
         config = cls(**settings)
-        if config.on_nan not in ("stop", "backtrack"):
-            raise ValueError(f"on_nan must be 'stop' or 'backtrack', got {config.on_nan!r}")
-        for name in ("epochs", "batch_size", "num_particles", "patience"):
-            value = getattr(config, name)
-            if value is None and name == "patience":
-                continue
-            if not (
-                isinstance(value, numbers.Real) and float(value) >= 1 and float(value) % 1 == 0
-            ):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if config.patience is not None and not has_validation:
             raise ValueError(
                 "patience needs validation data: pass validation=, or leave patience out"
@@ -170,8 +189,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     for program in programs:
         if isinstance(program, nn.Module):
             program.to(device)
-    data = as_dataset(train).to(device)
-    held_out = None if validation is None else as_dataset(validation).to(device)
+    data = dataset_of(pair, train, device)
+    held_out = None if validation is None else dataset_of(pair, validation, device)
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * _steps_per_epoch(data, batch_size, config.drop_last)
     svi = _per_datum_svi(pair, data, batch_size, total_steps, config)
@@ -218,11 +237,11 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
 
 def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | None:
     """Create the output folder. Fail now, not after training, if the results cannot be saved."""
-    if config.keeps_checkpoints and not isinstance(svi.optim, TorchOptim):
+    if not isinstance(svi.optim, TorchOptim):
         raise ValueError(
-            "checkpoints (out=, on_nan='backtrack') need a torch optimizer, but the SVI has an "
-            "optimizer of pyro.optim: pass, for example, functools.partial(torch.optim.Adam, "
-            "lr=1e-3) to pv.SVI"
+            "fit needs a torch optimizer for its learning rate and checkpoints, got one of "
+            "pyro.optim: pass, for example, functools.partial(torch.optim.Adam, lr=1e-3) as "
+            "optimizer= or to pv.SVI"
         )
     out = config.out
     if out is None:
@@ -283,7 +302,7 @@ def _per_datum_svi(
     if compile == "auto":
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
-    table = check_data(pair, data, objective=bound)
+    table = check_data(pair, data, objective=bound, scales=True)
     create_parameters(pair.model, pair.guide, data.batch(slice(8)))
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)

@@ -119,7 +119,7 @@ class TestFlow:
     def test_it_needs_a_context(self):
         with pytest.raises(ValueError, match=r"more than 2 \* latent_dim = 6 outputs.*got 6"):
             pv.guides.Flow(MLP(2, [], 6), 3)
-        with pytest.raises(ValueError, match="got 1 and 2"):
+        with pytest.raises(ValueError, match=r"latent_dim must be a whole number .*, got 1"):
             pv.guides.Flow(MLP(2, [], 6), 1)
 
 

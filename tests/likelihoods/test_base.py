@@ -162,7 +162,7 @@ def test_learned_spreads_have_the_shape_that_their_name_says():
             lambda: likelihoods.Normal(identity, scale="decoder")(torch.zeros(4, 3)),
             r"Normal takes 2 outputs.*got \(3,\)",
         ),
-        (lambda: likelihoods.Normal(identity, scale=-1.0), r"Normal\(scale=\).*got -1\.0"),
+        (lambda: likelihoods.Normal(identity, scale=-1.0), r"scale must be .*got -1\.0"),
         (lambda: likelihoods.Normal(identity, scale="pixel"), r"'learned'.*got 'pixel'"),
         (lambda: likelihoods.Normal(identity, scale=math.nan), r"positive number.*got nan"),
         (lambda: likelihoods.Normal(identity, scale="entrywise"), "has no out_shape"),

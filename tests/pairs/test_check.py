@@ -66,11 +66,11 @@ def test_what_does_not_fit_is_named(vae, x, sentence):
 
 
 def test_parts_refuse_sizes_that_cannot_be():
-    with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
         pv.priors.StandardNormal(0)
-    with pytest.raises(ValueError, match="sizes of at least 1"):
+    with pytest.raises(ValueError, match=r"hidden must be .* whole number of at least 1, got"):
         pv.networks.MLP(3, [0], 4)
-    with pytest.raises(ValueError, match="activation 'tan' is unknown"):
+    with pytest.raises(ValueError, match=r"activation must be .*'tanh', got 'tan'"):
         pv.networks.MLP(3, [4], 4, activation="tan")
     with pytest.raises(ValueError, match=r"output is \(2 \* latent_dim,\)"):
         pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 5))

@@ -33,5 +33,5 @@ def test_a_flow_names_the_transforms_that_there_are():
         pv.priors.Flow(2, ["planer"])
     with pytest.raises(ValueError, match="at least one transform"):
         pv.priors.Flow(2, [])
-    with pytest.raises(ValueError, match="latent_dim must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 2, got 1"):
         pv.priors.Flow(1)

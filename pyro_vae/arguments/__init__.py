@@ -1,0 +1,60 @@
+"""Checks of arguments, stated in signatures.
+
+    Count: TypeAlias = Annotated[int, Whole(1)]
+
+    @checked
+    def sample(num_samples: Count) -> Tensor: ...
+
+`sample("64")` then raises "num_samples must be a whole number of at least 1, got '64'" before the
+function runs, and `sample(np.int64(64))` runs it with the integer 64. `checked` also checks
+parameters of the types `bool`, `str` and `Literal`, and unions and sequences of all of these.
+"""
+
+import os
+from typing import Annotated, TypeAlias
+
+from pyro_vae.arguments.checks import (
+    ArgumentError,
+    Check,
+    Instance,
+    IsDevice,
+    IsPath,
+    Number,
+    OneOf,
+    Unfit,
+    Whole,
+    shown,
+)
+from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
+
+__all__ = [
+    "ArgumentError",
+    "AtLeastZero",
+    "Check",
+    "Count",
+    "CountOrZero",
+    "FilePath",
+    "Finite",
+    "Instance",
+    "IsDevice",
+    "Number",
+    "OneOf",
+    "Positive",
+    "Seed",
+    "Unfit",
+    "Whole",
+    "check_all",
+    "check_fields",
+    "check_of",
+    "checked",
+    "checks_of",
+    "shown",
+]
+
+Count: TypeAlias = Annotated[int, Whole(1)]
+CountOrZero: TypeAlias = Annotated[int, Whole(0)]
+Seed: TypeAlias = Annotated[int, Whole(0, 2**64 - 1)]  # the seeds of torch
+Positive: TypeAlias = Annotated[float, Number(above=0)]
+AtLeastZero: TypeAlias = Annotated[float, Number(minimum=0)]
+Finite: TypeAlias = Annotated[float, Number()]
+FilePath: TypeAlias = Annotated[str | os.PathLike[str], IsPath()]

@@ -1,0 +1,314 @@
+"""Checks of one argument: what it accepts, what it converts to, and the error otherwise."""
+
+import math
+import numbers
+import operator
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+
+class ArgumentError(ValueError):
+    """An argument of the wrong type or value. The message names it and states the expected values.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pv.priors.StandardNormal(1.5)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.arguments.checks.ArgumentError: latent_dim must be a whole number of at least ...
+
+    See also: `PairError`, `data.DataError`.
+    """
+
+
+class Check(ABC):
+    """A check of one argument.
+
+    Attributes:
+        expected: Description of the accepted values, a noun phrase.
+    """
+
+    expected: str
+
+    @abstractmethod
+    def convert(self, value: Any) -> object:
+        """Return the value to use.
+
+        Raises:
+            Unfit: If the value is not accepted. The message is a hint for the user, or empty.
+        """
+
+    def __call__(self, name: str, value: object) -> Any:
+        """Return the value to use for the argument `name`.
+
+        Raises:
+            ArgumentError: If the value is not accepted.
+        """
+        try:
+            return self.convert(value)
+        except Unfit as unfit:
+            hint = f": {unfit}" if str(unfit) else ""
+            raise ArgumentError(
+                f"{name} must be {self.expected}, got {shown(value)}{hint}"
+            ) from None
+
+
+class Unfit(Exception):  # noqa: N818 - never leaves this module's `Check`
+    """A value that a `Check` does not accept."""
+
+
+def shown(value: object) -> str:
+    """Return a short description of an argument for an error message."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, str | bytes | bool | numbers.Number):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{_a(type(value).__name__)} of shape {tuple(shape)}"
+    if isinstance(value, list | tuple) and len(repr(value)) <= 60:
+        return repr(value)
+    return _a(type(value).__name__)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _scalar(value: Any) -> Any:
+    """Return the number in an array of no dimensions, and any other value unchanged."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _real(value: Any) -> Any:
+    """Return a real number, also one in an array of no dimensions; raise `Unfit` for others."""
+    value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Unfit
+    return value
+
+
+@dataclass(frozen=True)
+class Whole(Check):
+    """A whole number in a range. Integers of numpy and whole floats are converted to `int`.
+
+    Args:
+        minimum: Smallest accepted number.
+        maximum: Largest accepted number.
+    """
+
+    minimum: int
+    maximum: int | None = None
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """Description of the range."""
+        if self.maximum is None:
+            return f"a whole number of at least {self.minimum}"
+        return f"a whole number from {self.minimum} to {self.maximum}"
+
+    def convert(self, value: Any) -> int:
+        """Return the number as an `int`."""
+        value = _real(value)
+        if not math.isfinite(value) or value != int(value):
+            raise Unfit
+        number = int(value)
+        if number < self.minimum or (self.maximum is not None and number > self.maximum):
+            raise Unfit
+        return number
+
+
+@dataclass(frozen=True)
+class Number(Check):
+    """A number, not NaN.
+
+    Args:
+        above: Exclusive lower bound.
+        minimum: Inclusive lower bound.
+        maximum: Inclusive upper bound.
+        finite: Whether infinities are excluded.
+    """
+
+    above: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    finite: bool = True
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """Description of the range."""
+        kind = "a finite number" if self.finite else "a number"
+        if self.above is not None:
+            return "a positive number" if self.above == 0 else f"{kind} above {self.above:g}"
+        if self.maximum < math.inf:
+            return f"a number from {self.minimum:g} to {self.maximum:g}"
+        return kind if self.minimum == -math.inf else f"{kind} of at least {self.minimum:g}"
+
+    def convert(self, value: Any) -> float:
+        """Return the number. Numbers of other types are converted to `float`."""
+        value = _real(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise Unfit from None
+        inside = self.minimum <= number <= self.maximum
+        inside = inside and (self.above is None or number > self.above)
+        if not inside or (self.finite and math.isinf(number)):
+            raise Unfit
+        return value if type(value) in (int, float) else number
+
+
+@dataclass(frozen=True)
+class OneOf(Check):
+    """One of some values."""
+
+    values: tuple[object, ...]
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """The values."""
+        *first, last = [repr(value) for value in self.values]
+        return f"{', '.join(first)} or {last}" if first else last
+
+    def convert(self, value: Any) -> object:
+        """Return the equal value of the same type."""
+        value = _scalar(value)  # of a bool of numpy
+        for accepted in self.values:
+            if type(value) is type(accepted) and value == accepted:
+                return accepted
+            if isinstance(accepted, str) and isinstance(value, str) and value == accepted:
+                return accepted
+        raise Unfit
+
+
+class IsText(Check):
+    """A string."""
+
+    expected = "a string"
+
+    def convert(self, value: Any) -> str:
+        """Return the string."""
+        if not isinstance(value, str):
+            raise Unfit
+        return value
+
+
+class IsPath(Check):
+    """The path of a file or folder."""
+
+    expected = "a path, a string or an os.PathLike"
+
+    def convert(self, value: Any) -> object:
+        """Return the path."""
+        try:
+            text = os.fspath(value)
+        except TypeError:
+            raise Unfit from None
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise Unfit
+        return value
+
+
+class IsDevice(Check):
+    """An available device of torch."""
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """The available kinds of devices."""
+        import torch
+
+        kinds = ["'cpu'", *(["'cuda'"] if torch.cuda.is_available() else [])]
+        return f"an available torch device ({', '.join(kinds)} or the like)"
+
+    def convert(self, value: Any) -> object:
+        """Return the device."""
+        import torch
+
+        if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
+            raise Unfit
+        try:
+            torch.empty(0, device=torch.device(value))
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError):
+            raise Unfit from None
+        return value
+
+
+@dataclass(frozen=True)
+class Instance(Check):
+    """An instance of a class.
+
+    Args:
+        kinds: Accepted classes.
+        expected: Description of the instances.
+        functions: Whether functions are accepted, too.
+        factories: Whether the classes themselves are among these functions.
+        hint: Advice for other values.
+    """
+
+    kinds: tuple[type, ...]
+    expected: str
+    functions: bool = False
+    factories: bool = False
+    hint: str = ""
+
+    def convert(self, value: Any) -> object:
+        """Return the instance."""
+        if isinstance(value, self.kinds):
+            return value
+        if isinstance(value, type) and issubclass(value, self.kinds) and not self.factories:
+            raise Unfit(f"pass an instance, {value.__name__}(...)")
+        if self.functions and callable(value):
+            return value
+        raise Unfit(self.hint)
+
+
+class Each(Check):
+    """A sequence of values that each pass a check."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+        self.expected = f"a sequence, each entry {check.expected}"
+
+    def convert(self, value: Any) -> object:
+        """Return the sequence; a list of the values to use if one of them was converted."""
+        if isinstance(value, str | bytes | type | Mapping | Set) or not isinstance(value, Iterable):
+            raise Unfit
+        try:
+            entries = list(value)
+        except TypeError:  # an array of no dimensions
+            raise Unfit from None
+        converted = []
+        for i, entry in enumerate(entries):
+            try:
+                converted.append(self.check.convert(entry))
+            except Unfit as unfit:
+                hint = f": {unfit}" if str(unfit) else ""
+                raise Unfit(f"entry {i} is {shown(entry)}{hint}") from None
+        same = all(map(operator.is_, entries, converted)) and isinstance(value, Sequence)
+        return value if same else converted
+
+
+class Either(Check):
+    """A value that passes one of some checks, or is an instance of one of some classes."""
+
+    def __init__(self, checks: list[Check], kinds: tuple[type, ...], optional: bool) -> None:
+        self.checks, self.kinds, self.optional = checks, kinds, optional
+        names = [check.expected for check in checks]
+        names += [_a(kind.__name__) for kind in kinds]
+        self.expected = " or ".join([*names, *(["None"] if optional else [])])
+
+    def convert(self, value: Any) -> object:
+        """Return the result of the first check that accepts the value."""
+        if (value is None and self.optional) or isinstance(value, self.kinds):
+            return value
+        hints = ""
+        for check in self.checks:
+            try:
+                return check.convert(value)
+            except Unfit as unfit:
+                hints = hints or str(unfit)
+        raise Unfit(hints)

@@ -1,0 +1,55 @@
+"""Convert numpy arrays to tensors."""
+
+from typing import TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.errors import DataError
+
+T = TypeVar("T")
+
+
+@overload
+def as_tensor(x: np.ndarray) -> Tensor: ...
+
+
+@overload
+def as_tensor(x: T) -> T: ...
+
+
+def as_tensor(x: object) -> object:
+    """Return a numpy array as a tensor, and any other object unchanged.
+
+    See also: `as_dataset`.
+
+    Args:
+        x: Array, or any other object. Arrays that torch cannot share memory with are copied.
+
+    Raises:
+        DataError: If torch has no such dtype, as for arrays of objects or strings.
+
+    Example:
+        >>> import numpy as np
+        >>> import pyro_vae as pv
+        >>> pv.data.as_tensor(np.zeros((3, 2), ">f4")).dtype
+        torch.float32
+    """
+    if not isinstance(x, np.ndarray):
+        return x
+    try:
+        # torch cannot hold read-only, reversed or foreign-endian arrays: these are copied.
+        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
+
+
+def check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
+    """Raise `DataError` for other dtypes than floats and int64."""
+    if not is_number:
+        raise DataError(
+            f"expected data of a floating-point dtype, got {dtype}: divide bytes 0..255 by 255, or "
+            "wrap them in pv.data.Dataset(pixels, binarization='dynamic'); convert counts and "
+            "tokens to int64"
+        )

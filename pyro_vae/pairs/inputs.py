@@ -1,0 +1,121 @@
+"""Data as a pair takes them: tensors on the device and in the type of its parameters."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.errors import DataWarning
+from pyro_vae.pairs.pair import PairError, PairLike
+from pyro_vae.runtime.devices import device_of, dtype_of
+
+
+def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -> Dataset:
+    """Return data as a `Dataset` on the device and in the floating-point type of a pair.
+
+    Args:
+        pair: Object with a `.model` and a `.guide`.
+        data: Data, as for `fit`.
+        device: Device; by default that of the parameters.
+
+    Raises:
+        DataError: If the data cannot be used.
+
+    Warns:
+        DataWarning: If x is converted from another floating-point type.
+    """
+    dataset = as_dataset(data).to(device or device_of(pair.model, pair.guide))
+    dtype = dtype_of(pair.model, pair.guide)
+    _say_conversion(dataset.x_dtype, dtype)
+    return dataset.astype(dtype)
+
+
+def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
+    """Return x as a tensor in the floating-point type of a pair. Arrays are moved to its device.
+
+    Raises:
+        PairError: If x is no tensor or array of floats, or on another device.
+
+    Warns:
+        DataWarning: If x is converted from another floating-point type.
+    """
+    value = as_tensor(x)
+    if not isinstance(value, Tensor):
+        raise PairError(
+            f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "
+            f"by torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    if value.dtype in (torch.uint8, torch.bool) or value.is_complex():
+        raise PairError(
+            f"{name} has dtype {value.dtype}; floating point is expected. Convert bytes 0..255 by "
+            f"{name}.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
+        )
+    if value.dim() == 0 or len(value) == 0:
+        raise PairError(f"{name} must hold at least one datum, got shape {tuple(value.shape)}")
+    if torch.isinf(value).any():
+        raise PairError(f"{name} holds infinite values")
+    programs = (pair.model, pair.guide)
+    if any(isinstance(program, nn.Module) for program in programs):
+        device = device_of(*programs)
+        if value is not x:
+            value = value.to(device)
+        elif value.device != device and any(True for _ in _parameters(*programs)):
+            raise PairError(
+                f"{name} is on {value.device}, but the parameters are on {device}: move it by "
+                f"{name}.to({str(device)!r})"
+            )
+    dtype = dtype_of(*programs)
+    _say_conversion(value.dtype, dtype)
+    return value.to(dtype) if dtype and value.is_floating_point() else value
+
+
+def _parameters(*programs: object) -> list[nn.Parameter]:
+    return [p for fn in programs if isinstance(fn, nn.Module) for p in fn.parameters()]
+
+
+def _say_conversion(given: torch.dtype, expected: torch.dtype | None) -> None:
+    if expected is not None and given.is_floating_point and given != expected:
+        # The same text at the same line: Python's default filter shows it once.
+        warnings.warn(
+            f"x has dtype {given}, but the parameters are {expected}: x is converted. Pass "
+            f"x.to({expected}) to avoid this warning, or convert the pair, as in vae.double()",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def program_error(role: str, x: object, error: Exception, *programs: object) -> PairError:
+    """Return the error to raise if a program fails on x.
+
+    Args:
+        role: `"model"`, `"guide"` or the name of a part.
+        x: First argument of the program.
+        error: Error that the program raised.
+        programs: Modules with the parameters of the program.
+    """
+    if not isinstance(x, Tensor):
+        return PairError(f"the {role} fails: {error}")
+    failed = f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}"
+    text, parameters = str(error), _parameters(*programs)
+    devices = {p.device for p in parameters}
+    if "Shape mismatch inside plate" in text:
+        text += ". Declare the dimensions of one datum as its event, by .to_event()"
+    elif isinstance(error, PairError):
+        pass
+    elif x.is_floating_point() and x.isnan().any():
+        text = (
+            "x holds NaN entries. Replace or drop them, or wrap the encoder in networks.WithMask "
+            "and the likelihood in likelihoods.Missing"
+        )
+    elif "dtype" in text and x.dtype == torch.float64:
+        text = (
+            "x is float64, but other tensors of the program are not. Convert x by x.float(), or "
+            "the modules by .double()"
+        )
+    elif devices and devices != {x.device}:
+        text = f"x is on {x.device}, but the parameters are on {', '.join(map(str, devices))}"
+    failure = PairError(f"{failed}: {text}")
+    failure.__cause__ = error
+    return failure
