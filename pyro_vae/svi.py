@@ -33,7 +33,7 @@ from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
 from pyro_vae.pairs.pair import AnyProgram
-from pyro_vae.pairs.runner import accepts_particles
+from pyro_vae.pairs.particles import accepts_particles
 from pyro_vae.pairs.sites import plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 

@@ -1,8 +1,9 @@
 """Find the plates over the data of a model and its guide. Other modules use their names.
 
-The plate over the data is the plate `"data"` of the observed sites, or their only plate. Otherwise
-the programs run on two numbers of rows, and the plate with one entry per row is over the data. The
-size of a plate on one batch does not decide: a plate of 20 genes is as large as a batch of 20 data.
+The plate over the data is the only plate of the observed sites. If there are several, the programs
+run on two numbers of rows, and the plate with one entry per row is over the data. If this does not
+decide, it is the plate `"data"`. The size of a plate on one batch does not decide: a plate of 20
+genes is as large as a batch of 20 data.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from pyro_vae.pairs.sites import (
     Node,
     is_data,
     sample_sites,
+    subsampled_plates,
     values_of,
 )
 from pyro_vae.pairs.state import unchanged
@@ -70,13 +72,12 @@ def data_plates(
         return ()
     # A guide has no observed site.
     names = set().union(*at_observed) if observed else everywhere & {"data"}
-    names = names & {"data"} or names
     if everywhere == names and len(names) < 2:
         return tuple(names)
     following = _one_entry_per_row(programs, arguments)
     common = set.intersection(*at_observed) if observed else names
     vectorized = {frame.name for frame in frames if frame.vectorized}
-    for hint in (following, common, vectorized):
+    for hint in (following, {"data"}, common, vectorized):
         if len(names) > 1:
             names = names & hint or names
     if len(names) > 1:
@@ -86,6 +87,47 @@ def data_plates(
             "its name as obs_plate= to from_pyro_svi"
         )
     return (*names, *sorted(following - names))
+
+
+def data_frame(
+    traces: Sequence[poutine.Trace],
+    programs: Sequence[Program],
+    arguments: Arguments,
+    name: str | None = None,
+) -> CondIndepStackFrame | None:
+    """Return the plate over the data at the observed sites, or None if there is none.
+
+    Args:
+        traces: Traces of a model and its guide.
+        programs: The programs, the guide first.
+        arguments: Arguments of the programs.
+        name: Name of the plate. By default, `data_plates` finds it.
+
+    Raises:
+        PairError: If no observed site is in the plate `name`, if several plates may be the one over
+            the data, or if another plate is subsampled.
+    """
+    nodes = [node for trace in traces for _, node in sample_sites(trace)]
+    names: tuple[str, ...] = () if name is None else (name,)
+    try:
+        names = names or data_plates(traces, programs, arguments)
+    except AmbiguousPlatesError:
+        # Without rows, there are no batches to find. The log weights are joint.
+        if arguments.num_rows or subsampled_plates(*traces):
+            raise
+    at_observed = [frame for node in nodes if is_data(node) for frame in node["cond_indep_stack"]]
+    frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
+    if name is not None and frame is None:
+        plates = sorted({frame.name for frame in at_observed})
+        raise PairError(f"obs_plate={name!r}, but the observed sites are in the plates {plates}")
+    others = subsampled_plates(*traces) - {None if frame is None else frame.name}
+    if others:
+        raise PairError(
+            f"the plates {sorted(others)} are subsampled and are not over the data, so log "
+            "p(x, z) is known only up to the entries that are left out: run them whole, "
+            "without subsample_size= and subsample=, for all but training"
+        )
+    return frame
 
 
 def data_plates_of(program: Program, *args: object, **kwargs: object) -> tuple[str, ...]:

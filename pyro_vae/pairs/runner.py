@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.comparison import latents_of, same_densities
 from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
 from pyro_vae.pairs.latents import (
     check_masks,
@@ -34,7 +35,7 @@ from pyro_vae.pairs.latents import (
     check_not_observed,
 )
 from pyro_vae.pairs.pair import PairError, Program
-from pyro_vae.pairs.plates import MISFITS, AmbiguousPlatesError, data_plates
+from pyro_vae.pairs.plates import MISFITS, data_frame
 from pyro_vae.pairs.sites import (
     DRAWS,
     ConditionLatents,
@@ -50,18 +51,13 @@ from pyro_vae.pairs.sites import (
     observed_sites,
     sample_sites,
     stack,
-    subsampled_plates,
     values_of,
 )
-from pyro_vae.pairs.state import modules_in, unchanged
+from pyro_vae.pairs.state import modules_in
 from pyro_vae.pairs.supports import check_observed
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
-
-# Tolerance for log densities of the same samples: float32 matrix products of different shapes round
-# differently.
-RTOL, ATOL = 1e-4, 1e-3
 
 Traces: TypeAlias = tuple[poutine.Trace, ...]
 
@@ -278,7 +274,7 @@ class PairRunner:
         """Set all attributes about plates, and return the plate over the data, if there is one."""
         self._check_latents(traces, batch)
         guide, model = (dict(sample_sites(trace)) for trace in traces)
-        observed = observed_sites(traces[1])
+        observed_sites(traces[1])  # at least one
         computed = dict(deterministic_sites(traces[1]) if self.deterministic else ())
         self.layout.event_dims = {name: event_dim_of(node) for name, node in computed.items()}
         self.layout.frames = {
@@ -287,23 +283,8 @@ class PairRunner:
         all_frames = [frame for frames in self.layout.frames.values() for frame in frames]
         self.layout.nesting = -min(dims_of(all_frames), default=0)
         latents = [node for node in [*guide.values(), *model.values()] if not node["is_observed"]]
-        at_observed = [frame for node in observed.values() for frame in frames_of(node)]
-        names: tuple[str, ...] = (obs_plate,) if obs_plate is not None else ()
-        names = names or self._find_data_plates(traces)
-        frame = next((frame for frame in at_observed if frame.name in names[:1]), None)
-        if obs_plate is not None and frame is None:
-            plates = sorted({frame.name for frame in at_observed})
-            raise PairError(
-                f"obs_plate={obs_plate!r}, but the observed sites are in the plates {plates}"
-            )
+        frame = data_frame(traces, (self.guide, self.model), self.arguments, obs_plate)
         self.data_plate = None if frame is None else frame.name
-        others = subsampled_plates(*traces) - {self.data_plate}
-        if others:
-            raise PairError(
-                f"the plates {sorted(others)} are subsampled and are not over the data, so log "
-                "p(x, z) is known only up to the entries that are left out: run them whole, "
-                "without subsample_size= and subsample=, for all but training"
-            )
         self.layout.data_dim = 0 if frame is None or frame.dim is None else frame.dim
 
         def are_local(nodes: Iterable[Node]) -> bool:
@@ -314,16 +295,6 @@ class PairRunner:
         self.all_local = are_local(latents)
         self.per_datum = are_local([*guide.values(), *model.values()])
         return frame
-
-    def _find_data_plates(self, traces: Traces) -> tuple[str, ...]:
-        try:
-            return data_plates(traces, (self.guide, self.model), self.arguments)
-        except AmbiguousPlatesError:
-            # Without rows, there are no batches to find. The log weights are joint.
-            frames = [f for trace in traces for _, n in sample_sites(trace) for f in frames_of(n)]
-            if self.arguments.num_rows or any(f.size < full_size_of(f) for f in frames):
-                raise
-            return ()
 
     def _is_separable(self, traces: Traces, num_rows: int) -> bool:
         """Return whether log densities stay the same when the last datum is left out."""
@@ -344,14 +315,9 @@ class PairRunner:
                 return values
             return values.narrow(1 + site.plates.index(plate), 0, num_rows - 1)
 
-        given = {name: shorten(site.value, site) for name, site in _latents(guide).items()}
+        given = {name: shorten(site.value, site) for name, site in latents_of(guide).items()}
         fewer = self.run(self.arguments.rows(0, num_rows - 1), 1, given)
-        return all(
-            _agree(shorten(site.log_prob, site), other[name].log_prob)
-            and (not site.computed or _agree(shorten(site.value, site), other[name].value))
-            for sites, other in zip((guide, model), fewer, strict=True)
-            for name, site in sites.items()
-        )
+        return same_densities((guide, model), fewer, shorten)
 
     def _learn_draws(self, batch: Batch) -> None:
         """Choose how samples run: vectorized, tiled or one by one."""
@@ -372,7 +338,7 @@ class PairRunner:
                 for site in model.values()
             ),
         )
-        latents = _latents(model)
+        latents = latents_of(model)
         self.local_latents = {
             name: site.event_dim for name, site in latents.items() if self.data_plate in site.plates
         }
@@ -391,17 +357,12 @@ class PairRunner:
             together = self.run(batch, 2)
         except MISFITS:
             return False
-        given = {name: site.value[1:] for name, site in _latents(together[0]).items()}
+        given = {name: site.value[1:] for name, site in latents_of(together[0]).items()}
         at_once = self.layout.vectorized, self.layout.tiled
         self.layout.vectorized = self.layout.tiled = False
         alone = self.run(batch, 1, given)
         self.layout.vectorized, self.layout.tiled = at_once
-        return all(
-            _agree(site.log_prob[1:], other[name].log_prob)
-            and (not site.computed or _agree(site.value[1:], other[name].value))
-            for sites, other in zip(together, alone, strict=True)
-            for name, site in sites.items()
-        )
+        return same_densities(together, alone, lambda values, site: values[1:])
 
     def _try(self, batch: Batch) -> Traces:
         role = "guide"
@@ -414,29 +375,3 @@ class PairRunner:
         observed = {name: node for name, node in sample_sites(model) if node["is_observed"]}
         check_observed(observed, range(len(batch.indices)), nan_passes=True)
         return guide, model
-
-
-def _latents(sites: Sites) -> Sites:
-    return {name: site for name, site in sites.items() if not site.observed}
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    return one.shape == other.shape and torch.allclose(
-        one, other, rtol=RTOL, atol=ATOL, equal_nan=True
-    )
-
-
-def accepts_particles(
-    model: Program, guide: Program, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> bool:
-    """Return whether a pair runs in one more plate on the left, with the same log densities.
-
-    Networks that expect a fixed number of dimensions, such as `nn.ConvTranspose2d`, do not accept
-    this plate. The pair is unchanged. If it cannot be run, the result is True, and the caller's run
-    raises the error.
-    """
-    with unchanged(model, guide), contextlib.suppress(PairError):
-        return PairRunner(model, guide, args, kwargs).layout.vectorized
-    return True
