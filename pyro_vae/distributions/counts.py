@@ -1,4 +1,4 @@
-"""Count distributions: given a total, and zero-inflated."""
+"""Count distributions: given their means, given a total, and zero-inflated."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,21 +7,159 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyro_vae.distributions.special import (
+    HALF_LOG_2PI,
+    excess,
+    in_float64,
+    like,
+    log_beta_kernel,
+    stirling_error,
+)
 
 
-class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
-    """The distribution of Pyro. `expand` also works after `sample` or `mean`."""
+class Poisson(dist.Poisson):
+    """A Poisson distribution with a given log mean, and an accurate density at large counts.
+
+    In float32, a mean of 10^6 is rounded by 1/16.
+
+    Args:
+        log_mean: Logarithm of the mean.
+    """
+
+    def __init__(self, log_mean: Tensor, validate_args: bool | None = None) -> None:
+        self.log_mean = log_mean
+        super().__init__(log_mean.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Poisson":
+        """Return the distribution with this batch_shape."""
+        return type(self)(self.log_mean.expand(batch_shape), self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, log_mean = in_float64(value, self.log_mean)
+        positive = torch.where(x > 0, x, 1)
+        log_ratio = log_mean - positive.log()
+        near = log_ratio.abs() < 0.1
+        # x log(m / x) - (m - x); the mean can be infinite if it is not near x.
+        close = torch.where(near, log_ratio, 0).expm1() * positive
+        deviance = torch.where(
+            near,
+            excess(positive, close, torch.where(near, log_ratio, 0)),
+            positive * (log_ratio + 1) - log_mean.exp(),
+        )
+        log_prob = deviance - positive.log() / 2 - HALF_LOG_2PI - stirling_error(positive)
+        return like(torch.where(x > 0, log_prob, -log_mean.exp()), value, self.log_mean)
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """A negative binomial distribution with a given log mean.
+
+    It approaches a Poisson distribution if the total count r is large, without rounding errors.
+
+    Args:
+        total_count: Number r of failures, also called inverse dispersion. The variance is
+            m + m^2 / r with the mean m.
+        log_mean: Logarithm of the mean.
+    """
+
+    def __init__(
+        self, total_count: Tensor, log_mean: Tensor, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(
+            total_count, logits=log_mean - total_count.log(), validate_args=validate_args
+        )
+        self.log_mean = log_mean.expand(self.batch_shape)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "NegativeBinomial":
+        """Return the distribution with this batch_shape."""
+        total_count = self.total_count.expand(batch_shape)
+        return type(self)(total_count, self.log_mean.expand(batch_shape), self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, r, log_mean = in_float64(value, self.total_count, self.log_mean)
+        return like(_log_negative_binomial(x, r, log_mean), value, self.log_mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        return self.mean * (1 + self.mean / self.total_count)
+
+
+def _log_negative_binomial(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
+    """Return log NB(x; mean, r) of float64 tensors."""
+    logit = r.log() - log_mean
+    positive = torch.where(x > 0, x, 1)
+    log_prob = log_beta_kernel(r, positive, logit) - positive.log()
+    return torch.where(x > 0, log_prob, r * logsigmoid(logit))
+
+
+class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
+    """A `NegativeBinomial` with extra zeros.
+
+    Args:
+        total_count: Number r of failures, as in `NegativeBinomial`.
+        log_mean: Logarithm of the mean of counts without extra zeros.
+        gate_logits: Logits of the probability of an extra zero.
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(
+        self,
+        total_count: Tensor,
+        log_mean: Tensor,
+        *,
+        gate_logits: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        counts = NegativeBinomial(total_count, log_mean, validate_args)
+        super().__init__(counts, gate_logits=gate_logits, validate_args=validate_args)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: object = None
     ) -> "ZeroInflatedNegativeBinomial":
         """Return the distribution with this batch_shape."""
         return type(self)(
-            self.total_count.expand(batch_shape),
-            logits=self.logits.expand(batch_shape),
+            self.base_dist.total_count.expand(batch_shape),
+            self.base_dist.log_mean.expand(batch_shape),
             gate_logits=self.gate_logits.expand(batch_shape),
             validate_args=self._validate_args,
         )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        counts = self.base_dist
+        x, r, log_mean, gate_logits = in_float64(
+            value, counts.total_count, counts.log_mean, self.gate_logits
+        )
+        counted = logsigmoid(-gate_logits) + _log_negative_binomial(x, r, log_mean)
+        log_prob = torch.where(x > 0, counted, torch.logaddexp(logsigmoid(gate_logits), counted))
+        return like(log_prob, value, counts.log_mean, self.gate_logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return (-self.gate_logits).sigmoid() * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        gate, mean = self.gate_logits.sigmoid(), self.base_dist.mean
+        return (-self.gate_logits).sigmoid() * (self.base_dist.variance + gate * mean**2)
 
 
 class CountsGivenTotal(dist.TorchDistribution):
@@ -64,8 +202,11 @@ class CountsGivenTotal(dist.TorchDistribution):
         """Return log p(x | l = sum of x) in nats."""
         if self._validate_args:
             self._validate_sample(value)
+        x, log_shares = in_float64(value, self.log_shares)
         # With a total of 0 the means and variances would be 0.
-        return self.given(value.sum(-1, keepdim=True).clamp(min=1).log()).log_prob(value)
+        log_total = x.sum(-1, keepdim=True).clamp(min=1).log()
+        log_means = log_total + log_shares.log_softmax(-1)
+        return like(self.counts(log_means).to_event(1).log_prob(value), value, self.log_shares)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample counts at the library size. Their total varies around it."""

@@ -1,7 +1,6 @@
 """Likelihoods of real, positive and (0, 1)-valued data."""
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from pyro_vae import distributions
@@ -72,7 +71,7 @@ class Normal(Entrywise):
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a normal distribution for each entry."""
         loc = outputs[..., 0].sigmoid() if self.sigmoid_mean else outputs[..., 0]
-        return dist.Normal(loc, self.scale(outputs))
+        return distributions.Normal(loc, self.scale(outputs))
 
 
 class Laplace(Entrywise):
@@ -129,7 +128,7 @@ class StudentT(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a Student t distribution for each entry."""
-        return dist.StudentT(self.df(outputs), outputs[..., 0], self.scale(outputs))
+        return distributions.StudentT(self.df(outputs), outputs[..., 0], self.scale(outputs))
 
 
 class LogNormal(Entrywise):
@@ -156,7 +155,7 @@ class LogNormal(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a log-normal distribution for each entry."""
-        return dist.LogNormal(outputs[..., 0], self.scale(outputs))
+        return distributions.LogNormal(outputs[..., 0], self.scale(outputs))
 
 
 class Beta(Entrywise):
@@ -188,10 +187,4 @@ class Beta(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a beta distribution for each entry."""
-        logits, concentration = outputs[..., 0], self.concentration(outputs)
-        # sigmoid(-logits) is positive at logits for which 1 - sigmoid(logits) rounds to 0.
-        smallest = torch.finfo(logits.dtype).tiny
-        return distributions.OpenBeta(
-            (concentration * logits.sigmoid()).clamp(min=smallest),
-            (concentration * (-logits).sigmoid()).clamp(min=smallest),
-        )
+        return distributions.Beta(outputs[..., 0], self.concentration(outputs))
