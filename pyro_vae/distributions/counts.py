@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -196,7 +197,8 @@ class CountsGivenTotal(dist.TorchDistribution):
 
     def given(self, log_total: Tensor | float) -> dist.TorchDistribution:
         """Return the distribution for a log total, which broadcasts with the shares."""
-        return self.counts(log_total + self.log_shares.log_softmax(-1)).to_event(1)
+        with pyro.validation_enabled(self._validate_args):
+            return self.counts(log_total + self.log_shares.log_softmax(-1)).to_event(1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x | l = sum of x) in nats."""
@@ -206,7 +208,9 @@ class CountsGivenTotal(dist.TorchDistribution):
         # With a total of 0 the means and variances would be 0.
         log_total = x.sum(-1, keepdim=True).clamp(min=1).log()
         log_means = log_total + log_shares.log_softmax(-1)
-        return like(self.counts(log_means).to_event(1).log_prob(value), value, self.log_shares)
+        with pyro.validation_enabled(self._validate_args):
+            log_prob = self.counts(log_means).to_event(1).log_prob(value)
+        return like(log_prob, value, self.log_shares)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample counts at the library size. Their total varies around it."""
