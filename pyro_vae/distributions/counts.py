@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
@@ -16,6 +15,7 @@ from pyro_vae.distributions.special import (
     in_float64,
     like,
     log_beta_kernel,
+    logsigmoid,
     stirling_error,
 )
 

@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 HALF_LOG_2PI = math.log(math.sqrt(2 * math.pi))
 
@@ -26,6 +25,14 @@ def like(result: Tensor, *inputs: Tensor) -> Tensor:
     for tensor in inputs[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return result.to(dtype)
+
+
+def logsigmoid(x: Tensor) -> Tensor:
+    """Return log sigmoid(x), with a small relative error for large x.
+
+    The derivative of the version of torch resizes its output under nested `torch.func.vmap`.
+    """
+    return -((-x).relu() + torch.where(x < 0, x, -x).exp().log1p())
 
 
 def log1p_minus(x: Tensor) -> Tensor:
