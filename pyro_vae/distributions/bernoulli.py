@@ -139,7 +139,8 @@ class ContinuousBernoulli(dist.TorchDistribution):
         # -log(1 - u + u e^(-s)) / s is a series in s of the cumulants of a Bernoulli(u) variable.
         even, odd = uniform * (1 - uniform), 1 - 2 * uniform
         third, fourth, fifth = even * odd, even * (1 - 6 * even), even * odd * (1 - 12 * even)
-        tail = third / 6 - near * (fourth / 24 - near * fifth / 120)
+        sixth = even * (1 - 30 * even + 120 * even**2)
+        tail = third / 6 - near * (fourth / 24 - near * (fifth / 120 - near * sixth / 720))
         series = uniform - near * (even / 2 - near * tail)
         return self._flip(torch.where(small, series, distance).clamp(0, 1))
 
