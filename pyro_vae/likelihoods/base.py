@@ -5,6 +5,7 @@ The decoder outputs of an entry are stacked along the first event dimension; see
 numbers.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -116,8 +117,8 @@ class Entrywise(Part, ABC):
 
 def _check_spread(name: str, given: Spread) -> None:
     named = given in ("learned", "entrywise", "decoder")
-    if not named and (isinstance(given, str) or not given > 0):
+    if not named and (isinstance(given, str) or not 0 < given < math.inf):
         raise ValueError(
-            f"{name} must be a positive number, 'learned' (one for all entries), 'entrywise' "
+            f"{name} must be a positive number below infinity, 'learned' (one for all entries), 'entrywise' "
             f"(learned, one for each entry) or 'decoder' (one for each entry and z), got {given!r}"
         )
