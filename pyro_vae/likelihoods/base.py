@@ -119,6 +119,7 @@ def _check_spread(name: str, given: Spread) -> None:
     named = given in ("learned", "entrywise", "decoder")
     if not named and (isinstance(given, str) or not 0 < given < math.inf):
         raise ValueError(
-            f"{name} must be a positive number below infinity, 'learned' (one for all entries), 'entrywise' "
-            f"(learned, one for each entry) or 'decoder' (one for each entry and z), got {given!r}"
+            f"{name} must be a positive number below infinity, 'learned' (one for all entries), "
+            "'entrywise' (learned, one for each entry) or 'decoder' (one for each entry and z), "
+            f"got {given!r}"
         )
