@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
+    deviance,
     excess,
     in_float64,
     like,
-    log_beta_kernel,
     log_rising,
     stirling_error,
 )
@@ -55,11 +55,30 @@ class LogNormal(dist.LogNormal):
 class StudentT(dist.StudentT):
     """The distribution of Pyro, which approaches a normal distribution at large df."""
 
+    def __init__(
+        self,
+        df: Tensor | float,
+        loc: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(df, loc, scale, validate_args=validate_args)
+        # Special functions of a shared parameter are computed once.
+        self._df, self._scale = (
+            given if isinstance(given, Tensor) else self.loc.new_tensor(given)
+            for given in (df, scale)
+        )
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "StudentT":
+        """Return the distribution with this batch_shape."""
+        loc = self.loc.expand(batch_shape)
+        return type(self)(self._df, loc, self._scale, self._validate_args)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        x, df, loc, scale = in_float64(value, self.df, self.loc, self.scale)
+        x, df, loc, scale = in_float64(value, self._df, self.loc, self._scale)
         log_scale = scale.log() + HALF_LOG_2PI - log_rising(df / 2, 0.5)
         tail = (((x - loc) / scale) ** 2 / df).log1p()
         return like(-(df + 1) / 2 * tail - log_scale, value, self.df)
@@ -98,6 +117,7 @@ class Beta(dist.Beta):
         self, logits: Tensor, concentration: Tensor, validate_args: bool | None = None
     ) -> None:
         self.logits, self.total = torch.broadcast_tensors(logits, concentration)
+        self._total = concentration  # Special functions of a shared c are computed once.
         # sigmoid(-logits) is positive at logits for which 1 - sigmoid(logits) rounds to 0.
         smallest = torch.finfo(logits.dtype).tiny
         super().__init__(
@@ -108,19 +128,22 @@ class Beta(dist.Beta):
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Beta":
         """Return the distribution with this batch_shape."""
-        logits, total = self.logits.expand(batch_shape), self.total.expand(batch_shape)
-        return type(self)(logits, total, self._validate_args)
+        return type(self)(self.logits.expand(batch_shape), self._total, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        x, logits, total = in_float64(value, self.logits, self.total)
-        smallest = torch.finfo(x.dtype).tiny
-        a = (total * logits.sigmoid()).clamp(min=smallest)
-        b = (total * (-logits).sigmoid()).clamp(min=smallest)
+        x, logits, total = in_float64(value, self.logits, self._total)
         log_x, log_rest = x.log(), (-x).log1p()
-        log_density = log_beta_kernel(a, b, log_x - log_rest) - log_x - log_rest
+        # Beyond this bound the density of the other values is 0, and exp(-logits) overflows.
+        logits = logits.clamp(-600, 600)
+        m, rest = logits.sigmoid(), (-logits).sigmoid()
+        a, b = total * m, total * rest
+        kernel = deviance(a, b, (m, rest), log_x - log_rest - logits)
+        log_scale = (a * rest).log() / 2 - HALF_LOG_2PI
+        errors = stirling_error(total) - stirling_error(a) - stirling_error(b)
+        log_density = kernel + log_scale + errors - log_x - log_rest
         return like(log_density, value, self.logits, self.total)
 
     @property

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
-    excess,
+    deviance,
     in_float64,
     like,
-    log_beta_kernel,
     logsigmoid,
     stirling_error,
 )
+
+SMALLEST_SHIFT = -1e30  # instead of -inf, for means of 0
 
 
 class Poisson(dist.Poisson):
@@ -42,18 +43,9 @@ class Poisson(dist.Poisson):
         if self._validate_args:
             self._validate_sample(value)
         x, log_mean = in_float64(value, self.log_mean)
-        positive = torch.where(x > 0, x, 1)
-        log_ratio = log_mean - positive.log()
-        near = log_ratio.abs() < 0.1
-        # x log(m / x) - (m - x); the mean can be infinite if it is not near x.
-        close = torch.where(near, log_ratio, 0).expm1() * positive
-        deviance = torch.where(
-            near,
-            excess(positive, close, torch.where(near, log_ratio, 0)),
-            positive * (log_ratio + 1) - log_mean.exp(),
-        )
-        log_prob = deviance - positive.log() / 2 - HALF_LOG_2PI - stirling_error(positive)
-        return like(torch.where(x > 0, log_prob, -log_mean.exp()), value, self.log_mean)
+        x, log_x = _positive(x)
+        shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
+        return like(x * (shift - shift.expm1()) + _log_peak(x, log_x), value, self.log_mean)
 
 
 class NegativeBinomial(dist.NegativeBinomial):
@@ -74,17 +66,18 @@ class NegativeBinomial(dist.NegativeBinomial):
             total_count, logits=log_mean - total_count.log(), validate_args=validate_args
         )
         self.log_mean = log_mean.expand(self.batch_shape)
+        self._total_count = total_count  # Special functions of a shared r are computed once.
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "NegativeBinomial":
         """Return the distribution with this batch_shape."""
-        total_count = self.total_count.expand(batch_shape)
-        return type(self)(total_count, self.log_mean.expand(batch_shape), self._validate_args)
+        log_mean = self.log_mean.expand(batch_shape)
+        return type(self)(self._total_count, log_mean, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        x, r, log_mean = in_float64(value, self.total_count, self.log_mean)
+        x, r, log_mean = in_float64(value, self._total_count, self.log_mean)
         return like(_log_negative_binomial(x, r, log_mean), value, self.log_mean)
 
     @property
@@ -100,10 +93,26 @@ class NegativeBinomial(dist.NegativeBinomial):
 
 def _log_negative_binomial(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
     """Return log NB(x; mean, r) of float64 tensors."""
-    logit = r.log() - log_mean
-    positive = torch.where(x > 0, x, 1)
-    log_prob = log_beta_kernel(r, positive, logit) - positive.log()
-    return torch.where(x > 0, log_prob, r * logsigmoid(logit))
+    x, log_x = _positive(x)
+    total = x + r
+    shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
+    kernel = deviance(x, r, (x / total, r / total), shift)
+    rising = stirling_error(total) - stirling_error(r) - (x / r).log1p() / 2
+    return kernel + rising + _log_peak(x, log_x)
+
+
+def _positive(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return counts, with a tiny number instead of 0, and their logarithms.
+
+    With gamma functions instead of factorials, log probabilities are continuous at 0.
+    """
+    x = x.clamp(min=torch.finfo(x.dtype).tiny ** (1 / 3))
+    return x, x.log()
+
+
+def _log_peak(x: Tensor, log_x: Tensor) -> Tensor:
+    """Return log(x^x exp(-x) / x!), the Poisson log probability of x at a mean of x."""
+    return -log_x / 2 - HALF_LOG_2PI - stirling_error(x)
 
 
 class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
@@ -133,7 +142,7 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
     ) -> "ZeroInflatedNegativeBinomial":
         """Return the distribution with this batch_shape."""
         return type(self)(
-            self.base_dist.total_count.expand(batch_shape),
+            self.base_dist._total_count,
             self.base_dist.log_mean.expand(batch_shape),
             gate_logits=self.gate_logits.expand(batch_shape),
             validate_args=self._validate_args,
@@ -145,10 +154,12 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
             self._validate_sample(value)
         counts = self.base_dist
         x, r, log_mean, gate_logits = in_float64(
-            value, counts.total_count, counts.log_mean, self.gate_logits
+            value, counts._total_count, counts.log_mean, self.gate_logits
         )
-        counted = logsigmoid(-gate_logits) + _log_negative_binomial(x, r, log_mean)
-        log_prob = torch.where(x > 0, counted, torch.logaddexp(logsigmoid(gate_logits), counted))
+        counted = _log_negative_binomial(x, r, log_mean)
+        # (exp(logit) + p) / (exp(logit) + 1) at 0, with the logit of the gate
+        odds = torch.where(x > 0, counted, torch.logaddexp(gate_logits, counted))
+        log_prob = odds + logsigmoid(-gate_logits)
         return like(log_prob, value, counts.log_mean, self.gate_logits)
 
     @property
