@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.nn.functional import normalize, softplus
 
+from pyro_vae import distributions
 from pyro_vae.arguments import ArgumentError, Count, Whole
-from pyro_vae.distributions import spherical
 from pyro_vae.distributions.parameters import MIN_CONCENTRATION, MIN_SCALE, loc_and_scale
 from pyro_vae.distributions.transforms import AffineAutoregressive, Reverse, TransformedDistribution
 from pyro_vae.part import Part, Role
@@ -307,7 +307,7 @@ class Dirichlet(_Guide):
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.Dirichlet(softplus(self.encoder(x)) + MIN_CONCENTRATION)
+        return distributions.Dirichlet(softplus(self.encoder(x)) + MIN_CONCENTRATION)
 
 
 class PowerSpherical(_Guide):
@@ -335,7 +335,7 @@ class PowerSpherical(_Guide):
         direction, concentration = outputs[..., :-1], softplus(outputs[..., -1])
         # Shift away from the origin. A new encoder may return zeros, for example at x = 0.
         direction = direction + torch.eye(direction.shape[-1])[0].to(direction)
-        return spherical.PowerSpherical(normalize(direction, dim=-1), concentration)
+        return distributions.PowerSpherical(normalize(direction, dim=-1), concentration)
 
 
 class Categorical(_Guide):

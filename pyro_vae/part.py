@@ -5,12 +5,15 @@ tree of class names and constructor arguments plus the tensors of its `state_dic
 stored.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pyro
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -58,6 +61,28 @@ class Part(nn.Module):
         Part.classes[cls.class_name] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = _record_arguments(cls.__init__)  # type: ignore[method-assign]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`, in `torch.export` without validation of distributions.
+
+        Validation reads values of tensors, which do not exist while a program is exported.
+        """
+        if not torch.compiler.is_exporting():
+            return super().__call__(*args, **kwargs)
+        with pyro.validation_enabled(False):
+            return _without_validation(super().__call__(*args, **kwargs))
+
+
+def _without_validation(result: Any) -> Any:
+    """Return a copy of a distribution, and of those inside it, that does not check values."""
+    if isinstance(result, list):
+        return [_without_validation(item) for item in result]
+    if not isinstance(result, Distribution):
+        return result
+    unchecked = copy.copy(result)
+    unchecked.__dict__ = {name: _without_validation(item) for name, item in vars(result).items()}
+    unchecked._validate_args = False
+    return unchecked
 
 
 def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:

@@ -1,27 +1,177 @@
-"""Count distributions: given a total, and zero-inflated."""
+"""Count distributions: given their means, given a total, and zero-inflated."""
 
 import math
 from collections.abc import Callable, Sequence
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.distributions.special import (
+    HALF_LOG_2PI,
+    deviance,
+    in_float64,
+    like,
+    logsigmoid,
+    stirling_error,
+)
 
-class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
-    """The distribution of Pyro. `expand` also works after `sample` or `mean`."""
+SMALLEST_SHIFT = -1e30  # instead of -inf, for means of 0
+
+
+class Poisson(dist.Poisson):
+    """A Poisson distribution with a given log mean, and an accurate density at large counts.
+
+    In float32, a mean of 10^6 is rounded by 1/16.
+
+    Args:
+        log_mean: Logarithm of the mean.
+    """
+
+    def __init__(self, log_mean: Tensor, validate_args: bool | None = None) -> None:
+        self.log_mean = log_mean
+        super().__init__(log_mean.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Poisson":
+        """Return the distribution with this batch_shape."""
+        return type(self)(self.log_mean.expand(batch_shape), self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, log_mean = in_float64(value, self.log_mean)
+        x, log_x = _positive(x)
+        shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
+        return like(x * (shift - shift.expm1()) + _log_peak(x, log_x), value, self.log_mean)
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """A negative binomial distribution with a given log mean.
+
+    It approaches a Poisson distribution if the total count r is large, without rounding errors.
+
+    Args:
+        total_count: Number r of failures, also called inverse dispersion. The variance is
+            m + m^2 / r with the mean m.
+        log_mean: Logarithm of the mean.
+    """
+
+    def __init__(
+        self, total_count: Tensor, log_mean: Tensor, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(
+            total_count, logits=log_mean - total_count.log(), validate_args=validate_args
+        )
+        self.log_mean = log_mean.expand(self.batch_shape)
+        self._total_count = total_count  # Special functions of a shared r are computed once.
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "NegativeBinomial":
+        """Return the distribution with this batch_shape."""
+        log_mean = self.log_mean.expand(batch_shape)
+        return type(self)(self._total_count, log_mean, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, r, log_mean = in_float64(value, self._total_count, self.log_mean)
+        return like(_log_negative_binomial(x, r, log_mean), value, self.log_mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        return self.mean * (1 + self.mean / self.total_count)
+
+
+def _log_negative_binomial(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
+    """Return log NB(x; mean, r) of float64 tensors."""
+    x, log_x = _positive(x)
+    total = x + r
+    shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
+    kernel = deviance(x, r, (x / total, r / total), shift)
+    rising = stirling_error(total) - stirling_error(r) - (x / r).log1p() / 2
+    return kernel + rising + _log_peak(x, log_x)
+
+
+def _positive(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return counts, with a tiny number instead of 0, and their logarithms.
+
+    With gamma functions instead of factorials, log probabilities are continuous at 0.
+    """
+    x = x.clamp(min=torch.finfo(x.dtype).tiny ** (1 / 3))
+    return x, x.log()
+
+
+def _log_peak(x: Tensor, log_x: Tensor) -> Tensor:
+    """Return log(x^x exp(-x) / x!), the Poisson log probability of x at a mean of x."""
+    return -log_x / 2 - HALF_LOG_2PI - stirling_error(x)
+
+
+class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
+    """A `NegativeBinomial` with extra zeros.
+
+    Args:
+        total_count: Number r of failures, as in `NegativeBinomial`.
+        log_mean: Logarithm of the mean of counts without extra zeros.
+        gate_logits: Logits of the probability of an extra zero.
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(
+        self,
+        total_count: Tensor,
+        log_mean: Tensor,
+        *,
+        gate_logits: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        counts = NegativeBinomial(total_count, log_mean, validate_args)
+        super().__init__(counts, gate_logits=gate_logits, validate_args=validate_args)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: object = None
     ) -> "ZeroInflatedNegativeBinomial":
         """Return the distribution with this batch_shape."""
         return type(self)(
-            self.total_count.expand(batch_shape),
-            logits=self.logits.expand(batch_shape),
+            self.base_dist._total_count,
+            self.base_dist.log_mean.expand(batch_shape),
             gate_logits=self.gate_logits.expand(batch_shape),
             validate_args=self._validate_args,
         )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        counts = self.base_dist
+        x, r, log_mean, gate_logits = in_float64(
+            value, counts._total_count, counts.log_mean, self.gate_logits
+        )
+        counted = _log_negative_binomial(x, r, log_mean)
+        # (exp(logit) + p) / (exp(logit) + 1) at 0, with the logit of the gate
+        odds = torch.where(x > 0, counted, torch.logaddexp(gate_logits, counted))
+        log_prob = odds + logsigmoid(-gate_logits)
+        return like(log_prob, value, counts.log_mean, self.gate_logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return (-self.gate_logits).sigmoid() * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        gate, mean = self.gate_logits.sigmoid(), self.base_dist.mean
+        return (-self.gate_logits).sigmoid() * (self.base_dist.variance + gate * mean**2)
 
 
 class CountsGivenTotal(dist.TorchDistribution):
@@ -58,14 +208,20 @@ class CountsGivenTotal(dist.TorchDistribution):
 
     def given(self, log_total: Tensor | float) -> dist.TorchDistribution:
         """Return the distribution for a log total, which broadcasts with the shares."""
-        return self.counts(log_total + self.log_shares.log_softmax(-1)).to_event(1)
+        with pyro.validation_enabled(self._validate_args):
+            return self.counts(log_total + self.log_shares.log_softmax(-1)).to_event(1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x | l = sum of x) in nats."""
         if self._validate_args:
             self._validate_sample(value)
+        x, log_shares = in_float64(value, self.log_shares)
         # With a total of 0 the means and variances would be 0.
-        return self.given(value.sum(-1, keepdim=True).clamp(min=1).log()).log_prob(value)
+        log_total = x.sum(-1, keepdim=True).clamp(min=1).log()
+        log_means = log_total + log_shares.log_softmax(-1)
+        with pyro.validation_enabled(self._validate_args):
+            log_prob = self.counts(log_means).to_event(1).log_prob(value)
+        return like(log_prob, value, self.log_shares)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample counts at the library size. Their total varies around it."""

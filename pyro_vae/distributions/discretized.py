@@ -1,6 +1,6 @@
 """Distributions over evenly spaced levels, such as 8-bit grey values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 from pyro_vae.distributions.bernoulli import log_sigmoid
+from pyro_vae.distributions.special import in_float64, like
 
 
 class Levels(constraints.Constraint):
@@ -75,7 +76,8 @@ class CategoricalLevels(dist.TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Var[x]."""
-        return self.logits.softmax(-1) @ self._values**2 - self.mean**2
+        squares = (self._values - self.mean.unsqueeze(-1)) ** 2
+        return (self.logits.softmax(-1) * squares).sum(-1)
 
     @property
     def _categorical(self) -> dist.Categorical:
@@ -136,12 +138,13 @@ class DiscretizedLogistic(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         last = self.num_levels - 1
-        level = (value * last).round()
-        below = log_sigmoid(((level + 0.5) / last - self.loc) / self.scale)
-        above = log_sigmoid((self.loc - (level - 0.5) / last) / self.scale)
-        both = (-torch.expm1(-1 / (last * self.scale))).log()
+        x, loc, scale = in_float64(value, self.loc, self.scale)
+        level = (x * last).round()
+        below = log_sigmoid(((level + 0.5) / last - loc) / scale)
+        above = log_sigmoid((loc - (level - 0.5) / last) / scale)
+        both = (-torch.expm1(-1 / (last * scale))).log()
         inner = torch.where(level == 0, below, below + above + both)
-        return torch.where(level == last, above, inner)
+        return like(torch.where(level == last, above, inner), value, self.loc)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample the logistic distribution and round."""
@@ -154,18 +157,28 @@ class DiscretizedLogistic(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E[x]."""
-        return self._tail_sum(lambda k: 1.0) / (self.num_levels - 1)
+        centre, first, _ = self._moments()
+        return like((centre + first) / (self.num_levels - 1), self.loc)
 
     @property
     def variance(self) -> Tensor:
         """Var[x]."""
-        second = self._tail_sum(lambda k: 2.0 * k - 1) / (self.num_levels - 1) ** 2
-        return second - self.mean**2
+        _, first, second = self._moments()
+        return like((second - first**2) / (self.num_levels - 1) ** 2, self.loc)
 
-    def _tail_sum(self, weight: Callable[[int], float]) -> Tensor:
-        """Return the sum over k of weight(k) P(level >= k), which is E[level] for weight 1."""
-        total = torch.zeros_like(self.loc)
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the level c nearest to loc, E[level - c] and E[(level - c)^2].
+
+        They are sums over k of P(level >= k) for k > c, and of P(level < k) for k <= c. Around c
+        the second moment is not much larger than the variance, so their difference is accurate.
+        """
+        loc, scale = in_float64(self.loc, self.scale)
         last = self.num_levels - 1
+        centre = (loc.detach() * last).round().clamp(0, last)
+        first = second = torch.zeros_like(loc)
         for k in range(1, self.num_levels):  # a vectorized sum would need num_levels images
-            total = total + weight(k) * ((self.loc - (k - 0.5) / last) / self.scale).sigmoid()
-        return total
+            sign = torch.where(centre < k, 1, -1)
+            tail = (sign * (loc - (k - 0.5) / last) / scale).sigmoid()
+            first = first + sign * tail
+            second = second + (2 * sign * (k - centre) - sign) * tail
+        return centre, first, second

@@ -11,17 +11,6 @@ from torch import Tensor
 from pyro_vae.distributions.independent import unwrap_independent
 
 
-class _OpenUnitInterval(constraints.Constraint):
-    def check(self, value: Tensor) -> Tensor:
-        return (value > 0) & (value < 1)
-
-
-class OpenBeta(dist.Beta):
-    """A beta distribution with support (0, 1). At 0 and 1 the density is 0 or infinite."""
-
-    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch uses a closed interval
-
-
 def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
     """Return the distribution of the entries of an observation, without any `Independent`.
 

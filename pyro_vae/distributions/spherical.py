@@ -9,6 +9,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pyro_vae.distributions.special import in_float64, like, log_rising
+
 
 class PowerSpherical(dist.TorchDistribution):
     """The power spherical density on the unit sphere in d dimensions: De Cao & Aziz (2020).
@@ -47,22 +49,33 @@ class PowerSpherical(dist.TorchDistribution):
         """Return the log density in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        a, b = self._shapes()
-        log_normalizer = (
-            (a + b) * math.log(2) + b * math.log(math.pi) + a.lgamma() - (a + b).lgamma()
+        x, loc, concentration = in_float64(value, self.loc, self.concentration)
+        # A large concentration amplifies the rounding errors of the lengths, which are not 1.
+        x, loc = x / x.norm(dim=-1, keepdim=True), loc / loc.norm(dim=-1, keepdim=True)
+        b = self._shapes()[1]
+        # log((1 + loc'x) / 2) = log1p(-below) = log(above)
+        below, above = ((x + sign * loc).square().sum(-1) / 4 for sign in (-1, 1))
+        near = below < above
+        kernel = torch.where(
+            near,
+            concentration * torch.where(near, -below, 0).log1p(),
+            torch.xlogy(concentration, torch.where(near, 1, above)),
         )
-        # 1 + loc'x for unit vectors, without the cancellation near x = -loc.
-        closeness = (value + self.loc).square().sum(-1) / 2
-        return torch.xlogy(self.concentration, closeness) - log_normalizer
+        a = concentration + b
+        log_density = kernel + log_rising(a, b) + b * (a.log() - math.log(4 * math.pi))
+        return like(log_density, value, self.loc, self.concentration)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample around the first axis and reflect it to loc (Algorithm 1)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         a, b = self._shapes()
-        half = dist.Beta(a, torch.full_like(a, b)).rsample(torch.Size(sample_shape)).unsqueeze(-1)
+        shapes = torch.stack([a, torch.full_like(a, b)], dim=-1)
+        # (1 + cos, 1 - cos) / 2. The second is exact even if the first rounds to 1.
+        halves = dist.Dirichlet(shapes).rsample(torch.Size(sample_shape))
+        half, rest = halves[..., :1], halves[..., 1:]
         noise = torch.randn(*shape[:-1], shape[-1] - 1, dtype=half.dtype, device=half.device)
-        # (1 + cos, 1 - cos) / 2 = (half, 1 - half). The gradient of sqrt is infinite at 0.
-        sine = 2 * (half * (1 - half)).clamp(min=torch.finfo(half.dtype).tiny).sqrt()
+        # The gradient of sqrt is infinite at 0.
+        sine = 2 * (half * rest).clamp(min=torch.finfo(half.dtype).tiny).sqrt()
         sample = torch.cat([2 * half - 1, sine * normalize(noise, dim=-1)], dim=-1)
         axis = torch.zeros_like(self.loc)
         axis[..., 0] = 1
@@ -73,7 +86,7 @@ class PowerSpherical(dist.TorchDistribution):
     def mean(self) -> Tensor:
         """E[x], a vector inside the sphere."""
         a, b = self._shapes()
-        return ((a - b) / (a + b)).unsqueeze(-1) * self.loc
+        return (self.concentration / (a + b)).unsqueeze(-1) * self.loc
 
     def _shapes(self) -> tuple[Tensor, float]:
         """Return a and b of the distribution Beta(a, b) of (1 + loc'x) / 2."""

@@ -150,7 +150,7 @@ class Normal(LocationScale):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a normal distribution for each entry."""
-        return dist.Normal(*self.loc_and_scale(outputs))
+        return distributions.Normal(*self.loc_and_scale(outputs))
 
 
 class Laplace(LocationScale):
@@ -221,7 +221,7 @@ class StudentT(LocationScale):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a Student t distribution for each entry."""
-        return dist.StudentT(self.df(outputs), *self.loc_and_scale(outputs))
+        return distributions.StudentT(self.df(outputs), *self.loc_and_scale(outputs))
 
 
 class LogNormal(Entrywise):
@@ -248,7 +248,7 @@ class LogNormal(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a log-normal distribution for each entry."""
-        return dist.LogNormal(outputs[..., 0], self.scale(outputs))
+        return distributions.LogNormal(outputs[..., 0], self.scale(outputs))
 
 
 class Beta(Entrywise):
@@ -280,10 +280,4 @@ class Beta(Entrywise):
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a beta distribution for each entry."""
-        logits, concentration = outputs[..., 0], self.concentration(outputs)
-        # sigmoid(-logits) is positive at logits for which 1 - sigmoid(logits) rounds to 0.
-        smallest = torch.finfo(logits.dtype).tiny
-        return distributions.OpenBeta(
-            (concentration * logits.sigmoid()).clamp(min=smallest),
-            (concentration * (-logits).sigmoid()).clamp(min=smallest),
-        )
+        return distributions.Beta(outputs[..., 0], self.concentration(outputs))

@@ -85,7 +85,7 @@ class Poisson(Counts):
 
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
         """Return Poisson distributions with these means."""
-        return dist.Poisson(log_mean.exp())
+        return distributions.Poisson(log_mean)
 
 
 class NegativeBinomial(Counts):
@@ -123,8 +123,7 @@ class NegativeBinomial(Counts):
 
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
         """Return negative binomial distributions with these means."""
-        r = self.inverse_dispersion(outputs)
-        return dist.NegativeBinomial(r, logits=log_mean - r.log())
+        return distributions.NegativeBinomial(self.inverse_dispersion(outputs), log_mean)
 
 
 class ZeroInflatedNegativeBinomial(Counts):
@@ -166,7 +165,6 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
         """Return zero-inflated negative binomial distributions with these means."""
-        r = self.inverse_dispersion(outputs)
         return distributions.ZeroInflatedNegativeBinomial(
-            r, logits=log_mean - r.log(), gate_logits=outputs[..., 1]
+            self.inverse_dispersion(outputs), log_mean, gate_logits=outputs[..., 1]
         )

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.functional import softplus
 
+from pyro_vae import distributions
 from pyro_vae.arguments import ArgumentError, Count, Instance, Positive, Whole
 from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
-from pyro_vae.distributions.spherical import PowerSpherical
 from pyro_vae.part import Part
 
 AtLeastTwo: TypeAlias = Annotated[int, Whole(2)]
@@ -110,7 +110,7 @@ class StudentT(_Standard):
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
-        return dist.StudentT(self.df * self.one, self.zero, self.one).to_event(1)
+        return distributions.StudentT(self.df * self.one, self.zero, self.one).to_event(1)
 
 
 class DiagonalNormal(Part):
@@ -194,7 +194,7 @@ class Dirichlet(_Standard):
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
-        return dist.Dirichlet(self.concentration * self.one)
+        return distributions.Dirichlet(self.concentration * self.one)
 
 
 class HypersphericalUniform(_Standard):
@@ -220,7 +220,7 @@ class HypersphericalUniform(_Standard):
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
         # With a concentration of 0 the direction has no effect.
-        return PowerSpherical(self.one / self.latent_dim**0.5, self.zero[0])
+        return distributions.PowerSpherical(self.one / self.latent_dim**0.5, self.zero[0])
 
 
 class Categorical(Part):

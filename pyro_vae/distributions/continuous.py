@@ -1,0 +1,173 @@
+"""Continuous distributions with accurate densities over the whole range of their parameters."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_vae.distributions.special import (
+    HALF_LOG_2PI,
+    deviance,
+    excess,
+    in_float64,
+    like,
+    log_rising,
+    stirling_error,
+)
+
+
+class Normal(dist.Normal):
+    """The distribution of Pyro, for any scale and distance from loc.
+
+    The squares of scale and distance overflow above 10^19 in float32 and underflow below 10^-19.
+    They are computed in units of a power of 2, so that all other results are equal to Pyro's.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        unit = torch.exp2(torch.frexp(self.scale.detach()).exponent - 1.0)
+        distance, scale = (value - self.loc) / unit, self.scale / unit
+        return -(distance**2) / (2 * scale**2) - self.scale.log() - HALF_LOG_2PI
+
+
+class LogNormal(dist.LogNormal):
+    """The distribution of Pyro, with an accurate density if the scale of log x is small."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, loc, scale = in_float64(value, self.loc, self.scale)
+        log_density = -(((x.log() - loc) / scale) ** 2) / 2 - scale.log() - x.log() - HALF_LOG_2PI
+        return like(log_density, value, self.loc)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        square = self.scale**2
+        return square.expm1() * (2 * self.loc + square).exp()
+
+
+class StudentT(dist.StudentT):
+    """The distribution of Pyro, which approaches a normal distribution at large df."""
+
+    def __init__(
+        self,
+        df: Tensor | float,
+        loc: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(df, loc, scale, validate_args=validate_args)
+        # Special functions of a shared parameter are computed once.
+        self._df, self._scale = (
+            given if isinstance(given, Tensor) else self.loc.new_tensor(given)
+            for given in (df, scale)
+        )
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "StudentT":
+        """Return the distribution with this batch_shape."""
+        loc = self.loc.expand(batch_shape)
+        return type(self)(self._df, loc, self._scale, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, df, loc, scale = in_float64(value, self._df, self.loc, self._scale)
+        log_scale = scale.log() + HALF_LOG_2PI - log_rising(df / 2, 0.5)
+        tail = (((x - loc) / scale) ** 2 / df).log1p()
+        return like(-(df + 1) / 2 * tail - log_scale, value, self.df)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], NaN if df is at most 1."""
+        return torch.where(self.df > 1, self.loc, torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x], infinite if df is at most 2 and NaN if it is at most 1."""
+        finite = self.scale**2 * (self.df / (self.df - 2))
+        heavy = torch.where(self.df > 1, torch.inf, torch.nan).to(finite.dtype)
+        return torch.where(self.df > 2, finite, heavy)
+
+
+class _OpenUnitInterval(constraints.Constraint):
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+
+class Beta(dist.Beta):
+    """A beta distribution with a given mean and support (0, 1).
+
+    At 0 and 1 the density is 0 or infinite.
+
+    Args:
+        logits: Logits of the mean m.
+        concentration: Concentration c of Beta(c m, c (1 - m)).
+    """
+
+    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch uses a closed interval
+
+    def __init__(
+        self, logits: Tensor, concentration: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.total = torch.broadcast_tensors(logits, concentration)
+        self._total = concentration  # Special functions of a shared c are computed once.
+        # sigmoid(-logits) is positive at logits for which 1 - sigmoid(logits) rounds to 0.
+        smallest = torch.finfo(logits.dtype).tiny
+        super().__init__(
+            (concentration * logits.sigmoid()).clamp(min=smallest),
+            (concentration * (-logits).sigmoid()).clamp(min=smallest),
+            validate_args=validate_args,
+        )
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Beta":
+        """Return the distribution with this batch_shape."""
+        return type(self)(self.logits.expand(batch_shape), self._total, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, logits, total = in_float64(value, self.logits, self._total)
+        log_x, log_rest = x.log(), (-x).log1p()
+        # Beyond this bound the density of the other values is 0, and exp(-logits) overflows.
+        logits = logits.clamp(-600, 600)
+        m, rest = logits.sigmoid(), (-logits).sigmoid()
+        a, b = total * m, total * rest
+        kernel = deviance(a, b, (m, rest), log_x - log_rest - logits)
+        log_scale = (a * rest).log() / 2 - HALF_LOG_2PI
+        errors = stirling_error(total) - stirling_error(a) - stirling_error(b)
+        log_density = kernel + log_scale + errors - log_x - log_rest
+        return like(log_density, value, self.logits, self.total)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        return self.logits.sigmoid() * (-self.logits).sigmoid() / (self.total + 1)
+
+
+class Dirichlet(dist.Dirichlet):
+    """The distribution of Pyro, with an accurate density at large concentrations."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, weights = in_float64(value, self.concentration)
+        total = weights.sum(-1, keepdim=True)
+        log_x = torch.where(x > 0, x, 1).log()
+        # sum_i w_i log(x_i / m_i) with means m_i = w_i / total, as in log_beta_kernel.
+        terms = excess(weights, x * total - weights, log_x - (weights / total).log())
+        terms = terms + weights.log() / 2 - stirling_error(weights) - log_x - HALF_LOG_2PI
+        # For x_i = 0 the density is 0 or infinite, except at a concentration of 1.
+        terms = terms + torch.where(x > 0, 0, torch.xlogy(weights - 1, x))
+        total = total.squeeze(-1)
+        linear = total * (x.sum(-1) - 1)
+        log_scale = stirling_error(total) - total.log() / 2 + HALF_LOG_2PI
+        return like(terms.sum(-1) + linear + log_scale, value, self.concentration)
