@@ -80,7 +80,14 @@ class Labels:
                             "elsewhere. Rename one of them with dims="
                         )
         sizes |= num_data
-        clashes = sorted({name for group in variables.values() for name in group} & set(sizes))
+        names = {name for group in variables.values() for name in group}
+        paths = sorted(name for name in names | set(sizes) if "/" in name)
+        if paths:
+            raise ValueError(
+                f"{paths[0]!r} contains a '/', which separates the groups of a DataTree. Rename the "
+                "site or the plate"
+            )
+        clashes = sorted(names & set(sizes))
         if clashes:
             raise ValueError(
                 f"site {clashes[0]!r} has the name of a dimension and would become its coordinate. "

@@ -153,12 +153,14 @@ def _one_entry_per_row(programs: Sequence[Program], arguments: Arguments | None)
     """Return the plates with one entry per row of the data, for two numbers of rows."""
     if arguments is None or not arguments.num_rows:
         return set()
+    enough = arguments
     if arguments.num_rows < 3:
         repeated = arguments.repeat(arguments.whole(), 3)
-        arguments = Arguments(repeated.args, repeated.kwargs)
-    for most in (3, arguments.num_rows):
+        enough = Arguments(repeated.args, repeated.kwargs)
+    # A program with a fixed number of data may accept no more rows than these.
+    for rows, most in ((enough, 3), (arguments, arguments.num_rows)):
         with contextlib.suppress(*MISFITS):
-            runs = [_of_size(size, programs, arguments) for size in (most, most - 1)]
+            runs = [_of_size(size, programs, rows) for size in (most, most - 1) if size]
             return set.intersection(*runs)
     return set()
 
