@@ -84,8 +84,8 @@ class Labels:
         paths = sorted(name for name in names | set(sizes) if "/" in name)
         if paths:
             raise ValueError(
-                f"{paths[0]!r} contains a '/', which separates the groups of a DataTree. Rename the "
-                "site or the plate"
+                f"{paths[0]!r} contains a '/', which separates the groups of a DataTree. Rename "
+                "the site or the plate"
             )
         clashes = sorted(names & set(sizes))
         if clashes:
