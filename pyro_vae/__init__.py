@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyro_vae.pairs.check import check
     from pyro_vae.pairs.pair import Pair, PairError
     from pyro_vae.part import Part
+    from pyro_vae.refinement.refine import RefinedPosterior, refine
     from pyro_vae.reporting.run_report import report
     from pyro_vae.runtime.devices import resolve_device
     from pyro_vae.runtime.files import CheckpointError
@@ -61,6 +62,7 @@ __all__ = [
     "Pair",
     "PairError",
     "Part",
+    "RefinedPosterior",
     "TrainingError",
     "TrustCard",
     "ais",
@@ -84,6 +86,7 @@ __all__ = [
     "objectives",
     "plots",
     "priors",
+    "refine",
     "report",
     "resolve_device",
     "sbc",
@@ -107,6 +110,7 @@ _MODULE_OF = {
     "Pair": "pairs.pair",
     "PairError": "pairs.pair",
     "Part": "part",
+    "RefinedPosterior": "refinement.refine",
     "TrainingError": "training.nan_recovery",
     "TrustCard": "diagnostics.trust_card",
     "ais": "diagnostics.ais",
@@ -121,6 +125,7 @@ _MODULE_OF = {
     "gaps": "diagnostics.gaps",
     "load": "checkpointing.model_folder",
     "mcmc_draws": "diagnostics.mcmc",
+    "refine": "refinement.refine",
     "report": "reporting.run_report",
     "resolve_device": "runtime.devices",
     "sbc": "diagnostics.sbc",

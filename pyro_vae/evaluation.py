@@ -4,14 +4,17 @@ All scores are computed from one array of log weights; parameters are not change
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import torch
 from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
@@ -20,9 +23,11 @@ from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
-from pyro_vae.pairs.pair import AnyPair
-from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.pair import AnyPair, PairLike
+from pyro_vae.pairs.sampler import Draws, Sampler
 from pyro_vae.pairs.state import unchanged
+from pyro_vae.refinement.importance import Weighted
+from pyro_vae.refinement.refine import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.tables import rendered
 
@@ -48,10 +53,11 @@ class Evaluation:
             that converges to log p(x).
         khat: Pareto k-hat of the importance weights. The estimate of log p(x) is unreliable if
             k-hat is above `khat_threshold`.
-        num_samples: K, number of guide samples per datum.
+        num_samples: K, number of samples per datum.
         seed: Random seed of the samples.
         dataset: Name of the dataset.
         binarization: Binarization of the dataset.
+        proposal: Distribution of the samples, `"guide"` or `"refined"`.
 
     Example:
         >>> import numpy as np, pyro_vae as pv
@@ -73,6 +79,7 @@ class Evaluation:
     seed: int
     dataset: str
     binarization: str
+    proposal: str = "guide"
 
     @property
     def num_data(self) -> int:
@@ -120,7 +127,7 @@ class Evaluation:
         )
         caption = (
             f"{self.dataset}, {self.num_data:,} data, binarization {self.binarization},\n"
-            f"K = {self.num_samples}, seed {self.seed},\n{trust}"
+            f"K = {self.num_samples}, proposal {self.proposal}, seed {self.seed},\n{trust}"
         )
         table = Table("nats per datum", "mean", "standard error", caption=caption)
         for score, description in DESCRIPTIONS.items():
@@ -137,6 +144,7 @@ def evaluate(
     data: Data,
     *,
     num_samples: Count = 5000,
+    proposal: Literal["guide", "refined"] = "guide",
     seed: Seed = 0,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -151,8 +159,10 @@ def evaluate(
         pair: Object with `.model` and `.guide`.
         data: Data of shape `(num_data, *event)`, or a tuple `(data, y, ...)` as for `fit`. A
             `DataLoader` is read once, in its order, and scored like a tensor of the same rows.
-        num_samples: K, number of guide samples for each datum.
-        seed: Random seed for the guide samples. The global random state is restored.
+        num_samples: K, number of samples for each datum.
+        proposal: Distribution of the samples: `"guide"`, or `"refined"` for that of `refine`. Its
+            bounds are those of the refined proposal, which needs several times as long.
+        seed: Random seed for the samples. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Returns:
@@ -179,24 +189,23 @@ def evaluate(
 
     See also: `diagnose`, `fit`, `report`.
     """
-    device = device_of(pair.model, pair.guide)
     dataset = dataset_of(pair, data)
     check_data(pair, dataset)
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 
     def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
-        return _scores(sampler, batch, num_samples, draws)
+        return _scores(draw(batch, draws), batch[0].dtype)
 
     # Each chunk would otherwise enter and leave `evaluating`.
     with unchanged(*programs), fast_layers(modules_of(*programs)):
-        sampler = Sampler(pair, dataset.batch(slice(2)))
+        draw, size, draws = _drawing(pair, dataset, num_samples, proposal)
         found = map_chunks(
             rows,
             score,
-            rows=data_per_chunk(dataset.event_shape, num_samples, device),
+            rows=size,
             seed=seed,
-            draws=draws_per_chunk(num_samples, device),
+            draws=draws,
             description="evaluating",
             progress=progress,
         )
@@ -208,13 +217,27 @@ def evaluate(
         seed=seed,
         dataset=dataset.name,
         binarization=dataset.binarization,
+        proposal=proposal,
     )
 
 
-def _scores(
-    sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int, chunk_draws: int
-) -> dict[str, Tensor]:
-    draws = sampler.log_weights(batch, num_samples, chunk_draws)
+def _drawing(
+    pair: PairLike, data: Dataset, num_samples: int, proposal: str
+) -> tuple[Callable[[tuple[Tensor, ...], int], Draws | Weighted], int, int]:
+    """Return how to sample for a chunk, and the numbers of data and of draws of a chunk."""
+    sampler = Sampler(pair, data.batch(slice(2)))
+    if proposal == "refined":
+        refiner = Refiner(sampler, NUM_ROUNDS, num_samples)
+        return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(data)
+    device = device_of(pair.model, pair.guide)
+    return (
+        lambda batch, draws: sampler.log_weights(batch, num_samples, draws),
+        data_per_chunk(data.event_shape, num_samples, device),
+        draws_per_chunk(num_samples, device),
+    )
+
+
+def _scores(draws: Draws | Weighted, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = draws.log_weights
     reconstruction = elbo(draws.log_likelihood)
     scores = {
@@ -224,5 +247,5 @@ def _scores(
         "log_likelihood": importance_bound(weights),
         "khat": pareto_khat(weights),
     }
-    dtype = batch[0].dtype if batch[0].is_floating_point() else weights.dtype
+    dtype = dtype if dtype.is_floating_point else weights.dtype
     return {name: score.to("cpu", dtype) for name, score in scores.items()}

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
@@ -33,9 +32,9 @@ from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
-from pyro_vae.pairs.sampler import Sampler, batch_of, simulate
+from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.pairs.supports import support_of
+from pyro_vae.pairs.unconstrained import Unconstrained
 
 TARGET_ACCEPTANCE = 0.65
 # Chains of the pilot run for each datum, at most.
@@ -115,7 +114,7 @@ def ais(
     rows = data_per_chunk(data.event_shape, num_chains)
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        target = Target(sampler, batch)
+        target = Unconstrained(sampler, batch)
         pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
         steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
         weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
@@ -182,7 +181,7 @@ def bidirectional(
         sampler = Sampler(pair, template)
         with torch.no_grad():
             latents, simulated = simulate(sampler.programs, template, range(num_data))
-        target = Target(sampler, simulated)
+        target = Unconstrained(sampler, simulated)
         pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
         steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
         weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
@@ -192,53 +191,6 @@ def bidirectional(
     upper = math.log(num_chains) - (-back).logsumexp(0)
     bounds = Annealed(lower.cpu().numpy(), upper.cpu().numpy(), accepted.cpu().numpy())
     return simulated[0], bounds
-
-
-class Target:
-    """The log densities of a model as functions of the unconstrained latents of some data.
-
-    States have shape `(chains, data, dim)`; the latents of all sites are concatenated.
-    """
-
-    def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
-        self.sampler, self.batch = sampler, batch
-        with torch.no_grad():
-            sites = sampler.programs.run_model(batch_of(batch), 1)
-        self.transforms: dict[str, Transform] = {}
-        self.shapes: dict[str, torch.Size] = {}
-        for name in sampler.programs.local_latents:
-            support = support_of(sites[name].distribution)
-            if support.is_discrete:
-                raise ValueError(f"latent {name!r} is discrete; annealing needs continuous latents")
-            self.transforms[name] = biject_to(support)
-            self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
-
-    @torch.no_grad()
-    def from_prior(self, num_chains: int) -> Tensor:
-        """Sample states from the prior."""
-        sites = self.sampler.programs.run_model(batch_of(self.batch), num_chains, observe=False)
-        return self.unconstrain(
-            {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
-        )
-
-    def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
-        """Concatenate unconstrained latents, each of shape `(chains, data, *event)`."""
-        rows = [self.transforms[name].inv(value) for name, value in latents.items()]
-        return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
-
-    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log prior of the states and log p(x|z), each of shape `(chains, data)`."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        parts = states.split(sizes, dim=-1)
-        latents, log_jacobian = {}, torch.zeros(states.shape[:2], device=states.device)
-        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
-            row = part.reshape(*part.shape[:2], *shape)
-            transform = self.transforms[name]
-            latents[name] = transform(row)
-            terms = transform.log_abs_det_jacobian(row, latents[name])
-            log_jacobian = log_jacobian + terms.reshape(*states.shape[:2], -1).sum(-1)
-        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
-        return log_prior + log_jacobian, log_likelihood
 
 
 def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:

@@ -66,6 +66,25 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
     return khat
 
 
+def smoothed_log_weights(log_weights: np.ndarray) -> np.ndarray:
+    """Return normalized log weights with the tail of each column replaced by a Pareto fit.
+
+    The largest weights become expected order statistics of the fitted distribution (Vehtari et al.
+    2024). Columns without a fit, those with a k-hat that is not finite, are only normalized.
+
+    Args:
+        log_weights: Log weights in nats, shape `(num_samples, num_data)`.
+    """
+    from arviz_stats.base import array_stats
+
+    result = log_weights - np.logaddexp.reduce(log_weights, axis=0)
+    fitted = np.isfinite(pareto_khat(log_weights))
+    if fitted.any():
+        with np.errstate(all="ignore"):
+            result[:, fitted] = array_stats.psislw(-log_weights[:, fitted].T, axis=-1)[0].T
+    return result
+
+
 def _tail_size(num_samples: int) -> int:
     """Return the number of samples in the tail that ArviZ fits."""
     return int(3 * num_samples**0.5) if num_samples > 225 else num_samples // 5

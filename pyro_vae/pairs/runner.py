@@ -160,6 +160,20 @@ class PairRunner:
         guide, model = self._over_draws(both, batch, num_draws, given or {})
         return guide, model
 
+    def run_guide(self, batch: Batch, num_draws: int, given: Mapping[str, Tensor]) -> Sites:
+        """Run the guide on a batch, with these values of its latents.
+
+        Args:
+            batch: Data, as from `batches`.
+            num_draws: Number of samples.
+            given: Values of latents, in the shape of `SiteDraws.value`.
+        """
+
+        def alone(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
+            return (self._trace(self.guide, batch, values),)
+
+        return self._over_draws(alone, batch, num_draws, given)[0]
+
     def run_model(
         self,
         batch: Batch,

@@ -110,13 +110,28 @@ class Sampler:
             batch: Data.
             latents: Values of the latents, in the shapes of `Draws.latents`.
         """
-        num_samples = len(next(iter(latents.values())))
+        values, num_samples = self._values(latents)
+        model = self.programs.run_model(batch_of(batch), num_samples, values)
+        return self._sum(_latents(model)), self._sum(_data(model))
+
+    def guide_at(self, batch: Data, latents: Mapping[str, Tensor]) -> Tensor:
+        """Return log q(z|x) of shape `(samples, data)` at any values of the latents.
+
+        Args:
+            batch: Data.
+            latents: Values of all latents, in the shapes of `Draws.latents`.
+        """
+        values, num_samples = self._values(latents)
+        guide = self.programs.run_guide(batch_of(batch), num_samples, values)
+        return self._sum(guide.values())
+
+    def _values(self, latents: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+        """Return latents in the shapes of `SiteDraws.value`, and the number of samples."""
         values = dict(latents)
         for name in self.programs.local_latents.keys() & latents.keys():
             plates = [frame.name for frame in self.programs.layout.frames[name]]
             values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
-        model = self.programs.run_model(batch_of(batch), num_samples, values)
-        return self._sum(_latents(model)), self._sum(_data(model))
+        return values, len(next(iter(latents.values())))
 
     def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
         """Return the log densities of `num_samples` samples per datum, computed chunk by chunk.

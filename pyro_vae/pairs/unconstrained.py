@@ -1,0 +1,112 @@
+"""The joint density of a model as a function of its unconstrained latents.
+
+Annealing, Hamiltonian Monte Carlo and refinement move through R^dim. The latents of all sites of a
+datum, each mapped from its support by `biject_to`, are concatenated to one state. Log densities of
+states include the log Jacobian of the map.
+"""
+
+import math
+
+import torch
+from pyro.distributions.transforms import Transform, biject_to
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.sampler import Draws, Sampler, batch_of
+from pyro_vae.pairs.supports import support_of
+
+
+class Unconstrained:
+    """The log densities of a pair as functions of the unconstrained latents of some data.
+
+    States have shape `(samples, data, dim)`.
+
+    Attributes:
+        sampler: The pair.
+        batch: The data, and other tensors with one row per datum.
+        dim: Number of unconstrained latents of a datum.
+
+    Args:
+        sampler: Sampler of the pair.
+        batch: Data.
+
+    Raises:
+        PairError: If a latent is discrete, or its support has no map from R^dim.
+    """
+
+    def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
+        self.sampler, self.batch = sampler, batch
+        with torch.no_grad():
+            sites = sampler.programs.run_model(batch_of(batch), 1)
+        self.transforms: dict[str, Transform] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        for name in sampler.programs.local_latents:
+            self.transforms[name] = _to_support(name, support_of(sites[name].distribution))
+            self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
+        self.dim = sum(math.prod(shape) for shape in self.shapes.values())
+
+    def rows(self, index: Tensor) -> "Unconstrained":
+        """Return the densities of the data at these indices."""
+        part = object.__new__(Unconstrained)
+        part.__dict__.update(self.__dict__, batch=tuple(rows[index] for rows in self.batch))
+        return part
+
+    @torch.no_grad()
+    def from_prior(self, num_samples: int) -> Tensor:
+        """Sample states from the prior."""
+        sites = self.sampler.programs.run_model(batch_of(self.batch), num_samples, observe=False)
+        return self.unconstrain(
+            {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
+        )
+
+    def from_guide(self, num_samples: int) -> tuple[Tensor, Draws]:
+        """Sample states from the guide; return them with the densities of the latents."""
+        draws = self.sampler.draw(self.batch, num_samples)
+        return self.unconstrain({name: draws.latents[name] for name in self.transforms}), draws
+
+    def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
+        """Concatenate unconstrained latents, each of shape `(samples, data, *event)`."""
+        rows = [self.transforms[name].inv(value) for name, value in latents.items()]
+        return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
+
+    def constrain(self, states: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the latents at states, and the log Jacobian of shape `(samples, data)`."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        latents, log_jacobian = {}, torch.zeros(states.shape[:2], device=states.device)
+        parts = states.split(sizes, dim=-1)
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            row = part.reshape(*part.shape[:2], *shape)
+            latents[name] = self.transforms[name](row)
+            terms = self.transforms[name].log_abs_det_jacobian(row, latents[name])
+            log_jacobian = log_jacobian + terms.reshape(*states.shape[:2], -1).sum(-1)
+        return latents, log_jacobian
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log prior of the states and log p(x|z), each of shape `(samples, data)`."""
+        latents, log_jacobian = self.constrain(states)
+        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
+        return log_prior + log_jacobian, log_likelihood
+
+    def log_joint(self, states: Tensor) -> Tensor:
+        """Return the log density of states and data, shape `(samples, data)`."""
+        log_prior, log_likelihood = self(states)
+        return log_prior + log_likelihood
+
+    @torch.no_grad()
+    def log_guide(self, states: Tensor) -> Tensor:
+        """Return the log density of the guide at states, shape `(samples, data)`."""
+        latents, log_jacobian = self.constrain(states)
+        return self.sampler.guide_at(self.batch, latents) + log_jacobian
+
+
+def _to_support(name: str, support: Constraint) -> Transform:
+    if support.is_discrete:
+        raise PairError(f"latent {name!r} is discrete, and a continuous latent is needed")
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise PairError(
+            f"latent {name!r} has the support {support}, and no map from R^dim to it is known: use "
+            "a latent on R^dim, a box, the simplex or the positive numbers"
+        ) from None

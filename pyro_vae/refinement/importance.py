@@ -1,0 +1,194 @@
+"""Find a proposal for each datum of a batch, and draw weighted samples from it.
+
+The proposal starts as the Laplace approximation with heavy tails: Student t distributions at the
+modes of p(z|x), with the inverse negative Hessians as scales. Rounds of adaptive importance
+sampling then fit it to its weighted draws. A fit is kept for a datum only if draws that it has not
+seen say that it is closer to p(z|x) than the proposal before it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae.pairs.unconstrained import Unconstrained
+from pyro_vae.refinement.newton import eigen, find_modes
+from pyro_vae.refinement.proposal import Proposal, degrees_of_freedom
+
+NUM_CANDIDATES = 64  # draws of guide and prior from which the first states are taken
+DIMENSIONS_PER_START = 20  # a start costs as many evaluations as there are dimensions
+MAX_STARTS = 8
+SAME_MODE = 1.0  # distance of two modes in standard deviations below which they are one
+GUIDE_SHARE, PRIOR_SHARE = 0.1, 0.1  # of the draws
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Draws from the proposals of some data with their log densities in nats.
+
+    Attributes:
+        states: Unconstrained latents, shape `(samples, data, dim)`.
+        log_likelihood: log p(x|z), shape `(samples, data)`.
+        log_prior: Log prior of the states, shape `(samples, data)`.
+        log_q: Log density of the proposal, shape `(samples, data)`.
+    """
+
+    states: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_q: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Return log p(x, z) - log r(z|x), shape `(samples, data)`."""
+        return self.log_likelihood + self.log_prior - self.log_q
+
+
+@torch.no_grad()
+def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int) -> Proposal:
+    """Return a proposal for each datum.
+
+    Args:
+        posterior: The log density of latents and data.
+        num_rounds: Number of rounds that fit the proposal to its draws.
+        num_draws: Number of draws of each datum in a round.
+        chunk: Number of draws to evaluate together.
+    """
+    proposal = _laplace(posterior)
+    draws = weighted(posterior, proposal, num_draws, chunk)
+    going = torch.ones(len(proposal.logits), dtype=torch.bool, device=draws.states.device)
+    for _ in range(num_rounds):
+        fit = proposal.adapted(draws.states, draws.log_weights)
+        fresh = weighted(posterior, fit, num_draws, chunk)
+        going = going & _is_closer(fit, proposal, fresh)
+        proposal = fit.where(going, proposal)
+        draws = fresh
+    return proposal
+
+
+def _is_closer(fit: Proposal, before: Proposal, fresh: Weighted) -> Tensor:
+    """Return whether KL(p(z|x) || r) is smaller for `fit`, estimated with draws of `fit`."""
+    gain = fresh.log_q - before.distribution.log_prob(fresh.states)
+    return (fresh.log_weights.softmax(0) * gain).sum(0) >= 0
+
+
+@torch.no_grad()
+def weighted(
+    posterior: Unconstrained,
+    proposal: Proposal,
+    num_samples: int,
+    chunk: int,
+    *,
+    defended: bool = False,
+) -> Weighted:
+    """Return fresh draws with their weights.
+
+    Args:
+        posterior: The log density of latents and data.
+        proposal: Where to draw from.
+        num_samples: Number of draws of each datum.
+        chunk: Number of draws to evaluate together.
+        defended: Whether a share of the draws comes from the guide and, in few dimensions, another
+            one from the prior. All draws are weighted by the mixture (Owen & Zhou 2000), so a mode
+            that the proposal misses does not have unbounded weights.
+    """
+    shares = defence(posterior.dim) if defended else {}
+    numbers = {name: int(share * num_samples) for name, share in shares.items()}
+    parts = [proposal.distribution.sample((num_samples - sum(numbers.values()),))]
+    if numbers.get("guide"):
+        parts.append(posterior.from_guide(numbers["guide"])[0])
+    if numbers.get("prior"):
+        parts.append(posterior.from_prior(numbers["prior"]))
+    states = torch.cat(parts)
+    terms = [posterior(part) for part in states.split(chunk)]
+    log_prior, log_likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
+    shares = {name: number / num_samples for name, number in numbers.items()}
+    log_q = log_mixture(posterior, proposal, states, log_prior, shares, chunk)
+    return Weighted(states, log_likelihood, log_prior, log_q)
+
+
+def defence(dim: int) -> dict[str, float]:
+    """Return the shares of the draws that come from the guide and from the prior."""
+    return {"guide": GUIDE_SHARE, "prior": PRIOR_SHARE if _num_starts(dim) > 1 else 0.0}
+
+
+def log_mixture(
+    posterior: Unconstrained,
+    proposal: Proposal,
+    states: Tensor,
+    log_prior: Tensor,
+    shares: dict[str, float],
+    chunk: int,
+) -> Tensor:
+    """Return the log density of the mixture at states, shape `(samples, data)`.
+
+    Args:
+        posterior: The log density of latents and data.
+        proposal: Component with the rest of the shares.
+        states: States, shape `(samples, data, dim)`.
+        log_prior: Log prior of the states, shape `(samples, data)`.
+        shares: Shares of guide and prior.
+        chunk: Number of draws to evaluate together.
+    """
+    terms = [proposal.distribution.log_prob(states) + math.log1p(-sum(shares.values()))]
+    if shares.get("guide"):
+        guide = torch.cat([posterior.log_guide(part) for part in states.split(chunk)])
+        terms.append(guide + math.log(shares["guide"]))
+    if shares.get("prior"):
+        terms.append(log_prior + math.log(shares["prior"]))
+    return torch.stack(terms).logsumexp(0)
+
+
+def _num_starts(dim: int) -> int:
+    return max(1, min(MAX_STARTS, DIMENSIONS_PER_START // dim))
+
+
+def _laplace(posterior: Unconstrained) -> Proposal:
+    """Return Student t distributions at the modes that are reached from several states.
+
+    The first state is the guide's best. Each further state is the candidate with the largest weight
+    under the mixture so far (Raftery & Bao 2010), where another mode may be missing.
+    """
+    num_starts = _num_starts(posterior.dim)
+    prior = posterior.from_prior(NUM_CANDIDATES)
+    scale = prior.flatten(0, 1).std(0).clamp(min=1e-6)
+    guide, draws = posterior.from_guide(NUM_CANDIDATES)
+    each = torch.arange(guide.shape[1], device=guide.device)
+    best = (draws.log_prior + draws.log_likelihood).argmax(0)
+    proposal = _at_mode(posterior, guide[best, each], scale)
+    if num_starts == 1:
+        return proposal
+    candidates = torch.cat([guide, prior])
+    log_prior, log_likelihood = posterior(candidates)
+    for _ in range(num_starts - 1):
+        covered = torch.logaddexp(log_prior, proposal.distribution.log_prob(candidates))
+        best = (log_prior + log_likelihood - covered).nan_to_num(nan=-torch.inf).argmax(0)
+        proposal = _joined(proposal, _at_mode(posterior, candidates[best, each], scale))
+    return proposal
+
+
+def _at_mode(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Proposal:
+    """Return one component for each datum. Its logit is the log of the Laplace approximation."""
+    mode = find_modes(posterior, start, scale)
+    values, vectors = eigen(mode.precision, scale)
+    root = scale[:, None] * vectors / values.sqrt().unsqueeze(-2)
+    scale_tril = torch.linalg.cholesky(root @ root.mT)
+    log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    df = degrees_of_freedom(posterior.dim)
+    logits = (mode.log_joint + log_det).unsqueeze(1)
+    return Proposal(logits, mode.state.unsqueeze(1), scale_tril.unsqueeze(1), df)
+
+
+def _joined(proposal: Proposal, other: Proposal) -> Proposal:
+    """Return the mixture of a proposal and one more component. A mode counts once."""
+    apart = (other.loc - proposal.loc).unsqueeze(-1)
+    white = torch.linalg.solve_triangular(proposal.scale_tril, apart, upper=False).squeeze(-1)
+    same = (white.norm(dim=-1) < SAME_MODE) & proposal.logits.isfinite()
+    logits = torch.where(same.any(1, keepdim=True), -torch.inf, other.logits)
+    return Proposal(
+        torch.cat([proposal.logits, logits], 1),
+        torch.cat([proposal.loc, other.loc], 1),
+        torch.cat([proposal.scale_tril, other.scale_tril], 1),
+        proposal.df,
+    )

@@ -1,0 +1,315 @@
+"""`refine`: a corrected posterior of each datum, with the evidence of how good it is."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from pyro_vae.arguments import Count, Seed, Whole, checked
+from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.engine.guards import modules_of
+from pyro_vae.engine.matmul import fast_layers
+from pyro_vae.pairs.check import check_data
+from pyro_vae.pairs.checked_rows import CheckedRows
+from pyro_vae.pairs.chunking import CHUNK_ELEMENTS, map_chunks, over_chunks
+from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.khat import khat_threshold, smoothed_log_weights
+from pyro_vae.pairs.log_weights import (
+    check_finite,
+    effective_sample_size,
+    importance_bound,
+    pareto_khat,
+)
+from pyro_vae.pairs.pair import AnyPair, PairLike
+from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.state import unchanged
+from pyro_vae.pairs.unconstrained import Unconstrained
+from pyro_vae.refinement.importance import Weighted, defence, fitted, log_mixture, weighted
+from pyro_vae.refinement.proposal import Proposal
+from pyro_vae.runtime.tables import rendered
+
+NUM_ROUNDS = 3  # of adaptation
+ROUND_DRAWS = 500  # of each datum in a round
+
+R = TypeVar("R")
+
+
+class Refiner:
+    """Finds proposals for chunks of data and draws from them.
+
+    Args:
+        sampler: Sampler of the pair.
+        num_rounds: Number of rounds of adaptation.
+        num_samples: Number of weighted draws of each datum.
+    """
+
+    def __init__(self, sampler: Sampler, num_rounds: int, num_samples: int) -> None:
+        self.sampler, self.num_rounds, self.num_samples = sampler, num_rounds, num_samples
+
+    def chunk_sizes(self, data: Dataset) -> tuple[int, int]:
+        """Return the numbers of data and of draws to evaluate together.
+
+        The Hessian of a datum evaluates one copy of it for each latent.
+        """
+        dim = Unconstrained(self.sampler, data.batch(slice(2))).dim
+        copies = max(1, CHUNK_ELEMENTS // max(1, math.prod(data.event_shape)))
+        return max(1, copies // dim), min(copies, dim)
+
+    def fit(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Unconstrained, Proposal]:
+        """Return the log density of a batch, and a proposal for each datum."""
+        posterior = Unconstrained(self.sampler, batch)
+        num_draws = min(self.num_samples, ROUND_DRAWS)
+        return posterior, fitted(posterior, self.num_rounds, num_draws, chunk_draws)
+
+    def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, Weighted]:
+        """Return the proposals of a batch, and weighted draws that they were not fitted to."""
+        posterior, proposal = self.fit(batch, chunk_draws)
+        return proposal, weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
+
+
+@dataclass(frozen=True)
+class RefinedPosterior:
+    """A proposal r(z|x) near the posterior of each datum, and its importance weights.
+
+    Printing it shows log p(x), k-hat and effective sample size.
+
+    Attributes:
+        log_weights: log p(x, z) - log r(z|x) of draws from r, shape `(num_samples, num_data)`.
+        khat: Pareto k-hat of the weights, shape `(num_data,)`. Above `khat_threshold`, r is not
+            near enough to the posterior.
+        ess: Effective sample size of the weights, shape `(num_data,)`.
+        log_likelihood: Importance-weighted bound of log p(x) in nats, shape `(num_data,)`.
+        num_rounds: Number of rounds of adaptation.
+        seed: Random seed.
+        dataset: Name of the dataset.
+        binarization: Binarization of the dataset.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> posterior = pv.refine(vae, torch.ones(3, 5), num_samples=100)
+        >>> posterior.sample(10)["z"].shape, posterior.khat.shape
+        (torch.Size([10, 3, 2]), (3,))
+
+    See also: `refine`.
+    """
+
+    log_weights: np.ndarray
+    khat: np.ndarray
+    ess: np.ndarray
+    log_likelihood: np.ndarray
+    num_rounds: int
+    seed: int
+    dataset: str
+    binarization: str
+    _rows: CheckedRows
+    _pair: PairLike
+    _proposal: Proposal
+
+    @property
+    def num_samples(self) -> int:
+        """Number of weighted draws of each datum."""
+        return len(self.log_weights)
+
+    @property
+    def num_data(self) -> int:
+        """Number of data."""
+        return len(self.khat)
+
+    @property
+    def khat_threshold(self) -> float:
+        """min(1 - 1/log10(num_samples), 0.7): Vehtari et al. (2024)."""
+        return khat_threshold(self.num_samples)
+
+    @property
+    def unreliable(self) -> np.ndarray:
+        """Positions of the data with k-hat above the threshold."""
+        return np.flatnonzero(self.khat > self.khat_threshold)
+
+    @checked
+    def sample(
+        self, num_samples: Count = 1000, *, num_candidates: Count = 1000, seed: Seed = 0
+    ) -> dict[str, Tensor]:
+        """Sample the latents from the posterior of each datum, by importance resampling.
+
+        Fresh draws from r are resampled by their Pareto smoothed weights (Vehtari et al. 2024). A
+        draw can be repeated. For the data in `unreliable`, the samples are not from the posterior.
+
+        Args:
+            num_samples: Number of samples of each datum.
+            num_candidates: Number of draws from r of which the samples are chosen.
+            seed: Random seed. The global random state is restored.
+
+        Returns:
+            Samples by site name, shape `(num_samples, num_data, *event)`.
+        """
+
+        def resampled(posterior: Unconstrained, r: Proposal, draws: int) -> dict[str, Tensor]:
+            found = weighted(posterior, r, num_candidates, draws, defended=True)
+            log_weights = smoothed_log_weights(found.log_weights.double().cpu().numpy())
+            share = torch.from_numpy(log_weights).to(found.states).softmax(0)
+            index = torch.multinomial(share.T, num_samples, replacement=True).T
+            states = found.states.gather(0, index[..., None].expand(*index.shape, posterior.dim))
+            return posterior.constrain(states)[0]
+
+        parts = list(self._each(resampled, seed))
+        return {name: torch.cat([part[name].cpu() for part in parts], 1) for name in parts[0]}
+
+    def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """Return log r(z|x) in nats, shape `(num_samples, num_data)`.
+
+        Args:
+            latents: Values of all latents by site name, shape `(num_samples, num_data, *event)`.
+        """
+        start = 0
+
+        def density(posterior: Unconstrained, r: Proposal, draws: int) -> Tensor:
+            nonlocal start
+            part = {name: z[:, start : start + len(r.logits)] for name, z in latents.items()}
+            start += len(r.logits)
+            states = posterior.unconstrain({name: part[name] for name in posterior.transforms})
+            terms = [posterior(part)[0] for part in states.split(draws)]
+            shares = defence(posterior.dim)
+            log_r = log_mixture(posterior, r, states, torch.cat(terms), shares, draws)
+            return log_r - posterior.constrain(states)[1]
+
+        return torch.cat(list(self._each(density, 0)), dim=1)
+
+    def _each(self, work: Callable[[Unconstrained, Proposal, int], R], seed: int) -> Iterator[R]:
+        """Yield the result of a function of the densities, proposals and draws of each chunk."""
+        programs = self._pair.model, self._pair.guide
+        data = self._rows.data
+        with torch.no_grad(), unchanged(*programs), fast_layers(modules_of(*programs)):
+            sampler = Sampler(self._pair, data.batch(slice(2)))
+            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(data)
+
+            def one(place: int, batch: tuple[Tensor, ...]) -> R:
+                part = self._proposal[place : place + len(batch[0])]
+                return work(Unconstrained(sampler, batch), part, draws)
+
+            yield from over_chunks(self._rows.chunks(rows), one, seed=seed)
+
+    def __rich__(self) -> Table:
+        bad = len(self.unreliable) / self.num_data
+        caption = (
+            f"{self.dataset}, {self.num_data:,} data, binarization {self.binarization},\n"
+            f"proposal refined in {self.num_rounds} rounds, K = {self.num_samples}, "
+            f"seed {self.seed},\n"
+            f"k-hat above {self.khat_threshold:.2f} for {bad:.1%} of the data"
+        )
+        table = Table("per datum", "mean", "median", caption=caption)
+        for name, values in (
+            ("log p(x), nats", self.log_likelihood),
+            ("effective sample size", self.ess),
+            ("k-hat", self.khat),
+        ):
+            table.add_row(name, f"{values.mean():.2f}", f"{np.median(values):.2f}")
+        return table
+
+    def __str__(self) -> str:
+        return rendered(self, width=100)
+
+
+@checked
+def refine(
+    pair: AnyPair,
+    x: Data,
+    *,
+    num_rounds: Annotated[int, Whole(0)] = NUM_ROUNDS,
+    num_samples: Count = 1000,
+    seed: Seed = 0,
+    progress: bool | None = None,
+) -> RefinedPosterior:
+    """Find a proposal near the posterior p(z|x) of each datum, and weight draws from it.
+
+    An encoder is trained for all data together, and the posterior of a datum differs from its
+    output (Cremer et al. 2018). For each datum, starting from the guide:
+
+    1. Newton's method finds modes of p(z|x) in the unconstrained space of the latents. Student t
+       distributions there, with the inverse negative Hessians as scales, are the first proposal.
+    2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
+       2008). A fit is kept if draws that it has not seen say that it is nearer to p(z|x).
+    3. Fresh draws, a tenth of them from the guide, are weighted by p(x, z) / r(z|x). Their k-hat
+       shows for which data the proposal is still too far from the posterior.
+
+    Memory use is bounded. Several processes share the data.
+
+    Args:
+        pair: Object with `.model` and `.guide`. Every latent is continuous and in the plate over
+            the data, and the guide has a density at any value of the latents.
+        x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
+            `fit`.
+        num_rounds: Number of rounds of adaptation.
+        num_samples: Number of weighted draws of each datum.
+        seed: Random seed. The global random state is restored.
+        progress: Whether to show a progress bar; by default if standard error is a terminal.
+
+    Raises:
+        PairError: If a latent is discrete, outside the plate over the data, or on a surface.
+        ValueError: If log p(x) of a datum is not finite.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+        ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+        ... )
+        >>> posterior = pv.refine(vae, torch.ones(3, 5), num_samples=100)
+        >>> posterior.log_weights.shape
+        (100, 3)
+
+    See also: `evaluate`, whose `proposal="refined"` scores with these draws; `diagnose`; `ais`.
+    """
+    dataset = dataset_of(pair, x)
+    check_data(pair, dataset)
+    rows = CheckedRows(pair, dataset)
+    programs = pair.model, pair.guide
+
+    def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
+        proposal, found = refiner.draw(batch, draws)
+        weights = found.log_weights
+        return {
+            "log_weights": weights.T,
+            "khat": pareto_khat(weights),
+            "ess": effective_sample_size(weights),
+            "log_likelihood": importance_bound(weights),
+            **proposal.tensors(),
+        }
+
+    with unchanged(*programs), fast_layers(modules_of(*programs)):
+        sampler = Sampler(pair, dataset.batch(slice(2)))
+        refiner = Refiner(sampler, num_rounds, num_samples)
+        size, draws = refiner.chunk_sizes(dataset)
+        found = map_chunks(
+            rows,
+            score,
+            rows=size,
+            seed=seed,
+            draws=draws,
+            description="refining",
+            progress=progress,
+        )
+    proposal = Proposal.of(found, dataset.values.device)
+    scores = {name: found[name].numpy() for name in ("khat", "ess", "log_likelihood")}
+    check_finite(scores["log_likelihood"])
+    return RefinedPosterior(
+        log_weights=found["log_weights"].T.numpy(),
+        **scores,
+        num_rounds=num_rounds,
+        seed=seed,
+        dataset=dataset.name,
+        binarization=dataset.binarization,
+        _rows=rows,
+        _pair=pair,
+        _proposal=proposal,
+    )
