@@ -10,7 +10,7 @@ import math
 import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler, batch_of
@@ -101,6 +101,8 @@ class Unconstrained:
 
 
 def _to_support(name: str, support: Constraint) -> Transform:
+    if isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
     if support.is_discrete:
         raise PairError(f"latent {name!r} is discrete, and a continuous latent is needed")
     try:

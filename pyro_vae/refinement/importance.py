@@ -16,7 +16,7 @@ from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.newton import eigen, find_modes
 from pyro_vae.refinement.proposal import Proposal, degrees_of_freedom
 
-NUM_CANDIDATES = 64  # draws of guide and prior from which the first states are taken
+NUM_CANDIDATES = 64  # draws of guide and prior from which a first state is taken
 DIMENSIONS_PER_START = 20  # a start costs as many evaluations as there are dimensions
 MAX_STARTS = 8
 SAME_MODE = 1.0  # distance of two modes in standard deviations below which they are one
@@ -151,9 +151,10 @@ def _laplace(posterior: Unconstrained) -> Proposal:
     under the mixture so far (Raftery & Bao 2010), where another mode may be missing.
     """
     num_starts = _num_starts(posterior.dim)
-    prior = posterior.from_prior(NUM_CANDIDATES)
+    num_candidates = NUM_CANDIDATES * num_starts
+    prior = posterior.from_prior(num_candidates)
     scale = prior.flatten(0, 1).std(0).clamp(min=1e-6)
-    guide, draws = posterior.from_guide(NUM_CANDIDATES)
+    guide, draws = posterior.from_guide(num_candidates)
     each = torch.arange(guide.shape[1], device=guide.device)
     best = (draws.log_prior + draws.log_likelihood).argmax(0)
     proposal = _at_mode(posterior, guide[best, each], scale)
