@@ -159,9 +159,7 @@ def _beta_terms(logit: Tensor, logits: Tensor, total: Tensor) -> Tensor:
     return result.sub_(errors).add_((a * (b / total)).log_(), alpha=0.5)
 
 
-def _beta_slopes(
-    logit: Tensor, logits: Tensor, total: Tensor
-) -> tuple[Callable[[], Tensor], ...]:
+def _beta_slopes(logit: Tensor, logits: Tensor, total: Tensor) -> tuple[Callable[[], Tensor], ...]:
     m, rest = logits.sigmoid(), (-logits).sigmoid()
     a, b, shift = total * m, total * rest, logit - logits
 

@@ -52,7 +52,7 @@ class Poisson(dist.Poisson):
 
 def _poisson(x: Tensor, log_mean: Tensor) -> Tensor:
     shift = _shift(x, log_mean)
-    return (shift - shift.expm1()).mul_(x).add_(_log_peak(x))
+    return shift.expm1().neg_().add_(shift).mul_(x).add_(_log_peak(x))
 
 
 def _poisson_slopes(x: Tensor, log_mean: Tensor) -> tuple[Callable[[], Tensor], ...]:
@@ -120,6 +120,7 @@ def _count_terms(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
 
 def _count_slopes(x: Tensor, r: Tensor, log_mean: Tensor) -> tuple[Callable[[], Tensor], ...]:
     shift, total = _shift(x, log_mean), x + r
+    by_mean = deviance_slope(x, r, shift)
 
     def by_x() -> Tensor:
         gamma = stirling_slope(total) - stirling_slope(x) - 1 / (2 * x) - 1 / (2 * total)
@@ -127,10 +128,10 @@ def _count_slopes(x: Tensor, r: Tensor, log_mean: Tensor) -> tuple[Callable[[], 
 
     def by_r() -> Tensor:
         # log_mean is fixed, so log(r) is subtracted from the logit of the mean.
-        by_share = log_shares(x, r, shift)[1] - deviance_slope(x, r, shift) / r
+        by_share = log_shares(x, r, shift)[1] - by_mean / r
         return by_share + stirling_slope(total) + x / total / (2 * r)
 
-    return by_x, by_r, lambda: deviance_slope(x, r, shift)
+    return by_x, by_r, lambda: by_mean
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def _shift(x: Tensor, log_mean: Tensor) -> Tensor:
 
 def _log_peak(x: Tensor) -> Tensor:
     """Return log(x^x exp(-x) / x!), the Poisson log probability of x at a mean of x."""
-    return -(x.log() / 2 + HALF_LOG_2PI + stirling_error(x))
+    return x.log().mul_(-0.5).sub_(HALF_LOG_2PI).sub_(stirling_error(x))
 
 
 class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):

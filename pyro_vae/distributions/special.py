@@ -105,7 +105,7 @@ def stirling_slope(x: Tensor) -> Tensor:
     return fused(_stirling_slope, lambda x: (lambda: _stirling_curvature(x),), x)
 
 
-# Coefficients of 1/y, 1/y^2, ... with y = x + 3/2, by interpolation at Chebyshev nodes, 0 < 1/y < 2/3.
+# Coefficients of 1/y, 1/y^2, ... with y = x + 3/2, by interpolation at Chebyshev nodes.
 STIRLING = (
     0.08333333333331606,
     0.041666666675542,
