@@ -121,7 +121,7 @@ def _check_batch(
         if failure:
             raise failure
         check_not_observed(dict(sample_sites(model)), dict(sample_sites(guide)))
-        check_masks(priors, posteriors)
+        check_masks(dict(sample_sites(model)), posteriors)
 
         def rerun(values: dict[str, Tensor]) -> dict[str, Node]:
             with ConditionLatents(values):

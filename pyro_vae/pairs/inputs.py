@@ -114,6 +114,11 @@ def program_error(role: str, x: object, error: Exception, *programs: object) -> 
             "x is float64, but other tensors of the program are not. Convert x by x.float(), or "
             "the modules by .double()"
         )
+    elif not x.is_floating_point() and ("dtype" in text or "Long" in text):
+        text = (
+            "the program computes with floats. Convert counts by x.float(), or embed tokens in the "
+            "encoder"
+        )
     elif devices and devices != {x.device}:
         text = f"x is on {x.device}, but the parameters are on {', '.join(map(str, devices))}"
     failure = PairError(f"{failed}: {text}")

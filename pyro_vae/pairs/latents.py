@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sites import Node, is_delta, is_enumerated
+from pyro_vae.pairs.sites import Node, is_computed, is_delta, is_deterministic, is_enumerated
 from pyro_vae.pairs.supports import check_latent_support
 
 
@@ -94,6 +94,8 @@ def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
     Raises:
         PairError: If the masks of a latent differ and it is not a point mass in the guide.
     """
+    if any(is_computed(node) and not is_deterministic(node) for node in model.values()):
+        return  # a `Reparam` such as `NeuTraReparam` moves log densities of latents to other sites
     computes = any(node["infer"].get("is_auxiliary") for node in guide.values())
     for name, prior in model.items():
         if name not in guide or (is_delta(guide[name]["fn"]) and not computes):

@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     pv.load(folder)
         Traceback (most recent call last):
-        pyro_vae.runtime.files.CheckpointError: ... is damaged: architecture.json is missing
+        pyro_vae.runtime.files.CheckpointError: ... is not the folder of a saved model: ...
 
     See also: `pyro_vae.load`, `pyro_vae.fit`.
     """
