@@ -123,20 +123,16 @@ def log_density(name: str, node: Node) -> Tensor:
         node: The site.
 
     Raises:
-        PairError: If the distribution cannot score the value.
+        PairError: If the distribution is a flow that only scores its latest sample.
     """
     try:
         return node["fn"].log_prob(node["value"])
-    except (RuntimeError, ValueError, LookupError) as error:
-        fix = ""
-        if isinstance(error, KeyError | NotImplementedError):
-            fix = (
-                ". A flow scores given values only if its transforms have an inverse, as "
-                "AffineAutoregressive and Spline of Pyro, or pv.priors.Flow and pv.guides.Flow"
-            )
+    except (KeyError, NotImplementedError) as error:  # of a transform without an inverse
         kind = type(unwrap_independent(node["fn"], *WRAPPERS)).__name__
         raise PairError(
-            f"the {kind} of site {name!r} cannot score the value that it is given: {error}{fix}"
+            f"the {kind} of site {name!r} cannot score the value that it is given: {error}. A flow "
+            "scores given values only if its transforms have an inverse, as AffineAutoregressive "
+            "and Spline of Pyro, or pv.priors.Flow and pv.guides.Flow"
         ) from error
 
 
