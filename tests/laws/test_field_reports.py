@@ -293,6 +293,14 @@ def test_pyro_2447_nan_below_a_mask():
             pyro.sample("x", Normal(loc, ONE), obs=x)
 
     guide = AutoNormal(model)
+
+    def nan_model(x):
+        loc = pyro.sample("loc", Normal(ZERO, ONE))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.NanMaskedNormal(loc, ONE), obs=x)
+
+    pv.fit(pv.Pair(nan_model, AutoNormal(nan_model)), x, epochs=1)
+    pyro.clear_param_store()
     for run in (pv.fit, pv.check):
         with pytest.raises(pv.PairError, match=r"'x' holds NaN.*datum 20.*torch.where\(mask"):
             run(pv.Pair(model, guide), x)
