@@ -32,6 +32,7 @@ from pyro_vae.engine.step import (
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
+from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.particles import accepts_particles
 from pyro_vae.pairs.sites import plate_nesting
@@ -251,10 +252,13 @@ class SVI(pyro.infer.SVI):
 
     def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
         """Take the step without a compiled program; return the loss."""
+        first = self._modules is None
         if self._modules is None:
             self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
         with fast_layers(self._modules):
             loss, parameters = self.gradients(args, kwargs)
+        if first:  # the first run may create the parameters
+            claim_parameters(self.model, self.guide)
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.

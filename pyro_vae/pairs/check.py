@@ -22,7 +22,7 @@ from pyro_vae.pairs.guides import check_auxiliary, without_observations
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
-from pyro_vae.pairs.plates import data_plates
+from pyro_vae.pairs.plates import data_plates, frame_of
 from pyro_vae.pairs.scales import warn_of_scales
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
@@ -30,13 +30,20 @@ from pyro_vae.pairs.sites import (
     Node,
     is_enumerated,
     latent_sites,
+    log_density,
     observed_sites,
     plate_nesting,
     sample_sites,
     values_of,
 )
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.pairs.supports import check_support, kind_of, support_name, support_of
+from pyro_vae.pairs.supports import (
+    check_gradients,
+    check_support,
+    kind_of,
+    support_name,
+    support_of,
+)
 
 FEW = 8  # number of rows that `check_data` runs first
 SPREAD = 64  # number of rows from evenly spaced places that it runs next
@@ -64,8 +71,8 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
             or its shape, support or mask differs between them; if the guide has an auxiliary
             variable that its latents do not determine; if a sample of the guide is not finite; if
             a batch dimension belongs to no plate; if the shape of the decoder's output differs
-            from that of x; if x is outside the likelihood's support; or if the objective needs
-            reparameterized samples and the guide of a latent has no `rsample`.
+            from that of x; if x is outside the likelihood's support, or a masked NaN; or if the
+            objective needs reparameterized samples and the guide of a latent has no `rsample`.
 
     Warns:
         DataWarning: If x is converted to the floating-point type of the parameters, or the spread
@@ -94,6 +101,7 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
     x = batch[0] if isinstance(batch[0], Tensor) else as_input(pair, batch[0])
     batch = (x, *map(as_tensor, batch[1:]))
     table, model = _check_batch(pair, batch, objective)
+    check_gradients(observed_sites(model), range(len(batch[0])))
     warn_of_scales(model, batch[0], batch[0])
     return table
 
@@ -133,12 +141,17 @@ def _check_batch(
         _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
             _check_objective({**priors, **posteriors}, objective)
-        replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
+        with ConditionLatents(values_of(guide)):
+            replayed, failure = _run("model", pair.model, batch)
         if failure:
             raise failure
-    for name, node in observed_sites(replayed).items():
-        _check_observation(name, node)
-    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
+        for name, node in observed_sites(replayed).items():
+            _check_observation(name, node)
+        for name, node in latent_sites(replayed):
+            log_density(name, node)
+    sums = [name for name, node in priors.items() if name not in guide and is_enumerated(node)]
+    shared = tuple(name for name in sums if frame_of(priors[name], plates) is None)
+    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates, shared)
     return table, replayed
 
 

@@ -22,7 +22,13 @@ from pyro_vae.pairs.guides import model_of
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, isolated
 from pyro_vae.pairs.sites import observed_sites
-from pyro_vae.pairs.supports import Observed, check_observed, fixed_support, known_support
+from pyro_vae.pairs.supports import (
+    Observed,
+    check_gradients,
+    check_observed,
+    fixed_support,
+    known_support,
+)
 
 Observe: TypeAlias = Callable[[Batch], Observed]
 
@@ -38,10 +44,13 @@ class SupportCheck:
         observe: Runs the pair on a batch; returns its observed sites.
         batch: Some data.
         nan_passes: Whether observations with NaN pass. Their log density is NaN.
+        gradients: Whether log densities are differentiated, so that a masked NaN is an error.
     """
 
-    def __init__(self, observe: Observe, batch: Batch, *, nan_passes: bool = False) -> None:
-        self._observe, self._nan_passes = observe, nan_passes
+    def __init__(
+        self, observe: Observe, batch: Batch, *, nan_passes: bool = False, gradients: bool = False
+    ) -> None:
+        self._observe, self._nan_passes, self._gradients = observe, nan_passes, gradients
         # Arguments and their supports; None if the pair has to run.
         self.fixed: list[tuple[int | str, Constraint]] | None = None
         with contextlib.suppress(*MISFITS):
@@ -72,6 +81,8 @@ class SupportCheck:
         except MISFITS:
             return  # the programs do not run on these rows alone
         check_observed(found, rows, nan_passes=self._nan_passes)
+        if self._gradients:
+            check_gradients(found, rows)
 
 
 def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:
@@ -102,19 +113,20 @@ class CheckedRows:
     Args:
         pair: Object with a `.model` and a `.guide`.
         data: Data that `check` accepts for the pair.
+        gradients: Whether log densities are differentiated, so that a masked NaN is an error.
 
     Raises:
         PairError: If a row is outside the support.
     """
 
-    def __init__(self, pair: PairLike, data: Dataset) -> None:
+    def __init__(self, pair: PairLike, data: Dataset, *, gradients: bool = False) -> None:
         self.data, self._seen = data, 0
 
         def observe(batch: Batch) -> Observed:
             return _observed(pair, batch)
 
         few = _batch(data.batch(slice(8)))
-        self._check = SupportCheck(observe, few)
+        self._check = SupportCheck(observe, few, gradients=gradients)
         self._check(few)
         if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:
             # The first rows have shown that 0 and 1 are in the support.

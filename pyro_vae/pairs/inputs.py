@@ -101,7 +101,10 @@ def program_error(role: str, x: object, error: Exception, *programs: object) -> 
     text, parameters = str(error), _parameters(*programs)
     devices = {p.device for p in parameters}
     if "Shape mismatch inside plate" in text:
-        text += ". Declare the dimensions of one datum as its event, by .to_event()"
+        text += (
+            ". Declare the dimensions of one datum as its event, by .to_event(), and give the "
+            "plate the size of the batch, as in pyro.plate('data', len(x))"
+        )
     elif isinstance(error, PairError):
         pass
     elif x.is_floating_point() and x.isnan().any():

@@ -35,6 +35,7 @@ from pyro_vae.pairs.latents import (
     check_not_enumerated,
     check_not_observed,
 )
+from pyro_vae.pairs.ownership import check_own_parameters
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_frame
 from pyro_vae.pairs.sites import (
@@ -105,6 +106,7 @@ class PairRunner:
         self.deterministic = deterministic
         self.model, self.guide = model, without_observations(guide)
         self.modules = modules_in(model, guide)
+        check_own_parameters(model, guide)
         self.arguments = Arguments(args, kwargs or {})
         self.layout = PlateAxes()
         self.separable = False

@@ -30,12 +30,14 @@ class SiteTable:
         guide: Sites of the guide by name.
         plate_nesting: Number of batch dimensions that the plates of both take.
         data_plates: Names of the plates over the data, the plate of the observed sites first.
+        shared_sums: Names of the latents outside these plates that are summed out in the model.
     """
 
     model: dict[str, Site]
     guide: dict[str, Site]
     plate_nesting: int
     data_plates: tuple[str, ...] = ()
+    shared_sums: tuple[str, ...] = ()
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
