@@ -38,7 +38,7 @@ from pyro_vae.runtime.folder_lock import locked
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 FILES = (STATE, TENSORS, SUMS)
-MAX_STATE_BYTES = 16 * 2**20  # a history of 100,000 epochs
+MAX_STATE_BYTES = 128 * 2**20  # a history of about 700,000 epochs
 KEEP_LAST = 2
 
 Checkpoint = tuple[dict[str, Tensor], JSONObject]
@@ -90,10 +90,11 @@ class CheckpointStore:
 
         Raises:
             OSError: If the disk is full or the folder is missing. Older checkpoints are kept.
+            CheckpointError: If the checkpoint cannot be read back. Older checkpoints are kept.
         """
         name = self.next_name()
         files = {
-            STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
+            STATE: json.dumps({"format": FORMAT, **state}, separators=(",", ":")).encode(),
             TENSORS: safetensors.torch.save(tensors),
         }
         with staged_folder(self.path, files) as staged:
@@ -185,12 +186,16 @@ class CheckpointWriter:
         try:
             writing.result()
             self.saved_step = step
-        except OSError as error:
-            warnings.warn(
-                f"the checkpoint of step {step} cannot be written ({error}); training continues, "
-                f"and the last checkpoint is of step {self.saved_step}",
-                stacklevel=2,
-            )
+        except Exception as error:  # from the disk, or from the check of what was written
+            self.fail(step, error)
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Warn that a checkpoint cannot be written. The older ones are kept."""
+        warnings.warn(
+            f"the checkpoint of step {step} cannot be written ({error}); training continues, "
+            f"and the last checkpoint is of step {self.saved_step}",
+            stacklevel=3,
+        )
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written and end the thread."""

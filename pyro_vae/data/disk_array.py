@@ -27,6 +27,7 @@ from pyro_vae.data.rows import Batch, Chunk, Index
 WINDOW_BYTES = 2**25  # two windows are held in memory
 BLOCK_BYTES = 2**18  # if the array has no chunks
 SAMPLED_BLOCKS = 16
+CONTENT_BLOCKS, CONTENT_BYTES = 512, 2**15  # of the rows that identify the data
 
 
 class StoredArray(Protocol):
@@ -178,6 +179,15 @@ class DiskArray:
     def fingerprint(self) -> Iterable[Tensor]:
         """Return the sample, because reading all rows takes too long."""
         return (self.sample()[1],)
+
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield up to `CONTENT_BLOCKS` short blocks of rows, spread over the array."""
+        size = max(1, CONTENT_BYTES // max(1, math.prod(self.shape[1:]) * self._dtype.itemsize))
+        starts = np.linspace(0, max(0, len(self) - size), CONTENT_BLOCKS).astype(int)
+        if len(self) <= size * CONTENT_BLOCKS:
+            starts = np.arange(0, len(self), size)
+        for start in np.unique(starts).tolist():
+            yield self[start : start + size]
 
     def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
         """Return a Bernoulli draw of each row, from the seed and the number of the row."""
