@@ -34,12 +34,67 @@ from pyro_vae.runtime.files import (
     unused,
 )
 from pyro_vae.runtime.folder_lock import locked
+from pyro_vae.runtime.json_schema import (
+    COUNT,
+    HISTORY,
+    PLACE,
+    TEXTS,
+    Flag,
+    ListOf,
+    Maybe,
+    Number,
+    Record,
+    Text,
+    parse,
+)
 
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 FILES = (STATE, TENSORS, SUMS)
 MAX_STATE_BYTES = 128 * 2**20  # a history of about 700,000 epochs
 KEEP_LAST = 2
+
+_PROGRESS = Record(
+    {
+        "epoch": PLACE,
+        "batch": COUNT,
+        "step": COUNT,
+        "first": Maybe(Number()),
+        "total": Number(),
+        "num_seen": COUNT,
+        "history": HISTORY,
+        "best": Record(others=Number()),
+        "best_checkpoint": Maybe(Text()),
+        "stopped": Maybe(Text()),
+        "seconds": Number(0, 1e12),
+        "epoch_seconds": Number(0, 1e12),
+    },
+    {"rate_factor": Number(2**-1000, 1)},
+)
+_GROUP = Record({"parameters": ListOf(Text()), "settings": Record()})
+_PATHS = ListOf(Text())
+SCHEMA = Record(
+    {
+        "progress": _PROGRESS,
+        "settings": Record({"epochs": PLACE}),
+        "versions": TEXTS,
+        "objective": ListOf(Record()),
+        "trained": ListOf(Text()),
+        "update_outside": Flag(),
+        "optimizer": Record({"groups": ListOf(_GROUP), "numbers": Record(others=Record())}),
+    },
+    {
+        "loader": Record(),
+        "identity": Record(
+            {
+                "entries": TEXTS,
+                "library": TEXTS,
+                "varying": Record({"entries": _PATHS, "library": _PATHS}),
+            }
+        ),
+        "rates": ListOf(ListOf(Number())),
+    },
+)
 
 Checkpoint = tuple[dict[str, Tensor], JSONObject]
 
@@ -212,17 +267,16 @@ def read(path: Path) -> Checkpoint:
     if path.is_symlink():
         raise CheckpointError(f"{path} is damaged: it is a link")
     files = read_files(path, {STATE: MAX_STATE_BYTES, TENSORS: None})
+    version = parse(files[STATE], path / STATE, Record({"format": PLACE}))["format"]
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version of pyro_vae reads formats up to {FORMAT}: "
+            "upgrade pyro_vae"
+        )
     try:
-        state = json.loads(files[STATE])
-        if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-            raise CheckpointError(f"{path} is damaged: {STATE} is not the state of a run")
-        if state["format"] > FORMAT:
-            raise CheckpointError(
-                f"{path} has format {state['format']}; this version of pyro_vae reads formats up "
-                f"to {FORMAT}: upgrade pyro_vae"
-            )
+        state = parse(files[STATE], path / STATE, SCHEMA)
         return safetensors.torch.load(files[TENSORS]), state
-    except (SafetensorError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 

@@ -7,43 +7,46 @@ that a function names. Parameters and buffers are not visited, because checkpoin
 
 import argparse
 import dataclasses
-import enum
-import functools
-import hashlib
-import sys
 import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePath
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checkpointing.descriptions import (
+    ATOMS,
+    SAMPLED,
+    attributes_of,
+    callable_parts,
+    functions_of,
+    hash_of_array,
+    hash_of_code,
+    is_from_library,
+    is_known,
+    is_library,
+    names_in,
+    sha256,
+    text_of,
+)
 from pyro_vae.checkpointing.fingerprint import OBJECTIVE_STATE
 from pyro_vae.part import PACKAGE, Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
-LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "builtins", *sys.stdlib_module_names}
 MAX_ENTRIES, MAX_OBJECTS = 5000, 20_000
-SAMPLED = 100_000  # entries of a large array
 SHOWN = 80  # characters of a value; longer ones are hashed
 # An attribute or a key, and the keys next to it. It counts if the code of the programs names it.
 Name: TypeAlias = tuple[str, frozenset[str]]
 Names: TypeAlias = tuple[Name, ...]
 CODE = " (code)"  # end of the path of a function's code
 
-_ATOMS = (
-    bool | int | float | complex | str | bytes | None
-    | torch.dtype | torch.device | enum.Enum | PurePath | range | slice | np.generic
-)  # fmt: skip
 _SKIPPED = types.ModuleType | weakref.ref | torch.Generator
 _PLUMBING = set(vars(nn.Module())) | {"build_arguments", "_pyro_params", *OBJECTIVE_STATE}
-_WRAPPED = staticmethod | classmethod | property | functools.cached_property
 
 
 @dataclasses.dataclass
@@ -132,7 +135,7 @@ def code_of(kind: type) -> str:
     """Return the name of a class, with a hash of its code unless a library defines it."""
     walk = _Walk({"": kind})
     code = [value for path, value in sorted(walk.entries.items()) if path.endswith(CODE)]
-    return kind.__qualname__ + (f" {_sha(''.join(code).encode())}" if code else "")
+    return kind.__qualname__ + (f" {sha256(''.join(code).encode())}" if code else "")
 
 
 class _Walk:
@@ -174,7 +177,7 @@ class _Walk:
 
     def _put(self, path: str, value: str, names: Names, library: bool) -> None:
         target = self.library if library else self.entries
-        target.setdefault(path, value if len(value) <= SHOWN else f"hash {_sha(value.encode())}")
+        target.setdefault(path, value if len(value) <= SHOWN else f"hash {sha256(value.encode())}")
         self._names.setdefault(path, names)
 
     def _put_unknown(self, path: str, names: Names) -> None:
@@ -182,21 +185,21 @@ class _Walk:
         self._names.setdefault(path, names)
 
     def _visit(self, path: str, value: Any, names: Names, library: bool) -> None:
-        if isinstance(value, _ATOMS):
-            return self._put(path, _text(value), names, library)
+        if isinstance(value, ATOMS):
+            return self._put(path, text_of(value), names, library)
         if id(value) in self._seen or isinstance(value, _SKIPPED):
             return None
         self._seen.add(id(value))
         self._kept.append(value)
         if isinstance(value, Tensor | np.ndarray):
             if not (isinstance(value, Tensor) and value.requires_grad):
-                self._put(path, _array(value), names, library)
+                self._put(path, hash_of_array(value), names, library)
             return None
         if isinstance(value, list | tuple | dict | set | frozenset):
             return self._container(path, value, names, library)
         if isinstance(value, type):
             return self._class(path, value, names)
-        if (parts := _callable_parts(value)) is not None:
+        if (parts := callable_parts(value)) is not None:
             for name, part in parts:
                 self._queue.append((f"{path}{name}", part, names, library))
             return None
@@ -209,7 +212,7 @@ class _Walk:
 
     def _container(self, path: str, value: Any, names: Names, library: bool) -> None:
         entries = list(value.values() if isinstance(value, dict) else value)
-        is_plain = all(isinstance(entry, _ATOMS) for entry in entries)
+        is_plain = all(isinstance(entry, ATOMS) for entry in entries)
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             near = frozenset(value)
             for key, entry in value.items():
@@ -217,28 +220,30 @@ class _Walk:
         elif isinstance(value, dict):
             self._put(path, f"dict of {len(value)} entries", names, library)
             for key, entry in value.items():
-                self._queue.append((f"{path}[{_text(key)}]", entry, names, library))
+                self._queue.append((f"{path}[{text_of(key)}]", entry, names, library))
         elif isinstance(value, set | frozenset):
             if is_plain:
-                self._put(path, f"{{{', '.join(sorted(map(_text, entries)))}}}", names, library)
+                self._put(path, f"{{{', '.join(sorted(map(text_of, entries)))}}}", names, library)
             else:
                 self._put_unknown(path, names)
         elif is_plain:
             sample = entries[:: max(1, len(entries) // SAMPLED)]
-            self._put(path, f"[{', '.join(map(_text, sample))}]", names, library)
+            self._put(path, f"[{', '.join(map(text_of, sample))}]", names, library)
         else:
             self._put(path, f"list of {len(value)} entries", names, library)
             for i, entry in enumerate(value):
                 self._queue.append((f"{path}[{i}]", entry, names, library))
 
     def _function(self, path: str, function: types.FunctionType, names: Names) -> None:
-        if _is_known(function):
+        if is_known(function):
             self._put(path, f"{function.__module__}.{function.__qualname__}", names, True)
         else:
-            self._put(f"{path}{CODE}", _code(function.__code__, function.__doc__), names, False)
+            self._put(
+                f"{path}{CODE}", hash_of_code(function.__code__, function.__doc__), names, False
+            )
             # What a constructor reads has its effect on attributes and shapes.
             is_constructor = function.__name__ == "__init__"
-            used = set() if is_constructor else set(_names(function.__code__))
+            used = set() if is_constructor else set(names_in(function.__code__))
             self._used |= used
             for name in sorted(used & function.__globals__.keys()):
                 self._global(f"{function.__module__}.{name}", function.__globals__[name], used)
@@ -254,27 +259,27 @@ class _Walk:
     def _global(self, path: str, value: object, used: set[str]) -> None:
         if not isinstance(value, types.ModuleType):
             self._queue.append((path, value, (), False))
-        elif not _is_library(value.__name__) and value.__name__.partition(".")[0] != PACKAGE:
+        elif not is_library(value.__name__) and value.__name__.partition(".")[0] != PACKAGE:
             for name in sorted(used & vars(value).keys()):  # such as settings.beta
                 self._queue.append((f"{value.__name__}.{name}", getattr(value, name), (), False))
 
     def _class(self, path: str, kind: type, names: Names) -> None:
         for parent in kind.__mro__:
-            if _is_known(parent):
+            if is_known(parent):
                 continue
             self._seen.add(id(parent))
             for name, value in list(vars(parent).items()):
-                functions = _functions(value)
+                functions = functions_of(value)
                 for function in functions:
                     self._queue.append((f"{path}.{name}", function, names, False))
                 is_setting = not name.startswith("__") and name != "class_name" and not functions
-                if is_setting and isinstance(value, _ATOMS | list | tuple | Tensor):
+                if is_setting and isinstance(value, ATOMS | list | tuple | Tensor):
                     near: Name = (name, frozenset())
                     self._queue.append((f"{path}.{name}", value, (*names, near), False))
 
     def _object(self, path: str, value: Any, names: Names, library: bool) -> None:
-        kind, held = type(value), _attributes(value)
-        is_users = not _is_known(kind)
+        kind, held = type(value), attributes_of(value)
+        is_users = not is_known(kind)
         if held is None:
             if is_users or not library:
                 self._put_unknown(f"{path} ({kind.__name__})", names)
@@ -288,9 +293,9 @@ class _Walk:
                 self._queue.append((f"{path}.{name}", argument, names, False))
         # Attributes that the user's code reads. Others, such as a number of epochs, do not count.
         is_setting = is_users or isinstance(value, types.SimpleNamespace | argparse.Namespace)
-        only_plain = _from_library(kind) and isinstance(value, nn.Module)
+        only_plain = is_from_library(kind) and isinstance(value, nn.Module)
         for name, child in held.items():
-            if name in _PLUMBING or (only_plain and not isinstance(child, _ATOMS)):
+            if name in _PLUMBING or (only_plain and not isinstance(child, ATOMS)):
                 continue
             more: Names = ((name, frozenset()),) if is_setting else ()
             inside = library or not is_setting
@@ -298,39 +303,6 @@ class _Walk:
         if isinstance(value, nn.Module):
             for name, child in vars(value)["_modules"].items():
                 self._queue.append((f"{path}.{name}", child, names, library or not is_users))
-
-
-def _attributes(value: object) -> dict[str, object] | None:
-    """Return the attributes of an object by name; None if it has no such description."""
-    slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
-    held = getattr(value, "__dict__", None)
-    if not isinstance(held, dict) and not slots:
-        return None
-    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return {**found, **(held if isinstance(held, dict) else {})}
-
-
-def _is_known(value: object) -> bool:
-    """Return whether a library or this package defines a function or a class."""
-    return _from_library(value) or _owner(value) == PACKAGE
-
-
-def _callable_parts(value: object) -> list[tuple[str, object]] | None:
-    """Return the parts of a method or a partial function, and their names."""
-    if isinstance(value, types.MethodType):
-        return [("", value.__self__), ("", value.__func__)]
-    if isinstance(value, functools.partial):
-        return [("", value.func), (".args", value.args), ("", value.keywords)]
-    return None
-
-
-def _functions(value: object) -> list[object]:
-    """Return the functions of a class attribute."""
-    if isinstance(value, property):
-        return [f for f in (value.fget, value.fset) if f is not None]
-    if isinstance(value, _WRAPPED):
-        return [getattr(value, "__func__", None) or value.func]
-    return [value] if isinstance(value, types.FunctionType) else []
 
 
 def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -341,68 +313,3 @@ def _described(path: str, old: str | None, new: str | None) -> str:
     if path.endswith(CODE):
         return f"the code of {path.removesuffix(CODE)} differs"
     return f"{path} was {old or 'not set'} and is {new or 'not set'}"
-
-
-def _text(value: object) -> str:
-    return repr(value.item() if isinstance(value, np.generic) else value)
-
-
-def _array(value: Tensor | np.ndarray) -> str:
-    """Return dtype, shape and a hash of an array; of evenly spaced entries if it is large."""
-    if isinstance(value, Tensor):
-        if value.device.type == "meta" or value.layout != torch.strided:
-            return f"{value.dtype} {tuple(value.shape)}"
-        flat = value.detach().reshape(-1)[:: max(1, value.numel() // SAMPLED)].cpu()
-        data = flat.contiguous().view(torch.uint8).numpy().tobytes()
-        if value.numel() == 1:
-            return _text(flat.item())
-    else:
-        flat_array = value.reshape(-1)[:: max(1, value.size // SAMPLED)]
-        data = repr(flat_array).encode() if value.dtype.hasobject else flat_array.tobytes()
-    return f"{value.dtype} {tuple(value.shape)} {_sha(data)}"
-
-
-def _code(code: types.CodeType, doc: str | None = None) -> str:
-    """Return a hash of the instructions, names and constants of a function."""
-    constants = [
-        _code(item) if isinstance(item, types.CodeType) else _constant(item)
-        for item in code.co_consts
-        if item is None or item != doc
-    ]
-    return _sha(repr((code.co_code, code.co_names, constants)).encode())
-
-
-def _constant(value: object) -> str:
-    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Yield the names and the strings in a function and in the functions inside it."""
-    yield from code.co_names
-    yield from _strings(code.co_consts)
-
-
-def _strings(constants: Iterable[object]) -> Iterator[str]:
-    for constant in constants:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-        elif isinstance(constant, str):
-            yield constant
-        elif isinstance(constant, tuple | frozenset):
-            yield from _strings(constant)
-
-
-def _owner(value: Any) -> str:
-    return (getattr(value, "__module__", None) or "").partition(".")[0]
-
-
-def _from_library(value: object) -> bool:
-    return _is_library(getattr(value, "__module__", None) or "")
-
-
-def _is_library(name: str | None) -> bool:
-    return (name or "").partition(".")[0] in LIBRARIES
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

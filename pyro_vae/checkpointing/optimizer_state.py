@@ -11,6 +11,8 @@ from pyro_vae.runtime.files import CheckpointError, JSONObject
 
 PREFIX = "optimizer"
 NESTED = "optimizer/in"  # tensors in lists and dicts of a state
+# Entries that kernels of torch read without a check of their shape.
+CHECKED = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"}
 CONTAINERS = {"list": list, "tuple": tuple}
 
 
@@ -65,14 +67,19 @@ def restore(
     Raises:
         CheckpointError: If the class or the settings of the groups differ.
     """
-    now = code_of(type(optimizer))
-    refuse_other("optimizer", {"optimizer": state.get("class", now)}, {"optimizer": now})
     if state["groups"]:
         settings = [plain(group) for group in optimizer.param_groups]
         for then, group in zip(state["groups"], settings, strict=True):
             refuse_other("optimizer or schedule", then["settings"], group)
+    now = code_of(type(optimizer))
+    refuse_other("optimizer", {"optimizer": state.get("class", now)}, {"optimizer": now})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries = _entries(parameters, names, tensors, state["numbers"])
+    is_torchs = type(optimizer).__module__.startswith("torch.optim")
+    for parameter, entry in zip(parameters, entries, strict=True):
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and (is_torchs or key in CHECKED):
+                _check_shape(f"{PREFIX}/{key}/{names[parameter]}", parameter, value)
     live = [optimizer.state.get(parameter, {}) for parameter in parameters]
     if all(map(_fits, live, entries)):
         # In-place, because a compiled step refers to these tensors.
@@ -86,6 +93,18 @@ def restore(
         groups = optimizer.state_dict()["param_groups"]
         filled = {i: entry for i, entry in enumerate(entries) if entry}
         optimizer.load_state_dict({"state": filled, "param_groups": groups})
+
+
+def _check_shape(name: str, parameter: Tensor, value: Tensor) -> None:
+    """Raise `CheckpointError` if no optimizer of torch has a state of this shape."""
+    *leading, rows, columns = (1, 1, *parameter.shape)
+    leading = leading[2:] if parameter.ndim > 1 else []
+    factored = ((*leading, rows, 1), (*leading, 1, columns)) if parameter.ndim > 1 else ()
+    if value.shape not in ((), parameter.shape, *factored):
+        raise CheckpointError(
+            f"expected the tensor {name!r} of the checkpoint to have the shape "
+            f"{tuple(parameter.shape)}, got {tuple(value.shape)}"
+        )
 
 
 def _fits(live: dict[str, Any], entry: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
+_WRONG_VALUES = (TypeError, AttributeError, RuntimeError, ValueError)
 FINISHED = "finished"  # the value of `Progress.stopped` after all epochs
 
 
@@ -179,7 +180,16 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
     """
     try:
         _restore(run, *checkpoint)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
 
 
@@ -199,6 +209,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         svi.parameters |= dict.fromkeys(parameters)
         svi.optim.add(parameters)
     progress = Progress(**state["progress"])
+    _check_place(progress, run.rates.total_steps // now["epochs"], then["epochs"])
     for kind in ("now", "best") if progress.best else ("now",):
         for name, tensor in named.items():
             if kind == "now" or name in before or f"best/{name}" in saved:
@@ -209,12 +220,12 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         # The schedule of the checkpoint, for the comparison of the optimizers' settings.
         run.rates.total_steps = total_steps // now["epochs"] * then["epochs"]
         run.rates.reset(optimizer, progress.step, progress.rate_factor)
-        if "rates" in state:  # not in checkpoints of older versions
-            rates = run.rates.sampled(optimizer)
-            refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
         names = {tensor: name for name, tensor in named.items()}
         optimizer_state.restore(optimizer, names, saved, state["optimizer"])
         svi.optim.is_restored = True
+        if "rates" in state:  # not in checkpoints of older versions
+            rates = run.rates.sampled(optimizer)
+            refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
         if extends:
             run.rates.total_steps = total_steps
             run.rates.reset(optimizer, progress.step, progress.rate_factor)
@@ -233,6 +244,19 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         progress.stopped = None
     run.loader_state = state.get("loader", {})
     run.progress = progress
+
+
+def _check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:
+    """Raise `CheckpointError` if the counters are not those of a step of the run."""
+    taken = (progress.epoch - 1) * steps_per_epoch + progress.batch
+    is_place = (
+        progress.batch <= steps_per_epoch and progress.step == taken <= epochs * steps_per_epoch
+    )
+    if not is_place or len(progress.history) != progress.epoch - 1:
+        raise CheckpointError(
+            f"the checkpoint is damaged: step {progress.step} is not batch {progress.batch} of "
+            f"epoch {progress.epoch} in a run of {epochs} epochs with {steps_per_epoch} steps"
+        )
 
 
 def _late_parameters(

@@ -135,7 +135,7 @@ def _seed(source: _Source, seed: int) -> None:
         source.manual_seed(seed)
     elif isinstance(source, np.random.Generator):
         kind = type(source.bit_generator)
-        source.bit_generator.state = kind(seed).state  # type: ignore[call-arg]
+        source.bit_generator.state = kind(seed).state
     else:
         source.seed(seed)
 
