@@ -1,4 +1,4 @@
-"""Every state that a run writes is read back into a fresh run, for all optimizers and autoguides."""
+"""Every state that a run writes is read back, for all optimizers and autoguides."""
 
 import functools
 import warnings
@@ -60,6 +60,7 @@ class Pair(nn.Module):
 
     def __init__(self, matrices=False):
         super().__init__()
+        pyro.clear_param_store()
         torch.manual_seed(0)
         self.decoder = nn.Linear(6, 6, bias=not matrices)
         if not matrices:
@@ -110,9 +111,9 @@ def test_every_optimizer_is_resumed_bit_for_bit(optimizer, tmp_path, monkeypatch
 
 def model(x):
     w = pyro.sample("w", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    s = pyro.sample("s", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(w, 1 + s).to_event(1), obs=x)
+        pyro.sample("x", dist.Normal(w, s.exp()).to_event(1), obs=x)
 
 
 GUIDES = [
@@ -139,7 +140,7 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
         assert_resumed(make, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("schedule", [None, "one cycle"])
+@pytest.mark.parametrize("schedule", [None, "cosine"])
 @pytest.mark.parametrize(
     "constraint", [constraints.real, constraints.positive, constraints.simplex]
 )
@@ -163,17 +164,12 @@ def test_a_parameter_that_appears_late_is_read_back(
                 pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
             super().model(x)
 
-    def make():
-        pyro.clear_param_store()
-        return Late()
-
     rates = {}
     if schedule:
-        cycle = torch.optim.lr_scheduler.OneCycleLR
-        rates = {"schedule": lambda optimizer, steps: cycle(optimizer, 1e-2, steps)}
+        rates = {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR}
     kind = functools.partial(getattr(torch.optim, optimizer), lr=1e-2)
     with pyro.get_param_store().scope():
-        assert_resumed(make, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
+        assert_resumed(Late, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
 
 
 def test_a_state_that_cannot_be_written_is_a_warning(tmp_path):
