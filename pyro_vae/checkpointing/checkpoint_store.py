@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,9 +107,11 @@ def opened(folder: Path) -> Iterator["CheckpointStore"]:
         CheckpointError: If another run holds the lock, or if a link or a file of another program
             has the name of a lock file or of a folder of checkpoints.
     """
-    with locked(folder):
+    with locked(folder) as check:
         remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while saving its model
-        yield CheckpointStore(folder)
+        store = CheckpointStore(folder)
+        store.check_lock = check
+        yield store
 
 
 class CheckpointStore:
@@ -122,6 +124,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.check_lock: Callable[[], None] = lambda: None  # called before each write
         self.path, self.before = folder / "checkpoints", folder / "checkpoints-before"
         for path in (self.path, self.before):
             check_folder(path)
@@ -147,6 +150,7 @@ class CheckpointStore:
             OSError: If the disk is full or the folder is missing. Older checkpoints are kept.
             CheckpointError: If the checkpoint cannot be read back. Older checkpoints are kept.
         """
+        self.check_lock()
         name = self.next_name()
         files = {
             STATE: json.dumps({"format": FORMAT, **state}, separators=(",", ":")).encode(),
