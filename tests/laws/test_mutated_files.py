@@ -193,5 +193,5 @@ def test_a_model_that_is_larger_than_its_weights_allocates_nothing(model, tmp_pa
     assert text != json.dumps(described)
     (tmp_path / "model").mkdir()
     write(tmp_path / "model", {**model, model_folder.ARCHITECTURE: text.encode()})
-    with pytest.raises(pv.CheckpointError, match=r"of shape .* and the model"):
+    with pytest.raises(pv.CheckpointError, match="larger than its weights"):
         pv.load(tmp_path / "model")
