@@ -196,6 +196,11 @@ class Dataset:
         for rows in self._all_rows:
             yield from rows.fingerprint()
 
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield samples of rows on disk or of a `DataLoader`; nothing for data in memory."""
+        for rows in self._all_rows:
+            yield from rows.content_samples()
+
     def training_batch_size(self, requested: int) -> int:
         """Return the size of training batches: as requested, or the batch size of a loader."""
         return self._rows.training_batch_size(requested)
