@@ -22,7 +22,7 @@ from pyro_vae.pairs.guides import check_auxiliary, without_observations
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
-from pyro_vae.pairs.plates import data_plates
+from pyro_vae.pairs.plates import data_plates, frame_of
 from pyro_vae.pairs.scales import warn_of_scales
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
@@ -102,7 +102,11 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
 def _check_batch(
     pair: PairLike, batch: tuple[Tensor, ...], objective: object
 ) -> tuple[SiteTable, poutine.Trace]:
-    """Check a batch; return the table of the sites, and the model's trace at the guide's draws."""
+    """Check a batch; return the table of the sites, and a trace of the model before training.
+
+    In this trace, latents outside the plate over the data are samples of the guide, and others of
+    the prior.
+    """
     check_values(*batch)
     check_arguments(pair, batch)
     guide_program = without_observations(pair.guide)
@@ -136,10 +140,19 @@ def _check_batch(
         replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
         if failure:
             raise failure
+        shared = {
+            name: posteriors[name]["value"]
+            for name, node in priors.items()
+            if name in posteriors and frame_of(node, plates) is None
+        }
+        if shared:
+            with ConditionLatents(shared):
+                model, failure = _run("model", pair.model, batch)
+            model = replayed if failure else model
     for name, node in observed_sites(replayed).items():
         _check_observation(name, node)
     table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
-    return table, replayed
+    return table, model
 
 
 def check_data(
@@ -161,20 +174,24 @@ def check_data(
         DataWarning: If the spread or offset of the data is far from that of the model.
     """
     try:
-        table, trace = _check_rows(pair, data, objective)
+        table, trace, first = _check_rows(pair, data, objective)
     except PairError as error:
         if data.values.dtype != torch.int64 or error.__cause__ is None:
             raise
         raise DataError(f"{error}. Or divide bytes 0..255 by 255") from error
     if scales:
-        warn_of_scales(trace, data.batch(slice(FEW))[0], data.sample())
+        warn_of_scales(trace, first, data.sample())
     return table
 
 
 def _check_rows(
     pair: PairLike, data: Dataset, objective: object
-) -> tuple[SiteTable, poutine.Trace]:
-    """Check a few rows as `check` does, and that the programs run on other rows, too."""
+) -> tuple[SiteTable, poutine.Trace, Tensor]:
+    """Check a few rows as `check` does, and that the programs run on other rows, too.
+
+    Returns:
+        The results of `_check_batch`, and x of the few rows.
+    """
     few, in_memory = data.batch(slice(FEW)), isinstance(data.values, Tensor)
     try:
         table, trace = _check_batch(pair, few, objective)
@@ -189,7 +206,7 @@ def _check_rows(
     elif in_memory:
         parts.append(data.batch(slice(None, None, max(1, len(data) // SPREAD))))
     check_any_rows(pair, parts, table.data_plates)
-    return table, trace
+    return table, trace, few[0]
 
 
 def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
