@@ -19,8 +19,14 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
-from pyro_vae.pairs.inputs import as_input, program_error
-from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
+from pyro_vae.pairs.inputs import as_input, check_has_values, program_error
+from pyro_vae.pairs.latents import (
+    check_masks,
+    check_names,
+    check_not_observed,
+    check_samples,
+    check_shapes,
+)
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates, frame_of
 from pyro_vae.pairs.scales import warn_of_scales
@@ -33,7 +39,6 @@ from pyro_vae.pairs.sites import (
     observed_sites,
     plate_nesting,
     sample_sites,
-    values_of,
 )
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import check_support, kind_of, support_name, support_of
@@ -107,6 +112,7 @@ def _check_batch(
     In this trace, latents outside the plate over the data are samples of the guide, and others of
     the prior.
     """
+    check_has_values(pair.model, pair.guide, *batch)
     check_values(*batch)
     check_arguments(pair, batch)
     guide_program = without_observations(pair.guide)
@@ -114,7 +120,7 @@ def _check_batch(
         guide, failure = _run("guide", guide_program, batch)
         if failure:
             raise failure
-        _check_samples(guide, batch[0])
+        check_samples(guide, batch[0])
         # The model runs twice: alone, which gives the intended shapes of its latents, and on the
         # guide's samples. If a latent size differs from the decoder's, the model fails. The
         # comparison of the latents then gives the better message, so it comes first.
@@ -306,16 +312,6 @@ def _run(
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             return tracer.trace, program_error(role, batch[0], error, program)
     return tracer.trace, None
-
-
-def _check_samples(guide: poutine.Trace, x: Tensor) -> None:
-    for name, value in values_of(guide).items():
-        if not torch.isfinite(value).all():
-            if torch.isnan(x).any():
-                fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
-            else:
-                fix = "rescale x, or check the encoder's weights"
-            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
 
 
 def _table(trace: poutine.Trace) -> dict[str, Site]:

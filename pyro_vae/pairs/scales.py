@@ -12,8 +12,9 @@ from pyro_vae.data.errors import DataWarning
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.pairs.sites import observed_sites
 
-# Limits in spreads of the model's samples. Adam moves a parameter by about the learning rate in each
-# step: in 1,600 steps at a rate of 0.01, a table with a column 20 times too large loses 0.4 nats.
+# Limits in spreads of the model's samples. Adam moves a parameter by about the learning rate in a
+# step: after 1,600 steps at a rate of 0.01, a column that is 20 times too large still costs 0.4
+# nats.
 LARGE = 15.0
 SMALL = 0.01  # a learned scale starts at 1 and has a floor of 1e-3
 NUM_VALUES = 10**6  # of the data
