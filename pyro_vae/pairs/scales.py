@@ -72,7 +72,7 @@ def _real_entries(fn: Distribution) -> Tensor | None:
     real = inside[0] & inside[1]
     if real.dim() <= len(fn.event_shape):  # the entries of the last dimensions depend on each other
         real = real.reshape(*real.shape, *(1,) * (1 + len(fn.event_shape) - real.dim()))
-    # Supports with parameters, such as the total counts of single data, have one row for each datum.
+    # The support of an instance, such as of a binomial distribution, may have a row for each datum.
     rows = real.flatten(0, real.dim() - len(fn.event_shape) - 1)
     return rows.all(0, keepdim=True).expand(1, *fn.event_shape)
 
