@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
@@ -122,7 +123,7 @@ class Evaluation:
             f"{self.dataset}, {self.num_data:,} data, binarization {self.binarization},\n"
             f"K = {self.num_samples}, seed {self.seed},\n{trust}"
         )
-        table = Table("nats per datum", "mean", "standard error", caption=caption)
+        table = Table("nats per datum", "mean", "standard error", caption=Text(caption))
         for score, description in DESCRIPTIONS.items():
             table.add_row(description, f"{self.mean(score):.2f}", f"{self.se(score):.2f}")
         return table

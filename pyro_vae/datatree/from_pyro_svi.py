@@ -16,6 +16,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
+from pyro_vae.pairs.inputs import check_has_values
 from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.state import unchanged
@@ -117,6 +118,7 @@ def from_pyro_svi(
     attrs = _attributes(model, guide, model_args)
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
+    check_has_values(model, guide, *args, *kwargs.values())
     base = from_first(_draw_seed) if seed is None else seed
     with torch.no_grad(), unchanged(model, guide, seed=base):
         programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate, deterministic=True)

@@ -28,7 +28,7 @@ from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.comparison import latents_of, same_densities
 from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
-from pyro_vae.pairs.inputs import program_error
+from pyro_vae.pairs.inputs import explanation
 from pyro_vae.pairs.latents import (
     check_masks,
     check_names,
@@ -374,10 +374,9 @@ class PairRunner:
             role = "model"
             model = self._trace(self.model, batch, values_of(guide))
         except MISFITS as error:
-            first = next((arg for arg in batch.args if isinstance(arg, Tensor)), None)
-            if first is not None:
-                raise program_error(role, first, error, self.model, self.guide) from error
-            raise PairError(f"the {role} fails on the arguments given: {error}") from error
+            first = self.arguments.args[0] if self.arguments.args else None
+            text = explanation(first, error, self.guide, self.model)
+            raise PairError(f"the {role} fails on the arguments given: {text}") from error
         observed = {name: node for name, node in sample_sites(model) if node["is_observed"]}
         check_observed(observed, range(len(batch.indices)), nan_passes=True)
         return guide, model

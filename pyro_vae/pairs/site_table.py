@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from pyro_vae.runtime.tables import rendered
 
@@ -44,9 +45,10 @@ class SiteTable:
         for name in {**self.model, **self.guide}:
             model, guide = self.model.get(name), self.guide.get(name)
             if model is not None and model.observed:
-                table.add_row(name, str(model), "observed")
+                cells = (name, str(model), "observed")
             else:
-                table.add_row(name, str(model or "auxiliary"), str(guide or "enumerated"))
+                cells = (name, str(model or "auxiliary"), str(guide or "enumerated"))
+            table.add_row(*map(Text, cells))  # names may contain brackets, which are no markup
         return table
 
     def __str__(self) -> str:

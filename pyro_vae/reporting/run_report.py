@@ -25,6 +25,7 @@ from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.plots.images import literal
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import COUNT, HISTORY, PLACE, TEXTS, Number, Record, Text, parse
@@ -174,7 +175,7 @@ def library_versions() -> dict[str, str]:
 def _figures(
     vae: VAE, fit: Fit, test: Dataset, shown: Tensor, means: Tensor, scales: Tensor
 ) -> dict[str, Figure]:
-    title = f"{test.name}, binarization {test.binarization}, seed {fit.settings['seed']}"
+    title = f"{literal(test.name)}, binarization {test.binarization}, seed {fit.settings['seed']}"
     figures = {"learning_curve": plots.learning_curve(fit.history, title)}
     latent_dim = means.shape[1]
     points, axis_labels = _plane(means)

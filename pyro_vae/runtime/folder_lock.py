@@ -57,9 +57,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
 
         yield check
     finally:
-        with contextlib.suppress(
-            OSError, CheckpointError
-        ):  # a lost or read-only folder
+        with contextlib.suppress(OSError, CheckpointError):  # a lost or read-only folder
             if _process_number(holder) == str(os.getpid()):
                 holder.unlink(missing_ok=True)
         held.release()
