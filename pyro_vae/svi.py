@@ -170,6 +170,8 @@ class SVI(pyro.infer.SVI):
         loss = self._compiler.step(args, kwargs, share)
         if loss is None:
             return self.eager_step(args, kwargs, share)
+        if not isinstance(loss, list):
+            return loss
         values = tuple(x.item() for x in loss)
         if not all(map(math.isfinite, values)):
             return self._compiler.repeat_eagerly(args, kwargs, share)
@@ -185,6 +187,8 @@ class SVI(pyro.infer.SVI):
         loss = self._compiler.step(args, kwargs, None)
         if loss is None:
             return torch.as_tensor(self.eager_step(args, kwargs, None))
+        if not isinstance(loss, list):
+            return torch.as_tensor(loss)
         if self._compiler.must_check_loss and not loss[0].isfinite():
             return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, None))
         return loss[0]
@@ -249,12 +253,23 @@ class SVI(pyro.infer.SVI):
         if isinstance(self.objective, Beta):
             self.objective.advance()
 
-    def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
-        """Take the step without a compiled program; return the loss."""
+    def eager_step(
+        self,
+        args: Arguments,
+        kwargs: Keywords,
+        share: float | None,
+        gradients: dict[Tensor, Tensor] | None = None,
+    ) -> LossValue:
+        """Take the step without a compiled program; return the loss.
+
+        If `gradients` is given, it is filled with the gradients of the step.
+        """
         if self._modules is None:
             self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
         with fast_layers(self._modules):
             loss, parameters = self.gradients(args, kwargs)
+        if gradients is not None:
+            gradients |= {p: p.grad.clone() for p in parameters if p.grad is not None}
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.
