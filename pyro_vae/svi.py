@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import pyro.infer
@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vae import distributed
 from pyro_vae.arguments import Instance, checked
@@ -58,6 +59,10 @@ AnyLoss: TypeAlias = Annotated[
         functions=True,
     ),
 ]
+
+# Parameters that have had a gradient in a step of any `SVI`. Pyro leaves zero gradients behind, and
+# an optimizer moves these parameters by momentum in the steps of every other SVI that has them.
+TRAINED: MutableMapping[Tensor, None] = WeakTensorKeyDictionary()
 
 
 class SVI(pyro.infer.SVI):
@@ -214,6 +219,14 @@ class SVI(pyro.infer.SVI):
     def update_outside(self, value: bool) -> None:
         self._compiler.update_outside = value
 
+    def take_steps_again(self) -> None:
+        """Keep the arguments of the steps since the last verified one.
+
+        If compiled steps turn out to be wrong, they are then taken again eagerly. By default, a
+        step does not keep its arguments, and wrong steps are taken back only.
+        """
+        self._compiler.takes_again = True
+
     @property
     def num_compiled_steps(self) -> int:
         """Number of steps that compiled programs have taken; the others ran eagerly."""
@@ -297,7 +310,9 @@ class SVI(pyro.infer.SVI):
                 f"Encountered {values[0]} as the loss; the step leaves the parameters unchanged",
                 stacklevel=5,  # the caller of `step`
             )
-        self.trained.update(p for p in parameters if p.grad is not None)
+        trained = [p for p in parameters if p.grad is not None and p not in self.trained]
+        self.trained.update(trained)
+        TRAINED.update((parameter, None) for parameter in trained)
         for parameter in parameters:
             parameter.grad = None
         return values
@@ -318,7 +333,7 @@ class SVI(pyro.infer.SVI):
         parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
         self.parameters |= parameters
         for parameter in parameters:
-            if parameter.grad is None and parameter in self.trained:
+            if parameter.grad is None and (parameter in self.trained or parameter in TRAINED):
                 parameter.grad = torch.zeros_like(parameter)
         return loss, list(parameters)
 

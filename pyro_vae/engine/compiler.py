@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
@@ -343,6 +344,7 @@ class Compiler:
             (
                 len(self.svi.trained),
                 torch.get_default_dtype(),
+                dist.is_validation_enabled(),
                 torch.is_autocast_enabled("cpu"),
                 torch.is_autocast_enabled("cuda"),
                 call.share is None,
@@ -371,6 +373,8 @@ class Compiler:
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._guards.difference(self._last_guards, signature.guards)
                 raise NotCompilable(f"{name!r} changes from step to step")
+            if len({known.guards for known in self._counts}) > MAX_PROGRAMS:
+                self._announce_limit(signature)
             if len(self._counts) > MAX_SIGNATURES:
                 del self._counts[next(iter(self._counts))]
         else:
@@ -394,14 +398,13 @@ class Compiler:
         if self._announced_limit:
             return
         self._announced_limit = True
-        last = next(reversed(self._programs))
         name = "the shapes or values of its arguments"
-        if last.guards != signature.guards:
-            name = repr(self._guards.difference(last.guards, signature.guards))
+        if self._last_guards != signature.guards:
+            name = repr(self._guards.difference(self._last_guards, signature.guards))
         warnings.warn(
-            f"steps with another value of {name} run eagerly, because {MAX_PROGRAMS} programs have "
-            "been compiled for other settings, which is the limit. Pass compile=False to silence "
-            "this warning",
+            f"steps with other values of {name} run eagerly: a program is compiled after "
+            f"{STEPS_BEFORE_COMPILING:,} steps with the same values, for at most {MAX_PROGRAMS} of "
+            "them. Pass compile=False to silence this warning",
             CompilationWarning,
             stacklevel=7,
         )
@@ -435,9 +438,12 @@ class Compiler:
             return self._compile(recorded, call)
 
     def _record(self, call: Call) -> Capture:
+        validates = dist.is_validation_enabled()
+
         def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
-            # Pyro's validation takes as long as the bound. The checked runs validate.
-            with pyro.validation_enabled(False):
+            # Pyro's validation takes as long as the bound. Only observed values are checked in the
+            # graph; verified steps check everything.
+            with pyro.validation_enabled(False), dist.validation_enabled(validates):
                 args, kwargs = join(call.args, call.kwargs, stand_ins)
                 loss, parameters = self.svi.gradients(args, kwargs)
             return loss if isinstance(loss, tuple) else (loss,), parameters

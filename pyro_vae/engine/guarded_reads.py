@@ -257,9 +257,10 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
     )
     yield dict.get, attributes, "forward"  # of the object, if somebody replaced it
     for name in HOOKS:
-        hooks = attributes.get(name) or {}
-        yield operator.length_hint, hooks, 0
-        yield from ((dict.get, hooks, key) for key in hooks)
+        hooks = attributes.get(name)
+        if hooks is not None:
+            yield operator.length_hint, hooks, 0
+            yield from ((dict.get, hooks, key) for key in hooks)
     if own:
         yield operator.length_hint, attributes, 0
         yield from _reads_of_slots(value)

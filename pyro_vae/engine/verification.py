@@ -67,7 +67,7 @@ class Verifier:
             for parameter in parameters:
                 parameter.grad = None
             foreign = python_random_state() != python
-            if self._guards.key() != key:
+            if not foreign and self._guards.key() != key:
                 name = self._guards.difference(key, self._guards.key())
                 raise NotCompilable(f"it changes {name!r} in each step")
             if any(store._params.get(name) is not value for name, value in tables.items()):
