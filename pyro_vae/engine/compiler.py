@@ -229,6 +229,7 @@ class Compiler:
         program, key = comparison.program, self._guards.key()
         gradients: dict[Tensor, Tensor] = {}
         loss = self.svi.eager_step(call.args, call.kwargs, call.share, gradients)
+        after = random_state()
         try:
             if comparison.declined or not all(map(math.isfinite, loss_values(loss))):
                 return loss  # the program is verified in another step
@@ -241,17 +242,19 @@ class Compiler:
             if not self._closing:
                 self._kept.keep(self._clock, self._verifier.buffers())
                 self._steps.clear()
-        except Exception as error:
+        except NotCompilable as finding:
             self.num_steps -= 1
-            return self._take_back(error, call, loss)
+            return self._take_back(finding, call, loss)
+        except Exception as error:
+            set_random_state(after)
+            self._switch_off_for(error)
         return loss
 
-    def _take_back(self, error: Exception, call: Call, loss: LossValue) -> LossValue:
+    def _take_back(self, error: NotCompilable, call: Call, loss: LossValue) -> LossValue:
         """Return to the last verified state, switch off, and take this step eagerly."""
         kept, steps = self._kept, self._steps
         first, last = kept.clock + 1, self._clock - 1
-        reason = f"{'' if isinstance(error, NotCompilable) else type(error).__name__ + ': '}"
-        reason = f"in step {self._clock} the compiled step is wrong: {reason}{first_line(error)}"
+        reason = f"in step {self._clock} the compiled step is wrong: {error}"
         if first > last or kept.clock < 0:  # the eager step follows a verified one
             self._switch_off(reason)
             return loss
