@@ -106,9 +106,9 @@ class Compiler:
         """Start without programs."""
         svi = self.svi
         names = ("model", "guide", "_loss", "loss_and_grads")
-        self._guards = GuardedState([
-            (getattr, self if name == "_loss" else svi, name) for name in names
-        ])
+        self._guards = GuardedState(
+            [(getattr, self if name == "_loss" else svi, name) for name in names]
+        )
         self._verifier = Verifier(svi, self._guards)
         self._kept = VerifiedState(svi)
         self._clock = 0  # number of steps taken

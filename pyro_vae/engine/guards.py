@@ -260,4 +260,3 @@ def _restore_container(value: Any, former: Any) -> None:
         return
     value.clear()
     (value.extend if isinstance(value, list | collections.deque) else value.update)(former)
-

@@ -66,7 +66,15 @@ FAILING = {
     "schedule": (compiled_step.CompiledStep, "_follow_schedule"),
 }
 
-FIRST = ("decision", "reference", "capture", "comparison", "optimizers", "program", "compiler")  # called once, at the start
+FIRST = (
+    "decision",
+    "reference",
+    "capture",
+    "comparison",
+    "optimizers",
+    "program",
+    "compiler",
+)  # called once, at the start
 
 
 @pytest.mark.usefixtures("graph_only")
