@@ -136,7 +136,7 @@ class GuardedState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore the values and tensors that were found, and the entries of containers, on exit."""
+        """Restore the values and tensors found, and the entries of containers on exit."""
         self.key()
         reads, held = list(self._reads), list(self._held)
         containers = [(value, copy.copy(value)) for value in self._containers]

@@ -120,6 +120,7 @@ class Verifier:
         return [t for t in (*self._guards.tensors, *self.svi.parameters) if id(t) not in known]
 
     def buffers(self) -> list[Tensor]:
+        """Return the buffers of the programs' modules."""
         modules = self._guards.modules
         return [b for module in modules for b in module.buffers(recurse=False)]
 

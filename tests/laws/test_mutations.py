@@ -37,7 +37,7 @@ class Base:
 
 class Config(Base):
     beta = 1.0
-    items = [1.0, 2.0]
+    items = [1.0, 2.0]  # noqa: RUF012 - the kind of program that is tested
 
     def __init__(self):
         self.own = 1.0
@@ -198,7 +198,7 @@ MUTATIONS = {
     "class default": lambda s, n: setattr(Net, "default", 0.3),
     "class default set on the instance": lambda s, n: setattr(n, "default", 0.3),
     "module of settings": lambda s, n: setattr(settings, "beta", 0.3),
-    "context variable": lambda s, n: CONTEXT.set(0.3) and None,
+    "context variable": lambda s, n: CONTEXT.set(0.3),
     "function attribute": lambda s, n: setattr(marked, "beta", 0.3),
     "environment": lambda s, n: os.environ.update(PYRO_VAE_TEST_BETA="0.3"),
     "buffer in place": lambda s, n: n.scale.fill_(0.3),
@@ -209,22 +209,22 @@ MUTATIONS = {
     "tensor of a distribution in place": lambda s, n: n.prior.loc.fill_(1.0),
     "distribution": lambda s, n: setattr(n, "prior", dist.Normal(torch.ones(2), 1.0)),
     "detached": lambda s, n: setattr(n, "detach", True),
-    "hook": lambda s, n: n.decoder.register_forward_hook(lambda m, i, o: 0.5 * o) and None,
+    "hook": lambda s, n: n.decoder.register_forward_hook(lambda m, i, o: 0.5 * o),
     "pre-hook": add_weight_norm,
     "patched forward": patch_linear,
-    "frozen weight": lambda s, n: n.decoder.weight.requires_grad_(False) and None,
+    "frozen weight": lambda s, n: n.decoder.weight.requires_grad_(False),
     "weight in place": lambda s, n: n.decoder.weight.data.mul_(0.5),
     "weight's data replaced": lambda s, n: setattr(n.decoder.weight, "data", torch.ones(4, 2)),
     "layer replaced by a function": lambda s, n: setattr(n, "decoder", n.decoder.double()),
     "bias removed": lambda s, n: setattr(n.decoder, "bias", None),
-    "float64 validation": lambda s, n: n.double() and None,
+    "float64 validation": lambda s, n: n.double(),
     "rate": group(lr=0.1),
     "betas": group(betas=(0.5, 0.9)),
     "decay": group(weight_decay=0.1),
     "epsilon": group(eps=0.1),
     "maximize": group(maximize=True),
     "cleared state": lambda s, n: s.optim.optimizer.state.clear(),
-    "popped state": lambda s, n: s.optim.optimizer.state.pop(n.decoder.weight) and None,
+    "popped state": lambda s, n: s.optim.optimizer.state.pop(n.decoder.weight),
     "replaced moment": lambda s, n: entry(s, n).update(exp_avg=torch.ones(4, 2)),
     "moment in place": lambda s, n: entry(s, n)["exp_avg"].fill_(1.0),
     "step count": lambda s, n: entry(s, n)["step"].fill_(1.0),
@@ -254,7 +254,7 @@ def train(name, compile):
     items, context = list(Config.items), contextvars.copy_context()
     pyro.clear_param_store()
     torch.manual_seed(0)
-    at = random.Random(name).randrange(14, 34)  # noqa: S311 - a place, not a secret
+    at = random.Random(name).randrange(14, 34)
 
     def run():
         net, x = Net(), (torch.rand(8, 4) < 0.4).double()
