@@ -4,7 +4,6 @@ torch, Pyro and matplotlib are imported by the commands that use them, so that `
 """
 
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -172,7 +171,8 @@ def _print(message: object) -> None:
 
 def _open(run: Path, device: str) -> tuple["Autoencoder", "JSONObject"]:
     """Return the model and the metrics of a run."""
-    from pyro_vae.runtime.files import check_folder, read_file
+    from pyro_vae.reporting.run_report import read_metrics
+    from pyro_vae.runtime.files import check_folder
 
     if not run.is_dir():
         raise ValueError(f"{run}: no such directory")
@@ -180,14 +180,7 @@ def _open(run: Path, device: str) -> tuple["Autoencoder", "JSONObject"]:
         if not (run / name).exists():
             raise ValueError(f"{run} is not the folder of a training run: it has no {name}")
     check_folder(run / "model")
-    text = read_file(run, "metrics.json")
-    try:
-        metrics = json.loads(text)
-        missing = {"dataset", "binarization", "seed"} - metrics.keys()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{run / 'metrics.json'} is damaged: {error}") from error
-    if missing:
-        raise ValueError(f"{run / 'metrics.json'} lacks {', '.join(sorted(missing))}")
+    metrics = read_metrics(run)
     return pv.load(run / "model", pv.resolve_device(device)), metrics
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
@@ -129,7 +130,7 @@ class Evaluation:
             f"{self.dataset}, {self.num_data:,} data, binarization {self.binarization},\n"
             f"K = {self.num_samples}, proposal {self.proposal}, seed {self.seed},\n{trust}"
         )
-        table = Table("nats per datum", "mean", "standard error", caption=caption)
+        table = Table("nats per datum", "mean", "standard error", caption=Text(caption))
         for score, description in DESCRIPTIONS.items():
             table.add_row(description, f"{self.mean(score):.2f}", f"{self.se(score):.2f}")
         return table

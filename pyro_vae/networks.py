@@ -48,7 +48,7 @@ def shape_of(shape: Shape) -> tuple[int, ...]:
     return sizes
 
 
-def image_shape_of(shape: Sequence[int]) -> tuple[int, ...]:
+def image_shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
     """Convert an image shape to a tuple; raise `ArgumentError` if it does not have three sizes."""
     sizes = shape_of(shape)
     if len(sizes) != 3:
@@ -145,7 +145,7 @@ class ConvEncoder(Part):
 
     def __init__(
         self,
-        in_shape: Sequence[Count],
+        in_shape: Shape,
         channels: Sequence[Count],
         out_shape: Shape,
         activation: Activation = "silu",
@@ -201,7 +201,7 @@ class ConvDecoder(Part):
         self,
         in_shape: Shape,
         channels: Sequence[Count],
-        out_shape: Sequence[Count],
+        out_shape: Shape,
         activation: Activation = "silu",
     ) -> None:
         super().__init__()

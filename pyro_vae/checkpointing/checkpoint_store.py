@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,12 +34,67 @@ from pyro_vae.runtime.files import (
     unused,
 )
 from pyro_vae.runtime.folder_lock import locked
+from pyro_vae.runtime.json_schema import (
+    COUNT,
+    HISTORY,
+    PLACE,
+    TEXTS,
+    Flag,
+    ListOf,
+    Maybe,
+    Number,
+    Record,
+    Text,
+    parse,
+)
 
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 FILES = (STATE, TENSORS, SUMS)
-MAX_STATE_BYTES = 16 * 2**20  # a history of 100,000 epochs
+MAX_STATE_BYTES = 128 * 2**20  # a history of about 700,000 epochs
 KEEP_LAST = 2
+
+_PROGRESS = Record(
+    {
+        "epoch": PLACE,
+        "batch": COUNT,
+        "step": COUNT,
+        "first": Maybe(Number()),
+        "total": Number(),
+        "num_seen": COUNT,
+        "history": HISTORY,
+        "best": Record(others=Number()),
+        "best_checkpoint": Maybe(Text()),
+        "stopped": Maybe(Text()),
+        "seconds": Number(0, 1e12),
+        "epoch_seconds": Number(0, 1e12),
+    },
+    {"rate_factor": Number(2**-1000, 1)},
+)
+_GROUP = Record({"parameters": ListOf(Text()), "settings": Record()})
+_PATHS = ListOf(Text())
+SCHEMA = Record(
+    {
+        "progress": _PROGRESS,
+        "settings": Record({"epochs": PLACE}),
+        "versions": TEXTS,
+        "objective": ListOf(Record()),
+        "trained": ListOf(Text()),
+        "update_outside": Flag(),
+        "optimizer": Record({"groups": ListOf(_GROUP), "numbers": Record(others=Record())}),
+    },
+    {
+        "loader": Record(),
+        "identity": Record(
+            {
+                "entries": TEXTS,
+                "library": TEXTS,
+                "varying": Record({"entries": _PATHS, "library": _PATHS}),
+            }
+        ),
+        "rates": ListOf(ListOf(Number())),
+    },
+)
 
 Checkpoint = tuple[dict[str, Tensor], JSONObject]
 
@@ -52,9 +107,11 @@ def opened(folder: Path) -> Iterator["CheckpointStore"]:
         CheckpointError: If another run holds the lock, or if a link or a file of another program
             has the name of a lock file or of a folder of checkpoints.
     """
-    with locked(folder):
+    with locked(folder) as check:
         remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while saving its model
-        yield CheckpointStore(folder)
+        store = CheckpointStore(folder)
+        store.check_lock = check
+        yield store
 
 
 class CheckpointStore:
@@ -67,6 +124,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.check_lock: Callable[[], None] = lambda: None  # called before each write
         self.path, self.before = folder / "checkpoints", folder / "checkpoints-before"
         for path in (self.path, self.before):
             check_folder(path)
@@ -90,10 +148,12 @@ class CheckpointStore:
 
         Raises:
             OSError: If the disk is full or the folder is missing. Older checkpoints are kept.
+            CheckpointError: If the checkpoint cannot be read back. Older checkpoints are kept.
         """
+        self.check_lock()
         name = self.next_name()
         files = {
-            STATE: json.dumps({"format": FORMAT, **state}, indent=1).encode(),
+            STATE: json.dumps({"format": FORMAT, **state}, separators=(",", ":")).encode(),
             TENSORS: safetensors.torch.save(tensors),
         }
         with staged_folder(self.path, files) as staged:
@@ -185,12 +245,16 @@ class CheckpointWriter:
         try:
             writing.result()
             self.saved_step = step
-        except OSError as error:
-            warnings.warn(
-                f"the checkpoint of step {step} cannot be written ({error}); training continues, "
-                f"and the last checkpoint is of step {self.saved_step}",
-                stacklevel=2,
-            )
+        except Exception as error:  # from the disk, or from the check of what was written
+            self.fail(step, error)
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Warn that a checkpoint cannot be written. The older ones are kept."""
+        warnings.warn(
+            f"the checkpoint of step {step} cannot be written ({error}); training continues, "
+            f"and the last checkpoint is of step {self.saved_step}",
+            stacklevel=3,
+        )
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written and end the thread."""
@@ -207,17 +271,16 @@ def read(path: Path) -> Checkpoint:
     if path.is_symlink():
         raise CheckpointError(f"{path} is damaged: it is a link")
     files = read_files(path, {STATE: MAX_STATE_BYTES, TENSORS: None})
+    version = parse(files[STATE], path / STATE, Record({"format": PLACE}))["format"]
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version of pyro_vae reads formats up to {FORMAT}: "
+            "upgrade pyro_vae"
+        )
     try:
-        state = json.loads(files[STATE])
-        if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-            raise CheckpointError(f"{path} is damaged: {STATE} is not the state of a run")
-        if state["format"] > FORMAT:
-            raise CheckpointError(
-                f"{path} has format {state['format']}; this version of pyro_vae reads formats up "
-                f"to {FORMAT}: upgrade pyro_vae"
-            )
+        state = parse(files[STATE], path / STATE, SCHEMA)
         return safetensors.torch.load(files[TENSORS]), state
-    except (SafetensorError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 

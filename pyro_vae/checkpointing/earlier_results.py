@@ -9,8 +9,11 @@ from typing import Any
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL, replaced
+from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync
+from pyro_vae.runtime.json_schema import Record, parse
 
+MAX_BYTES = 128 * 2**20
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
 PRIOR_SAMPLES = "prior_samples.png"
@@ -67,9 +70,12 @@ def _history(folder: Path) -> object:
     for name in (HISTORY, METRICS):
         if _is_file(folder / name):
             try:
-                content = json.loads(read_file(folder, name))
-                return content["history"] if name == METRICS else content
-            except (CheckpointError, ValueError, TypeError, KeyError):
+                data = read_file(folder, name, MAX_BYTES)
+                if name == HISTORY:
+                    return parse(data, folder / name, json_schema.HISTORY)
+                schema = Record({"history": json_schema.HISTORY})
+                return parse(data, folder / name, schema)["history"]
+            except CheckpointError:
                 return ()  # not written by this package: equal to no history
     return None
 

@@ -51,6 +51,19 @@ def _checksum(data: Dataset) -> str:
     return digest.hexdigest()
 
 
+def sample_sha256(data: Dataset) -> str | None:
+    """Return the SHA-256 of samples of rows on disk or of a `DataLoader`; None without them.
+
+    Data in memory are hashed completely by `describe`.
+    """
+    digest = None
+    for rows in data.content_samples():
+        digest = digest or hashlib.sha256()
+        digest.update(repr((str(rows.dtype), tuple(rows.shape))).encode())
+        digest.update(rows.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return None if digest is None else digest.hexdigest()
+
+
 def _describe_program(program: Program) -> list[str]:
     if isinstance(program, nn.Module):
         return repr(program).splitlines()

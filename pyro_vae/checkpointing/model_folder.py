@@ -5,10 +5,9 @@ contains class names and constructor arguments, and no code. `weights.safetensor
 parameters and buffers. Loading looks class names up among the imported `Part` classes and executes
 nothing from the folder. Format 3 stores the public name of a class (`pyro_vae.priors.Flow`), so
 that files of this package can move. Format 2 stored the name of the file, and format 1 had no
-checksums. Both can still be read.
+checksums. Both can still be read, format 1 with `load(old_format=True)`.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyro_vae.arguments import FilePath, checked
+from pyro_vae.checkpointing.dry_build import check_builds, read_header
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
@@ -36,6 +36,7 @@ from pyro_vae.runtime.files import (
     sync,
     writable_folder,
 )
+from pyro_vae.runtime.json_schema import Number, Plain, Record, parse
 
 FORMAT = 3
 # Public modules of the parts of this package. A part of a user is stored by its module.
@@ -62,6 +63,7 @@ ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 MODEL = "model"  # name of the model folder in the folder of a run
 FILES = (ARCHITECTURE, WEIGHTS, SUMS)
 MAX_ARCHITECTURE_BYTES = 2**20  # about ten thousand parts
+_SCHEMA = Record({"format": Number(1, 2**31, integer=True), "part": Plain(count=100_000)})
 
 
 def save(part: Part, path: str | os.PathLike[str]) -> None:
@@ -103,7 +105,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
 
 
 @checked
-def load(path: FilePath, device: Device = "cpu") -> Any:
+def load(path: FilePath, device: Device = "cpu", *, old_format: bool = False) -> Any:
     """Load the part, such as a `VAE`, that was saved in the folder `path`.
 
     Nothing is unpickled. The classes of all parts must be imported before.
@@ -111,6 +113,7 @@ def load(path: FilePath, device: Device = "cpu") -> Any:
     Args:
         path: Folder of the saved part.
         device: Device of the loaded tensors. Their dtypes are the saved ones.
+        old_format: Whether to load a part of format 1, which has no checksums.
 
     Returns:
         The part with its weights.
@@ -137,35 +140,59 @@ def load(path: FilePath, device: Device = "cpu") -> Any:
     if not path.exists() and is_folder(replaced(path)):
         path = replaced(path)  # a process was killed between the two renames of `save`
     _check_exists(path)
-    limits = {ARCHITECTURE: MAX_ARCHITECTURE_BYTES, WEIGHTS: None}
-    if (path / SUMS).exists():
-        files = read_files(path, limits)
-    else:
-        files = {name: read_file(path, name, limit) for name, limit in limits.items()}
+    described = _architecture(path, old_format)
+    sizes = read_header(path, WEIGHTS)
     try:
-        described = json.loads(files[ARCHITECTURE])
-        version = int(described["format"])
-        if version > FORMAT:
-            raise CheckpointError(
-                f"{path} has format {version}; this version of pyro_vae reads formats up to "
-                f"{FORMAT}: upgrade pyro_vae"
-            )
-        if version > 1 and not (path / SUMS).exists():
-            raise CheckpointError(f"{path} is damaged: {SUMS} is missing")
-        part = _Builder().build(described["part"])
-    except CheckpointError:
-        raise
+        check_builds(lambda: _build(described), sizes)
+        part = _build(described)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path / ARCHITECTURE} is damaged: {error}") from error
     except Exception as error:  # constructors raise various errors for damaged arguments
         raise CheckpointError(f"{path / ARCHITECTURE} is damaged: {error!r}") from error
-    if not isinstance(part, Part):
-        raise CheckpointError(f"{path / ARCHITECTURE} is damaged: it does not describe a part")
+    limit = sizes.file_size
+    if old_format:
+        weights = read_file(path, WEIGHTS, limit)
+    else:
+        weights = read_files(path, {WEIGHTS: limit})[WEIGHTS]
     try:
-        _fill(part, safetensors.torch.load(files[WEIGHTS]))
+        _fill(part, safetensors.torch.load(weights))
     except (SafetensorError, CheckpointError) as error:
         raise CheckpointError(
             f"{path / WEIGHTS} is damaged or of another model: {error}"
         ) from error
     return part.to(device)
+
+
+def _architecture(path: Path, old_format: bool) -> object:
+    """Return the description of the part in a folder."""
+    if old_format:
+        data = read_file(path, ARCHITECTURE, MAX_ARCHITECTURE_BYTES)
+    elif not os.path.lexists(path / SUMS):
+        raise CheckpointError(
+            f"{path} is damaged: {SUMS} is missing. Models of format 1 have no checksums: pass "
+            "old_format=True to load one that you trust"
+        )
+    else:
+        data = read_files(path, {ARCHITECTURE: MAX_ARCHITECTURE_BYTES})[ARCHITECTURE]
+    described = parse(data, path / ARCHITECTURE, _SCHEMA)
+    version = described["format"]
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version of pyro_vae reads formats up to "
+            f"{FORMAT}: upgrade pyro_vae"
+        )
+    if version > 1 and old_format:
+        raise CheckpointError(
+            f"{path} has format {version}, which has checksums: load it without old_format=True"
+        )
+    return described["part"]
+
+
+def _build(described: object) -> Part:
+    part = _Builder().build(described)
+    if not isinstance(part, Part):
+        raise CheckpointError("it does not describe a part")
+    return part
 
 
 def _check_exists(path: Path) -> None:

@@ -5,10 +5,11 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyro
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,11 +22,13 @@ from pyro_vae.checkpointing.fingerprint import (
     differences,
     refuse_other,
 )
+from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.distributed import gather, rank, world_size
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
+_WRONG_VALUES = (TypeError, AttributeError, RuntimeError, ValueError)
 FINISHED = "finished"  # the value of `Progress.stopped` after all epochs
 
 
@@ -92,6 +95,9 @@ class Rates(Protocol):
     def reset(self, optimizer: Optimizer, step: int, factor: float) -> None:
         """Set the schedule to a step and multiply its learning rates by a factor."""
 
+    def sampled(self, optimizer: Optimizer) -> list[list[float]]:
+        """Return learning rates at steps spread over the run."""
+
 
 class Resumable(Protocol):
     """The state of a run that a checkpoint contains.
@@ -103,6 +109,8 @@ class Resumable(Protocol):
         best: Parameters and buffers, each with a copy of its value in the best epoch.
         loader_state: States of the generators of a `DataLoader` at the start of the epoch.
         settings: Settings and fingerprint of the run, in their JSON form.
+        identity: Settings, constants and code that the programs read.
+        late: Names of restored parameters that have not yet appeared in the programs.
     """
 
     generator: torch.Generator
@@ -111,6 +119,8 @@ class Resumable(Protocol):
     best: list[tuple[Tensor, Tensor]]
     loader_state: JSONObject
     settings: JSONObject
+    identity: Identity
+    late: set[str]
 
     @property
     def svi(self) -> TrainingStep:
@@ -140,6 +150,7 @@ def snapshot(run: Resumable) -> Checkpoint:
     state: JSONObject = {
         "progress": dataclasses.asdict(run.progress),
         "settings": run.settings,
+        "identity": run.identity.saved(),
         "loader": run.loader_state,
         "versions": versions(),
         "objective": [
@@ -149,6 +160,8 @@ def snapshot(run: Resumable) -> Checkpoint:
         "trained": [names[parameter] for parameter in svi.trained],
         "update_outside": svi.update_outside,
     }
+    if svi.optim.optimizer is not None:
+        state["rates"] = run.rates.sampled(svi.optim.optimizer)
     more, state["optimizer"] = optimizer_state.saved(svi.optim.optimizer, names)
     tensors |= more
     # Cloned, since safetensors refuses tensors that share memory.
@@ -167,7 +180,16 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
     """
     try:
         _restore(run, *checkpoint)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
 
 
@@ -176,17 +198,22 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     then, now = state["settings"], run.settings
     extends = then["epochs"] < now["epochs"]
     refuse_other("settings", then, run.settings_of(then) if extends else now)
+    run.identity.compare(state.get("identity"), state["versions"])
     if found := differences(state["versions"], versions()):
         warnings.warn(f"the resumed run may not be equal bit for bit: {found}", stacklevel=4)
+    before = run.tensors()
+    run.late |= _late_parameters(run, before, saved, state)
     named = run.tensors()
     for group in state["optimizer"]["groups"]:
         parameters = [named[name] for name in group["parameters"]]
         svi.parameters |= dict.fromkeys(parameters)
         svi.optim.add(parameters)
     progress = Progress(**state["progress"])
+    _check_place(progress, run.rates.total_steps // now["epochs"], then["epochs"])
     for kind in ("now", "best") if progress.best else ("now",):
         for name, tensor in named.items():
-            check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
+            if kind == "now" or name in before or f"best/{name}" in saved:
+                check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
 
     if (optimizer := svi.optim.optimizer) is not None:  # None at step 0
         total_steps = run.rates.total_steps
@@ -195,6 +222,10 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         run.rates.reset(optimizer, progress.step, progress.rate_factor)
         names = {tensor: name for name, tensor in named.items()}
         optimizer_state.restore(optimizer, names, saved, state["optimizer"])
+        svi.optim.is_restored = True
+        if "rates" in state:  # not in checkpoints of older versions
+            rates = run.rates.sampled(optimizer)
+            refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
         if extends:
             run.rates.total_steps = total_steps
             run.rates.reset(optimizer, progress.step, progress.rate_factor)
@@ -213,6 +244,45 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         progress.stopped = None
     run.loader_state = state.get("loader", {})
     run.progress = progress
+
+
+def _check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:
+    """Raise `CheckpointError` if the counters are not those of a step of the run."""
+    taken = (progress.epoch - 1) * steps_per_epoch + progress.batch
+    is_place = (
+        progress.batch <= steps_per_epoch and progress.step == taken <= epochs * steps_per_epoch
+    )
+    if not is_place or len(progress.history) != progress.epoch - 1:
+        raise CheckpointError(
+            f"the checkpoint is damaged: step {progress.step} is not batch {progress.batch} of "
+            f"epoch {progress.epoch} in a run of {epochs} epochs with {steps_per_epoch} steps"
+        )
+
+
+def _late_parameters(
+    run: Resumable, named: Mapping[str, Tensor], saved: dict[str, Tensor], state: JSONObject
+) -> set[str]:
+    """Create the parameters of Pyro's store that first appeared after the start of the run.
+
+    Their constraint is not in the checkpoint. The program sets it when the parameter appears.
+
+    Returns:
+        The names of these parameters in the store.
+    """
+    groups = [name for group in state["optimizer"]["groups"] for name in group["parameters"]]
+    late = set()
+    for name in groups:
+        role, _, stored = name.partition(".")
+        if name in named or role != "param":
+            continue
+        if f"now/{name}" not in saved:
+            raise CheckpointError(f"the checkpoint lacks the tensor {f'now/{name}'!r}")
+        store, value = pyro.get_param_store(), saved[f"now/{name}"].to(run.generator.device)
+        if stored not in store:
+            store.setdefault(stored, value)
+            late.add(stored)
+        run.svi.parameters[dict(store.named_parameters())[stored]] = None
+    return late
 
 
 def _restore_objectives(objectives: Iterable[object], entries: list[JSONObject]) -> None:

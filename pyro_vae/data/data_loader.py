@@ -186,12 +186,22 @@ class LoaderBatches:
         """Set the generators of the loader to the result of `state`."""
         self._state.set_generators(state)
 
+    @functools.cached_property
+    def _repeated(self) -> list[Batch]:
+        """The first rows, from fixed states of the generators; empty if a second pass differs."""
+        count = -(-PROBED_ROWS // max(len(self._first[0]), 1))
+        generators = self._state.seeded_generators(0)
+        states = [{"global": seeded(0), "generators": generators} for _ in range(2)]
+        one, two = (list(itertools.islice(self._pass(own, 0), count)) for own in states)
+        return one if len(one) == len(two) and all(map(_equal, one, two)) else []
+
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield the first batches, unless they differ when they are read again."""
+        return (part for batch in self._repeated for part in batch)
+
     def cannot_repeat(self) -> str | None:
         """Read the first rows twice; return a reason if they differ, although no state does."""
-        count = -(-PROBED_ROWS // max(len(self._first[0]), 1))
-        states = [{"global": seeded(0), "generators": self._at_first} for _ in range(2)]
-        one, two = (list(itertools.islice(self._pass(own, 0), count)) for own in states)
-        if len(one) == len(two) and all(map(_equal, one, two)):
+        if self._repeated:
             return None
         return (
             "the DataLoader yields other rows when it is read again with the same seed and the "

@@ -41,7 +41,7 @@ class Dataset:
             `numpy.memmap` or a zarr array), or a torch `DataLoader` of batches x or
             `(x, *context)`.
         labels: int64 classes of shape `(num_data,)`, or None.
-        name: Name of the dataset in results.
+        name: Name of the dataset in results, of printable characters.
         split: `"train"`, `"validation"` or `"test"`.
         binarization: `"dynamic"` draws pixels from Bernoulli(pixel/255), again at each training
             step and fixed by `seed` for scores. `"static"` means that `values` are already one
@@ -56,8 +56,8 @@ class Dataset:
             ones are a published validation set, as in the data of `load`.
 
     Raises:
-        DataError: If data are empty, infinite, or of another dtype, or if labels, context or
-            binarization do not fit them.
+        DataError: If data are empty, infinite, or of another dtype, if labels, context or
+            binarization do not fit them, or if the name has a control character.
 
     Example:
         >>> import torch
@@ -83,6 +83,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, text in (("name", self.name), ("split", self.split)):
+            if not text.isprintable():
+                raise DataError(
+                    f"{name} must have printable characters only, for titles and reports, got "
+                    f"{text!r}"
+                )
         rows, context = as_rows(self.values), tuple(map(as_rows, self.context))
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_context", context)
@@ -106,6 +112,11 @@ class Dataset:
         if dtype != torch.uint8 and self.binarization in ("dynamic", "threshold"):
             raise DataError(
                 f"binarize={self.binarization!r} needs 8-bit pixels (uint8, 0..255), got {dtype}"
+            )
+        if self._rows.device.type == "meta":
+            raise DataError(
+                f"dataset {self.name!r} is on the device meta, which has shapes but no values: "
+                "create it on another device"
             )
         if self._rows.has_infinities():
             raise DataError(f"dataset {self.name!r} has infinite values")
@@ -195,6 +206,11 @@ class Dataset:
         """
         for rows in self._all_rows:
             yield from rows.fingerprint()
+
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield samples of rows on disk or of a `DataLoader`; nothing for data in memory."""
+        for rows in self._all_rows:
+            yield from rows.content_samples()
 
     def training_batch_size(self, requested: int) -> int:
         """Return the size of training batches: as requested, or the batch size of a loader."""

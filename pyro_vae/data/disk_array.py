@@ -7,11 +7,13 @@ blocks spread over the array. Its rows are slightly correlated if adjacent rows 
 sorted by class. Data of at most one window are shuffled completely, in the same order as in memory.
 """
 
+import contextlib
 import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeGuard
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from pyro_vae.data.rows import Batch, Chunk, Index
 WINDOW_BYTES = 2**25  # two windows are held in memory
 BLOCK_BYTES = 2**18  # if the array has no chunks
 SAMPLED_BLOCKS = 16
+CONTENT_BLOCKS, CONTENT_BYTES = 512, 2**15  # of the rows that identify the data
 
 
 class StoredArray(Protocol):
@@ -101,6 +104,7 @@ class DiskArray:
         start: int = 0,
         stop: int | None = None,
     ) -> None:
+        _check_chunks(array)
         self._array, self.device = array, torch.device(device)
         self._start, self._stop = start, array.shape[0] if stop is None else stop
         self._dtype = np.dtype(array.dtype).newbyteorder("=")
@@ -179,6 +183,15 @@ class DiskArray:
         """Return the sample, because reading all rows takes too long."""
         return (self.sample()[1],)
 
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield up to `CONTENT_BLOCKS` short blocks of rows, spread over the array."""
+        size = max(1, CONTENT_BYTES // max(1, math.prod(self.shape[1:]) * self._dtype.itemsize))
+        starts = np.linspace(0, max(0, len(self) - size), CONTENT_BLOCKS).astype(int)
+        if len(self) <= size * CONTENT_BLOCKS:
+            starts = np.arange(0, len(self), size)
+        for start in np.unique(starts).tolist():
+            yield self[start : start + size]
+
     def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
         """Return a Bernoulli draw of each row, from the seed and the number of the row."""
         return fixed_draw_of_rows(pixels, range(len(self)), index, seed)
@@ -247,6 +260,7 @@ class DiskArray:
     def _read(self, start: int, rows: np.ndarray) -> Tensor:
         """Read rows from row `start` on into an array, and return it as a tensor."""
         begin = self._start + start
+        _check_size(self._array)
         try:
             rows[...] = self._array[begin : begin + len(rows)]
         except Exception as error:  # arrays of other packages raise their own errors
@@ -258,3 +272,47 @@ class DiskArray:
         if values.is_floating_point() and torch.isinf(values).any():
             raise DataError(f"rows {begin} to {begin + len(rows) - 1} of the data hold infinities")
         return values
+
+
+def _check_chunks(array: Any) -> None:
+    """Raise `DataError` if a zarr array or an HDF5 dataset has missing chunks.
+
+    They would be read as the fill value.
+    """
+    if hasattr(array, "nchunks_initialized"):  # zarr
+        found, expected = array.nchunks_initialized, array.nchunks
+    elif hasattr(array, "chunks") and hasattr(getattr(array, "id", None), "get_num_chunks"):  # h5py
+        if array.chunks is None:
+            found, expected = int(array.id.get_storage_size() > 0), int(array.size > 0)
+        else:
+            found = array.id.get_num_chunks()
+            sizes = zip(array.shape, array.chunks, strict=True)
+            expected = math.prod(-(-size // chunk) for size, chunk in sizes)
+    else:
+        return
+    if found < expected:
+        raise DataError(
+            f"{expected - found} of the {expected} chunks of the array are missing and would be "
+            "read as its fill value: write it again (in zarr with write_empty_chunks=True if a "
+            "chunk has only fill values)"
+        )
+
+
+def _check_size(array: object) -> None:
+    """Raise `DataError` if the file of a memmap is shorter than the array.
+
+    Reading beyond the end of the file would end the process.
+    """
+    if isinstance(array, _Selected):
+        return _check_size(array._array)
+    while isinstance(array, np.memmap) and isinstance(array.base, np.memmap):
+        array = array.base
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return None
+    with contextlib.suppress(FileNotFoundError):  # a removed file is readable while it is mapped
+        size, expected = Path(array.filename).stat().st_size, array.offset + array.nbytes
+        if size < expected:
+            raise DataError(
+                f"{array.filename} was truncated: expected {expected:,} bytes, got {size:,}"
+            )
+    return None

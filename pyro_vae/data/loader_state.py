@@ -40,6 +40,15 @@ class LoaderState:
         """Return the states of the generators of the loader, in order, in their JSON form."""
         return {str(place): _state(source) for place, source in enumerate(self._sources)}
 
+    def seeded_generators(self, seed: int) -> States:
+        """Return states of the generators with a seed. The generators themselves do not change."""
+        own = self.generators()
+        for source in self._sources:
+            _seed(source, seed)
+        states = self.generators()
+        self.set_generators(own)
+        return states
+
     def set_generators(self, states: States) -> None:
         """Set the generators of the loader to the result of `generators`."""
         for place, source in enumerate(self._sources):
@@ -119,6 +128,16 @@ def _state(source: _Source) -> Any:
     if isinstance(source, np.random.RandomState):
         return _plain(source.get_state(legacy=False))
     return _plain(source.bit_generator.state)
+
+
+def _seed(source: _Source, seed: int) -> None:
+    if isinstance(source, torch.Generator):
+        source.manual_seed(seed)
+    elif isinstance(source, np.random.Generator):
+        kind = type(source.bit_generator)
+        source.bit_generator.state = kind(seed).state
+    else:
+        source.seed(seed)
 
 
 def _set_state(source: _Source, state: Any) -> None:

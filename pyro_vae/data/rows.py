@@ -85,6 +85,9 @@ class Rows(Protocol):
     def fingerprint(self) -> Iterable[Tensor]:
         """Yield the rows that identify the data when a run is resumed."""
 
+    def content_samples(self) -> Iterable[Tensor]:
+        """Yield further rows that identify the data if `fingerprint` does not yield all of them."""
+
     def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
         """Return the fixed Bernoulli draw of the pixels at an index, the same in each call."""
 

@@ -68,13 +68,15 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
     shape = stacked.shape[2:]
     columns = stacked.to_numpy().astype(np.float64).reshape(-1, math.prod(shape))
     num_samples, num_data = columns.shape
-    elpd_i = logsumexp(columns, axis=0) - math.log(num_samples)
+    with np.errstate(invalid="ignore", over="ignore"):  # log p(x) may be infinite
+        elpd_i = logsumexp(columns, axis=0) - math.log(num_samples)
+        total, variance = elpd_i.sum(), elpd_i.var()
     khat = pareto_khat(columns)
     good_k = khat_threshold(num_samples)
     coords = {dim: weights.coords[dim] for dim in data_dims}
     values: dict[str, Any] = {
-        "elpd": float(elpd_i.sum()),
-        "se": math.sqrt(num_data * elpd_i.var()),
+        "elpd": float(total),
+        "se": math.sqrt(num_data * variance),
         "p": math.nan,  # no parameter is fitted to these data
         "n_samples": num_samples,
         "n_data_points": num_data,

@@ -1,5 +1,6 @@
 """Samples of any Pyro model and guide as an `xarray.DataTree` for ArviZ."""
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -15,6 +16,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
+from pyro_vae.pairs.inputs import check_has_values
 from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.state import unchanged
@@ -116,6 +118,7 @@ def from_pyro_svi(
     attrs = _attributes(model, guide, model_args)
     args = tuple(_as_tensor(value) for value in model_args)
     kwargs = {name: _as_tensor(value) for name, value in (model_kwargs or {}).items()}
+    check_has_values(model, guide, *args, *kwargs.values())
     base = from_first(_draw_seed) if seed is None else seed
     with torch.no_grad(), unchanged(model, guide, seed=base):
         programs = PairRunner(model, guide, args, kwargs, obs_plate=obs_plate, deterministic=True)
@@ -126,9 +129,7 @@ def from_pyro_svi(
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))
-        check = SupportCheck(programs.observed, batches[0], nan_passes=True)
-        for batch in batches:
-            check(batch, int(batch.indices[0]) if len(batch.indices) else 0)
+        _check_supports(programs, rows)
         with progress_bar("sampling", programs.num_data, progress) as report:
             for block, num_data in _blocks(blocks, batches, base):
                 if not writer.num_data:
@@ -140,6 +141,17 @@ def from_pyro_svi(
             writer.add(blocks.joint_stats())
     blocks.warn()
     return writer.finish()
+
+
+def _check_supports(programs: PairRunner, rows: int) -> None:
+    """Check all data against the supports of their distributions, in batches that fit in memory."""
+    while rows:  # memory may not suffice for a whole batch
+        with contextlib.suppress(MemoryError):
+            check = SupportCheck(programs.observed, next(programs.batches(1)), nan_passes=True)
+            for batch in programs.batches(rows):
+                check(batch, int(batch.indices[0]) if len(batch.indices) else 0)
+            return
+        rows //= 2
 
 
 def _blocks(collector: GroupCollector, batches: list[Batch], seed: int) -> Iterator[Block]:

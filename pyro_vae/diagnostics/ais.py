@@ -120,7 +120,7 @@ def ais(
         weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
         return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
 
-    checked = CheckedRows(pair, data)
+    checked = CheckedRows(pair, data, guide=False)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         found = map_chunks(

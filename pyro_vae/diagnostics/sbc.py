@@ -16,7 +16,7 @@ from pyro_vae.arguments import Count, Seed, checked
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
-from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.inputs import check_has_values, dataset_of
 from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.pairs.state import unchanged
@@ -79,6 +79,7 @@ def sbc(
         draws = sampler.draw(simulated, num_draws).latents
         return {name: _ranks(value, draws[name]) for name, value in latents.items()}
 
+    check_has_values(pair.model, pair.guide)
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)

@@ -1,6 +1,6 @@
 """Continuous distributions with accurate densities over the whole range of their parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
     deviance,
+    deviance_slope,
     excess,
+    fused,
     in_float64,
     like,
     log_rising,
     stirling_error,
+    stirling_slope,
 )
 
 
@@ -138,18 +141,36 @@ class Beta(dist.Beta):
         log_x, log_rest = x.log(), (-x).log1p()
         # Beyond this bound the density of the other values is 0, and exp(-logits) overflows.
         logits = logits.clamp(-600, 600)
-        m, rest = logits.sigmoid(), (-logits).sigmoid()
-        a, b = total * m, total * rest
-        kernel = deviance(a, b, (m, rest), log_x - log_rest - logits)
-        log_scale = (a * rest).log() / 2 - HALF_LOG_2PI
-        errors = stirling_error(total) - stirling_error(a) - stirling_error(b)
-        log_density = kernel + log_scale + errors - log_x - log_rest
+        terms = fused(_beta_terms, _beta_slopes, log_x - log_rest, logits, total)
+        log_density = terms + stirling_error(total) - log_x - log_rest
         return like(log_density, value, self.logits, self.total)
 
     @property
     def variance(self) -> Tensor:
         """Var[x]."""
         return self.logits.sigmoid() * (-self.logits).sigmoid() / (self.total + 1)
+
+
+def _beta_terms(logit: Tensor, logits: Tensor, total: Tensor) -> Tensor:
+    """Return the log density of logit x, without the Stirling error of the total."""
+    a, b = total * logits.sigmoid(), total * (-logits).sigmoid()
+    result = deviance(a, b, logit - logits).sub_(HALF_LOG_2PI)
+    errors = stirling_error(a).add_(stirling_error(b))
+    return result.sub_(errors).add_((a * (b / total)).log_(), alpha=0.5)
+
+
+def _beta_slopes(logit: Tensor, logits: Tensor, total: Tensor) -> tuple[Callable[[], Tensor], ...]:
+    m, rest = logits.sigmoid(), (-logits).sigmoid()
+    a, b, shift = total * m, total * rest, logit - logits
+
+    def by_logits() -> Tensor:
+        return a * rest * (shift - stirling_slope(a) + stirling_slope(b)) + (rest - m) / 2
+
+    def by_total() -> Tensor:
+        errors = m * stirling_slope(a) + rest * stirling_slope(b)
+        return (deviance(a, b, shift) + 0.5) / total - errors
+
+    return lambda: deviance_slope(a, b, shift), by_logits, by_total
 
 
 class Dirichlet(dist.Dirichlet):

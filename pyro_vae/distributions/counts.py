@@ -12,10 +12,14 @@ from torch import Tensor
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
     deviance,
+    deviance_slope,
+    fused,
     in_float64,
     like,
+    log_shares,
     logsigmoid,
     stirling_error,
+    stirling_slope,
 )
 
 SMALLEST_SHIFT = -1e30  # instead of -inf, for means of 0
@@ -43,9 +47,19 @@ class Poisson(dist.Poisson):
         if self._validate_args:
             self._validate_sample(value)
         x, log_mean = in_float64(value, self.log_mean)
-        x, log_x = _positive(x)
-        shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
-        return like(x * (shift - shift.expm1()) + _log_peak(x, log_x), value, self.log_mean)
+        return like(fused(_poisson, _poisson_slopes, _positive(x), log_mean), value, self.log_mean)
+
+
+def _poisson(x: Tensor, log_mean: Tensor) -> Tensor:
+    shift = _shift(x, log_mean)
+    return shift.expm1().neg_().add_(shift).mul_(x).add_(_log_peak(x))
+
+
+def _poisson_slopes(x: Tensor, log_mean: Tensor) -> tuple[Callable[[], Tensor], ...]:
+    return (
+        lambda: _shift(x, log_mean) - 1 / (2 * x) - stirling_slope(x),
+        lambda: x - log_mean.exp(),
+    )
 
 
 class NegativeBinomial(dist.NegativeBinomial):
@@ -93,26 +107,49 @@ class NegativeBinomial(dist.NegativeBinomial):
 
 def _log_negative_binomial(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
     """Return log NB(x; mean, r) of float64 tensors."""
-    x, log_x = _positive(x)
-    total = x + r
-    shift = (log_mean - log_x).clamp(min=SMALLEST_SHIFT)
-    kernel = deviance(x, r, (x / total, r / total), shift)
-    rising = stirling_error(total) - stirling_error(r) - (x / r).log1p() / 2
-    return kernel + rising + _log_peak(x, log_x)
+    log_prob = fused(_count_terms, _count_slopes, _positive(x), r, log_mean)
+    return log_prob - stirling_error(r)
 
 
-def _positive(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return counts, with a tiny number instead of 0, and their logarithms.
+def _count_terms(x: Tensor, r: Tensor, log_mean: Tensor) -> Tensor:
+    """Return log NB(x; mean, r) and the Stirling error of r."""
+    result = deviance(x, r, _shift(x, log_mean))
+    result = result.sub_((x / r).log1p_(), alpha=0.5)
+    return result.add_(stirling_error(x + r)).add_(_log_peak(x))
+
+
+def _count_slopes(x: Tensor, r: Tensor, log_mean: Tensor) -> tuple[Callable[[], Tensor], ...]:
+    shift, total = _shift(x, log_mean), x + r
+    by_mean = deviance_slope(x, r, shift)
+
+    def by_x() -> Tensor:
+        gamma = stirling_slope(total) - stirling_slope(x) - 1 / (2 * x) - 1 / (2 * total)
+        return log_shares(x, r, shift)[0] + gamma
+
+    def by_r() -> Tensor:
+        # log_mean is fixed, so log(r) is subtracted from the logit of the mean.
+        by_share = log_shares(x, r, shift)[1] - by_mean / r
+        return by_share + stirling_slope(total) + x / total / (2 * r)
+
+    return by_x, by_r, lambda: by_mean
+
+
+def _positive(x: Tensor) -> Tensor:
+    """Return counts, with a tiny number instead of 0.
 
     With gamma functions instead of factorials, log probabilities are continuous at 0.
     """
-    x = x.clamp(min=torch.finfo(x.dtype).tiny ** (1 / 3))
-    return x, x.log()
+    return x.clamp(min=torch.finfo(x.dtype).tiny ** (1 / 3))
 
 
-def _log_peak(x: Tensor, log_x: Tensor) -> Tensor:
+def _shift(x: Tensor, log_mean: Tensor) -> Tensor:
+    """Return log(mean / x)."""
+    return (log_mean - x.log()).clamp(min=SMALLEST_SHIFT)
+
+
+def _log_peak(x: Tensor) -> Tensor:
     """Return log(x^x exp(-x) / x!), the Poisson log probability of x at a mean of x."""
-    return -log_x / 2 - HALF_LOG_2PI - stirling_error(x)
+    return x.log().mul_(-0.5).sub_(HALF_LOG_2PI).sub_(stirling_error(x))
 
 
 class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):

@@ -6,6 +6,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.runtime.files import CheckpointError
+
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 
 
@@ -23,12 +25,23 @@ class TorchOptim(PyroOptim):
         self.optimizer = optim if isinstance(optim, Optimizer) else None
         self._factory = None if isinstance(optim, Optimizer) else optim
         self._known: set[Tensor] = set()
+        self.is_restored = False  # whether the next step is the first one with a restored state
 
     def __call__(self, params: Iterable[Tensor], *args: object, **kwargs: object) -> None:
         """Update the parameters by their gradients."""
         self.add(params)
-        if self.optimizer is not None:
+        if self.optimizer is None:
+            return
+        try:
             self.optimizer.step()
+        except Exception as error:
+            if self.is_restored:
+                raise CheckpointError(
+                    f"{type(self.optimizer).__name__} cannot use its state in the checkpoint: "
+                    f"{error}: start again without resume"
+                ) from error
+            raise
+        self.is_restored = False
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Add parameters that the optimizer does not have yet."""

@@ -12,7 +12,7 @@ from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.latents import check_masks
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, frame_of
-from pyro_vae.pairs.sites import Node, latent_sites
+from pyro_vae.pairs.sites import Node, latent_sites, sample_sites
 from pyro_vae.pairs.state import unchanged
 
 Rows: TypeAlias = tuple[Tensor, ...]
@@ -48,6 +48,8 @@ def check_any_rows(
         except MISFITS as error:
             if isinstance(error, PairError):
                 raise
+            if _accepts(pair, parts[0], len(rows[0]), plates):
+                continue  # the values of these rows are at fault; `CheckedRows` names them
             raise PairError(
                 f"model and guide fail on {len(rows[0])} rows of the data: they have parameters or "
                 f"latents of a fixed number of data or groups. {ADVICE}"
@@ -60,6 +62,16 @@ def check_any_rows(
                     f"{shapes[name]} for {len(rows[0])} others, so it depends on the rows of a "
                     f"batch. {ADVICE}"
                 )
+
+
+def _accepts(pair: PairLike, rows: Rows, number: int, plates: tuple[str, ...] | None) -> bool:
+    """Return whether a pair runs on this number of rows, all of them among those given."""
+    index = torch.arange(number) % len(rows[0])
+    try:
+        _shapes(pair, tuple(part[index.to(part.device)] for part in rows), plates)
+    except MISFITS:
+        return False
+    return True
 
 
 def check_not_whole(run: Callable[[], object], num_data: int) -> None:
@@ -86,7 +98,7 @@ def _shapes(pair: PairLike, rows: Rows, plates: tuple[str, ...] | None) -> Shape
         priors = dict(latent_sites(model))
         for trace in (guide, model):
             trace.compute_log_prob()  # raises an error if shapes do not fit
-        check_masks(priors, dict(latent_sites(guide)))
+        check_masks(dict(sample_sites(model)), dict(latent_sites(guide)))
         shapes = {
             f"the global latent {name!r}": tuple(node["value"].shape)
             for name, node in priors.items()

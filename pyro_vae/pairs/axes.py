@@ -17,6 +17,7 @@ from pyro_vae.pairs.sites import (
     dims_of,
     frames_of,
     is_computed,
+    log_density,
     sample_sites,
     split_shape,
 )
@@ -90,7 +91,7 @@ class PlateAxes:
         sites = {}
         for name, node in sample_sites(trace):
             fn, observed = node["fn"], node["is_observed"]
-            log_prob = scale_and_mask(fn.log_prob(node["value"]), 1.0, node["mask"])
+            log_prob = scale_and_mask(log_density(name, node), 1.0, node["mask"])
             value = self._arrange(name, node, node["value"], fn.event_dim, num_draws)
             sites[name] = SiteDraws(
                 value=value[:1] if observed and not is_computed(node) else value,

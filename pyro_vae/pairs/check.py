@@ -19,10 +19,16 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
-from pyro_vae.pairs.inputs import as_input, program_error
-from pyro_vae.pairs.latents import check_masks, check_names, check_not_observed, check_shapes
+from pyro_vae.pairs.inputs import as_input, check_has_values, program_error
+from pyro_vae.pairs.latents import (
+    check_masks,
+    check_names,
+    check_not_observed,
+    check_samples,
+    check_shapes,
+)
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
-from pyro_vae.pairs.plates import data_plates
+from pyro_vae.pairs.plates import data_plates, frame_of
 from pyro_vae.pairs.scales import warn_of_scales
 from pyro_vae.pairs.site_table import Site, SiteTable
 from pyro_vae.pairs.sites import (
@@ -30,13 +36,20 @@ from pyro_vae.pairs.sites import (
     Node,
     is_enumerated,
     latent_sites,
+    log_density,
     observed_sites,
     plate_nesting,
     sample_sites,
     values_of,
 )
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.pairs.supports import check_support, kind_of, support_name, support_of
+from pyro_vae.pairs.supports import (
+    check_gradients,
+    check_support,
+    kind_of,
+    support_name,
+    support_of,
+)
 
 FEW = 8  # number of rows that `check_data` runs first
 SPREAD = 64  # number of rows from evenly spaced places that it runs next
@@ -64,8 +77,8 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
             or its shape, support or mask differs between them; if the guide has an auxiliary
             variable that its latents do not determine; if a sample of the guide is not finite; if
             a batch dimension belongs to no plate; if the shape of the decoder's output differs
-            from that of x; if x is outside the likelihood's support; or if the objective needs
-            reparameterized samples and the guide of a latent has no `rsample`.
+            from that of x; if x is outside the likelihood's support, or a masked NaN; or if the
+            objective needs reparameterized samples and the guide of a latent has no `rsample`.
 
     Warns:
         DataWarning: If x is converted to the floating-point type of the parameters, or the spread
@@ -94,6 +107,7 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
     x = batch[0] if isinstance(batch[0], Tensor) else as_input(pair, batch[0])
     batch = (x, *map(as_tensor, batch[1:]))
     table, model = _check_batch(pair, batch, objective)
+    check_gradients(observed_sites(model), range(len(batch[0])))
     warn_of_scales(model, batch[0], batch[0])
     return table
 
@@ -102,7 +116,12 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
 def _check_batch(
     pair: PairLike, batch: tuple[Tensor, ...], objective: object
 ) -> tuple[SiteTable, poutine.Trace]:
-    """Check a batch; return the table of the sites, and the model's trace at the guide's draws."""
+    """Check a batch; return the table of the sites, and a trace of the model before training.
+
+    In this trace, latents outside the plate over the data are samples of the guide, and others of
+    the prior.
+    """
+    check_has_values(pair.model, pair.guide, *batch)
     check_values(*batch)
     check_arguments(pair, batch)
     guide_program = without_observations(pair.guide)
@@ -110,7 +129,7 @@ def _check_batch(
         guide, failure = _run("guide", guide_program, batch)
         if failure:
             raise failure
-        _check_samples(guide, batch[0])
+        check_samples(guide, batch[0])
         # The model runs twice: alone, which gives the intended shapes of its latents, and on the
         # guide's samples. If a latent size differs from the decoder's, the model fails. The
         # comparison of the latents then gives the better message, so it comes first.
@@ -121,7 +140,7 @@ def _check_batch(
         if failure:
             raise failure
         check_not_observed(dict(sample_sites(model)), dict(sample_sites(guide)))
-        check_masks(priors, posteriors)
+        check_masks(dict(sample_sites(model)), posteriors)
 
         def rerun(values: dict[str, Tensor]) -> dict[str, Node]:
             with ConditionLatents(values):
@@ -133,13 +152,28 @@ def _check_batch(
         _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
             _check_objective({**priors, **posteriors}, objective)
-        replayed, failure = _run("model", poutine.replay(pair.model, trace=guide), batch)
+        with ConditionLatents(values_of(guide)):
+            replayed, failure = _run("model", pair.model, batch)
         if failure:
             raise failure
-    for name, node in observed_sites(replayed).items():
-        _check_observation(name, node)
-    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates)
-    return table, replayed
+        given = {
+            name: posteriors[name]["value"]
+            for name, node in priors.items()
+            if name in posteriors and frame_of(node, plates) is None
+        }
+        drawn = model
+        if given:
+            with ConditionLatents(given):
+                drawn, failure = _run("model", pair.model, batch)
+            drawn = replayed if failure else drawn
+        for name, node in observed_sites(replayed).items():
+            _check_observation(name, node)
+        for name, node in latent_sites(replayed):
+            log_density(name, node)
+    sums = [name for name, node in priors.items() if name not in guide and is_enumerated(node)]
+    shared = tuple(name for name in sums if frame_of(priors[name], plates) is None)
+    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates, shared)
+    return table, drawn
 
 
 def check_data(
@@ -161,20 +195,24 @@ def check_data(
         DataWarning: If the spread or offset of the data is far from that of the model.
     """
     try:
-        table, trace = _check_rows(pair, data, objective)
+        table, trace, first = _check_rows(pair, data, objective)
     except PairError as error:
         if data.values.dtype != torch.int64 or error.__cause__ is None:
             raise
         raise DataError(f"{error}. Or divide bytes 0..255 by 255") from error
     if scales:
-        warn_of_scales(trace, data.batch(slice(FEW))[0], data.sample())
+        warn_of_scales(trace, first, data.sample())
     return table
 
 
 def _check_rows(
     pair: PairLike, data: Dataset, objective: object
-) -> tuple[SiteTable, poutine.Trace]:
-    """Check a few rows as `check` does, and that the programs run on other rows, too."""
+) -> tuple[SiteTable, poutine.Trace, Tensor]:
+    """Check a few rows as `check` does, and that the programs run on other rows, too.
+
+    Returns:
+        The results of `_check_batch`, and x of the few rows.
+    """
     few, in_memory = data.batch(slice(FEW)), isinstance(data.values, Tensor)
     try:
         table, trace = _check_batch(pair, few, objective)
@@ -189,7 +227,7 @@ def _check_rows(
     elif in_memory:
         parts.append(data.batch(slice(None, None, max(1, len(data) // SPREAD))))
     check_any_rows(pair, parts, table.data_plates)
-    return table, trace
+    return table, trace, few[0]
 
 
 def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
@@ -289,16 +327,6 @@ def _run(
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             return tracer.trace, program_error(role, batch[0], error, program)
     return tracer.trace, None
-
-
-def _check_samples(guide: poutine.Trace, x: Tensor) -> None:
-    for name, value in values_of(guide).items():
-        if not torch.isfinite(value).all():
-            if torch.isnan(x).any():
-                fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
-            else:
-                fix = "rescale x, or check the encoder's weights"
-            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")
 
 
 def _table(trace: poutine.Trace) -> dict[str, Site]:

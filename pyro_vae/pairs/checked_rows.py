@@ -19,10 +19,19 @@ from pyro_vae.data.dataset import Chunk, Dataset
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.guides import model_of
+from pyro_vae.pairs.latents import check_samples
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, isolated
 from pyro_vae.pairs.sites import observed_sites
-from pyro_vae.pairs.supports import Observed, check_observed, fixed_support, known_support
+from pyro_vae.pairs.supports import (
+    Observed,
+    check_gradients,
+    check_observed,
+    fixed_support,
+    known_support,
+)
+
+NAN_ROWS = 8  # rows with NaN of a batch that the guide is run on
 
 Observe: TypeAlias = Callable[[Batch], Observed]
 
@@ -38,10 +47,13 @@ class SupportCheck:
         observe: Runs the pair on a batch; returns its observed sites.
         batch: Some data.
         nan_passes: Whether observations with NaN pass. Their log density is NaN.
+        gradients: Whether log densities are differentiated, so that a masked NaN is an error.
     """
 
-    def __init__(self, observe: Observe, batch: Batch, *, nan_passes: bool = False) -> None:
-        self._observe, self._nan_passes = observe, nan_passes
+    def __init__(
+        self, observe: Observe, batch: Batch, *, nan_passes: bool = False, gradients: bool = False
+    ) -> None:
+        self._observe, self._nan_passes, self._gradients = observe, nan_passes, gradients
         # Arguments and their supports; None if the pair has to run.
         self.fixed: list[tuple[int | str, Constraint]] | None = None
         with contextlib.suppress(*MISFITS):
@@ -72,6 +84,8 @@ class SupportCheck:
         except MISFITS:
             return  # the programs do not run on these rows alone
         check_observed(found, rows, nan_passes=self._nan_passes)
+        if self._gradients:
+            check_gradients(found, rows)
 
 
 def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:
@@ -102,20 +116,24 @@ class CheckedRows:
     Args:
         pair: Object with a `.model` and a `.guide`.
         data: Data that `check` accepts for the pair.
+        gradients: Whether log densities are differentiated, so that a masked NaN is an error.
+        guide: Whether the guide is run on all rows. Its samples for rows with NaN must be finite.
 
     Raises:
-        PairError: If a row is outside the support.
+        PairError: If a row is outside the support, or has NaN entries that the guide cannot take.
     """
 
-    def __init__(self, pair: PairLike, data: Dataset) -> None:
-        self.data, self._seen = data, 0
+    def __init__(
+        self, pair: PairLike, data: Dataset, *, gradients: bool = False, guide: bool = True
+    ) -> None:
+        self.data, self._seen, self._guide = data, 0, pair.guide if guide else None
 
         def observe(batch: Batch) -> Observed:
             return _observed(pair, batch)
 
-        few = _batch(data.batch(slice(8)))
-        self._check = SupportCheck(observe, few)
-        self._check(few)
+        few = data.batch(slice(8))
+        self._check = SupportCheck(observe, _batch(few), gradients=gradients)
+        self._check_batch(few, 0)
         if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:
             # The first rows have shown that 0 and 1 are in the support.
             self._check.fixed = [(key, support) for key, support in self._check.fixed if key != 0]
@@ -145,15 +163,29 @@ class CheckedRows:
         """Yield training batches, and check as many rows as there are data."""
         for batch in batches:
             if self._due:
-                self._check(_batch(batch))
+                self._check_batch(batch, 0)
                 self._seen += len(batch[0])
                 self._due = self._seen < len(self)
             yield batch
 
     def _read(self, place: int, read: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         batch = read()
-        self._check(_batch(batch), place)
+        self._check_batch(batch, place)
         return batch
+
+    def _check_batch(self, batch: tuple[Tensor, ...], place: int) -> None:
+        self._check(_batch(batch), place)
+        x = batch[0]
+        if self._guide is None or not (x.is_floating_point() and x.isnan().any()):
+            return
+        rows = x.isnan().reshape(len(x), -1).any(1).nonzero()[:NAN_ROWS, 0]
+        with isolated(self._guide):
+            try:
+                some = tuple(part[rows] for part in batch)
+                trace = poutine.trace(model_of(self._guide)).get_trace(*some)
+            except MISFITS:
+                return  # the guide does not run on these rows alone
+        check_samples(trace, x)
 
 
 def _batch(args: tuple[Tensor, ...]) -> Batch:

@@ -22,10 +22,12 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
 
     Raises:
         DataError: If the data cannot be used.
+        PairError: If the parameters have no values.
 
     Warns:
         DataWarning: If x is converted from another floating-point type.
     """
+    check_has_values(pair.model, pair.guide)
     dataset = as_dataset(data).to(device or device_of(pair.model, pair.guide))
     dtype = dtype_of(pair.model, pair.guide)
     _say_conversion(dataset.x_dtype, dtype)
@@ -54,9 +56,10 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
         )
     if value.dim() == 0 or len(value) == 0:
         raise PairError(f"{name} must hold at least one datum, got shape {tuple(value.shape)}")
+    programs = (pair.model, pair.guide)
+    check_has_values(*programs, value, name=name)
     if torch.isinf(value).any():
         raise PairError(f"{name} holds infinite values")
-    programs = (pair.model, pair.guide)
     if any(isinstance(program, nn.Module) for program in programs):
         device = device_of(*programs)
         if value is not x:
@@ -69,6 +72,30 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
     dtype = dtype_of(*programs)
     _say_conversion(value.dtype, dtype)
     return value.to(dtype) if dtype and value.is_floating_point() else value
+
+
+def check_has_values(*given: object, name: str = "x") -> None:
+    """Check that tensors and the parameters of modules have values. On the device meta, none have.
+
+    Args:
+        given: Tensors, modules and other objects, which are not checked.
+        name: Name of the tensors.
+
+    Raises:
+        PairError: If one is on the device meta.
+    """
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    devices = sorted({str(parameter.device) for parameter in _parameters(*given)})
+    if any(tensor.is_meta for tensor in tensors):
+        raise PairError(
+            f"{name} is on the device meta, which has shapes but no values"
+            f"{f' (parameters: {devices[0]})' if devices else ''}: create it on another device"
+        )
+    if "meta" in devices:
+        raise PairError(
+            "parameters are on the device meta, which has shapes but no values: move the modules "
+            "by .to_empty(device='cpu') and load their weights, or create them on another device"
+        )
 
 
 def _parameters(*programs: object) -> list[nn.Parameter]:
@@ -95,27 +122,39 @@ def program_error(role: str, x: object, error: Exception, *programs: object) -> 
         error: Error that the program raised.
         programs: Modules with the parameters of the program.
     """
+    given = f" on x of shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else ""
+    failure = PairError(f"the {role} fails{given}: {explanation(x, error, *programs)}")
+    failure.__cause__ = error
+    return failure
+
+
+def explanation(x: object, error: Exception, *programs: object) -> str:
+    """Return why programs fail on x: the text of the error, or the property of x that causes it."""
+    text, devices = str(error), {parameter.device for parameter in _parameters(*programs)}
     if not isinstance(x, Tensor):
-        return PairError(f"the {role} fails: {error}")
-    failed = f"the {role} fails on x of shape {tuple(x.shape)} and dtype {x.dtype}"
-    text, parameters = str(error), _parameters(*programs)
-    devices = {p.device for p in parameters}
+        return text
     if "Shape mismatch inside plate" in text:
-        text += ". Declare the dimensions of one datum as its event, by .to_event()"
-    elif isinstance(error, PairError):
-        pass
-    elif x.is_floating_point() and x.isnan().any():
-        text = (
+        return (
+            f"{text}. Declare the dimensions of one datum as its event, by .to_event(), and give "
+            "the plate the size of the batch, as in pyro.plate('data', len(x))"
+        )
+    if isinstance(error, PairError):
+        return text
+    if x.is_floating_point() and x.isnan().any():
+        return (
             "x holds NaN entries. Replace or drop them, or wrap the encoder in networks.WithMask "
             "and the likelihood in likelihoods.Missing"
         )
-    elif "dtype" in text and x.dtype == torch.float64:
-        text = (
+    if "dtype" in text and x.dtype == torch.float64:
+        return (
             "x is float64, but other tensors of the program are not. Convert x by x.float(), or "
             "the modules by .double()"
         )
-    elif devices and devices != {x.device}:
-        text = f"x is on {x.device}, but the parameters are on {', '.join(map(str, devices))}"
-    failure = PairError(f"{failed}: {text}")
-    failure.__cause__ = error
-    return failure
+    if x.dtype == torch.int64 and ("dtype" in text or "Long" in text):
+        return (
+            "the program computes with floats. Convert counts by x.float(), or embed tokens in the "
+            "encoder"
+        )
+    if devices and devices != {x.device}:
+        return f"x is on {x.device}, but the parameters are on {', '.join(map(str, devices))}"
+    return text

@@ -3,13 +3,21 @@
 from collections.abc import Mapping
 
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sites import Node, is_delta, is_enumerated
+from pyro_vae.pairs.sites import (
+    Node,
+    is_computed,
+    is_delta,
+    is_deterministic,
+    is_enumerated,
+    values_of,
+)
 from pyro_vae.pairs.supports import check_latent_support
 
 
@@ -94,6 +102,8 @@ def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
     Raises:
         PairError: If the masks of a latent differ and it is not a point mass in the guide.
     """
+    if any(is_computed(node) and not is_deterministic(node) for node in model.values()):
+        return  # a `Reparam` such as `NeuTraReparam` moves log densities of latents to other sites
     computes = any(node["infer"].get("is_auxiliary") for node in guide.values())
     for name, prior in model.items():
         if name not in guide or (is_delta(guide[name]["fn"]) and not computes):
@@ -133,3 +143,18 @@ def _check_shape(name: str, prior: Distribution, posterior: Distribution) -> Non
             f"latent {name!r} has batch shape {tuple(prior.batch_shape)} in the model and "
             f"{tuple(posterior.batch_shape)} in the guide: look for a missing .to_event() or plate"
         )
+
+
+def check_samples(guide: poutine.Trace, x: Tensor) -> None:
+    """Check that the latents of a trace of the guide on x are finite.
+
+    Raises:
+        PairError: If a latent is not finite.
+    """
+    for name, value in values_of(guide).items():
+        if not torch.isfinite(value).all():
+            if torch.isnan(x).any():
+                fix = "x holds NaN entries: wrap the encoder in networks.WithMask"
+            else:
+                fix = "rescale x, or check the encoder's weights"
+            raise PairError(f"the guide's draw of latent {name!r} is not finite: {fix}")

@@ -62,9 +62,16 @@ def data_plates(
 
     Raises:
         AmbiguousPlatesError: If several plates of the observed sites may be the one over the data.
+        PairError: If a plate has no size.
     """
     nodes = [node for trace in traces for _, node in sample_sites(trace)]
     frames = [frame for node in nodes for frame in _frames(node)]
+    for frame in frames:
+        if frame.size < 0:  # as Pyro notes an unknown size
+            raise PairError(
+                f"pyro.plate({frame.name!r}) has no size, so its sites cannot be counted or "
+                f"weighted: give it one, as in pyro.plate({frame.name!r}, len(x))"
+            )
     everywhere = {frame.name for frame in frames}
     observed = [{f.name for f in _frames(node)} for node in nodes if is_data(node)]
     at_observed = [names for names in observed if names]

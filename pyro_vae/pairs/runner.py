@@ -28,12 +28,14 @@ from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.comparison import latents_of, same_densities
 from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
+from pyro_vae.pairs.inputs import explanation
 from pyro_vae.pairs.latents import (
     check_masks,
     check_names,
     check_not_enumerated,
     check_not_observed,
 )
+from pyro_vae.pairs.ownership import check_own_parameters
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_frame
 from pyro_vae.pairs.sites import (
@@ -104,6 +106,7 @@ class PairRunner:
         self.deterministic = deterministic
         self.model, self.guide = model, without_observations(guide)
         self.modules = modules_in(model, guide)
+        check_own_parameters(model, guide)
         self.arguments = Arguments(args, kwargs or {})
         self.layout = PlateAxes()
         self.separable = False
@@ -154,7 +157,7 @@ class PairRunner:
         def both(batch: Batch, values: Mapping[str, Tensor]) -> Traces:
             guide = self._trace(self.guide, batch, values)
             model = self._trace(self.model, batch, values_of(guide))
-            check_masks(dict(latent_sites(model)), dict(latent_sites(guide)))
+            check_masks(dict(sample_sites(model)), dict(latent_sites(guide)))
             return guide, model
 
         guide, model = self._over_draws(both, batch, num_draws, given or {})
@@ -385,7 +388,9 @@ class PairRunner:
             role = "model"
             model = self._trace(self.model, batch, values_of(guide))
         except MISFITS as error:
-            raise PairError(f"the {role} fails on the arguments given: {error}") from error
+            first = self.arguments.args[0] if self.arguments.args else None
+            text = explanation(first, error, self.guide, self.model)
+            raise PairError(f"the {role} fails on the arguments given: {text}") from error
         observed = {name: node for name, node in sample_sites(model) if node["is_observed"]}
         check_observed(observed, range(len(batch.indices)), nan_passes=True)
         return guide, model

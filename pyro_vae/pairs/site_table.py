@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from pyro_vae.runtime.tables import rendered
 
@@ -30,21 +31,24 @@ class SiteTable:
         guide: Sites of the guide by name.
         plate_nesting: Number of batch dimensions that the plates of both take.
         data_plates: Names of the plates over the data, the plate of the observed sites first.
+        shared_sums: Names of the latents outside these plates that are summed out in the model.
     """
 
     model: dict[str, Site]
     guide: dict[str, Site]
     plate_nesting: int
     data_plates: tuple[str, ...] = ()
+    shared_sums: tuple[str, ...] = ()
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")
         for name in {**self.model, **self.guide}:
             model, guide = self.model.get(name), self.guide.get(name)
             if model is not None and model.observed:
-                table.add_row(name, str(model), "observed")
+                cells = (name, str(model), "observed")
             else:
-                table.add_row(name, str(model or "auxiliary"), str(guide or "enumerated"))
+                cells = (name, str(model or "auxiliary"), str(guide or "enumerated"))
+            table.add_row(*map(Text, cells))  # names may contain brackets, which are no markup
         return table
 
     def __str__(self) -> str:

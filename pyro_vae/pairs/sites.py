@@ -85,7 +85,12 @@ Sites: TypeAlias = dict[str, SiteDraws]
 
 
 class ConditionLatents(Messenger):
-    """Set the values of latent sites and of subsampled plates. The sites stay latent."""
+    """Set the values of latent sites and of subsampled plates. The sites stay latent.
+
+    Raises:
+        PairError: If a program gives a plate other rows by `subsample=`. `poutine.replay` would
+            replace them, while the program reads its data at the rows that it gave.
+    """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -94,7 +99,41 @@ class ConditionLatents(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         name = str(msg["name"])
         if name in self.values and not msg["is_observed"]:
+            if site_is_subsample(msg) and msg["value"] is not None:
+                _check_same_rows(name, msg["value"], self.values[name])
             msg["value"], msg["done"] = self.values[name], True
+
+
+def _check_same_rows(plate: str, given: Tensor, needed: Tensor) -> None:
+    if not torch.equal(torch.as_tensor(given).cpu(), torch.as_tensor(needed).cpu()):
+        raise PairError(
+            f"a program gives the plate {plate!r} its rows by subsample=, but needs to run on "
+            "other rows: those of the guide, or each part of the data in turn. Use subsample_size= "
+            f"and read the data at the rows of the plate (with pyro.plate({plate!r}, ...) as i: "
+            "x[i]), or pass only these rows and let the plate have their number. An AutoGuide "
+            "samples other rows than the model unless create_plates= returns the same plate"
+        )
+
+
+def log_density(name: str, node: Node) -> Tensor:
+    """Return the log density of a site at its value, without its mask and scale.
+
+    Args:
+        name: Name of the site.
+        node: The site.
+
+    Raises:
+        PairError: If the distribution is a flow that only scores its latest sample.
+    """
+    try:
+        return node["fn"].log_prob(node["value"])
+    except (KeyError, NotImplementedError) as error:  # of a transform without an inverse
+        kind = type(unwrap_independent(node["fn"], *WRAPPERS)).__name__
+        raise PairError(
+            f"the {kind} of site {name!r} cannot score the value that it is given: {error}. A flow "
+            "scores given values only if its transforms have an inverse, as AffineAutoregressive "
+            "and Spline of Pyro, or pv.priors.Flow and pv.guides.Flow"
+        ) from error
 
 
 def is_delta(distribution: Any) -> bool:

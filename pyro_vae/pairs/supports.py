@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, NanMaskedMultivariateNormal, NanMaskedNormal, Unit
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
@@ -194,29 +194,62 @@ def check_observed(sites: Observed, rows: range, *, nan_passes: bool = False) ->
             )
 
 
+def check_gradients(sites: Observed, rows: range) -> None:
+    """Check that no observation is a masked NaN, so that log densities can be differentiated.
+
+    The log density of a masked value is 0, but its gradient is 0 times the gradient at the value.
+
+    Args:
+        sites: The observed sites of a trace of some data.
+        rows: Positions of the data in all data.
+
+    Raises:
+        PairError: If a NaN is masked out.
+    """
+    for name, node in sites.items():
+        value = node["value"]
+        if isinstance(node["fn"], Unit) or not value.isnan().any():
+            continue
+        # Events that are outside the support because of NaN alone.
+        nan = _inside(node["fn"], value, nan_passes=True, masked=False)
+        nan = nan & ~_inside(node["fn"], value, nan_passes=False, masked=False)
+        if nan.any():
+            raise PairError(
+                f"observation {name!r} holds NaN that is masked out (first at datum "
+                f"{_first_datum(nan, rows)}): its log density is 0, but the gradient is NaN. Put a "
+                "valid value below the mask, as in obs=torch.where(mask, x, 0.0)"
+            )
+
+
 def _has_nan(value: Tensor, batch_dim: int) -> Tensor:
     """Return a mask of the events with NaN."""
     return value.isnan().reshape(*value.shape[:batch_dim], -1).any(-1)
 
 
-def _inside(distribution: Distribution, value: Tensor, nan_passes: bool) -> Tensor:
-    """Return a mask of the values in the support or masked out, of the distribution's batch shape.
+def _inside(
+    distribution: Distribution, value: Tensor, nan_passes: bool, masked: bool = True
+) -> Tensor:
+    """Return a mask of the values in the support, of the distribution's batch shape.
 
-    The mask of a distribution inside `.to_event()` applies to its entries.
+    The mask of a distribution inside `.to_event()` applies to its entries. Values that it masks out
+    count as inside if `masked` is true.
     """
     if isinstance(distribution, Independent):
-        entries = _inside(distribution.base_dist, value, nan_passes)
+        entries = _inside(distribution.base_dist, value, nan_passes, masked)
         return entries.flatten(-distribution.reinterpreted_batch_ndims).all(-1)
     if isinstance(distribution, MaskedDistribution):
-        mask = torch.as_tensor(distribution._mask, device=value.device)
-        return _inside(distribution.base_dist, value, nan_passes) | ~mask
+        good = _inside(distribution.base_dist, value, nan_passes, masked)
+        return good | ~torch.as_tensor(distribution._mask, device=value.device) if masked else good
     if isinstance(distribution, ExpandedDistribution):
-        return _inside(distribution.base_dist, value, nan_passes)
+        return _inside(distribution.base_dist, value, nan_passes, masked)
     support = known_support(distribution)
     if support is None:
         batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
         return torch.ones(batch_shape, dtype=torch.bool, device=value.device)
     good = support.check(value)
+    nan_passes = nan_passes or isinstance(
+        distribution, NanMaskedNormal | NanMaskedMultivariateNormal
+    )
     return good | _has_nan(value, value.dim() - support.event_dim) if nan_passes else good
 
 

@@ -91,6 +91,8 @@ def latent_map(
 def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
     """Plot k-hat of each datum above the images with the highest k-hat.
 
+    Infinite values are triangles above the finite ones, and -inf, of equal weights, below them.
+
     Args:
         elpd: Result of `pyro_vae.elpd_marginal`, or an object with `pareto_k` and `good_k`.
         images: Images of all data, shape `(num_data, [channels,] height, width)`, or None.
@@ -111,14 +113,26 @@ def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
         1 if images is None else 2, 1, height_ratios=[3, 1][: 1 if images is None else 2]
     )
     axes = figure.add_subplot(grid[0], xlabel="datum", ylabel="k-hat")
-    high = values > elpd.good_k
-    axes.scatter(np.flatnonzero(~high), values[~high], s=6, label="reliable")
-    axes.scatter(np.flatnonzero(high), values[high], s=6, color="C3", label="unreliable")
+    high, infinite = values > elpd.good_k, np.isinf(values)
+    finite = values[np.isfinite(values)]
+    low, top = finite.min(initial=0), finite.max(initial=elpd.good_k)
+    shown = np.clip(values, low - 0.1 * (top - low), top + 0.1 * (top - low))
+    kinds = [
+        (~high & ~infinite, "C0", "o", "reliable"),
+        (high & ~infinite, "C3", "o", "unreliable"),
+        (~high & infinite, "C0", "v", "equal weights"),
+        (high & infinite, "C3", "^", "infinite"),
+    ]
+    for chosen, colour, marker, label in kinds:
+        if chosen.any() or marker == "o":
+            place = np.flatnonzero(chosen)
+            size = 6 if marker == "o" else 16
+            axes.scatter(place, shown[chosen], s=size, color=colour, marker=marker, label=label)
     axes.axhline(elpd.good_k, color="0.3", linestyle="--", lw=1)
     axes.set_title(f"log p(x) is unreliable for {high.mean():.1%} of {len(values)} data")
     axes.legend(loc="upper right")
     if images is not None:
-        worst = np.argsort(-np.nan_to_num(values, nan=-np.inf))[:count]
+        worst = np.argsort(-values)[:count]
         strip = np.concatenate(list(displayable(np.asarray(images)[worst])), axis=1)
         below = figure.add_subplot(grid[1])
         below.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

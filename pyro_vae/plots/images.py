@@ -114,6 +114,11 @@ def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str 
     return mosaic(np.stack([x, drawn.mean(0), *drawn[:3]]), title, rows)
 
 
+def literal(text: str) -> str:
+    """Return text that matplotlib shows unchanged. It typesets text between dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def displayable(images: ArrayLike) -> np.ndarray:
     """Return images of shape `(num_images, height, width)` or, in colour, `(..., width, 3)`."""
     array = np.clip(np.asarray(images, dtype=float), 0, 1)

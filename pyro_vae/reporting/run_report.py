@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import Count, FilePath, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
+    MAX_BYTES,
     METRICS,
     PICTURES,
     POSTERIOR,
@@ -20,12 +21,14 @@ from pyro_vae.checkpointing.model_folder import MODEL, results_folder
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
-from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.plots.images import literal
 from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.files import JSONObject, write_file, write_json
+from pyro_vae.runtime.files import JSONObject, read_file, write_file, write_json
+from pyro_vae.runtime.json_schema import COUNT, HISTORY, PLACE, TEXTS, Number, Record, Text, parse
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
@@ -33,6 +36,20 @@ from pyro_vae.training.result import Fit
 SHOWN = 100  # images in a picture
 STEPS = 11  # images along a traversed latent
 MANIFOLD = 20  # images along each side of a two-dimensional manifold
+
+
+_SCORES = {f"test_{name}{end}": Number() for name in DESCRIPTIONS for end in ("", "_se")}
+_METRICS = Record(
+    {"dataset": Text(), "binarization": Text(), "seed": Number(0, 2**64, integer=True)},
+    {
+        **_SCORES,
+        "num_test": PLACE,
+        "num_importance_samples": PLACE,
+        "best_epoch": COUNT,
+        "versions": TEXTS,
+        "history": HISTORY,
+    },
+)
 
 
 @checked
@@ -139,6 +156,15 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> JSONObj
     return metrics
 
 
+def read_metrics(run: Path) -> JSONObject:
+    """Read the metrics.json of a run's folder.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    return parse(read_file(run, METRICS, MAX_BYTES), run / METRICS, _METRICS)
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that the scores depend on."""
     found = versions("arviz-base")
@@ -149,7 +175,7 @@ def library_versions() -> dict[str, str]:
 def _figures(
     vae: VAE, fit: Fit, test: Dataset, shown: Tensor, means: Tensor, scales: Tensor
 ) -> dict[str, Figure]:
-    title = f"{test.name}, binarization {test.binarization}, seed {fit.settings['seed']}"
+    title = f"{literal(test.name)}, binarization {test.binarization}, seed {fit.settings['seed']}"
     figures = {"learning_curve": plots.learning_curve(fit.history, title)}
     latent_dim = means.shape[1]
     points, axis_labels = _plane(means)

@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     pv.load(folder)
         Traceback (most recent call last):
-        pyro_vae.runtime.files.CheckpointError: ... is damaged: architecture.json is missing
+        pyro_vae.runtime.files.CheckpointError: ... is not the folder of a saved model: ...
 
     See also: `pyro_vae.load`, `pyro_vae.fit`.
     """
@@ -89,8 +89,10 @@ def read_files(folder: Path, max_bytes: Mapping[str, int | None]) -> dict[str, b
     return files
 
 
-def read_file(folder: Path, name: str, max_bytes: int | None = None) -> bytes:
-    """Read one file of a folder without comparing its checksum.
+def read_file(
+    folder: Path, name: str, max_bytes: int | None = None, *, first: int | None = None
+) -> bytes:
+    """Read one file of a folder, or its first bytes, without comparing its checksum.
 
     Raises:
         CheckpointError: If the file is missing, too long, a link or not a regular file.
@@ -107,7 +109,8 @@ def read_file(folder: Path, name: str, max_bytes: int | None = None) -> bytes:
                 f"{folder} is damaged: expected at most {max_bytes:,} bytes in {name}, got "
                 f"{status.st_size:,}"
             )
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(-1 if first is None else first)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is damaged: {name} is missing") from error
     except OSError as error:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,8 +18,12 @@ HOLDER = ".lock.pid"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock of a folder. The system releases it when the process ends, however it ends.
+
+    Yields:
+        A function to call before each write. It raises `CheckpointError` if the folder was removed
+        and another run has locked a new one of its name.
 
     Raises:
         CheckpointError: If another run holds the lock. If a link, a folder or a file of another
@@ -45,10 +49,17 @@ def locked(folder: Path) -> Iterator[None]:
         if earlier:
             os.truncate(lock, 0)
         write_file(holder, str(os.getpid()).encode())
-        yield
+        mine = lock.stat()  # not reused while the file is open
+
+        def check() -> None:
+            if not os.path.samestat(mine, lock.stat()):
+                raise CheckpointError(f"{folder} was removed, and another run has locked it since")
+
+        yield check
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone or read-only by now
-            holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, CheckpointError):  # a lost or read-only folder
+            if _process_number(holder) == str(os.getpid()):
+                holder.unlink(missing_ok=True)
         held.release()
 
 

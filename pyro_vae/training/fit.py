@@ -126,12 +126,12 @@ def fit(
         DistributedError: If the processes of a group have different settings.
 
     Warns:
-        UserWarning: If training diverged: in the epoch that the weights are of, the objective is
-            lower than at the first step or in an earlier epoch by more than 1 nat per datum and by
-            more than its absolute value there. Epochs before the last change of an annealed beta
-            are not compared. Also if results of an earlier run were moved, if `patience` has no
-            effect, or if a `DataLoader` yields other rows when it is read again, so that the run
-            cannot be resumed bit for bit.
+        UserWarning: If training diverged: in the epoch that the weights are of, and in the tenth of
+            all epochs that ends with it, the objective is lower than at the first step or in
+            another epoch by more than 1 nat per datum and by more than its absolute value there.
+            Epochs before the last change of an annealed beta are not compared. Also if results of
+            an earlier run were moved, if `patience` has no effect, or if a `DataLoader` yields
+            other rows when it is read again, so that the run cannot be resumed bit for bit.
 
     Example:
         >>> import torch

@@ -102,9 +102,12 @@ def _warn_if_diverged(curve: str, state: RunState) -> None:
     if first is not None and not state.annealed:
         values = {"at the first step": first} | values
     when = max(values, key=lambda name: values[name])
-    if best[curve] < values[when] - max(1.0, abs(values[when])):
+    recent = [entry for entry in compared if entry["epoch"] <= best["epoch"]]
+    # The best of the last tenth, because the objective of an epoch of few steps is noisy.
+    now = max(entry[curve] for entry in recent[-max(1, len(recent) // 10) :])
+    if now < values[when] - max(1.0, abs(values[when])):
         warnings.warn(
-            f"training diverged: {curve} is {best[curve]:.5g} nats per datum in epoch "
+            f"training diverged: {curve} is {now:.5g} nats per datum in epoch "
             f"{best['epoch']}, but was {values[when]:.5g} {when}. Use a lower learning rate, or "
             "pass validation data, so that the weights of the best epoch are kept",
             stacklevel=5,  # the caller of `fit`, which has a decorator

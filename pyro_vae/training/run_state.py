@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.checkpointing.checkpoint_store import CheckpointWriter
 from pyro_vae.checkpointing.fingerprint import describe_objectives
+from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.snapshot import Progress
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
@@ -59,6 +62,8 @@ class RunState:
         best: Parameters and buffers, each with a copy of its value in the best epoch.
         progress: Counters and history.
         settings: Settings and fingerprint of the run, in their JSON form.
+        identity: Settings, constants and code that the programs read.
+        late: Names of restored parameters that have not yet appeared in the programs.
         batches: Remaining batches of the epoch; None between two epochs.
         loader_at_start: States of the generators of a `DataLoader` at the start of the epoch.
         clocks: Start times of the run and the epoch.
@@ -78,6 +83,8 @@ class RunState:
     best: Weights = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     settings: JSONObject = field(default_factory=dict)
+    identity: Identity = field(default_factory=lambda: Identity({}, {}))
+    late: set[str] = field(default_factory=set)
     batches: Iterator[tuple[Tensor, ...]] | None = None
     loader_at_start: JSONObject = field(default_factory=dict)
     clocks: Clocks = field(default_factory=Clocks)
@@ -203,6 +210,24 @@ class RunState:
         """Copy buffers from the first process, since each process updates them by its own rows."""
         tensors = self.tensors().values()
         copy_from_first(tensor for tensor in tensors if not tensor.requires_grad)
+
+
+class LateConstraints(Messenger):
+    """Sets the constraints of restored parameters when the programs give them.
+
+    Args:
+        names: Names of the parameters. Those that have appeared are removed.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_param(self, msg: Node) -> None:
+        if msg["name"] in self.names:
+            self.names.remove(msg["name"])
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            pyro.get_param_store()._constraints[msg["name"]] = constraint
 
 
 def named_parameters(

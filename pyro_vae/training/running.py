@@ -21,7 +21,8 @@ from pyro_vae.checkpointing.checkpoint_store import (
     opened,
 )
 from pyro_vae.checkpointing.earlier_results import set_aside_results
-from pyro_vae.checkpointing.fingerprint import describe
+from pyro_vae.checkpointing.fingerprint import describe, sample_sha256
+from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.snapshot import restore, snapshot
 from pyro_vae.distributed import (
     check_same,
@@ -34,11 +35,12 @@ from pyro_vae.distributed import (
     world_size,
 )
 from pyro_vae.objectives.nats_per_datum import objectives_of
+from pyro_vae.runtime.files import CheckpointError
 from pyro_vae.runtime.progress_bar import training_bar
 from pyro_vae.runtime.signals import interruptible
 from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
 from pyro_vae.training.learning_rate import Rates
-from pyro_vae.training.run_state import Report, RunState, named_parameters
+from pyro_vae.training.run_state import LateConstraints, Report, RunState, named_parameters
 from pyro_vae.training.setup import FitConfig, Job
 
 
@@ -75,6 +77,8 @@ def running(job: Job) -> Iterator[RunState]:
         if writer is not None:
             _warn_if_not_repeatable(job)
             _resume(job, state, writer.store)
+            if state.late:
+                stack.enter_context(LateConstraints(state.late))
         state.annealed = _annealed(job, state)
         if writer is not None:
             if state.progress.step and state.progress.stopped is None:
@@ -166,10 +170,21 @@ def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
     settings |= describe(job.svi, job.programs, job.total_steps, job.train, job.validation)
     state.settings = json.loads(json.dumps(settings))
     check_same("settings", state.settings)
+    state.identity = Identity(
+        {**dict(zip(("model", "guide"), job.programs, strict=True)), **_objectives(job)},
+        {
+            "training data": sample_sha256(job.train),
+            "validation data": None if job.validation is None else sample_sha256(job.validation),
+        },
+    )
     wanted = job.config.resume or was_restarted()
     checkpoint = from_first(lambda: _found(store, wanted))
     if checkpoint is not None:
         go_to(state, checkpoint)
+
+
+def _objectives(job: Job) -> dict[str, object]:
+    return {f"objective{i or ''}": item for i, item in enumerate(objectives_of(job.svi))}
 
 
 def _found(store: CheckpointStore, wanted: bool) -> Checkpoint | None:
@@ -213,8 +228,12 @@ def save(state: RunState) -> None:
     progress.seconds = state.seconds
     if progress.batch:
         progress.epoch_seconds = state.epoch_seconds
-    tensors, description = snapshot(state)
     state.clocks.saved = time.perf_counter()
+    try:
+        tensors, description = snapshot(state)
+    except CheckpointError as error:
+        writer.fail(progress.step, error)
+        return
     if is_first():
         writer.start(tensors, description, progress.step, progress.best_checkpoint)
     else:

@@ -34,7 +34,8 @@ from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.pairs.pair import PairLike, Program
+from pyro_vae.pairs.ownership import claim_parameters
+from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import create_parameters
 from pyro_vae.part import Part
@@ -194,7 +195,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * _steps_per_epoch(data, batch_size, config.drop_last)
     svi = _per_datum_svi(pair, data, batch_size, total_steps, config)
-    checked = CheckedRows(pair, data)
+    checked = CheckedRows(pair, data, gradients=True)
     sampler = checked_validation = None
     if held_out is not None:
         check_data(pair, held_out, objective=svi.objective)
@@ -303,9 +304,17 @@ def _per_datum_svi(
         own = is_own(pair.model, pair.guide)
         compile = own and total_steps >= STEPS_WORTH_COMPILING and can_compile()
     table = check_data(pair, data, objective=bound, scales=True)
+    if table.shared_sums and total_steps > config.epochs:
+        raise PairError(
+            f"the model sums out {list(table.shared_sums)}, shared by all data, so the bound is no "
+            f"sum over data, and {batch_size} of {len(data)} data do not give an estimate of it: "
+            f"train on all data with batch_size={len(data)}, or sample the latent in the guide"
+        )
     create_parameters(pair.model, pair.guide, data.batch(slice(8)))
+    claim_parameters(pair.model, pair.guide)
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
+    svi.take_steps_again()
     svi.choose_particles(data.batch(slice(8)), {})
     svi.nest_plates(table.plate_nesting)
     check_last_batch(pair, data, total_steps // config.epochs, batch_size)

@@ -36,7 +36,7 @@ def architecture(folder):
 @pytest.mark.parametrize("version", OLD)
 def test_every_part_of_an_older_format_loads(version):
     assert architecture(OLD[version])["format"] == version
-    part = pv.load(OLD[version])
+    part = pv.load(OLD[version], old_format=version == 1)
     assert isinstance(part, Everything)
     kinds = {type(module) for module in part.modules() if isinstance(module, Part)}
     lines = {**catalogue.PRIORS, **catalogue.GUIDES, **catalogue.NETWORKS}
@@ -47,7 +47,7 @@ def test_every_part_of_an_older_format_loads(version):
 
 @pytest.mark.parametrize("version", OLD)
 def test_an_older_model_keeps_its_weights_when_it_is_saved_again(version, tmp_path):
-    old = pv.load(OLD[version])
+    old = pv.load(OLD[version], old_format=version == 1)
     checkpoints.save(old, tmp_path / "model")
     assert architecture(tmp_path / "model")["format"] == checkpoints.FORMAT
     new = pv.load(tmp_path / "model")
@@ -70,3 +70,10 @@ def test_every_old_name_is_of_a_class_that_exists():
     for name in checkpoints.OLD_NAMES.values():
         module, _, kind = name.rpartition(".")
         assert issubclass(getattr(importlib.import_module(module), kind), Part)
+
+
+def test_a_format_without_checksums_needs_the_word(tmp_path):
+    with pytest.raises(pv.CheckpointError, match="old_format=True"):
+        pv.load(OLD[1])
+    with pytest.raises(pv.CheckpointError, match="without old_format"):
+        pv.load(OLD[2], old_format=True)

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import hashlib
 import struct
 
 import numpy as np
@@ -10,9 +11,12 @@ import scipy.io
 import torch
 
 import pyro_vae as pv
+from pyro_vae.data import catalogue
 from pyro_vae.data.catalogue import DataWarning
 from pyro_vae.data.download import DataNotFoundError
 from pyro_vae.data.errors import DataError
+
+KNOWN = dict(catalogue.CONTENT)
 
 
 @pytest.fixture
@@ -65,6 +69,13 @@ def test_a_root_that_cannot_be_written_is_read(tmp_path, monkeypatch):
     assert len(pv.data.frey_face(root=tmp_path)[0]) == 1765
     with pytest.warns(DataWarning, match=r"mnist-5k.*read-only file system"):
         pv.data.mnist(root=tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _free_content(request, monkeypatch):
+    """Accept the made-up files of these tests."""
+    if "mnist_root" not in request.fixturenames:
+        monkeypatch.setattr(catalogue, "CONTENT", {})
 
 
 def idx(array):
@@ -192,3 +203,29 @@ def test_the_real_sets(mnist_root):
     assert set(static[:].unique().tolist()) == {0.0, 1.0}
     frey, _ = load("frey")
     assert 0.4 < frey.mean().mean() < 0.8
+
+
+def test_numbers_of_another_file_are_refused(mnist_folder, monkeypatch):
+    raw = mnist_folder / "MNIST" / "raw"
+    keys = {"train-images-idx3": "train images", "t10k-labels-idx1": "test labels"}
+    for name, key in keys.items():
+        content = {f"MNIST {key}": hashlib.sha256(bytes(60_000 * 784)).hexdigest()}
+        if "labels" in key:
+            content = {f"MNIST {key}": hashlib.sha256(bytes(10_000)).hexdigest()}
+        monkeypatch.setattr(catalogue, "CONTENT", content)
+        assert len(pv.data.mnist(root=mnist_folder)[1]) == 10_000
+        path = raw / f"{name}-ubyte"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(pv.data.DataError, match=f"not those of MNIST {key}"):
+            pv.data.mnist(root=mnist_folder)
+
+
+def test_every_file_has_a_hash():
+    kinds = [
+        f"MNIST {split} {what}" for split in ("train", "test") for what in ("images", "labels")
+    ]
+    kinds += ["Frey Face", *(f"static MNIST {key}" for key in ("train", "valid", "test"))]
+    assert set(KNOWN) == set(kinds)
+    assert all(len(value) == 64 for value in KNOWN.values())

@@ -1,11 +1,13 @@
 """Arrays on disk train and score as tensors, in bounded memory."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import pyro_vae as pv
 from pyro_vae.data import disk_array, prefetch
@@ -129,3 +131,38 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, pixels):
     infinite[3] = np.inf
     with pytest.raises(DataError, match="rows 0 to 4 of the data hold infinities"):
         pv.fit(small_vae(), memmap(tmp_path, infinite), epochs=1)
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_missing_chunks_of_zarr_are_refused(missing, tmp_path):
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(40, 6), chunks=(10, 6), dtype="f4")
+    array[:] = 1
+    chunks = sorted(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file())
+    assert len(pv.data.Dataset(array)) == 40
+    chunks[missing].unlink()
+    with pytest.raises(pv.data.DataError, match="1 of the 4 chunks"):
+        pv.data.Dataset(zarr.open_array(tmp_path / "a.zarr"))
+
+
+@pytest.mark.parametrize("rows", [30, 40])
+def test_missing_chunks_of_hdf5_are_refused(rows, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("x", (40, 6), "f4", chunks=(10, 6))
+        array[:rows] = 1
+        if rows == 40:
+            assert len(pv.data.Dataset(array)) == 40
+        else:
+            with pytest.raises(pv.data.DataError, match="1 of the 4 chunks"):
+                pv.data.Dataset(array)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(100, 900)])
+def test_a_memmap_that_is_truncated_while_it_is_mapped_is_refused(part, tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((1000, 64), np.float32))
+    data = pv.data.Dataset(np.load(path, mmap_mode="r")[part])
+    assert data[700].sum() == 64
+    os.truncate(path, 5000)
+    with pytest.raises(pv.data.DataError, match="truncated"):
+        data[700]

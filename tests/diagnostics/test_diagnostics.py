@@ -264,8 +264,14 @@ def test_a_deaf_decoder_is_not_to_be_trusted():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda vae, x: pv.sbc(vae, num_draws=0), "num_simulations and num_draws"),
-        (lambda vae, x: pv.ais(vae, x, num_chains=0), "num_chains, num_temperatures"),
+        (
+            lambda vae, x: pv.sbc(vae, num_draws=0),
+            "num_draws must be a whole number of at least 1",
+        ),
+        (
+            lambda vae, x: pv.ais(vae, x, num_chains=0),
+            "num_chains must be a whole number of at least 1",
+        ),
         (lambda vae, x: pv.collapse(vae, x[:1]), "at least 2 data"),
     ],
 )

@@ -74,3 +74,14 @@ def test_an_error_while_the_lock_is_held_is_raised_and_releases_it(tmp_path):
         raise TimeoutError("mine")
     with locked(tmp_path):
         pass
+
+
+def test_a_run_does_not_write_into_a_folder_that_another_run_has_taken(tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run") as check:
+        check()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".lock").touch()
+        with pytest.raises(pv.CheckpointError, match="another run has locked it"):
+            check()

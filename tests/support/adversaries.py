@@ -19,7 +19,8 @@ from tests.support.conjugate import Conjugate, NormalNormal, random_conjugate
 
 NAMES = (
     "z", "x", "w", "data", "obs", "plate", "features", "draw_", "log_weight", "log_q", "a.b",
-    "größe", "site 1", "posterior", "sample", "_hidden", "value", "loc", "N", "lambda", "x-y", "theta/0",
+    "größe", "site 1", "posterior", "sample", "_hidden", "value", "loc", "N", "lambda",
+    "x-y", "theta/0",
 )  # fmt: skip
 OBSERVED = ("event", "sites", "plate", "sequential", "subsampled")
 Program = Callable[[Tensor, Tensor], None]

@@ -153,5 +153,6 @@ NETWORKS: dict[str, Line] = {
     "ConvDecoder": Line(lambda: networks.ConvDecoder(3, [4, 2], (1, 5, 7))),
     "ConvEncoder": Line(lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3)),
     "MLP": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3))),
+    "Standardized": Line(lambda: networks.Standardized(networks.MLP(4, [3], 2), [0.0] * 4, 2.0)),
     "WithMask": Line(lambda: networks.WithMask(networks.MLP((6, 2), [4], 3))),
 }

@@ -1,0 +1,79 @@
+"""Detect guides that share parameters because Pyro's parameter store has them by the same names.
+
+A `PyroModule`, such as an AutoGuide, takes its parameters from the global store whenever it runs.
+Two `AutoNormal` guides have the same names there, so training one changes the other.
+"""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pyro
+from pyro.nn import PyroModule
+from pyro.nn.module import _make_name
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pyro_vae.pairs.pair import PairError, Program
+from pyro_vae.pairs.state import modules_in
+
+# The module that each parameter was trained in.
+_OWNERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def claim_parameters(*programs: Program) -> None:
+    """Record that the parameters of programs are trained in their modules.
+
+    Args:
+        programs: Model and guide. They have been called.
+
+    Raises:
+        PairError: As `check_own_parameters`.
+    """
+    check_own_parameters(*programs)
+    for module, _, parameter in _parameters(*programs):
+        _OWNERS.setdefault(parameter, weakref.ref(module))
+
+
+def check_own_parameters(*programs: Program) -> None:
+    """Check that no program uses parameters that another module was trained with.
+
+    Args:
+        programs: Model and guide.
+
+    Raises:
+        PairError: If Pyro's parameter store gives a module the parameters of another one.
+    """
+    if _foreign(*programs):
+        gc.collect()  # modules of earlier runs may be in cycles
+    foreign = _foreign(*programs)
+    if foreign:
+        raise PairError(
+            f"the parameter {foreign[0]!r} belongs to another guide or model that was trained in "
+            "this process: Pyro's parameter store has one parameter of each name, so that both "
+            "programs would use it. Call pyro.settings.set(module_local_params=True) before the "
+            "first of them is trained; or delete the other program, and call "
+            "pyro.clear_param_store() before this one is created"
+        )
+
+
+def _foreign(*programs: Program) -> list[str]:
+    present = {id(module) for module in modules_in(*programs)}
+    found = []
+    for _, name, parameter in _parameters(*programs):
+        owner = _OWNERS[parameter]() if parameter in _OWNERS else None
+        if owner is not None and id(owner) not in present:
+            found.append(name)
+    return found
+
+
+def _parameters(*programs: Program) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Yield the parameters that `PyroModule`s use in their next call, with their store names."""
+    local = pyro.settings.get("module_local_params")
+    store = {} if local else pyro.get_param_store()._params
+    for module in modules_in(*programs):
+        if isinstance(module, PyroModule):
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    full = _make_name(module._pyro_name, name.removesuffix("_unconstrained"))
+                    yield module, full, store.get(full, parameter)

@@ -1,0 +1,184 @@
+"""Every state that a run writes is read back, for all optimizers and autoguides."""
+
+import functools
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import autoguide
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.checkpointing import checkpoint_store
+from tests.support.runs import Stop, stop_after
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+# LBFGS needs a closure, and SparseAdam sparse gradients: fit has neither.
+WITHOUT = {"Optimizer", "LBFGS", "SparseAdam"}
+OPTIMIZERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in WITHOUT
+)
+VARIANTS = {
+    "plain": {},
+    "amsgrad": {"amsgrad": True},
+    "momentum": {"momentum": 0.9},
+    "fused": {"fused": True},
+    "capturable": {"foreach": False},
+}
+
+
+def optimizers():
+    for name in OPTIMIZERS:
+        kind = getattr(torch.optim, name)
+        for variant, settings in VARIANTS.items():
+            try:
+                kind([nn.Parameter(torch.zeros(2, 2))], lr=1e-2, **settings)
+            except (TypeError, ValueError, RuntimeError):
+                continue
+            yield pytest.param(functools.partial(kind, lr=1e-2, **settings), id=f"{name} {variant}")
+
+
+class Lists(torch.optim.SGD):
+    """Keeps lists, tuples and dicts of tensors, numbers and strings."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                past = self.state[p].get("past", [])
+                self.state[p]["past"] = [*past[-1:], p.detach().clone()]
+                self.state[p]["nested"] = {"a/b": (1, [p.detach().sum(), None]), "c": "text"}
+
+
+class Pair(nn.Module):
+    """One matrix, one vector and one scalar; `matrices` leaves only the matrix."""
+
+    def __init__(self, matrices=False):
+        super().__init__()
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        self.decoder = nn.Linear(6, 6, bias=not matrices)
+        if not matrices:
+            self.scale = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        scale = 0.5 if not hasattr(self, "scale") else self.scale.sigmoid()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+
+def fit(pair, folder, **settings):
+    torch.manual_seed(0)
+    options = {"epochs": 4, "batch_size": 8, "checkpoint_seconds": 0, "progress": False}
+    return pv.fit(pair, X, out=folder, **options, **settings)
+
+
+def weights(folder):
+    newest = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
+    return checkpoint_store.read(newest)[0]
+
+
+def assert_resumed(make, tmp_path, monkeypatch, steps=6, **settings):
+    fit(make(), tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Stop):
+            fit(make(), tmp_path / "parts", **settings)
+    fit(make(), tmp_path / "parts", resume=True, **settings)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+@pytest.mark.parametrize("optimizer", [*optimizers(), pytest.param(Lists, id="lists")])
+def test_every_optimizer_is_resumed_bit_for_bit(optimizer, tmp_path, monkeypatch):
+    name = getattr(optimizer, "func", optimizer).__name__
+    make = functools.partial(Pair, matrices=name == "Muon")
+    assert_resumed(make, tmp_path, monkeypatch, optimizer=optimizer)
+
+
+def model(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+    s = pyro.sample("s", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(w, s.exp()).to_event(1), obs=x)
+
+
+GUIDES = [
+    name
+    for name, kind in vars(autoguide).items()
+    if isinstance(kind, type)
+    and name.startswith("Auto")
+    and name
+    not in {
+        "AutoGuide", "AutoContinuous", "AutoCallable", "AutoDiscreteParallel", "AutoGuideList",
+        "AutoMessenger", "AutoMessengerMeta", "AutoNormalizingFlow", "AutoRegressiveMessenger",
+    }
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
+    def make():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        return pv.Pair(model, getattr(autoguide, name)(model))
+
+    with pyro.get_param_store().scope():
+        assert_resumed(make, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+@pytest.mark.parametrize(
+    "constraint", [constraints.real, constraints.positive, constraints.simplex]
+)
+@pytest.mark.parametrize("optimizer", ["Adam", "Adafactor", "SGD"])
+def test_a_parameter_that_appears_late_is_read_back(
+    optimizer, constraint, schedule, tmp_path, monkeypatch
+):
+    class Late(Pair):
+        @property
+        def has_late(self):  # a function of the weights, which are restored
+            return bool((self.decoder.weight - self.start).abs().max() > 0.03)
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("start", self.decoder.weight.detach().clone())
+
+        def model(self, x):
+            if self.has_late:
+                initial = torch.full((6,), 1 / 6)
+                late = pyro.param("late", initial, constraint=constraint)
+                pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
+            super().model(x)
+
+    rates = {}
+    if schedule:
+        rates = {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR}
+    kind = functools.partial(getattr(torch.optim, optimizer), lr=1e-2)
+    with pyro.get_param_store().scope():
+        assert_resumed(Late, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
+
+
+def test_a_state_that_cannot_be_written_is_a_warning(tmp_path):
+    class Odd(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.state[self.param_groups[0]["params"][0]]["odd"] = object()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert fit(Pair(), tmp_path, optimizer=functools.partial(Odd, lr=1e-2)).num_steps == 16
+    assert any("cannot be written" in str(warning.message) for warning in caught)
