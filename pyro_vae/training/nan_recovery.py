@@ -26,9 +26,9 @@ class TrainingError(RuntimeError):
         >>> likelihood = pv.likelihoods.Normal(pv.networks.MLP(1, [], (3,)))
         >>> guide = pv.guides.DiagonalNormal(pv.networks.MLP((3,), [], 2))
         >>> vae = pv.VAE(pv.priors.StandardNormal(1), likelihood, guide)
-        >>> pv.fit(vae, torch.full((4, 3), 1e30))
+        >>> pv.fit(vae, torch.ones(4, 3), learning_rate=1e30)
         Traceback (most recent call last):
-        pyro_vae.training.nan_recovery.TrainingError: the loss is not finite at step 1 (epoch 1)...
+        pyro_vae.training.nan_recovery.TrainingError: the loss is not finite at step 2 (epoch 2)...
 
     See also: `pyro_vae.fit` and its argument `on_nan`.
     """

@@ -33,6 +33,9 @@ def architecture(folder):
     return json.loads((folder / checkpoints.ARCHITECTURE).read_text())
 
 
+NEWER = {pv.networks.Standardized}  # parts that the older formats never had
+
+
 @pytest.mark.parametrize("version", OLD)
 def test_every_part_of_an_older_format_loads(version):
     assert architecture(OLD[version])["format"] == version
@@ -42,7 +45,8 @@ def test_every_part_of_an_older_format_loads(version):
     lines = {**catalogue.PRIORS, **catalogue.GUIDES, **catalogue.NETWORKS}
     built = [line.build() for line in lines.values() if line.saves]
     built += [line.build(2) for line in catalogue.LIKELIHOODS.values() if line.saves]
-    assert {type(part) for part in built} | {pv.VAE, pv.LadderVAE, pv.MixedVAE} <= kinds
+    expected = {type(part) for part in built} - NEWER
+    assert expected | {pv.VAE, pv.LadderVAE, pv.MixedVAE} <= kinds
 
 
 @pytest.mark.parametrize("version", OLD)

@@ -115,13 +115,19 @@ WEIGHT = "now/model.likelihood.decoder.layers.0.weight"
         (lambda t, s: t.pop(WEIGHT.replace("now", "best")), "lacks the tensor 'best/"),
         (lambda t, s: t.pop("random/torch"), "does not fit this run"),
         (lambda t, s: t.update({"random/torch": torch.zeros(3)}), "does not fit this run"),
-        (lambda t, s: s.pop("progress"), "does not fit this run"),
-        (lambda t, s: s.update(progress=[1]), "does not fit this run"),
     ],
 )
 def test_a_forged_checkpoint_is_refused(change, sentence, tmp_path, monkeypatch):
     forge(half_a_run(tmp_path, monkeypatch)[-1], change)
     with pytest.raises(pv.CheckpointError, match=sentence):
+        train(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("change", [lambda s: s.pop("progress"), lambda s: s.update(progress=[1])])
+def test_a_state_with_other_fields_is_damaged(change, tmp_path, monkeypatch):
+    """Training continues from the checkpoint before it."""
+    forge(half_a_run(tmp_path, monkeypatch)[-1], lambda tensors, state: change(state))
+    with pytest.warns(UserWarning, match="content.*trying the checkpoint before it"):
         train(tmp_path, resume=True)
 
 

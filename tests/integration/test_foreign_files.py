@@ -191,7 +191,7 @@ def write_results(finished, run):
 def command(run, name):
     """Call a command and return its error; the page, the card and a picture go into the folder."""
     words = {
-        "inspect": ["--html", str(run / "page.html"), "--num-data", "20", "--num-samples", "5"],
+        "inspect": ["--html", str(run / "page.html"), "--num-data", "40", "--num-samples", "5"],
         "sample": ["--num-samples", "4"],
     }
     return CliRunner().invoke(cli.app, [name, str(run), *words[name]]).exception
