@@ -16,7 +16,7 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
@@ -191,12 +191,18 @@ def evaluate(
     # Each chunk would otherwise enter and leave `evaluating`.
     with unchanged(*programs), fast_layers(modules_of(*programs)):
         sampler = Sampler(pair, dataset.batch(slice(2)))
+        size, draws = fitting(
+            data_per_chunk(dataset.event_shape, num_samples, device),
+            draws_per_chunk(num_samples, device),
+            sampler.draw,
+            dataset.batch(slice(4)),
+        )
         found = map_chunks(
             rows,
             score,
-            rows=data_per_chunk(dataset.event_shape, num_samples, device),
+            rows=size,
             seed=seed,
-            draws=draws_per_chunk(num_samples, device),
+            draws=draws,
             description="evaluating",
             progress=progress,
         )
