@@ -20,7 +20,7 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
@@ -231,11 +231,13 @@ def _drawing(
         refiner = Refiner(sampler, NUM_ROUNDS, num_samples)
         return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(data)
     device = device_of(pair.model, pair.guide)
-    return (
-        lambda batch, draws: sampler.log_weights(batch, num_samples, draws),
+    size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),
         draws_per_chunk(num_samples, device),
+        sampler.draw,
+        data.batch(slice(4)),
     )
+    return lambda batch, draws: sampler.log_weights(batch, num_samples, draws), size, draws
 
 
 def _scores(draws: Draws | Weighted, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -7,20 +7,20 @@ many outputs the encoder needs. All guides except `Categorical` are reparameteri
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import StickBreakingTransform
-from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.nn.functional import normalize, softplus
 
 from pyro_vae import distributions
 from pyro_vae.arguments import ArgumentError, Count, Whole
+from pyro_vae.distributions.autoregressive import GatedAutoregressive, MaskedNetwork
 from pyro_vae.distributions.parameters import MIN_CONCENTRATION, MIN_SCALE, loc_and_scale
-from pyro_vae.distributions.transforms import AffineAutoregressive, Reverse, TransformedDistribution
+from pyro_vae.distributions.transforms import Reverse, TransformedDistribution
 from pyro_vae.part import Part, Role
 
 __all__ = [
@@ -199,8 +199,8 @@ class Flow(_Guide):
     s in (0, 1) and m are functions of x and of the entries of z that come before. The encoder
     outputs are loc and scale of the normal, and the context h(x) of the transforms.
 
-    Sampling takes one pass. `log_prob` of the latest samples takes one pass, and `log_prob` of any
-    other value takes D passes.
+    Sampling takes one pass, and so does `log_prob` of the latest samples. `log_prob` of any other
+    value computes one entry after the other, in D small steps at the arithmetic of one pass.
 
     Args:
         encoder: Network from `(*batch, *event)` to `(*batch, 2 * latent_dim + size of h)`, with
@@ -241,11 +241,9 @@ class Flow(_Guide):
                 f"Flow needs an encoder with an out_shape of more than 2 * latent_dim = "
                 f"{2 * latent_dim} outputs, of which the rest is the context; got {num_outputs}"
             )
-        sizes = list(hidden or [10 * latent_dim])
-        order: Any = torch.arange(latent_dim)
+        sizes, order = hidden or [10 * latent_dim], torch.arange(latent_dim)
         self.networks = nn.ModuleList(
-            ConditionalAutoRegressiveNN(latent_dim, context_dim, sizes, permutation=order)
-            for _ in range(num_transforms)
+            MaskedNetwork(context_dim, sizes, order) for _ in range(num_transforms)
         )
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
@@ -255,8 +253,8 @@ class Flow(_Guide):
         context = outputs[..., 2 * self.latent_dim :]
         transforms: list[Transform] = []
         for network in self.networks:
-            transform = AffineAutoregressive(_Conditioned(network, context), stable=True)
-            transforms += [transform, Reverse(cache_size=1)]
+            assert isinstance(network, MaskedNetwork)
+            transforms += [GatedAutoregressive(network, context), Reverse(cache_size=1)]
         return TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms[:-1])
 
 
@@ -360,18 +358,6 @@ class Categorical(_Guide):
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         return dist.OneHotCategorical(logits=self.encoder(x))
-
-
-class _Conditioned:
-    """An autoregressive network at a fixed context, for values that broadcast with the context."""
-
-    def __init__(self, network: nn.Module, context: Tensor) -> None:
-        self.network, self.context = network, context
-        self.permutation = network.permutation
-
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        batch = torch.broadcast_shapes(z.shape[:-1], self.context.shape[:-1])
-        return self.network(z.expand(*batch, -1), self.context)
 
 
 def _lower_triangle(diagonal: Tensor, below: Tensor) -> Tensor:

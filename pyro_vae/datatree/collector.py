@@ -12,11 +12,13 @@ from torch import Tensor
 
 from pyro_vae.datatree.writer import SAMPLE_DIMS, Group, Labels, Variables
 from pyro_vae.distributed import gather
+from pyro_vae.pairs.allocations import MORE
 from pyro_vae.pairs.batching import Batch
-from pyro_vae.pairs.chunking import CHUNK_ELEMENTS, ChunkSize, in_parts
+from pyro_vae.pairs.chunking import CHUNK_ELEMENTS, ChunkSize, data_that_fit, in_parts
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import SiteDraws, Sites
+from pyro_vae.runtime.devices import device_of
 
 # Samples of the latents outside the data plate, the same for every batch, by group and site.
 Shared: TypeAlias = dict[str, dict[str, Tensor]]
@@ -45,6 +47,7 @@ class GroupCollector:
         self.shared: Shared | None = None  # None before the first batch
         # Limits on the part of a batch that runs at once, found when memory ran out.
         self.most_rows = self.most_draws = sys.maxsize
+        self.most_pairs = math.inf  # limit on data times samples, measured on the first batch
         self.log_q = np.zeros(num_samples)
         self.log_p = np.zeros(num_samples)
         self.not_finite: dict[str, str] = {}  # value and position of a log density, by site
@@ -52,12 +55,13 @@ class GroupCollector:
     def collect(self, batch: Batch) -> list[Block]:
         """Run a batch with all samples and return its groups, in one block if memory suffices."""
         rows = max(1, len(batch.indices)) if self.plate else 1
+        least = 1 if self.programs.separable else rows
         draws = max(1, CHUNK_ELEMENTS // (self.programs.datum_size * rows))
-        size = ChunkSize(
-            rows=min(rows, self.most_rows),
-            least=1 if self.programs.separable else rows,
-            draws=min(draws, self.num_samples, self.most_draws),
-        )
+        draws = min(draws, self.num_samples, self.most_draws)
+        if self.shared is None and least < MORE <= rows:
+            self.most_pairs = self._pairs_that_fit(draws)
+        part = int(min(rows, self.most_rows, max(least, self.most_pairs)))
+        size = ChunkSize(part, least, int(min(draws, max(1, self.most_pairs / part))))
         at_first = replace(size)
 
         def work(part: slice, draws: int) -> Block:
@@ -71,6 +75,12 @@ class GroupCollector:
         if size != at_first:
             self.most_rows, self.most_draws = size.rows, size.draws
         return blocks
+
+    def _pairs_that_fit(self, draws: int) -> float:
+        def run(count: int) -> object:
+            return self.programs.run(self.programs.arguments.rows(0, count), draws)
+
+        return draws * data_that_fit(run, device_of(*self.programs.modules))
 
     def _block(self, batch: Batch, step: int) -> Variables:
         """Run a batch with all samples, `step` at a time."""

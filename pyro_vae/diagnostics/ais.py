@@ -29,7 +29,7 @@ from pyro_vae.arguments import Count, Seed, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler, simulate
@@ -120,9 +120,14 @@ def ais(
         weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
         return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
 
+    def first_point(batch: tuple[Tensor, ...], draws: int) -> Point:
+        target = Unconstrained(sampler, batch)
+        return Point.at(target, target.from_prior(draws))
+
     checked = CheckedRows(pair, data, guide=False)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        rows, _ = fitting(rows, num_chains, first_point, data.batch(slice(4)))
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="annealing", progress=progress
         )

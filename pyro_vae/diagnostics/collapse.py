@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.arguments import Seed, Whole, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler, batch_of
@@ -123,7 +123,7 @@ def collapse(
     data = dataset_of(pair, x)
     if len(data) < 2:
         raise ValueError(f"expected at least 2 data, got {len(data)}")
-    rows = max(2, data_per_chunk(data.event_shape, num_samples))
+    rows = data_per_chunk(data.event_shape, num_samples)
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         draws = sampler.draw(batch, num_samples)
@@ -141,11 +141,12 @@ def collapse(
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
+        rows, _ = fitting(rows, num_samples, sampler.draw, data.batch(slice(4)))
         # At least two data in a chunk: latents are swapped within it.
         found = map_chunks(
             checked,
             score,
-            rows=rows,
+            rows=max(2, rows),
             seed=seed,
             least=2,
             description="collapse",

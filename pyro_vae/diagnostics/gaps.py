@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import Count, Positive, Seed, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import AnyPair, Program
@@ -155,10 +155,15 @@ def gaps(
             "khat": pareto_khat(after),
         }
 
+    def one_step(batch: tuple[Tensor, ...], draws: int) -> object:
+        first = _encoded(sampler, guide, batch)
+        return _optimize(sampler, guide, batch, first, 1, draws, learning_rate)
+
     checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
+        rows, _ = fitting(rows, num_particles, one_step, data.batch(slice(4)))
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="inference gaps", progress=progress
         )

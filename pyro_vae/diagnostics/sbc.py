@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.arguments import Count, Seed, checked
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.datatree.writer import Labels, Variables
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import check_has_values, dataset_of
 from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler, simulate
@@ -84,6 +84,7 @@ def sbc(
         template = _template(pair, x, num_simulations)
         sampler = Sampler(pair, template)
         rows = data_per_chunk(template[0].shape[1:], num_draws)
+        rows, _ = fitting(rows, num_draws, sampler.draw, template)
         found = map_chunks(
             as_dataset(torch.arange(num_simulations, dtype=torch.float64)),  # positions
             score,

@@ -20,7 +20,7 @@ from pyro_vae.diagnostics.gaps import Gaps, gaps
 from pyro_vae.diagnostics.sbc import sbc
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import CHUNK_DRAWS, data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, draws_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
@@ -251,8 +251,6 @@ def diagnose(
 def _per_datum(
     pair: PairLike, data: Dataset, num_samples: int, seed: int, progress: bool | None
 ) -> xr.Dataset:
-    rows = data_per_chunk(data.event_shape, num_samples)
-
     def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
         weights = sampler.log_weights(batch, num_samples, draws).log_weights
         return {
@@ -265,12 +263,18 @@ def _per_datum(
     checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        rows, draws = fitting(
+            data_per_chunk(data.event_shape, num_samples),
+            draws_per_chunk(num_samples),
+            sampler.draw,
+            data.batch(slice(4)),
+        )
         found = map_chunks(
             checked,
             score,
             rows=rows,
             seed=seed,
-            draws=min(num_samples, CHUNK_DRAWS),
+            draws=draws,
             description="log weights",
             progress=progress,
         )

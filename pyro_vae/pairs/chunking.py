@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Chunk
 from pyro_vae.distributed import distribute, is_first
+from pyro_vae.pairs.allocations import MORE, bytes_per_datum
 from pyro_vae.runtime.random_state import random_state, seed_chunk, set_random_state
 
 CPU = torch.device("cpu")
@@ -21,6 +22,9 @@ CPU = torch.device("cpu")
 CHUNK_ELEMENTS = 2**20
 # Samples of one datum that are evaluated together: enough to amortize the cost of the encoder.
 CHUNK_DRAWS = 128
+# Bytes that the tensors of a chunk may take. Usual programs take less in chunks of CHUNK_ELEMENTS.
+# A prior with many components or a flow multiplies the number of elements.
+CHUNK_BYTES = 2**28
 # A GPU starts a small operation no faster than a large one, and its allocator keeps freed memory.
 GPU_FACTOR = 2**6
 
@@ -54,6 +58,43 @@ def data_per_chunk(event_shape: Iterable[int], num_samples: int, device: torch.d
     elements = CHUNK_ELEMENTS * (GPU_FACTOR if device.type == "cuda" else 1)
     rows = max(1, elements // max(1, math.prod(event_shape)))
     return max(1, rows // draws_per_chunk(num_samples, device))
+
+
+def data_that_fit(work: Callable[[int], object], device: torch.device = CPU) -> float:
+    """Return the number of data that a chunk may have, measured on a few data; may be below one.
+
+    Args:
+        work: Computes what a chunk computes, on the given number of data.
+        device: Device of the data.
+    """
+    limit = CHUNK_BYTES * (GPU_FACTOR if device.type == "cuda" else 1)
+    try:
+        return limit / max(1.0, bytes_per_datum(work))
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        return math.inf  # `in_parts` finds a size that fits
+
+
+def fitting(
+    rows: int,
+    draws: int,
+    work: Callable[[tuple[Tensor, ...], int], object],
+    batch: tuple[Tensor, ...],
+) -> tuple[int, int]:
+    """Return the numbers of data and samples of a chunk, smaller ones if memory demands it.
+
+    Args:
+        rows: Number of data in a chunk.
+        draws: Number of samples of a datum to evaluate together.
+        work: Computes what a chunk computes, for some data and a number of samples.
+        batch: The first data. With less than four, the chunk is not changed.
+    """
+    if len(batch[0]) < MORE:
+        return rows, draws
+    device = batch[0].device
+    most = data_that_fit(lambda count: work(tuple(x[:count] for x in batch), draws), device)
+    return int(min(rows, max(1.0, most))), max(1, int(draws * min(1.0, most)))
 
 
 def over_chunks(

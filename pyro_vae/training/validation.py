@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.runtime.random_state import preserved_state
 
@@ -23,7 +23,9 @@ def _validate(sampler: Sampler, data: CheckedRows, seed: int) -> dict[str, float
         return {"elbo": sampler.log_weights(batch, 1).log_weights[0].double()}
 
     with preserved_state():
-        rows = data_per_chunk(data.event_shape, 1)
+        rows, _ = fitting(
+            data_per_chunk(data.event_shape, 1), 1, sampler.draw, data.data.batch(slice(4))
+        )
         elbo = map_chunks(data, score, rows=rows, seed=seed)["elbo"]
     bad = ~elbo.isfinite()
     if bad.any():
