@@ -132,11 +132,29 @@ class GuardedState:
 
 
 def modules_of(*programs: object) -> list[nn.Module]:
-    """Return the modules that the walk over the programs' values finds."""
+    """Return the modules that programs consist of or refer to."""
+    own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
+    own = list(dict.fromkeys(own))
+    if all(isinstance(program, nn.Module) for program in programs) and all(map(_is_plain, own)):
+        return own  # the walk would find no others, and takes milliseconds
     state = GuardedState(*programs)
     with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
         state.key()
     return state.modules
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module of this package or of torch refers to nothing but its children."""
+    return type(module).__module__.startswith(("pyro_vae.", "torch.nn.")) and all(
+        name.startswith("_") or name == "build_arguments" or _is_constant(value)
+        for name, value in vars(module).items()
+    )
+
+
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _get(read: Reader, owner: object, name: object) -> object:

@@ -179,7 +179,7 @@ def guide_for(prior):
     return "LogisticNormal" if "Simplex" in type(support).__name__ else "DiagonalNormal"
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", [name for name in PRIORS if "," not in name])
 def test_every_prior_gives_p_of_x_or_a_refusal(name):
     """p(x) is the mean of the likelihood over samples of the prior."""
     torch.manual_seed(0)
