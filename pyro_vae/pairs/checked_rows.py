@@ -18,7 +18,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.data.dataset import Chunk, Dataset
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.chunking import data_per_chunk
-from pyro_vae.pairs.guides import model_of
+from pyro_vae.pairs.guides import is_automatic, model_of
 from pyro_vae.pairs.latents import check_samples
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, isolated
@@ -126,7 +126,9 @@ class CheckedRows:
     def __init__(
         self, pair: PairLike, data: Dataset, *, gradients: bool = False, guide: bool = True
     ) -> None:
-        self.data, self._seen, self._guide = data, 0, pair.guide if guide else None
+        self.data, self._seen = data, 0
+        # Generated guides do not read x.
+        self._guide = pair.guide if guide and not is_automatic(pair.guide) else None
 
         def observe(batch: Batch) -> Observed:
             return _observed(pair, batch)
@@ -182,7 +184,7 @@ class CheckedRows:
         with isolated(self._guide):
             try:
                 some = tuple(part[rows] for part in batch)
-                trace = poutine.trace(model_of(self._guide)).get_trace(*some)
+                trace = poutine.trace(self._guide).get_trace(*some)
             except MISFITS:
                 return  # the guide does not run on these rows alone
         check_samples(trace, x)
