@@ -124,13 +124,17 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.check_lock: Callable[[], None] = lambda: None  # called before each write
+        self.check_lock: Callable[[], None] | None = None  # called before each write
         self.path, self.before = folder / "checkpoints", folder / "checkpoints-before"
         for path in (self.path, self.before):
             check_folder(path)
         self.path.mkdir(exist_ok=True)
         sync(folder)
         remove_leftovers(self.path, FILES)  # of a run that was killed while writing a checkpoint
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what other processes of the group get; only the first one holds the lock."""
+        return {**vars(self), "check_lock": None}
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, oldest first."""
@@ -150,7 +154,8 @@ class CheckpointStore:
             OSError: If the disk is full or the folder is missing. Older checkpoints are kept.
             CheckpointError: If the checkpoint cannot be read back. Older checkpoints are kept.
         """
-        self.check_lock()
+        if self.check_lock is not None:
+            self.check_lock()
         name = self.next_name()
         files = {
             STATE: json.dumps({"format": FORMAT, **state}, separators=(",", ":")).encode(),
