@@ -373,6 +373,8 @@ class Standardized(Part):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map `(*batch, *in_shape)` to `(*batch, *out_shape)`."""
+        if hasattr(self, "in_shape"):
+            batch_shape(values, self.in_shape)
         return self.network((values - self.shift) / self.unit)
 
 
