@@ -373,8 +373,9 @@ class Standardized(Part):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map `(*batch, *in_shape)` to `(*batch, *out_shape)`."""
-        if hasattr(self, "in_shape"):
-            batch_shape(values, self.in_shape)
+        in_shape = getattr(self, "in_shape", None)
+        if isinstance(in_shape, tuple):
+            batch_shape(values, in_shape)
         return self.network((values - self.shift) / self.unit)
 
 
