@@ -19,6 +19,7 @@ LARGE = 15.0
 SMALL = 0.01  # a learned scale starts at 1 and has a floor of 1e-3
 NUM_VALUES = 10**6  # of the data
 NUM_DRAWS = 64
+LEAST_DATA = 8  # values of a column; of fewer, some can be nearly equal by chance
 NAMED = 5  # columns in a message
 
 
@@ -43,7 +44,7 @@ def warn_of_scales(model: poutine.Trace, first: Tensor, x: Tensor) -> None:
     x = x[:: max(1, x.numel() // NUM_VALUES)]
     for node in observed_sites(model).values():
         fn = node["fn"]
-        if node["value"] is not first or not fn.event_shape or len(x) < 2:
+        if node["value"] is not first or not fn.event_shape:
             continue
         real = _real_entries(fn)
         if real is None or not real.any():
@@ -51,7 +52,7 @@ def warn_of_scales(model: poutine.Trace, first: Tensor, x: Tensor) -> None:
         with torch.random.fork_rng():
             drawn = fn.sample((NUM_DRAWS,)).flatten(0, 1)
         columns = x.dim() == 2
-        if not columns and not real.all():
+        if (not columns and not real.all()) or len(x if columns else x.flatten()) < LEAST_DATA:
             continue
         data = _moments(x if columns else x.reshape(-1, 1))
         start = _moments(drawn if columns else drawn.reshape(-1, 1))
