@@ -15,8 +15,8 @@ from pyro_vae.runtime.random_state import preserved_state
 
 
 @contextlib.contextmanager
-def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
-    """Run programs in evaluation mode; restore their state on exit.
+def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Module]]:
+    """Restore the state of programs on exit; yield their modules.
 
     The first call of an `AutoGuide` creates its parameters. A call may also update buffers,
     attributes of modules, Pyro's parameter store and random states. All of these are restored.
@@ -27,12 +27,19 @@ def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
     """
     modules = modules_in(*programs)
     states = [_State(module) for module in modules]
-    with preserved_state(seed), evaluating(*modules):
+    with preserved_state(seed):
         try:
-            yield
+            yield modules
         finally:
             for state in states:
                 state.restore()
+
+
+@contextlib.contextmanager
+def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
+    """Run programs in evaluation mode; restore their state on exit, as `restored` does."""
+    with restored(*programs, seed=seed) as modules, evaluating(*modules):
+        yield
 
 
 def modules_in(*programs: object) -> list[nn.Module]:
