@@ -132,15 +132,14 @@ class GuardedState:
 
 
 def modules_of(*programs: object) -> list[nn.Module]:
-    """Return the modules that programs consist of or refer to."""
+    """Return the modules that programs consist of or refer to, each once."""
     own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
-    own = list(dict.fromkeys(own))
     if all(isinstance(program, nn.Module) for program in programs) and all(map(_is_plain, own)):
-        return own  # the walk would find no others, and takes milliseconds
+        return list(dict.fromkeys(own))  # the walk would find no others, and takes milliseconds
     state = GuardedState(*programs)
     with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
         state.key()
-    return state.modules
+    return list(dict.fromkeys([*own, *state.modules]))
 
 
 def _is_plain(module: nn.Module) -> bool:

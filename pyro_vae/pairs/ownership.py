@@ -6,7 +6,7 @@ Two `AutoNormal` guides have the same names there, so training one changes the o
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyro
 from pyro.nn import PyroModule
@@ -14,8 +14,8 @@ from pyro.nn.module import _make_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.pair import PairError, Program
-from pyro_vae.pairs.state import modules_in
 
 # The module that each parameter was trained in.
 _OWNERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -30,23 +30,24 @@ def claim_parameters(*programs: Program) -> None:
     Raises:
         PairError: As `check_own_parameters`.
     """
-    check_own_parameters(*programs)
-    for module, _, parameter in _parameters(*programs):
+    modules = modules_of(*programs)
+    check_own_parameters(modules)
+    for module, _, parameter in _parameters(modules):
         _OWNERS.setdefault(parameter, weakref.ref(module))
 
 
-def check_own_parameters(*programs: Program) -> None:
+def check_own_parameters(modules: Sequence[nn.Module]) -> None:
     """Check that no program uses parameters that another module was trained with.
 
     Args:
-        programs: Model and guide.
+        modules: All modules of the programs.
 
     Raises:
         PairError: If Pyro's parameter store gives a module the parameters of another one.
     """
-    if _foreign(*programs):
+    if _foreign(modules):
         gc.collect()  # modules of earlier runs may be in cycles
-    foreign = _foreign(*programs)
+    foreign = _foreign(modules)
     if foreign:
         raise PairError(
             f"the parameter {foreign[0]!r} belongs to another guide or model that was trained in "
@@ -57,21 +58,21 @@ def check_own_parameters(*programs: Program) -> None:
         )
 
 
-def _foreign(*programs: Program) -> list[str]:
-    present = {id(module) for module in modules_in(*programs)}
+def _foreign(modules: Sequence[nn.Module]) -> list[str]:
+    present = set(map(id, modules))
     found = []
-    for _, name, parameter in _parameters(*programs):
+    for _, name, parameter in _parameters(modules):
         owner = _OWNERS[parameter]() if parameter in _OWNERS else None
         if owner is not None and id(owner) not in present:
             found.append(name)
     return found
 
 
-def _parameters(*programs: Program) -> Iterator[tuple[nn.Module, str, Tensor]]:
+def _parameters(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Yield the parameters that `PyroModule`s use in their next call, with their store names."""
     local = pyro.settings.get("module_local_params")
     store = {} if local else pyro.get_param_store()._params
-    for module in modules_in(*programs):
+    for module in modules:
         if isinstance(module, PyroModule):
             for name, parameter in module._parameters.items():
                 if parameter is not None:

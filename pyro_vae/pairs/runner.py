@@ -24,6 +24,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.comparison import latents_of, same_densities
@@ -55,7 +56,6 @@ from pyro_vae.pairs.sites import (
     stack,
     values_of,
 )
-from pyro_vae.pairs.state import modules_in
 from pyro_vae.pairs.supports import check_observed
 from pyro_vae.runtime.allocator import keep_freed_memory
 from pyro_vae.runtime.devices import evaluating
@@ -105,8 +105,8 @@ class PairRunner:
         keep_freed_memory()
         self.deterministic = deterministic
         self.model, self.guide = model, without_observations(guide)
-        self.modules = modules_in(model, guide)
-        check_own_parameters(model, guide)
+        self.modules = modules_of(model, guide)
+        check_own_parameters(self.modules)
         self.arguments = Arguments(args, kwargs or {})
         self.layout = PlateAxes()
         self.separable = False

@@ -25,7 +25,7 @@ def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Mod
         programs: Models and guides: modules, functions or methods.
         seed: Random seed within the context; by default the random state is not changed.
     """
-    modules = modules_in(*programs)
+    modules = modules_of(*programs)
     states = [_State(module) for module in modules]
     with preserved_state(seed):
         try:
@@ -40,12 +40,6 @@ def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
     """Run programs in evaluation mode; restore their state on exit, as `restored` does."""
     with restored(*programs, seed=seed) as modules, evaluating(*modules):
         yield
-
-
-def modules_in(*programs: object) -> list[nn.Module]:
-    """Return the modules that programs consist of or refer to, each once."""
-    own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
-    return list(dict.fromkeys([*own, *modules_of(*programs)]))
 
 
 class _State:
@@ -91,7 +85,7 @@ def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...])
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
-        evaluating(*modules_in(model, guide)),
+        evaluating(*modules_of(model, guide)),
         pyro.validation_enabled(False),
     ):
         guide(*batch)
