@@ -25,9 +25,8 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, pareto_khat
 from pyro_vae.pairs.pair import AnyPair, PairLike
-from pyro_vae.pairs.sampler import Draws, Sampler
+from pyro_vae.pairs.sampler import Sampler, Weighted
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.refinement.importance import Weighted
 from pyro_vae.refinement.refine import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.tables import rendered
@@ -224,7 +223,7 @@ def evaluate(
 
 def _drawing(
     pair: PairLike, data: Dataset, num_samples: int, proposal: str
-) -> tuple[Callable[[tuple[Tensor, ...], int], Draws | Weighted], int, int]:
+) -> tuple[Callable[[tuple[Tensor, ...], int], Weighted], int, int]:
     """Return how to sample for a chunk, and the numbers of data and of draws of a chunk."""
     sampler = Sampler(pair, data.batch(slice(2)))
     if proposal == "refined":
@@ -240,7 +239,7 @@ def _drawing(
     return lambda batch, draws: sampler.log_weights(batch, num_samples, draws), size, draws
 
 
-def _scores(draws: Draws | Weighted, dtype: torch.dtype) -> dict[str, Tensor]:
+def _scores(draws: Weighted, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = draws.log_weights
     reconstruction = elbo(draws.log_likelihood)
     scores = {

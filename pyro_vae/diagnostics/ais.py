@@ -115,10 +115,8 @@ def ais(
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         target = Unconstrained(sampler, batch)
-        pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
-        steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
-        weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
-        return {"lower": weights.logsumexp(0) - math.log(num_chains), "acceptance": accepted}
+        lower, accepted, _steps = _from_prior(target, num_chains, num_temperatures, num_leapfrog)
+        return {"lower": lower, "acceptance": accepted}
 
     def first_point(batch: tuple[Tensor, ...], draws: int) -> Point:
         target = Unconstrained(sampler, batch)
@@ -187,12 +185,9 @@ def bidirectional(
         with torch.no_grad():
             latents, simulated = simulate(sampler.programs, template, range(num_data))
         target = Unconstrained(sampler, simulated)
-        pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
-        steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
-        weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
+        lower, accepted, steps = _from_prior(target, num_chains, num_temperatures, num_leapfrog)
         exact = target.unconstrain({n: z.expand(num_chains, *z.shape) for n, z in latents.items()})
         back, _ = _anneal(target, exact, steps, num_leapfrog, reverse=True)
-    lower = weights.logsumexp(0) - math.log(num_chains)
     upper = math.log(num_chains) - (-back).logsumexp(0)
     bounds = Annealed(lower.cpu().numpy(), upper.cpu().numpy(), accepted.cpu().numpy())
     return simulated[0], bounds
@@ -203,6 +198,16 @@ def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
     grid = torch.linspace(-1, 1, num_temperatures + 1, dtype=torch.float64) * steepness
     sigmoid = grid.sigmoid()
     return (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
+
+
+def _from_prior(
+    target: Unconstrained, num_chains: int, num_temperatures: int, num_leapfrog: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return lower bounds of log p(x), acceptance rates, and the step sizes of the pilot run."""
+    pilot = target.from_prior(min(num_chains, PILOT_CHAINS))
+    steps = _adapted_steps(target, pilot, num_temperatures, num_leapfrog)
+    weights, accepted = _anneal(target, target.from_prior(num_chains), steps, num_leapfrog)
+    return weights.logsumexp(0) - math.log(num_chains), accepted, steps
 
 
 def _adapted_steps(

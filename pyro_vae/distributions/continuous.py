@@ -183,7 +183,7 @@ class Dirichlet(dist.Dirichlet):
         x, weights = in_float64(value, self.concentration)
         total = weights.sum(-1, keepdim=True)
         log_x = torch.where(x > 0, x, 1).log()
-        # sum_i w_i log(x_i / m_i) with means m_i = w_i / total, as in log_beta_kernel.
+        # sum_i w_i log(x_i / m_i) with means m_i = w_i / total, without cancellation.
         terms = excess(weights, x * total - weights, log_x - (weights / total).log())
         terms = terms + weights.log() / 2 - stirling_error(weights) - log_x - HALF_LOG_2PI
         # For x_i = 0 the density is 0 or infinite, except at a concentration of 1.

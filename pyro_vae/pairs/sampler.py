@@ -34,18 +34,15 @@ Data: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Samples from the guide with their log densities in nats.
+class Weighted:
+    """Log densities in nats of samples from a proposal, each of shape `(samples, data)`.
 
     Attributes:
-        latents: Samples by site name, shape `(samples, data, *other plates, *event)`. Latents
-            outside the plate over the data have the shape of `SiteDraws.value`.
-        log_likelihood: log p(x|z), shape `(samples, data)`.
-        log_prior: log p(z), shape `(samples, data)`.
-        log_q: log q(z|x), shape `(samples, data)`.
+        log_likelihood: log p(x|z).
+        log_prior: log p(z).
+        log_q: Log density of the proposal, such as log q(z|x) of the guide.
     """
 
-    latents: dict[str, Tensor]
     log_likelihood: Tensor
     log_prior: Tensor
     log_q: Tensor
@@ -54,6 +51,18 @@ class Draws:
     def log_weights(self) -> Tensor:
         """Return log p(x, z) - log q(z|x), shape `(samples, data)`."""
         return self.log_likelihood + self.log_prior - self.log_q
+
+
+@dataclass(frozen=True)
+class Draws(Weighted):
+    """Samples from the guide with their log densities.
+
+    Attributes:
+        latents: Samples by site name, shape `(samples, data, *other plates, *event)`. Latents
+            outside the plate over the data have the shape of `SiteDraws.value`.
+    """
+
+    latents: dict[str, Tensor]
 
 
 class Sampler:
@@ -133,16 +142,18 @@ class Sampler:
             values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
         return values, len(next(iter(latents.values())))
 
-    def log_weights(self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS) -> Draws:
+    def log_weights(
+        self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS
+    ) -> Weighted:
         """Return the log densities of `num_samples` samples per datum, computed chunk by chunk.
 
-        Unlike `draw`, it does not keep the samples: `latents` is empty.
+        Unlike `draw`, it does not keep the samples.
         """
         parts = []
         for start in range(0, num_samples, chunk_draws):
             part = self.draw(batch, min(chunk_draws, num_samples - start))
             parts.append((part.log_likelihood, part.log_prior, part.log_q))
-        return Draws({}, *(torch.cat(terms) for terms in zip(*parts, strict=True)))
+        return Weighted(*(torch.cat(terms) for terms in zip(*parts, strict=True)))
 
     def _draws(self, guide: Sites, model: Sites) -> Draws:
         log_likelihood = self._sum(_data(model))

@@ -5,6 +5,7 @@ datum, each mapped from its support by `biject_to`, are concatenated to one stat
 states include the log Jacobian of the map.
 """
 
+import copy
 import math
 
 import torch
@@ -48,8 +49,8 @@ class Unconstrained:
 
     def rows(self, index: Tensor) -> "Unconstrained":
         """Return the densities of the data at these indices."""
-        part = object.__new__(Unconstrained)
-        part.__dict__.update(self.__dict__, batch=tuple(rows[index] for rows in self.batch))
+        part = copy.copy(self)
+        part.batch = tuple(rows[index] for rows in self.batch)
         return part
 
     @torch.no_grad()

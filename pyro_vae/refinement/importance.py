@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.newton import eigen, find_modes
 from pyro_vae.refinement.proposal import Proposal, degrees_of_freedom
@@ -24,25 +25,15 @@ GUIDE_SHARE, PRIOR_SHARE = 0.1, 0.1  # of the draws
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """Draws from the proposals of some data with their log densities in nats.
+class WeightedStates(Weighted):
+    """Draws from the proposals of some data with their log densities.
 
     Attributes:
-        states: Unconstrained latents, shape `(samples, data, dim)`.
-        log_likelihood: log p(x|z), shape `(samples, data)`.
-        log_prior: Log prior of the states, shape `(samples, data)`.
-        log_q: Log density of the proposal, shape `(samples, data)`.
+        states: Unconstrained latents, shape `(samples, data, dim)`. `log_prior` and `log_q` are
+            densities of these.
     """
 
     states: Tensor
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_q: Tensor
-
-    @property
-    def log_weights(self) -> Tensor:
-        """Return log p(x, z) - log r(z|x), shape `(samples, data)`."""
-        return self.log_likelihood + self.log_prior - self.log_q
 
 
 @torch.no_grad()
@@ -67,7 +58,7 @@ def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int
     return proposal
 
 
-def _is_closer(fit: Proposal, before: Proposal, fresh: Weighted) -> Tensor:
+def _is_closer(fit: Proposal, before: Proposal, fresh: WeightedStates) -> Tensor:
     """Return whether KL(p(z|x) || r) is smaller for `fit`, estimated with draws of `fit`."""
     gain = fresh.log_q - before.distribution.log_prob(fresh.states)
     return (fresh.log_weights.softmax(0) * gain).sum(0) >= 0
@@ -81,7 +72,7 @@ def weighted(
     chunk: int,
     *,
     defended: bool = False,
-) -> Weighted:
+) -> WeightedStates:
     """Return fresh draws with their weights.
 
     Args:
@@ -105,7 +96,7 @@ def weighted(
     log_prior, log_likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
     shares = {name: number / num_samples for name, number in numbers.items()}
     log_q = log_mixture(posterior, proposal, states, log_prior, shares, chunk)
-    return Weighted(states, log_likelihood, log_prior, log_q)
+    return WeightedStates(log_likelihood, log_prior, log_q, states)
 
 
 def defence(dim: int) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """`refine`: a corrected posterior of each datum, with the evidence of how good it is."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -16,7 +15,7 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import CHUNK_ELEMENTS, map_chunks, over_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, map_chunks, over_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.khat import khat_threshold, smoothed_log_weights
 from pyro_vae.pairs.log_weights import (
@@ -29,7 +28,13 @@ from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
-from pyro_vae.refinement.importance import Weighted, defence, fitted, log_mixture, weighted
+from pyro_vae.refinement.importance import (
+    WeightedStates,
+    defence,
+    fitted,
+    log_mixture,
+    weighted,
+)
 from pyro_vae.refinement.proposal import Proposal
 from pyro_vae.runtime.tables import rendered
 
@@ -57,19 +62,16 @@ class Refiner:
         The Hessian of a datum evaluates one copy of it for each latent.
         """
         dim = Unconstrained(self.sampler, data.batch(slice(2))).dim
-        copies = max(1, CHUNK_ELEMENTS // max(1, math.prod(data.event_shape)))
+        copies = data_per_chunk(data.event_shape, 1, data.values.device)
         return max(1, copies // dim), min(copies, dim)
 
-    def fit(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Unconstrained, Proposal]:
-        """Return the log density of a batch, and a proposal for each datum."""
+    def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:
+        """Return the proposals of a batch, and weighted draws that they were not fitted to."""
         posterior = Unconstrained(self.sampler, batch)
         num_draws = min(self.num_samples, ROUND_DRAWS)
-        return posterior, fitted(posterior, self.num_rounds, num_draws, chunk_draws)
-
-    def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, Weighted]:
-        """Return the proposals of a batch, and weighted draws that they were not fitted to."""
-        posterior, proposal = self.fit(batch, chunk_draws)
-        return proposal, weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
+        proposal = fitted(posterior, self.num_rounds, num_draws, chunk_draws)
+        draws = weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
+        return proposal, draws
 
 
 @dataclass(frozen=True)
