@@ -37,6 +37,7 @@ from pyro_vae.runtime.folder_lock import locked
 from pyro_vae.runtime.json_schema import (
     COUNT,
     HISTORY,
+    MAX_BYTES,
     PLACE,
     TEXTS,
     Flag,
@@ -51,7 +52,6 @@ from pyro_vae.runtime.json_schema import (
 FORMAT = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 FILES = (STATE, TENSORS, SUMS)
-MAX_STATE_BYTES = 128 * 2**20  # a history of about 700,000 epochs
 KEEP_LAST = 2
 
 _PROGRESS = Record(
@@ -275,7 +275,7 @@ def read(path: Path) -> Checkpoint:
     """
     if path.is_symlink():
         raise CheckpointError(f"{path} is damaged: it is a link")
-    files = read_files(path, {STATE: MAX_STATE_BYTES, TENSORS: None})
+    files = read_files(path, {STATE: MAX_BYTES, TENSORS: None})
     version = parse(files[STATE], path / STATE, Record({"format": PLACE}))["format"]
     if version > FORMAT:
         raise CheckpointError(

@@ -11,9 +11,8 @@ from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL, replaced
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync
-from pyro_vae.runtime.json_schema import Record, parse
+from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
-MAX_BYTES = 128 * 2**20
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
 PRIOR_SAMPLES = "prior_samples.png"

@@ -19,7 +19,7 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.pairs.any_rows import check_any_rows, check_not_whole
 from pyro_vae.pairs.batching import Arguments
 from pyro_vae.pairs.guides import check_auxiliary, without_observations
-from pyro_vae.pairs.inputs import as_input, check_has_values, program_error
+from pyro_vae.pairs.inputs import as_input, check_data_values, check_has_values, program_error
 from pyro_vae.pairs.latents import (
     check_masks,
     check_names,
@@ -286,15 +286,7 @@ def check_values(x: Tensor, *others: Tensor) -> None:
     for value in (x, *others):
         if not isinstance(value, Tensor):
             raise PairError(f"x must be a torch tensor, got {type(value).__name__}")
-    if x.dim() == 0 or len(x) == 0:
-        raise PairError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
-    if x.dtype in (torch.uint8, torch.bool) or x.is_complex():
-        raise PairError(
-            f"x has dtype {x.dtype}; floating point is expected. Convert bytes 0..255 by "
-            "x.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
-        )
-    if torch.isinf(x).any():
-        raise PairError("x holds infinite values")
+    check_data_values(x)
     for value in others:
         if value.dim() == 0 or len(value) != len(x):
             raise PairError(

@@ -49,17 +49,9 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
             f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "
             f"by torch.as_tensor({name}, dtype=torch.float32)"
         )
-    if value.dtype in (torch.uint8, torch.bool) or value.is_complex():
-        raise PairError(
-            f"{name} has dtype {value.dtype}; floating point is expected. Convert bytes 0..255 by "
-            f"{name}.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
-        )
-    if value.dim() == 0 or len(value) == 0:
-        raise PairError(f"{name} must hold at least one datum, got shape {tuple(value.shape)}")
     programs = (pair.model, pair.guide)
     check_has_values(*programs, value, name=name)
-    if torch.isinf(value).any():
-        raise PairError(f"{name} holds infinite values")
+    check_data_values(value, name)
     if any(isinstance(program, nn.Module) for program in programs):
         device = device_of(*programs)
         if value is not x:
@@ -72,6 +64,23 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
     dtype = dtype_of(*programs)
     _say_conversion(value.dtype, dtype)
     return value.to(dtype) if dtype and value.is_floating_point() else value
+
+
+def check_data_values(x: Tensor, name: str = "x") -> None:
+    """Check the dtype of data, and that they are neither empty nor infinite.
+
+    Raises:
+        PairError: If x is empty, infinite, complex, boolean or 8-bit.
+    """
+    if x.dim() == 0 or len(x) == 0:
+        raise PairError(f"{name} must hold at least one datum, got shape {tuple(x.shape)}")
+    if x.dtype in (torch.uint8, torch.bool) or x.is_complex():
+        raise PairError(
+            f"{name} has dtype {x.dtype}; floating point is expected. Convert bytes 0..255 by "
+            f"{name}.float() / 255; for a Bernoulli likelihood, binarize them (binarize=)"
+        )
+    if torch.isinf(x).any():
+        raise PairError(f"{name} holds infinite values")
 
 
 def check_has_values(*given: object, name: str = "x") -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import Count, FilePath, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
-    MAX_BYTES,
     METRICS,
     PICTURES,
     POSTERIOR,
@@ -28,7 +27,17 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.plots.images import literal
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import JSONObject, read_file, write_file, write_json
-from pyro_vae.runtime.json_schema import COUNT, HISTORY, PLACE, TEXTS, Number, Record, Text, parse
+from pyro_vae.runtime.json_schema import (
+    COUNT,
+    HISTORY,
+    MAX_BYTES,
+    PLACE,
+    TEXTS,
+    Number,
+    Record,
+    Text,
+    parse,
+)
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
