@@ -34,7 +34,7 @@ class Check(ABC):
     expected: str
 
     @abstractmethod
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the value to use.
 
         Raises:
@@ -111,12 +111,12 @@ class Whole(Check):
             return f"a whole number of at least {self.minimum}"
         return f"a whole number from {self.minimum} to {self.maximum}"
 
-    def convert(self, value: Any) -> int:
+    def convert(self, value: object) -> int:
         """Return the number as an `int`."""
-        value = _real(value)
-        if not math.isfinite(value) or value != int(value):
+        given = _real(value)
+        if not math.isfinite(given) or given != int(given):
             raise Unfit
-        number = int(value)
+        number = int(given)
         if number < self.minimum or (self.maximum is not None and number > self.maximum):
             raise Unfit
         return number
@@ -148,18 +148,18 @@ class Number(Check):
             return f"a number from {self.minimum:g} to {self.maximum:g}"
         return kind if self.minimum == -math.inf else f"{kind} of at least {self.minimum:g}"
 
-    def convert(self, value: Any) -> float:
+    def convert(self, value: object) -> float:
         """Return the number. Numbers of other types are converted to `float`."""
-        value = _real(value)
+        given = _real(value)
         try:
-            number = float(value)
+            number = float(given)
         except OverflowError:
             raise Unfit from None
         inside = self.minimum <= number <= self.maximum
         inside = inside and (self.above is None or number > self.above)
         if not inside or (self.finite and math.isinf(number)):
             raise Unfit
-        return value if type(value) in (int, float) else number
+        return given if type(given) in (int, float) else number
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class OneOf(Check):
         *first, last = [repr(value) for value in self.values]
         return f"{', '.join(first)} or {last}" if first else last
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the equal value of the same type."""
         value = _scalar(value)  # of a bool of numpy
         for accepted in self.values:
@@ -190,7 +190,7 @@ class IsText(Check):
 
     expected = "a string"
 
-    def convert(self, value: Any) -> str:
+    def convert(self, value: object) -> str:
         """Return the string."""
         if not isinstance(value, str):
             raise Unfit
@@ -224,7 +224,7 @@ class IsDevice(Check):
         kinds = ["'cpu'", *(["'cuda'"] if torch.cuda.is_available() else [])]
         return f"an available torch device ({', '.join(kinds)} or the like)"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the device."""
         import torch
 
@@ -255,7 +255,7 @@ class Instance(Check):
     factories: bool = False
     hint: str = ""
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the instance."""
         if isinstance(value, self.kinds):
             return value
@@ -273,7 +273,7 @@ class Each(Check):
         self.check = check
         self.expected = f"a sequence, each entry {check.expected}"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the sequence; a list of the values to use if one of them was converted."""
         if isinstance(value, str | bytes | type | Mapping | Set) or not isinstance(value, Iterable):
             raise Unfit
@@ -301,7 +301,7 @@ class Either(Check):
         names += [_a(kind.__name__) for kind in kinds]
         self.expected = " or ".join([*names, *(["None"] if optional else [])])
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the result of the first check that accepts the value."""
         if (value is None and self.optional) or isinstance(value, self.kinds):
             return value

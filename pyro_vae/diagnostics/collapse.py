@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pyro_vae.arguments import Seed, Whole, checked
 from pyro_vae.data.dataset import Data
+from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
-from pyro_vae.pairs.sampler import Sampler, batch_of
+from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.

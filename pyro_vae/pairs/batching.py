@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+# Data, and other tensors with one row per datum.
+Data: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,17 @@ class Batch:
     indices: Tensor
     subsample: Mapping[str, Tensor] = field(default_factory=dict)
     repeated: int = 0
+
+
+def batch_of(data: Data) -> Batch:
+    """Return data as the arguments of a program."""
+    args = as_arguments(data)
+    return Batch(args, {}, torch.arange(len(args[0])))
+
+
+def as_arguments(data: Data) -> tuple[Tensor, ...]:
+    """Return data as positional arguments."""
+    return data if isinstance(data, tuple) else (data,)
 
 
 class Arguments:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.dataset import Chunk, Dataset
-from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.batching import Batch, batch_of
 from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.pairs.guides import is_automatic, model_of
 from pyro_vae.pairs.latents import check_samples
@@ -134,7 +134,7 @@ class CheckedRows:
             return _observed(pair, batch)
 
         few = data.batch(slice(8))
-        self._check = SupportCheck(observe, _batch(few), gradients=gradients)
+        self._check = SupportCheck(observe, batch_of(few), gradients=gradients)
         self._check_batch(few, 0)
         if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:
             # The first rows have shown that 0 and 1 are in the support.
@@ -176,7 +176,7 @@ class CheckedRows:
         return batch
 
     def _check_batch(self, batch: tuple[Tensor, ...], place: int) -> None:
-        self._check(_batch(batch), place)
+        self._check(batch_of(batch), place)
         x = batch[0]
         if self._guide is None or not (x.is_floating_point() and x.isnan().any()):
             return
@@ -188,10 +188,6 @@ class CheckedRows:
             except MISFITS:
                 return  # the guide does not run on these rows alone
         check_samples(trace, x)
-
-
-def _batch(args: tuple[Tensor, ...]) -> Batch:
-    return Arguments(args, {}).whole()
 
 
 def _observed(pair: PairLike, batch: Batch) -> Observed:

@@ -12,13 +12,12 @@ estimates are.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_vae.pairs.any_rows import check_any_rows
-from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.batching import Data, as_arguments, batch_of
 from pyro_vae.pairs.check import check_arguments
 from pyro_vae.pairs.chunking import CHUNK_DRAWS
 from pyro_vae.pairs.guides import is_automatic
@@ -29,8 +28,6 @@ from pyro_vae.runtime.random_state import preserved_state
 
 # Samples that show whether a log density depends on the latents.
 PROBE_DRAWS = 16
-
-Data: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Sampler:
     """
 
     def __init__(self, pair: PairLike, batch: Data, *, given_globals: bool = False) -> None:
-        few = tuple(rows[:2] for rows in _arguments(batch))
+        few = tuple(rows[:2] for rows in as_arguments(batch))
         check_arguments(pair, few)
         if is_automatic(pair.guide):  # before its first call, which may create its parameters
             check_any_rows(pair, (few, tuple(rows[:1] for rows in few)))
@@ -202,16 +199,6 @@ def _latents(sites: Sites) -> list[SiteDraws]:
 
 def _data(sites: Sites) -> list[SiteDraws]:
     return [site for site in sites.values() if site.observed and not site.computed]
-
-
-def batch_of(data: Data) -> Batch:
-    """Return data as the arguments of a program."""
-    args = _arguments(data)
-    return Batch(args, {}, torch.arange(len(args[0])))
-
-
-def _arguments(data: Data) -> tuple[Tensor, ...]:
-    return data if isinstance(data, tuple) else (data,)
 
 
 def simulate(

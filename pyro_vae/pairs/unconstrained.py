@@ -13,8 +13,9 @@ from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
+from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
-from pyro_vae.pairs.sampler import Draws, Sampler, batch_of
+from pyro_vae.pairs.sampler import Draws, Sampler
 from pyro_vae.pairs.supports import support_of
 
 

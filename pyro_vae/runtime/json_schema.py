@@ -17,7 +17,7 @@ MAX_INTEGER = 2**64
 class Schema(Protocol):
     """The expected type and range of a JSON value."""
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if a value has another type or is out of range."""
 
 
@@ -32,7 +32,7 @@ class Plain:
     depth: int = MAX_DEPTH
     count: int = MAX_COUNT
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is too deep or too large."""
         level, left = [value], self.count
         for _ in range(self.depth):
@@ -58,7 +58,7 @@ class Number:
     maximum: float = math.inf
     integer: bool = False
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is no such number."""
         kind = "an integer" if self.integer else "a number"
         if isinstance(value, bool) or not isinstance(value, int if self.integer else int | float):
@@ -77,7 +77,7 @@ class Text:
 
     pattern: str = r"(?s).{0,10000}"
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is no such string."""
         if not isinstance(value, str):
             raise SchemaError(f"expected {where} to be a string, got {type(value).__name__}")
@@ -89,7 +89,7 @@ class Text:
 class Flag:
     """True or false."""
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is neither true nor false."""
         if not isinstance(value, bool):
             raise SchemaError(f"expected {where} to be true or false, got {type(value).__name__}")
@@ -101,7 +101,7 @@ class Maybe:
 
     schema: Schema
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is neither null nor fits the schema."""
         if value is not None:
             self.schema.check(value, where)
@@ -113,7 +113,7 @@ class ListOf:
 
     schema: Schema
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is no such list."""
         if not isinstance(value, list):
             raise SchemaError(f"expected {where} to be a list, got {type(value).__name__}")
@@ -135,7 +135,7 @@ class Record:
     optional: Mapping[str, Schema] = field(default_factory=dict)
     others: Schema = Plain()
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Raise `SchemaError` if the value is no such object."""
         if not isinstance(value, dict):
             raise SchemaError(f"expected {where} to be an object, got {type(value).__name__}")
