@@ -52,6 +52,7 @@ class Dataset:
             float32 for pixels.
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
+        schema: Description of the data by `pyro_vae.data.open`, or None.
         hold_out_last: Whether `hold_out` takes the last data: their order is random, or the last
             ones are a published validation set, as in the data of `load`.
 
@@ -78,6 +79,7 @@ class Dataset:
     context: tuple[Any, ...] = ()
     hold_out_last: bool = False
     dtype: torch.dtype | None = None
+    schema: Any = None
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
