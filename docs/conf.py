@@ -26,7 +26,8 @@ nb_execution_mode = os.environ.get("PYRO_VAE_DOCS_EXECUTION", "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
+# The first is the format of the pages that autosummary generates.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
@@ -48,3 +49,19 @@ html_theme_options = {
 }
 html_static_path: list[str] = []
 html_show_sourcelink = False
+
+
+def _escape_bars(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Escape the bars of p(x|z), which are substitutions in reStructuredText."""
+    for i, line in enumerate(lines):
+        if "|" in line and not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+            lines[i] = "`".join(parts)
+
+
+def setup(app: object) -> None:
+    """Register the hooks of this project."""
+    app.connect("autodoc-process-docstring", _escape_bars)  # type: ignore[attr-defined]
