@@ -6,7 +6,7 @@ PYTHON_ARVIZ_1 ?= python3.13
 VENV := .venv$(addprefix -,$(filter-out python3.11,$(notdir $(PYTHON))))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test lint wheel arviz-1 clean
+.PHONY: train test lint docs wheel arviz-1 clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)  ## train a VAE on MNIST; write scores and pictures to runs/mnist_svi
@@ -19,6 +19,10 @@ lint: $(INSTALLED)  ## formatting and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(INSTALLED)  ## the documentation in docs/build/html; tutorials are executed once and cached
+	$(VENV)/bin/python -m pip install --progress-bar off --editable ".[docs]"
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --builder html docs docs/build/html
 
 wheel: $(INSTALLED)  ## build the wheel and the source distribution in dist/
 	$(VENV)/bin/python -m build

@@ -21,6 +21,7 @@ from pyro_vae.data.in_memory import InMemory
 from pyro_vae.data.order import held_out
 from pyro_vae.data.prefetch import read_ahead
 from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows, subset
+from pyro_vae.data.sources import frames
 
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
@@ -52,6 +53,7 @@ class Dataset:
             float32 for pixels.
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
+        schema: Description of the data by `pyro_vae.data.open`, or None.
         hold_out_last: Whether `hold_out` takes the last data: their order is random, or the last
             ones are a published validation set, as in the data of `load`.
 
@@ -78,6 +80,7 @@ class Dataset:
     context: tuple[Any, ...] = ()
     hold_out_last: bool = False
     dtype: torch.dtype | None = None
+    schema: Any = None
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
@@ -368,8 +371,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
 
     Args:
         x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
-            disk, a `DataLoader`, a `Dataset`, or a tuple of one of these and its context: tensors
-            or arrays of as many rows.
+            disk, a frame of numbers, a `DataLoader`, a `Dataset`, or a tuple of one of these and
+            its context: tensors or arrays of as many rows.
         name: Name of the dataset in results.
 
     Raises:
@@ -384,6 +387,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """
     if isinstance(x, Dataset):
         return x
+    if frames.is_frame(x):
+        return Dataset(frames.numbers_of(x), name=name)
     if isinstance(x, tuple) and x:
         data, *context = x
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]

@@ -1,0 +1,177 @@
+"""The kinds of columns in a table, the rules that find them, and their values as numbers.
+
+The first kind with a rule that fits is the kind of a column:
+
+- constant: at most one value. Left out.
+- binary: two values. x is 0 or 1.
+- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date.
+- identifier: text with more than `MAX_LEVELS` values or with different values only, or the integers
+  0, 1, 2, ... or 1, 2, 3, ... in order. Left out.
+- category: other text. x is the position in the sorted levels.
+- count: integers from 0 to `MAX_COUNT`. x is the integer.
+- proportion: numbers in [0, 1].
+- positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
+- real: other numbers.
+"""
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Level: TypeAlias = bool | int | float | str
+
+MAX_LEVELS = 50  # of a category
+MAX_COUNT = 2**24  # float32 has all integers up to it
+SECONDS_PER_DAY = 86_400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The observed values of a column, as the rules see them.
+
+    Attributes:
+        type: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
+        observed: Values that are not missing, in order: float64 numbers, `datetime64[us]` or str.
+    """
+
+    type: str
+    observed: np.ndarray
+
+    @functools.cached_property
+    def distinct(self) -> np.ndarray:
+        """The different values, sorted."""
+        return np.unique(self.observed)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the values are numbers."""
+        return self.type in ("boolean", "integer", "real")
+
+    @functools.cached_property
+    def is_whole(self) -> bool:
+        """Whether all values are integers."""
+        return self.is_number and bool((self.observed == np.round(self.observed)).all())
+
+
+def _is_identifier(values: Values) -> bool:
+    distinct, total = len(values.distinct), len(values.observed)
+    if values.type == "text":
+        return distinct > MAX_LEVELS or (distinct == total and total > 2)
+    if values.type != "integer" or distinct != total or total < 10:
+        return False
+    steps = np.diff(values.observed)
+    return values.observed[0] in (0, 1) and bool((steps == 1).all())
+
+
+def skewness(x: np.ndarray) -> float:
+    """Return the skewness of numbers, 0 if they are all equal."""
+    deviations = x - x.mean()
+    spread = np.sqrt((deviations**2).mean())
+    return float((deviations**3).mean() / spread**3) if spread > 0 else 0.0
+
+
+def _is_positive(values: Values) -> bool:
+    if not values.is_number or values.distinct[0] <= 0:
+        return False
+    skew = skewness(values.observed)
+    return skew > 1 and abs(skewness(np.log(values.observed))) < skew
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of column.
+
+    Attributes:
+        name: Name in schemas.
+        fits: The rule by which a column is of this kind, if no kind before it fits.
+        accepts: Types of values that can be of this kind on request.
+        scale: Function of the values that networks standardize, such as the logarithm.
+        in_model: Whether columns of this kind are modelled. Others are left out.
+        has_levels: Whether values are positions in a list of levels.
+        expected: Description of valid values, for messages.
+        valid: Mask of the valid numbers.
+    """
+
+    name: str
+    fits: Callable[[Values], bool]
+    accepts: frozenset[str]
+    scale: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    in_model: bool = True
+    has_levels: bool = False
+    expected: str = "finite numbers"
+    valid: Callable[[np.ndarray], np.ndarray] = np.isfinite
+
+
+_ANY = frozenset({"boolean", "integer", "real", "date", "text"})
+_NUMBERS = frozenset({"boolean", "integer", "real"})
+
+# To add a kind of column, add it here, and its likelihood to `models.suggestion.BLOCKS`.
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("constant", lambda v: len(v.distinct) < 2, _ANY, in_model=False),
+        Kind("binary", lambda v: len(v.distinct) == 2, _ANY - {"date"}, has_levels=True),
+        Kind("date", lambda v: v.type == "date", frozenset({"date"}), expected="dates"),
+        Kind("identifier", _is_identifier, _ANY, in_model=False),
+        Kind("category", lambda v: v.type == "text", _ANY - {"date"}, has_levels=True),
+        Kind(
+            "count",
+            lambda v: v.is_whole and v.distinct[0] >= 0 and v.distinct[-1] <= MAX_COUNT,
+            _NUMBERS,
+            scale=np.log1p,
+            expected="integers from 0 on",
+            valid=lambda x: (x >= 0) & (x == np.round(x)) & np.isfinite(x),
+        ),
+        Kind(
+            "proportion",
+            lambda v: v.is_number and v.distinct[0] >= 0 and v.distinct[-1] <= 1,
+            _NUMBERS,
+            expected="numbers from 0 to 1",
+            valid=lambda x: (x >= 0) & (x <= 1),
+        ),
+        Kind(
+            "positive",
+            _is_positive,
+            _NUMBERS,
+            scale=np.log,
+            expected="numbers above 0",
+            valid=lambda x: (x > 0) & np.isfinite(x),
+        ),
+        Kind("real", lambda v: v.is_number, _NUMBERS),
+    )
+}
+
+
+def kind_of(values: Values) -> Kind:
+    """Return the kind of a column: the first in `KINDS` with a rule that fits."""
+    return next(kind for kind in KINDS.values() if kind.fits(values))
+
+
+def levels_of(values: Values) -> list[Level]:
+    """Return the levels of a column, sorted, as values of JSON."""
+    convert: dict[str, Callable[[Any], Level]] = {
+        "boolean": bool,
+        "integer": int,
+        "real": float,
+        "text": str,
+    }
+    return [convert[values.type](value) for value in values.distinct]
+
+
+def days(dates: np.ndarray, origin: str) -> np.ndarray:
+    """Return the number of days from an origin, NaN for missing dates."""
+    elapsed = (dates - np.datetime64(origin, "us")) / np.timedelta64(1, "us")
+    return np.asarray(elapsed, dtype=np.float64) / (SECONDS_PER_DAY * 1e6)
+
+
+def dates(numbers: np.ndarray, origin: str) -> Sequence[datetime.datetime | None]:
+    """Return the dates at a number of days from an origin, None for NaN."""
+    start = datetime.datetime.fromisoformat(origin)
+    return [
+        None if np.isnan(number) else start + datetime.timedelta(days=float(number))
+        for number in numbers
+    ]

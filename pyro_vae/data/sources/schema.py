@@ -1,0 +1,45 @@
+"""`Schema`: the protocol of descriptions of data."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_vae.data.dataset import Dataset
+
+
+class Schema(Protocol):
+    """A description of data, saved with the model that is trained on them.
+
+    Implemented by parts (`pyro_vae.part.Part`), so a saved model contains the schema of its data.
+
+    Attributes:
+        content: The content of the data: `"table"`, `"images"`, `"counts"` or `"array"`.
+    """
+
+    content: ClassVar[str]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+
+    def read(self, source: object) -> "Dataset":
+        """Return other data of this schema.
+
+        Raises:
+            DataError: If the data do not have this schema; the message has column and row.
+        """
+
+    def restore(self, x: Tensor) -> object:
+        """Return data of the model, shape `(num_data, *event)`, in the form of the source.
+
+        A table is returned as a frame with its types and levels, images as 8-bit pixels, other
+        data as numpy arrays.
+        """
+
+    def names(self) -> Sequence[str]:
+        """Return a name for each entry of one datum, or an empty sequence for images."""
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return a description of the data for people: one row for each column or property."""

@@ -1,0 +1,70 @@
+"""Read tables: CSV, TSV, Parquet and Feather files, and frames."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.reader import Reader
+from pyro_vae.data.sources.table_schema import TableSchema, schema_of
+
+ENDINGS = (".csv", ".tsv", ".txt", ".data", ".parquet", ".feather")
+
+
+def _accepts(source: Path | object) -> bool:
+    if isinstance(source, Path):
+        return source.suffix.lower() in ENDINGS and not source.is_dir()
+    return frames.is_frame(source)
+
+
+def read(
+    source: Any,
+    *,
+    schema: TableSchema | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: str | None = None,
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    na: Sequence[str] = (),
+) -> Dataset:
+    """Read a table.
+
+    Args:
+        source: Path of a file, a frame, or an array of two dimensions.
+        schema: Schema of earlier data, which these must have; by default it is found by rules.
+        columns: Kinds of columns by name, which override the rules.
+        labels: Name of a column of classes, which is not modelled and colours pictures.
+        separator: Separator of a text file, see `frames.read`.
+        encoding: Encoding of a text file.
+        na: Further texts that stand for missing values in a text file.
+
+    Raises:
+        DataError: If the table cannot be read, or does not have the schema.
+    """
+    frame = frames.read(source, separator, encoding, na)
+    classes = None
+    if labels is not None:
+        if labels not in frame.columns:
+            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
+        texts, _ = frames.values_of(frame[labels], "text")
+        classes = torch.tensor([sorted({*texts}).index(text) for text in texts])
+        frame = frame.drop(labels)
+    if schema is None:
+        schema = schema_of(frame, columns)
+    elif columns:
+        raise DataError("expected columns= or schema=, got both: edit the kinds in the schema")
+    data = schema.read(frame.to_native())
+    return Dataset(data.values, classes, name=frames.name_of(source), schema=schema)
+
+
+READER = Reader(
+    "table",
+    _accepts,
+    read,
+    frozenset({"schema", "columns", "labels", "separator", "encoding", "na"}),
+    "CSV, TSV, Parquet and Feather files, frames of pandas and polars",
+)
