@@ -7,8 +7,12 @@ each pseudo-input.
 import contextlib
 import time
 import warnings
+from typing import Any
 
+import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import is_first
@@ -57,39 +61,47 @@ def announce_cost(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> N
 
 
 def _message(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> str:
-    def step(count: int) -> None:
-        _, parameters = svi.gradients(data.batch(slice(count)), {})
-        for parameter in parameters:
-            parameter.grad = None
+    """Return the announcement; empty if a step costs no more than usual.
+
+    The plain ELBO of one particle is measured, because an objective may count its calls.
+    """
+
+    def step(count: int) -> list[Tensor]:
+        with poutine.trace(param_only=True) as traced:
+            loss = Trace_ELBO().differentiable_loss(svi.model, svi.guide, *data.batch(slice(count)))
+        sites: Any = traced.trace.nodes.values()
+        parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        return parameters
 
     def programs(count: int) -> None:
         batch = data.batch(slice(count))
         guide = poutine.trace(svi.guide).get_trace(*batch)
         poutine.trace(poutine.replay(svi.model, trace=guide)).get_trace(*batch)
 
+    particles = getattr(svi.objective, "num_particles", 1)
     more = allocations(step, MORE)
-    if more.total * batch_size < LEAST_BYTES * MORE:
+    if particles * more.total * batch_size < LEAST_BYTES * MORE:
         return ""
     few = allocations(step, FEW)
     per_datum = (more.total - few.total) / (MORE - FEW)
     total = more.total + per_datum * (batch_size - MORE)
     alone = [allocations(programs, count).total for count in (FEW, MORE)]
-    weights = sum(p.numel() * p.element_size() for p in svi.parameters)  # as are their gradients
-    particles = getattr(svi.objective, "num_particles", 1)
-    base = particles * batch_size * (alone[1] - alone[0]) / (MORE - FEW) + weights
-    if total < max(LEAST_BYTES, MOST_TIMES * base):
-        return ""
-    count = min(batch_size, max(MORE, int(MORE * LEAST_BYTES / more.total)))
     with preserved_state():
+        count = min(batch_size, max(MORE, int(MORE * LEAST_BYTES / more.total)))
         start = time.perf_counter()
-        step(count)
-        seconds = time.perf_counter() - start
+        weights = step(count)
+        seconds = particles * (time.perf_counter() - start)
+    gradients = sum(p.numel() * p.element_size() for p in weights)
+    base = gradients + batch_size * (alone[1] - alone[0]) / (MORE - FEW)
+    if particles * total < LEAST_BYTES or total < MOST_TIMES * base:
+        return ""
     seconds *= total / (more.total + per_datum * (count - MORE))
-    peak = extrapolated_peak(few, more, batch_size) / 2**30
+    peak = particles * extrapolated_peak(few, more, batch_size) / 2**30
     return (
-        f"a step takes about {seconds:.2g} s and {peak:.2g} GB, {total / base:.0f} times as much "
-        f"memory traffic as model and guide without their log densities, and {num_steps:,} steps "
-        f"take about {num_steps * seconds / 60:.2g} minutes. A prior of many components, such as a "
+        f"a step takes about {seconds:.2g} s and {peak:.2g} GB and allocates {total / base:.0f} "
+        f"times as much as model and guide without their log densities; {num_steps:,} steps take "
+        f"about {num_steps * seconds / 60:.2g} minutes. A prior of many components, such as a "
         "VampPrior with a flow guide, multiplies the cost: use fewer components, another guide or "
         "a smaller batch_size"
     )

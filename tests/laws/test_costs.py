@@ -181,7 +181,7 @@ def test_fit_announces_a_costly_step_and_changes_no_number(monkeypatch):
         run = functools.partial(pv.fit, vae, x, epochs=1, batch_size=32)
         if warned:
             monkeypatch.setattr(step_cost, "MOST_TIMES", 2)
-            with pytest.warns(CostWarning, match=r"a step takes about .* s and .* GB, .* minutes"):
+            with pytest.warns(CostWarning, match=r"a step takes about .* s and .* GB .* minutes"):
                 found = run()
         else:
             found = run()
