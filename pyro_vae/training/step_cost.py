@@ -57,7 +57,7 @@ def announce_cost(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> N
     ):
         message = _message(svi, data, batch_size, num_steps)
     if message and is_first():
-        warnings.warn(message, CostWarning, stacklevel=5)  # the caller of `fit`
+        warnings.warn(message, CostWarning, stacklevel=6)  # the caller of `fit`
 
 
 def _message(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> str:
