@@ -3,16 +3,25 @@
     python benchmarks/parts.py --out runs/parts                the study; hours on two cores
     python benchmarks/parts.py --variants "VampPrior,IWAE-50"  some variants; others are kept
     python benchmarks/parts.py --quick                        a test run on the bundled images
+    python benchmarks/parts.py --costs                        cost of every combination; minutes
 
 Every variant differs from the base (standard normal prior, diagonal normal guide, ELBO with one
 particle) in one respect. Each run has a folder under `--out`, is resumed after an interruption, and
 is not repeated. The table and the picture contain all existing runs, with the paired difference to
 the base with the same seed on the same test data. The network is that of pythae's published
 reproduction (40 latents, one layer of 400 ReLU units, batches of 100).
+
+`--costs` measures the time of a training step and the peak memory of every prior, guide, likelihood
+and objective of `examples/mnist_svi.py` at its default sizes, each in a separate process.
 """
 
 import functools
+import itertools
 import json
+import multiprocessing
+import resource
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from rich.console import Console
 from rich.table import Table
 from torch.optim.lr_scheduler import OneCycleLR
@@ -144,6 +153,73 @@ def compare(out: Path, seeds: list[int]) -> Table:
     return table
 
 
+COST_PRIORS: dict[str, Callable[[pv.Part, torch.Tensor], pv.Part]] = {
+    "standard-normal": lambda guide, x: pv.priors.StandardNormal(20),
+    "mixture": lambda guide, x: pv.priors.MixtureOfGaussians(20, num_components=10),
+    "vamp": lambda guide, x: pv.priors.VampPrior(guide, 200, x.shape[1:], pseudo_inputs=x[:200]),
+    "flow": lambda guide, x: pv.priors.Flow(20),
+}
+COST_GUIDES: dict[str, Callable[[Callable[[int], pv.Part]], pv.Part]] = {
+    "diagonal-normal": lambda encoder: pv.guides.DiagonalNormal(encoder(40)),
+    "full-normal": lambda encoder: pv.guides.FullNormal(
+        encoder(pv.guides.FullNormal.num_outputs(20))
+    ),
+    "flow": lambda encoder: pv.guides.Flow(encoder(60), 20),
+}
+COST_LIKELIHOODS: dict[str, Callable[[pv.Part], pv.Part]] = {
+    "bernoulli": pv.likelihoods.Bernoulli,
+    "continuous-bernoulli": pv.likelihoods.ContinuousBernoulli,
+    "normal": pv.likelihoods.Normal,
+    "discretized-logistic": lambda net: pv.likelihoods.DiscretizedLogistic(net, "learned"),
+}
+COST_OBJECTIVES: dict[str, Callable[..., ELBO]] = {
+    "elbo": Trace_ELBO,
+    "analytic-kl": TraceMeanField_ELBO,
+    "importance-weighted": pv.objectives.ImportanceWeighted,
+    "sticking-the-landing": pv.objectives.StickingTheLanding,
+}
+
+
+def measure(names: tuple[str, str, str, str]) -> tuple[float, float]:
+    """Return the seconds of an eager step and the peak memory of the process in GB."""
+    prior, guide, likelihood, objective = names
+    torch.manual_seed(0)
+    levels = 1 if likelihood == "bernoulli" else 255
+    x = (torch.rand(256, 1, 28, 28) * levels).round() / levels
+    q = COST_GUIDES[guide](functools.partial(pv.networks.MLP, x.shape[1:], [500]))
+    p_x = COST_LIKELIHOODS[likelihood](pv.networks.MLP(20, [500], x.shape[1:]))
+    vae = pv.VAE(COST_PRIORS[prior](q, x), p_x, q)
+    optim = functools.partial(torch.optim.Adam, lr=1e-4, fused=True)
+    svi = pv.SVI(
+        vae.model, vae.guide, optim, COST_OBJECTIVES[objective](num_particles=1), compile=False
+    )
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        svi.step(x[:128])
+        times.append(time.perf_counter() - start)
+    # About one chunk of the default size each.
+    pv.evaluate(vae, x[:20], num_samples=64)
+    pv.gaps(vae, x[:167], num_steps=1, num_samples=8)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return statistics.median(times[1:]), peak
+
+
+def costs() -> Table:
+    """Return a table with the cost of every combination of the example's choices."""
+    table = Table("guide", "prior", "median step, ms", "slowest step, ms", "largest peak, GB")
+    rest = [*itertools.product(COST_LIKELIHOODS, COST_OBJECTIVES)]
+    context = multiprocessing.get_context("fork")
+    for guide, prior in itertools.product(COST_GUIDES, COST_PRIORS):
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            cells = [(prior, guide, *names) for names in rest]
+            seconds, peaks = zip(*pool.imap(measure, cells, chunksize=1), strict=True)
+        milliseconds = [1000 * s for s in (statistics.median(seconds), max(seconds))]
+        table.add_row(guide, prior, *(f"{ms:.0f}" for ms in milliseconds), f"{max(peaks):.2f}")
+    table.title = f"{len(rest)} likelihoods and objectives in each row"
+    return table
+
+
 def main(
     variants: Annotated[str, Option(help="Variants to run, separated by commas")] = ",".join(
         VARIANTS
@@ -154,10 +230,14 @@ def main(
     num_test: Annotated[int | None, Option(help="Number of test data to score")] = None,
     seeds: Annotated[str, Option(help="Seeds, separated by commas")] = "0",
     quick: Annotated[bool, Option(help="One epoch on the bundled images: a smoke test")] = False,
+    measure_costs: Annotated[bool, Option("--costs", help="Measure the example's costs")] = False,
     data_root: Annotated[Path | None, Option(help="Folder, else $PYRO_VAE_DATA")] = None,
     out: Annotated[Path, Option(help="Folder for all runs")] = Path("runs/parts"),
 ) -> None:
     """Train every missing variant; print the table and draw the picture."""
+    if measure_costs:
+        Console(width=110).print(costs())
+        return
     wanted = dict.fromkeys(["base", *variants.split(",")])  # the others are compared with the base
     if unknown := wanted.keys() - VARIANTS:
         raise typer.BadParameter(

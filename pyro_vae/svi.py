@@ -35,7 +35,7 @@ from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.particles import accepts_particles
-from pyro_vae.pairs.sites import plate_nesting
+from pyro_vae.pairs.sites import CheckGivenRows, plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 
 Compile: TypeAlias = bool | Literal["auto"]
@@ -91,6 +91,8 @@ class SVI(pyro.infer.SVI):
 
     Raises:
         ValueError: If `compile` or `precision` has an unknown value.
+        PairError: In the first step, if the guide replaces rows of a plate that the model gives by
+            `subsample=`, so that data and latents are of different rows.
 
     Warns:
         CompilationWarning: If a program cannot be compiled or the compiled step fails. The message
@@ -256,7 +258,7 @@ class SVI(pyro.infer.SVI):
         if self._modules is None:
             self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
         with fast_layers(self._modules):
-            loss, parameters = self.gradients(args, kwargs)
+            loss, parameters = self.gradients(args, kwargs, check_rows=not self.parameters)
         if first:  # the first run may create the parameters
             claim_parameters(self.model, self.guide)
         values = self.update(loss_values(loss), parameters, share)
@@ -295,14 +297,19 @@ class SVI(pyro.infer.SVI):
         """Return whether any process took the step with a compiled program."""
         return compiled if share is None else any(distributed.gather(compiled))
 
-    def gradients(self, args: Arguments, kwargs: Keywords) -> tuple[Loss, list[Tensor]]:
+    def gradients(
+        self, args: Arguments, kwargs: Keywords, *, check_rows: bool = False
+    ) -> tuple[Loss, list[Tensor]]:
         """Compute the bound and its gradients; return the loss and the parameters of all sites.
 
         As in Pyro, a parameter that has had a gradient before and has none now gets a zero
         gradient, so that an optimizer's momentum still moves it.
         """
+        # A function as the loss may read attributes of the model.
+        wrap = check_rows and isinstance(self.objective, pyro.infer.ELBO)
+        model = CheckGivenRows()(self.model) if wrap else self.model
         with self.arithmetic(), poutine.trace(param_only=True) as traced:
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            loss = self.loss_and_grads(model, self.guide, *args, **kwargs)
         sites: Any = traced.trace.nodes.values()
         parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
         self.parameters |= parameters

@@ -125,7 +125,8 @@ def ais(
     checked = CheckedRows(pair, data, guide=False)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
-        rows, _ = fitting(rows, num_chains, first_point, data.batch(slice(4)))
+        few = data.batch(slice(4))
+        rows, _ = fitting(rows, num_chains, first_point, few, gradients=True)
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="annealing", progress=progress
         )

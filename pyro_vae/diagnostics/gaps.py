@@ -163,7 +163,8 @@ def gaps(
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
-        rows, _ = fitting(rows, num_particles, one_step, data.batch(slice(4)))
+        few = data.batch(slice(4))
+        rows, _ = fitting(rows, num_particles, one_step, few, gradients=True)
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="inference gaps", progress=progress
         )

@@ -65,6 +65,20 @@ def allocations(work: Callable[[int], object], num_data: int) -> Allocations:
     return counted
 
 
+def extrapolated_peak(few: Allocations, more: Allocations, num_data: int) -> float:
+    """Return the largest memory in use, in bytes, for a number of data.
+
+    Args:
+        few: Allocations for `FEW` data.
+        more: Allocations for `MORE` data.
+        num_data: Number of data.
+    """
+    if len(few.live) != len(more.live):  # the operations depend on the data
+        return max(more.live, default=0) * num_data / MORE
+    times = (num_data - FEW) / (MORE - FEW)
+    return max((a + (b - a) * times for a, b in zip(few.live, more.live, strict=True)), default=0)
+
+
 def bytes_per_datum(work: Callable[[int], object]) -> float:
     """Return the bytes that a further datum adds to the memory in use.
 

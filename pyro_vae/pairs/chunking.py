@@ -22,9 +22,12 @@ CPU = torch.device("cpu")
 CHUNK_ELEMENTS = 2**20
 # Samples of one datum that are evaluated together: enough to amortize the cost of the encoder.
 CHUNK_DRAWS = 128
-# Bytes that the tensors of a chunk may take. Usual programs take less in chunks of CHUNK_ELEMENTS.
-# A prior with many components or a flow multiplies the number of elements.
-CHUNK_BYTES = 2**28
+# Bytes that the tensors of a chunk may take, and twice as many with gradients. Usual programs take
+# less in chunks of CHUNK_ELEMENTS. A prior of many components or a flow multiplies the elements.
+CHUNK_BYTES = 2**27
+# Part of CHUNK_BYTES for programs that need smaller chunks. Their tensors have many sizes, and the
+# allocator of the C library keeps up to four times the memory that is in use.
+REDUCED = 1 / 4
 # A GPU starts a small operation no faster than a large one, and its allocator keeps freed memory.
 GPU_FACTOR = 2**6
 
@@ -81,6 +84,8 @@ def fitting(
     draws: int,
     work: Callable[[tuple[Tensor, ...], int], object],
     batch: tuple[Tensor, ...],
+    *,
+    gradients: bool = False,
 ) -> tuple[int, int]:
     """Return the numbers of data and samples of a chunk, smaller ones if memory demands it.
 
@@ -89,11 +94,15 @@ def fitting(
         draws: Number of samples of a datum to evaluate together.
         work: Computes what a chunk computes, for some data and a number of samples.
         batch: The first data. With less than four, the chunk is not changed.
+        gradients: Whether the work keeps tensors for gradients.
     """
     if len(batch[0]) < MORE:
         return rows, draws
     device = batch[0].device
     most = data_that_fit(lambda count: work(tuple(x[:count] for x in batch), draws), device)
+    most *= 2 if gradients else 1
+    if most < rows:
+        most *= REDUCED
     return int(min(rows, max(1.0, most))), max(1, int(draws * min(1.0, most)))
 
 

@@ -104,6 +104,28 @@ class ConditionLatents(Messenger):
             msg["value"], msg["done"] = self.values[name], True
 
 
+class CheckGivenRows(Messenger):
+    """Check that the rows that a model gives by `subsample=` are not replaced, as in a replay.
+
+    Use it as `CheckGivenRows()(model)`, inside of `poutine.replay`.
+
+    Raises:
+        PairError: If a plate gets other rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg) and msg["value"] is not None:
+            self.given[str(msg["name"])] = msg["value"]
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg) and msg["name"] in self.given:
+            _check_same_rows(str(msg["name"]), self.given.pop(str(msg["name"])), msg["value"])
+
+
 def _check_same_rows(plate: str, given: Tensor, needed: Tensor) -> None:
     if not torch.equal(torch.as_tensor(given).cpu(), torch.as_tensor(needed).cpu()):
         raise PairError(

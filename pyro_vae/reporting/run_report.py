@@ -22,7 +22,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.plots.images import literal
 from pyro_vae.runtime.devices import device_of, evaluating
@@ -221,7 +221,9 @@ def _encoded(vae: VAE, test: Dataset, seed: int) -> tuple[Tensor, Tensor]:
             z = q.sample((100,))
             return {"mean": z.mean(dim=0), "scale": z.std(dim=0)}
 
-    found = map_chunks(test, moments, rows=data_per_chunk(test.event_shape, 1), seed=seed)
+    usual = data_per_chunk(test.event_shape, 1)
+    rows, _ = fitting(usual, 1, moments, test.batch(slice(4)))
+    found = map_chunks(test, moments, rows=rows, seed=seed)
     return found["mean"], found["scale"]
 
 

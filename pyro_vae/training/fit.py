@@ -126,6 +126,8 @@ def fit(
         DistributedError: If the processes of a group have different settings.
 
     Warns:
+        CostWarning: If a step costs more than 20 times as much as model and guide without their
+            log densities. The message estimates time and memory.
         UserWarning: If training diverged: in the epoch that the weights are of, and in the tenth of
             all epochs that ends with it, the objective is lower than at the first step or in
             another epoch by more than 1 nat per datum and by more than its absolute value there.

@@ -44,6 +44,7 @@ from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
 from pyro_vae.training.last_batch import check_last_batch
 from pyro_vae.training.learning_rate import Schedule
+from pyro_vae.training.step_cost import announce_cost
 
 # Compiling takes about ten seconds, and a compiled step saves one or two milliseconds.
 STEPS_WORTH_COMPILING = 5000
@@ -218,6 +219,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         "precision": svi.precision,
     }
     check_same("settings", settings)
+    announce_cost(svi, data, batch_size, total_steps)
     return Job(
         config=config,
         pair=pair,
