@@ -15,9 +15,9 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.diagnostics.mcmc import KERNELS
-from tests.diagnostics.test_diagnostics import spoilt
 from tests.support.linear_gaussian import linear_vae
 from tests.support.pairs import EXACT_PAIRS
+from tests.support.spoilt import spoilt
 
 
 def standardized(z, vae, x):

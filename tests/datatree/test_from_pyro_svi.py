@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import arviz
 import arviz_stats
 import numpy as np
 import pyro
@@ -20,12 +19,13 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import plots
 from pyro_vae.datatree.from_pyro_svi import GROUPS, PRIOR_GROUPS
 from tests.support.linear_gaussian import MeanFieldPosterior, linear_vae
 from tests.support.pairs import EXACT_PAIRS
 
 ROOT = Path(__file__).parents[2]
+
+
 ARVIZ_1 = os.environ.get("PYRO_VAE_ARVIZ_1", str(ROOT / ".venv-arviz-1/bin/python"))
 
 
@@ -119,41 +119,6 @@ def test_a_tree_says_where_it_comes_from_and_takes_names():
         assert (attrs["dataset"], attrs["binarization"]) == ("simulated", "none")
     assert tree["posterior/z"].dims == ("chain", "draw", "data", "factor")
     assert tree["observed_data/x"].sel(data=103, feature="b") == x[3, 1]
-
-
-def test_netcdf_holds_a_tree(tmp_path):
-    vae, x = linear_vae()
-    tree = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x,), num_samples=3)
-    tree.to_netcdf(tmp_path / "tree.nc")
-    with xr.open_datatree(tmp_path / "tree.nc") as again:
-        xr.testing.assert_identical(tree, again.load())
-    # ArviZ 0.23 converts the tree to InferenceData; ArviZ 1.x reads the file as a DataTree.
-    if arviz.__version__.startswith("0."):
-        read = arviz.InferenceData.from_datatree(tree)
-    else:
-        read = arviz.from_netcdf(tmp_path / "tree.nc")
-    assert read.posterior["z"].shape == (1, 3, 50, 3)
-
-
-@pytest.mark.parametrize("kind", ["discrete", "subsampled", "hierarchy"])
-def test_zarr_grows_batch_by_batch_to_the_tree_in_memory(tmp_path, kind):
-    pytest.importorskip("zarr", reason="zarr stores are tested where zarr is installed")
-    pair = EXACT_PAIRS[kind]()
-    settings = {"model_args": pair.args, "num_samples": 3, "batch_size": 2, "seed": 0}
-    tree = pv.from_pyro_svi(pair.model, pair.guide, **settings)
-    stored = pv.from_pyro_svi(pair.model, pair.guide, **settings, store=tmp_path / "tree.zarr")
-    xr.testing.assert_identical(tree, stored.load())
-    with pytest.raises(FileExistsError, match="exists already"):
-        pv.from_pyro_svi(pair.model, pair.guide, **settings, store=tmp_path / "tree.zarr")
-
-
-def test_a_store_without_zarr_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zarr", None)
-    vae, x = linear_vae()
-    with pytest.raises(ImportError, match=r"pip install 'pyro-vae\[zarr\]'"):
-        pv.from_pyro_svi(
-            vae.model, vae.guide, model_args=(x,), num_samples=2, store=tmp_path / "tree.zarr"
-        )
 
 
 class Convolutional(nn.Module):
@@ -362,30 +327,3 @@ def test_arviz_summarizes_and_predicts():
         vae.model, vae.guide, model_args=(x,), num_samples=50, dims={"x": ["row"]}
     )
     assert images["posterior_predictive/x"].dims[-1] == "row"
-
-
-def test_plots_of_images():
-    decoder, encoder = pv.networks.MLP(2, [8], (1, 6, 5)), pv.networks.MLP((1, 6, 5), [8], 4)
-    vae = pv.VAE(
-        pv.priors.StandardNormal(2),
-        pv.likelihoods.Bernoulli(decoder),
-        pv.guides.DiagonalNormal(encoder),
-    )
-    x = (torch.rand(30, 1, 6, 5) < 0.5).float()
-    tree = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x,), num_samples=40)
-    figure = plots.predictive(tree, [0, 7, 3], "posterior predictive")
-    (axes,) = figure.axes
-    # Five rows of three images in frames of one pixel.
-    assert axes.images[0].get_array().shape == (5 * 8, 3 * 7)
-    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["x", "mean"]
-    picture = axes.images[0].get_array()
-    np.testing.assert_array_equal(picture[1:7, 8:13], x[7, 0])
-    figure = plots.khat(pv.elpd_marginal(tree), x, count=4)
-    assert figure.axes[1].images[0].get_array().shape == (6, 4 * 5)
-    latents = pv.collapse(vae, x)
-    plots.kl_by_dimension(latents.kl, latents.active, "KL")
-    plots.aggregate_posterior(latents.draws, "aggregate posterior")
-    split = pv.gaps(vae, x[:5], num_steps=5, num_samples=30)
-    bars = plots.gaps(split.approximation, split.amortization, "gaps").axes[0].containers
-    tops = [bar.get_y() + bar.get_height() for bar in bars[1]]
-    np.testing.assert_allclose(tops, np.sort(split.log_likelihood - split.elbo), rtol=1e-5)
