@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pyro_vae.runtime.devices import resolve_device
     from pyro_vae.runtime.files import CheckpointError
     from pyro_vae.svi import SVI
+    from pyro_vae.tracking import TensorBoard, Tracker
     from pyro_vae.training.fit import fit
     from pyro_vae.training.nan_recovery import TrainingError
     from pyro_vae.training.result import Fit
@@ -63,6 +64,8 @@ __all__ = [
     "PairError",
     "Part",
     "RefinedPosterior",
+    "TensorBoard",
+    "Tracker",
     "TrainingError",
     "TrustCard",
     "ais",
@@ -111,6 +114,8 @@ _MODULE_OF = {
     "PairError": "pairs.pair",
     "Part": "part",
     "RefinedPosterior": "refinement.refine",
+    "TensorBoard": "tracking",
+    "Tracker": "tracking",
     "TrainingError": "training.nan_recovery",
     "TrustCard": "diagnostics.trust_card",
     "ais": "diagnostics.ais",

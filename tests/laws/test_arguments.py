@@ -22,6 +22,7 @@ from pyro_vae.arguments import (
 from pyro_vae.arguments.checks import Each, Either, IsText
 from pyro_vae.pairs.pair import IsPair, IsProgram
 from pyro_vae.part import Role
+from pyro_vae.tracking import IsTracker, Tracker
 
 MLP = pv.networks.MLP
 NAN, INF = math.nan, math.inf
@@ -89,6 +90,7 @@ CALLS = {
         "discrete_guide": CODE,
         "guide": guide(),
     },
+    "TensorBoard": lambda: {"folder": "board"},
     "Pair": lambda: {"model": vae().model, "guide": vae().guide},
     "SVI": lambda: {
         "model": vae().model,
@@ -158,6 +160,7 @@ def careless(check):
         IsProgram: [*NO_OBJECTS, pv.VAE],
         Role: [*NO_OBJECTS, pv.VAE, MLP, pv.guides.DiagonalNormal],
         Instance: NO_OBJECTS,
+        IsTracker: [*NO_OBJECTS, Tracker, pv.TensorBoard, vae()],
     }[type(check)]
     if isinstance(check, Number) and check.finite:
         values = [*values, INF, -INF]
