@@ -42,7 +42,7 @@ def recorded(monkeypatch, kind, **changed):
         pv.priors.StandardNormal(2),
         pv.likelihoods.Bernoulli(pv.networks.MLP(2, [5], (1, 4, 4))),
         pv.guides.DiagonalNormal(pv.networks.MLP((1, 4, 4), [5], 4)),
-    ).double()
+    )
     real, after = RunState.count, []
 
     def flat():
@@ -64,7 +64,7 @@ def test_the_average_is_that_of_the_documentation(kind, monkeypatch):
     fit, final, after, _ = recorded(monkeypatch, kind, validation=None)
     # Training itself is the same, bit for bit.
     assert all(torch.equal(a, b) for a, b in zip(after, raw[2], strict=True))
-    torch.testing.assert_close(final, by_hand(kind, after), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(final, by_hand(kind, after), rtol=1e-5, atol=1e-6)
     assert not torch.equal(final, after[-1])
     assert fit.settings["average"] == kind
 
@@ -78,7 +78,7 @@ def test_the_validated_weights_are_the_kept_ones(kind, monkeypatch):
     expected = by_hand(kind, after[:steps]) if kind == "ema" else after[steps - 1]
     if kind == "last" and steps > total - total // 4:
         expected = torch.stack(after[total - total // 4 : steps]).mean(0)
-    torch.testing.assert_close(final, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(final, expected, rtol=1e-5, atol=1e-6)
     assert fit.best["validation_elbo"] == max(e["validation_elbo"] for e in fit.history)
 
 
@@ -92,7 +92,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(kind, steps, tmp_path, monkeypatch)
             train(tmp_path / "run", seconds=0.0, average=kind, schedule=None)
     again = train(tmp_path / "run", resume=True, average=kind, schedule=None)
     averages = {name for name in whole[2][0] if name.startswith("average/")}
-    assert len(averages) == len(whole[1])
+    assert {f"average/{name[4:]}" for name in whole[2][0] if name.startswith("now/")} == averages
     for name in averages:
         assert torch.equal(whole[2][0].pop(name), again[2][0].pop(name))
     assert_same_run(whole, again)
@@ -112,9 +112,10 @@ def test_another_average_is_another_run(tmp_path):
         train(tmp_path, resume=True, epochs=2)
 
 
-def test_average_must_be_known():
+def test_average_must_be_known(tmp_path):
     with pytest.raises(pv.ArgumentError, match="average must be 'ema' or 'last'"):
-        pv.fit(None, **arguments(average="swa"))
+        train(tmp_path / "run", average="swa")
+    assert not (tmp_path / "run").exists()
 
 
 class WithBuffers(nn.Module):
@@ -150,7 +151,7 @@ def test_buffers_are_averaged_if_they_are_finite(kind):
 
 def test_an_average_of_noisy_weights_is_nearer_to_the_optimum():
     """SGD at a constant rate on a quadratic loss: the average has less variance (Polyak 1992)."""
-    x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(300, 1, generator=torch.Generator().manual_seed(1))
     errors = {}
     for kind in (None, *KINDS):
         pyro.clear_param_store()
@@ -161,7 +162,7 @@ def test_an_average_of_noisy_weights_is_nearer_to_the_optimum():
                 pyro.sample("x", dist.Normal(loc, 1.0).expand([len(x), 1]).to_event(1), obs=x)
 
         found = []
-        for seed in range(5):
+        for seed in range(3):
             pyro.clear_param_store()
             pv.fit(
                 pv.Pair(model, lambda x: None),
@@ -173,7 +174,7 @@ def test_an_average_of_noisy_weights_is_nearer_to_the_optimum():
                 optimizer=functools.partial(torch.optim.SGD, lr=0.5),
             )
             found.append((pyro.param("loc").item() - x.mean().item()) ** 2)
-        errors[kind] = sum(found) / 5
+        errors[kind] = sum(found) / 3
     # Of the last step: variance lr / (2 - lr) / batch_size = 0.033; of the averages below 0.002.
     assert errors[None] > 0.005
     assert max(errors["ema"], errors["last"]) < 0.002
