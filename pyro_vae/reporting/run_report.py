@@ -189,7 +189,11 @@ def _figures(
     latent_dim = means.shape[1]
     points, axis_labels = _plane(means)
     figures["latents"] = plots.latent_map(
-        points, test.labels, f"{title}\nposterior means of the test data by class", axis_labels
+        points,
+        test.labels,
+        f"{title}\nposterior means of the test data by class",
+        axis_labels,
+        test.class_names,
     )
     if len(test.event_shape) != 3:
         return figures  # not image data
