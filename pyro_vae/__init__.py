@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.trust_card import TrustCard, diagnose
     from pyro_vae.distributed import DistributedError
     from pyro_vae.evaluation import Evaluation, evaluate
+    from pyro_vae.models.conditional import ConditionalVAE
     from pyro_vae.models.ladder import LadderVAE
     from pyro_vae.models.mixed import MixedVAE
     from pyro_vae.models.vae import VAE
@@ -54,6 +55,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Collapse",
+    "ConditionalVAE",
     "DistributedError",
     "Evaluation",
     "Fit",
@@ -104,6 +106,7 @@ _MODULE_OF = {
     "ArgumentError": "arguments.checks",
     "CheckpointError": "runtime.files",
     "Collapse": "diagnostics.collapse",
+    "ConditionalVAE": "models.conditional",
     "DistributedError": "distributed",
     "Evaluation": "evaluation",
     "Fit": "training.result",
@@ -139,6 +142,7 @@ _MODULE_OF = {
 _MODULES_OF_PARTS = (
     "guides",
     "likelihoods",
+    "models.conditional",
     "models.ladder",
     "models.mixed",
     "models.vae",

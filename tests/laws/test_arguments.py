@@ -91,6 +91,11 @@ CALLS = {
         "guide": guide(),
     },
     "TensorBoard": lambda: {"folder": "board"},
+    "ConditionalVAE": lambda: {
+        "prior": prior(),
+        "likelihood": pv.likelihoods.Normal(pv.networks.WithContext(MLP(3, [], 3), 2)),
+        "guide": pv.guides.DiagonalNormal(pv.networks.WithContext(MLP(4, [], 4), 3)),
+    },
     "Pair": lambda: {"model": vae().model, "guide": vae().guide},
     "SVI": lambda: {
         "model": vae().model,
@@ -104,6 +109,7 @@ CALLS = {
     "networks.MLP": lambda: {"in_shape": 2, "hidden": [3], "out_shape": 2},
     "networks.ConvEncoder": lambda: {"in_shape": (1, 4, 4), "channels": [2], "out_shape": 2},
     "networks.ConvDecoder": lambda: {"in_shape": 2, "channels": [2], "out_shape": (1, 4, 4)},
+    "networks.WithContext": lambda: {"network": MLP(4, [], 2), "in_shape": 3},
     "networks.WithMask": lambda: {"network": MLP(2, [], 2)},
     "networks.Standardized": lambda: {"network": MLP(2, [], 2), "shift": [0.0, 1.0], "unit": 2.0},
     "guides.LowRankNormal": lambda: {"encoder": MLP(2, [], 6), "rank": 1},

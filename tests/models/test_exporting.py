@@ -52,7 +52,9 @@ def test_exported_programs_compute_the_same_numbers(likelihood, guide, tmp_path)
 
 @pytest.mark.parametrize("guide", sorted(WITHOUT_MOMENTS))
 def test_a_guide_without_moments_is_refused(guide, tmp_path):
-    with pytest.raises(pv.PairError, match=f"the guide {guide} cannot be exported: .* has no (mean|stddev) in"):
+    with pytest.raises(
+        pv.PairError, match=f"the guide {guide} cannot be exported: .* has no (mean|stddev) in"
+    ):
         built("Normal", guide).export(tmp_path / "export")
     assert not list(tmp_path.iterdir())
 
