@@ -250,11 +250,11 @@ class Flow(_Guide):
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         outputs = self.encoder(x, *context)
         loc, scale = loc_and_scale(outputs[..., : 2 * self.latent_dim])
-        context = outputs[..., 2 * self.latent_dim :]
+        hidden = outputs[..., 2 * self.latent_dim :]
         transforms: list[Transform] = []
         for network in self.networks:
             assert isinstance(network, MaskedNetwork)
-            transforms += [GatedAutoregressive(network, context), Reverse(cache_size=1)]
+            transforms += [GatedAutoregressive(network, hidden), Reverse(cache_size=1)]
         return TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms[:-1])
 
 

@@ -264,9 +264,9 @@ class Instance(Check):
             return value
         if isinstance(value, type) and issubclass(value, self.kinds) and not self.factories:
             raise Unfit(f"pass an instance, {value.__name__}(...)")
-        if self.functions and callable(value):
-            if self.num_inputs is None or takes(value, self.num_inputs):
-                return value
+        fits = self.num_inputs is None or takes(value, self.num_inputs)
+        if self.functions and callable(value) and fits:
+            return value
         raise Unfit(self.hint)
 
 

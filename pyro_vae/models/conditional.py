@@ -125,15 +125,13 @@ class ConditionalVAE(Autoencoder):
         self, prior: AnyPrior | GivenY, likelihood: LikelihoodGivenY, guide: PosteriorGivenY
     ) -> None:
         super().__init__()
-        for role, part, name in (
-            ("likelihood", likelihood, "decoder"),
-            ("guide", guide, "encoder"),
-        ):
+        named = (("likelihood", likelihood, "decoder"), ("guide", guide, "encoder"))
+        for role, part, name in named:
             network = getattr(part, name, None)
             if network is not None and not takes(network, 2):
                 raise ArgumentError(
-                    f"the {name} of the {role}, a {type(network).__name__}, does not take y: wrap it "
-                    f"in networks.WithContext"
+                    f"the {name} of the {role}, a {type(network).__name__}, does not take y: wrap "
+                    "it in networks.WithContext"
                 )
         if isinstance(prior, Distribution):  # Pyro distributions are callable, too
             prior = Fixed(prior)

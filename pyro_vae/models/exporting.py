@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         return (_moment(self.likelihood(z), "mean"),)
 
 
-class _NoMoment(Exception):
+class _NoMomentError(Exception):
     """A distribution has no mean or standard deviation in closed form."""
 
 
@@ -52,7 +52,7 @@ def _moment(distribution: Distribution, name: str) -> Tensor:
     try:
         return getattr(distribution, name)
     except NotImplementedError:
-        raise _NoMoment(
+        raise _NoMomentError(
             f"its distribution, {type(distribution).__name__}, has no {name} in closed form"
         ) from None
 

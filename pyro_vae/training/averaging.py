@@ -6,8 +6,8 @@
 An average at a constant learning rate has less noise than its last weights: Polyak & Juditsky
 (1992), Izmailov et al. (2018). The decay of the moving average grows with the number n of averaged
 steps, so that the weights of the first steps are forgotten in short runs, too. The updates are
-those of `torch.optim.swa_utils`. They are applied to tensors instead of a module, because parameters
-may also be in the parameter store of Pyro.
+those of `torch.optim.swa_utils`. They are applied to tensors instead of a module, because
+parameters may also be in the parameter store of Pyro.
 """
 
 import contextlib

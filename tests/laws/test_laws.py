@@ -43,12 +43,9 @@ def inputs(kind, part, batch=(3,), dtype=torch.float32):
     shape = {"guide": EVENT_SHAPE, "likelihood": (LATENT_DIM,), "network": None}[kind]
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(*batch, *(shape or part.in_shape), generator=generator)
-    context = [torch.rand(*batch, part.context_size, generator=generator)] * takes_y(part)
+    sizes = [part.context_size] if hasattr(part, "context_size") else []
+    context = [torch.rand(*batch, size, generator=generator) for size in sizes]
     return tuple(value.to(dtype) for value in (values, *context))
-
-
-def takes_y(part):
-    return hasattr(part, "context_size")
 
 
 def describe(kind, line, dtype=torch.float64, batch=()):

@@ -118,7 +118,7 @@ def small(likelihood="Bernoulli", guide="DiagonalNormal", prior=None):
     return pv.ConditionalVAE(prior or pv.priors.StandardNormal(latent_dim), part, posterior)
 
 
-LINES = list(zip(LIKELIHOODS, itertools.cycle(GUIDES)))  # noqa: B905 - a cycle has no end
+LINES = list(zip(LIKELIHOODS, itertools.cycle(GUIDES)))
 
 
 @pytest.mark.parametrize(("likelihood", "guide"), LINES)

@@ -15,7 +15,7 @@ from tests.support.catalogue import GUIDES, LIKELIHOODS
 MLP = pv.networks.MLP
 WITHOUT_MOMENTS = {"Flow", "LogisticNormal", "PowerSpherical"}  # of q(z|x) in closed form
 EXPORTED = [name for name in GUIDES if name not in WITHOUT_MOMENTS]
-LINES = list(zip(LIKELIHOODS, itertools.cycle(EXPORTED)))  # noqa: B905 - a cycle has no end
+LINES = list(zip(LIKELIHOODS, itertools.cycle(EXPORTED)))
 
 
 def built(likelihood, guide):
