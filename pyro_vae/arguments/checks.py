@@ -264,10 +264,12 @@ class Instance(Check):
             return value
         if isinstance(value, type) and issubclass(value, self.kinds) and not self.factories:
             raise Unfit(f"pass an instance, {value.__name__}(...)")
-        fits = self.num_inputs is None or takes(value, self.num_inputs)
-        if self.functions and callable(value) and fits:
+        if self.functions and callable(value) and self._fits(value):
             return value
         raise Unfit(self.hint)
+
+    def _fits(self, function: Callable[..., object]) -> bool:
+        return self.num_inputs is None or takes(function, self.num_inputs)
 
 
 class Each(Check):

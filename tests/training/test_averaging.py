@@ -1,4 +1,4 @@
-"""Averaged weights: against averages by hand, resumed at every step, and with BatchNorm and masks."""
+"""Averaged weights: against averages by hand, resumed, and with BatchNorm and masks."""
 
 import functools
 
@@ -72,7 +72,7 @@ def test_the_average_is_that_of_the_documentation(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_validated_weights_are_the_kept_ones(kind, monkeypatch):
     held_out = pixels(1, 20)
-    fit, final, after, vae = recorded(monkeypatch, kind, epochs=8, validation=held_out)
+    fit, final, after, _ = recorded(monkeypatch, kind, epochs=8, validation=held_out)
     steps = int(fit.best["step"])
     total = len(after)
     expected = by_hand(kind, after[:steps]) if kind == "ema" else after[steps - 1]
