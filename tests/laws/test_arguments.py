@@ -189,6 +189,8 @@ def accepts(check, value):
         return isinstance(value, list) and not value
     if isinstance(check, Number):  # careless only for another check of a union
         return isinstance(value, int | float | np.ndarray) and value in (3, 1.5, 2, 3.5, 7)
+    if isinstance(check, Role) and check.role == "guide":  # also a prior given y
+        return isinstance(value, pv.guides.DiagonalNormal)
     if isinstance(check, Instance):
         return isinstance(value, check.kinds) or (check.functions and callable(value))
     return isinstance(check, IsText) and isinstance(value, str)
