@@ -150,8 +150,14 @@ class ConditionalVAE(Autoencoder):
     def check(self, x: Tensor, y: Tensor) -> SiteTable:  # type: ignore[override]
         """Run model and guide once on x and y and return the table of their sample sites.
 
+        Args:
+            x: Data, shape `(num_data, *event)`.
+            y: Context of each datum, shape `(num_data, *context)`.
+
         Raises:
             PairError: If model, guide, x and y do not fit together.
+
+        See also: `pyro_vae.check`.
         """
         return check(self, (x, y))
 
@@ -164,6 +170,8 @@ class ConditionalVAE(Autoencoder):
 
         Raises:
             PairError: If the guide fails on them.
+
+        See also: `ConditionalVAE.decode`, `ConditionalVAE.reconstruct`.
         """
         return self._distribution("guide", as_input(self, x), y)
 
@@ -176,6 +184,8 @@ class ConditionalVAE(Autoencoder):
 
         Raises:
             PairError: If the likelihood fails on them.
+
+        See also: `ConditionalVAE.encode`, `ConditionalVAE.sample`.
         """
         return self._distribution("likelihood", as_input(self, z, "z"), y)
 
@@ -197,7 +207,15 @@ class ConditionalVAE(Autoencoder):
 
         Args:
             x: Data, shape `(num_data, *event)`.
-            y: Context of each datum.
+            y: Context of each datum, shape `(num_data, *context)`.
+
+        Returns:
+            Reconstructions, of the same shape as x.
+
+        Raises:
+            PairError: If guide or likelihood fails on them.
+
+        See also: `ConditionalVAE.encode`.
         """
         with evaluating(self):
             posterior = self.encode(x, y)
@@ -219,6 +237,8 @@ class ConditionalVAE(Autoencoder):
 
         Raises:
             PairError: If y does not fit the model.
+
+        See also: `ConditionalVAE.decode`.
         """
         context = as_input(self, y, "y")
         with evaluating(self):
