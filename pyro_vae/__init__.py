@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.trust_card import TrustCard, diagnose
     from pyro_vae.distributed import DistributedError
     from pyro_vae.evaluation import Evaluation, evaluate
+    from pyro_vae.models.conditional import ConditionalVAE
     from pyro_vae.models.ladder import LadderVAE
     from pyro_vae.models.mixed import MixedVAE
     from pyro_vae.models.suggestion import suggest
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pyro_vae.runtime.devices import resolve_device
     from pyro_vae.runtime.files import CheckpointError
     from pyro_vae.svi import SVI
+    from pyro_vae.tracking import TensorBoard, Tracker
     from pyro_vae.training.fit import fit
     from pyro_vae.training.nan_recovery import TrainingError
     from pyro_vae.training.result import Fit
@@ -54,6 +56,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Collapse",
+    "ConditionalVAE",
     "DistributedError",
     "Evaluation",
     "Fit",
@@ -64,6 +67,8 @@ __all__ = [
     "PairError",
     "Part",
     "RefinedPosterior",
+    "TensorBoard",
+    "Tracker",
     "TrainingError",
     "TrustCard",
     "ais",
@@ -103,6 +108,7 @@ _MODULE_OF = {
     "ArgumentError": "arguments.checks",
     "CheckpointError": "runtime.files",
     "Collapse": "diagnostics.collapse",
+    "ConditionalVAE": "models.conditional",
     "DistributedError": "distributed",
     "Evaluation": "evaluation",
     "Fit": "training.result",
@@ -113,6 +119,8 @@ _MODULE_OF = {
     "PairError": "pairs.pair",
     "Part": "part",
     "RefinedPosterior": "refinement.refine",
+    "TensorBoard": "tracking",
+    "Tracker": "tracking",
     "TrainingError": "training.nan_recovery",
     "TrustCard": "diagnostics.trust_card",
     "ais": "diagnostics.ais",
@@ -138,6 +146,7 @@ _MODULES_OF_PARTS = (
     "data",
     "guides",
     "likelihoods",
+    "models.conditional",
     "models.ladder",
     "models.mixed",
     "models.vae",

@@ -118,6 +118,7 @@ def inspect(
 ) -> None:
     """Diagnose a run's posterior and print its trust card; with --html, also write a page."""
     from pyro_vae.arguments import Whole
+    from pyro_vae.reporting import model_card
     from pyro_vae.reporting.html_page import write
     from pyro_vae.runtime.files import writable_folder
 
@@ -126,13 +127,14 @@ def inspect(
     vae, metrics = _open(run, device)
     if html is not None and html.is_dir():
         raise ValueError(f"--html={html} is a folder; expected the path of a file")
-    writable_folder(run, ["trust.json"])
+    writable_folder(run, ["trust.json", "model_card.md"])
     writable_folder(run if html is None else html.parent)
     x = _test_data(metrics, data_root).spread(num_data)
     card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
     _print(card)
     pv.distributed.from_first(lambda: card.save(run / "trust.json"))
-    _print(f"Wrote the trust card to {run / 'trust.json'}")
+    pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
+    _print(f"Wrote the trust card to {run / 'trust.json'} and into {run / 'model_card.md'}")
     if html is not None:
         write(html, run, metrics, vae, x, card)
         _print(f"Wrote the page to {html}")

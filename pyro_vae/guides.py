@@ -76,9 +76,9 @@ class DiagonalNormal(_LocationScale):
     See also: `FullNormal`, `LowRankNormal`, `Flow`, `priors.StandardNormal`.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.Normal(*loc_and_scale(self.encoder(x))).to_event(1)
+        return dist.Normal(*loc_and_scale(self.encoder(x, *context))).to_event(1)
 
 
 class Laplace(_LocationScale):
@@ -100,9 +100,9 @@ class Laplace(_LocationScale):
     See also: `DiagonalNormal`, `priors.Laplace`.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.Laplace(*loc_and_scale(self.encoder(x))).to_event(1)
+        return dist.Laplace(*loc_and_scale(self.encoder(x, *context))).to_event(1)
 
 
 class FullNormal(_Guide):
@@ -143,9 +143,9 @@ class FullNormal(_Guide):
         """Return the number of encoder outputs for `latent_dim` latents."""
         return 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        outputs = self.encoder(x)
+        outputs = self.encoder(x, *context)
         latent_dim = (math.isqrt(9 + 8 * outputs.shape[-1]) - 3) // 2
         loc, diagonal = outputs[..., :latent_dim], outputs[..., latent_dim : 2 * latent_dim]
         below = outputs[..., 2 * latent_dim :]
@@ -183,9 +183,9 @@ class LowRankNormal(_Guide):
             self, f"(2 + rank = {2 + rank}) * latent_dim", lambda size: size % (2 + rank) == 0
         )
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        outputs = self.encoder(x)
+        outputs = self.encoder(x, *context)
         latent_dim = outputs.shape[-1] // (2 + self.rank)
         loc, scale = loc_and_scale(outputs[..., : 2 * latent_dim])
         factor = outputs[..., 2 * latent_dim :].unflatten(-1, (latent_dim, self.rank)) / latent_dim
@@ -246,15 +246,15 @@ class Flow(_Guide):
             MaskedNetwork(context_dim, sizes, order) for _ in range(num_transforms)
         )
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        outputs = self.encoder(x)
+        outputs = self.encoder(x, *context)
         loc, scale = loc_and_scale(outputs[..., : 2 * self.latent_dim])
-        context = outputs[..., 2 * self.latent_dim :]
+        hidden = outputs[..., 2 * self.latent_dim :]
         transforms: list[Transform] = []
         for network in self.networks:
             assert isinstance(network, MaskedNetwork)
-            transforms += [GatedAutoregressive(network, context), Reverse(cache_size=1)]
+            transforms += [GatedAutoregressive(network, hidden), Reverse(cache_size=1)]
         return TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms[:-1])
 
 
@@ -281,9 +281,9 @@ class LogisticNormal(_Guide):
         super().__init__(encoder)
         _check_outputs(self, "2 * (latent_dim - 1)", lambda size: size % 2 == 0)
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        normal = dist.Normal(*loc_and_scale(self.encoder(x)))
+        normal = dist.Normal(*loc_and_scale(self.encoder(x, *context)))
         # With the cache, log_prob of a sample uses the normal variable itself, without rounding.
         return dist.TransformedDistribution(normal, [StickBreakingTransform(cache_size=1)])
 
@@ -303,9 +303,9 @@ class Dirichlet(_Guide):
     See also: `LogisticNormal`, `priors.Dirichlet`.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return distributions.Dirichlet(softplus(self.encoder(x)) + MIN_CONCENTRATION)
+        return distributions.Dirichlet(softplus(self.encoder(x, *context)) + MIN_CONCENTRATION)
 
 
 class PowerSpherical(_Guide):
@@ -327,9 +327,9 @@ class PowerSpherical(_Guide):
     See also: `priors.HypersphericalUniform`.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        outputs = self.encoder(x)
+        outputs = self.encoder(x, *context)
         direction, concentration = outputs[..., :-1], softplus(outputs[..., -1])
         # Shift away from the origin. A new encoder may return zeros, for example at x = 0.
         direction = direction + torch.eye(direction.shape[-1])[0].to(direction)
@@ -355,9 +355,9 @@ class Categorical(_Guide):
     See also: `priors.Categorical`, `MixedVAE`.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
-        return dist.OneHotCategorical(logits=self.encoder(x))
+        return dist.OneHotCategorical(logits=self.encoder(x, *context))
 
 
 def _lower_triangle(diagonal: Tensor, below: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import Check, Unfit, check_all, checks_of
+from pyro_vae.arguments import Check, Unfit, check_all, checks_of, takes
 
 PACKAGE = __name__.partition(".")[0]
 LINE_LENGTH = 88  # of printed code
@@ -151,7 +151,7 @@ class Role(Check):
             if role == "network":
                 hint = f"pass the network to a {self.role} of pyro_vae.{self.role}s"
             raise Unfit(f"{type(value).__name__} is a {role}; {hint}")
-        if not callable(value) or not _takes(value, len(self.inputs)):
+        if not callable(value) or not takes(value, len(self.inputs)):
             raise Unfit
         return value
 
@@ -205,16 +205,3 @@ def role_of(value: object) -> str:
             known = package == PACKAGE and role in ("guide", "likelihood", "network", "prior")
             return role if known else ""
     return ""
-
-
-def _takes(value: Callable[..., object], count: int) -> bool:
-    """Return whether a callable can be called with this number of arguments, if it is known."""
-    try:
-        signature = inspect.signature(value.forward if isinstance(value, nn.Module) else value)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*(None,) * count)
-    except TypeError:
-        return False
-    return True

@@ -24,6 +24,7 @@ from pyro_vae.arguments.checks import (
     Unfit,
     Whole,
     shown,
+    takes,
 )
 from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
@@ -49,6 +50,7 @@ __all__ = [
     "checked",
     "checks_of",
     "shown",
+    "takes",
 ]
 
 Count: TypeAlias = Annotated[int, Whole(1)]

@@ -1,11 +1,12 @@
 """Checks of one argument: what it accepts, what it converts to, and the error otherwise."""
 
+import inspect
 import math
 import numbers
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,6 +247,7 @@ class Instance(Check):
         expected: Description of the instances.
         functions: Whether functions are accepted, too.
         factories: Whether the classes themselves are among these functions.
+        num_inputs: Number of arguments that the functions are called with, if it is checked.
         hint: Advice for other values.
     """
 
@@ -253,6 +255,7 @@ class Instance(Check):
     expected: str
     functions: bool = False
     factories: bool = False
+    num_inputs: int | None = None
     hint: str = ""
 
     def convert(self, value: object) -> object:
@@ -261,9 +264,12 @@ class Instance(Check):
             return value
         if isinstance(value, type) and issubclass(value, self.kinds) and not self.factories:
             raise Unfit(f"pass an instance, {value.__name__}(...)")
-        if self.functions and callable(value):
+        if self.functions and callable(value) and self._fits(value):
             return value
         raise Unfit(self.hint)
+
+    def _fits(self, function: Callable[..., object]) -> bool:
+        return self.num_inputs is None or takes(function, self.num_inputs)
 
 
 class Each(Check):
@@ -312,3 +318,16 @@ class Either(Check):
             except Unfit as unfit:
                 hints = hints or str(unfit)
         raise Unfit(hints)
+
+
+def takes(value: Callable[..., object], count: int) -> bool:
+    """Return whether a callable can be called with this number of arguments, if it is known."""
+    try:
+        signature = inspect.signature(getattr(value, "forward", value))
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*(None,) * count)
+    except TypeError:
+        return False
+    return True

@@ -69,7 +69,7 @@ _PROGRESS = Record(
         "seconds": Number(0, 1e12),
         "epoch_seconds": Number(0, 1e12),
     },
-    {"rate_factor": Number(2**-1000, 1)},
+    {"rate_factor": Number(2**-1000, 1), "num_averaged": COUNT},
 )
 _GROUP = Record({"parameters": ListOf(Text()), "settings": Record()})
 _PATHS = ListOf(Text())

@@ -15,9 +15,9 @@ from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
-PRIOR_SAMPLES = "prior_samples.png"
+PRIOR_SAMPLES, CARD = "prior_samples.png", "model_card.md"
 FILES = (
-    HISTORY, METRICS, POSTERIOR, TRUST, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)
+    HISTORY, METRICS, POSTERIOR, TRUST, CARD, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 BEFORE = "results-before"
 

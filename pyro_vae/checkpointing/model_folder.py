@@ -10,7 +10,7 @@ checksums. Both can still be read, format 1 with `load(old_format=True)`.
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +91,35 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         ),
     }
-    _check_replaceable(path)
+    replace_folder(path, files, "saved part")
+
+
+def replace_folder(path: Path, files: Mapping[str, bytes], what: str) -> None:
+    """Write files and their checksums to a folder, in the place of an earlier one with these files.
+
+    If the process is killed at any time, the old or the new folder is intact.
+
+    Args:
+        path: Folder to write.
+        files: Content of the files by name.
+        what: Name of such a folder in errors.
+
+    Raises:
+        CheckpointError: If `path` is a link, or contains other files, which would be lost.
+        OSError: If the folder cannot be written. Its old content is kept.
+    """
+    names = (*files, SUMS)
+    _check_replaceable(path, names, what)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = replaced(path)
     with staged_folder(path.parent, files) as staged:
         staged.chmod(0o755)
         if path.exists():
-            remove_folder(old, FILES)
+            remove_folder(old, names)
             path.rename(old)  # `load` reads it until the new folder is renamed
         staged.rename(path)
         sync(path.parent)
-        remove_folder(old, FILES)
+        remove_folder(old, names)
 
 
 @checked
@@ -216,17 +234,17 @@ def describe(part: Part) -> object:
     return _Describer().describe(part)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Check that `path`, and the temporary name of a replaced part, can be replaced without loss.
+def _check_replaceable(path: Path, names: Collection[str], what: str) -> None:
+    """Check that `path`, and its temporary name while it is replaced, can be replaced without loss.
 
     Raises:
-        CheckpointError: If one of them is a link, or contains other files than a saved part.
+        CheckpointError: If one of them is a link, or contains files with other names.
     """
     for folder in (path, replaced(path)):
         check_folder(folder)
-        if folder.exists() and (others := foreign(folder, FILES)):
+        if folder.exists() and (others := foreign(folder, names)):
             raise CheckpointError(
-                f"{folder} exists and is no saved part ({others[0]!r}): choose another folder, "
+                f"{folder} exists and is no {what} ({others[0]!r}): choose another folder, "
                 "because saving replaces its content"
             )
 
@@ -247,7 +265,7 @@ def results_folder(
     """
     folder = writable_folder(path, files)
     if model:
-        _check_replaceable(folder / MODEL)
+        _check_replaceable(folder / MODEL, FILES, "saved part")
     return folder
 
 

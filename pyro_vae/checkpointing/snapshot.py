@@ -29,7 +29,9 @@ from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
 
 _WRONG_VALUES = (TypeError, AttributeError, RuntimeError, ValueError)
-FINISHED = "finished"  # the value of `Progress.stopped` after all epochs
+# Values of `Progress.stopped`: after all epochs, or if a callback asked for it. With more epochs,
+# such a run continues.
+FINISHED, CALLBACK = "finished", "callback"
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Progress:
         num_seen: Number of data of the epoch that were trained on.
         rate_factor: Factor of the learning rate: halved by each backtrack. As a power of two it
             can be divided by exactly.
+        num_averaged: Number of steps in the average of the weights.
         history: One entry for each closed epoch.
         best: The entry of the best epoch.
         best_checkpoint: Name of the checkpoint of the best epoch.
@@ -60,6 +63,7 @@ class Progress:
     total: float = 0.0
     num_seen: int = 0
     rate_factor: float = 1.0
+    num_averaged: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     best_checkpoint: str | None = None
@@ -107,6 +111,7 @@ class Resumable(Protocol):
         order_state: State of the generator before the order of the epoch was drawn.
         progress: Counters and history.
         best: Parameters and buffers, each with a copy of its value in the best epoch.
+        average: Parameters and buffers, each with its average over training steps.
         loader_state: States of the generators of a `DataLoader` at the start of the epoch.
         settings: Settings and fingerprint of the run, in their JSON form.
         identity: Settings, constants and code that the programs read.
@@ -117,6 +122,7 @@ class Resumable(Protocol):
     order_state: Tensor
     progress: Progress
     best: list[tuple[Tensor, Tensor]]
+    average: list[tuple[Tensor, Tensor]]
     loader_state: JSONObject
     settings: JSONObject
     identity: Identity
@@ -145,7 +151,8 @@ def snapshot(run: Resumable) -> Checkpoint:
     named, svi = run.tensors(), run.svi
     names = {tensor: name for name, tensor in named.items()}
     tensors = {f"now/{name}": tensor for name, tensor in named.items()}
-    tensors |= {f"best/{names[tensor]}": copy for tensor, copy in run.best}
+    for kind, copied in (("best", run.best), ("average", run.average)):
+        tensors |= {f"{kind}/{names[tensor]}": copy for tensor, copy in copied}
     tensors |= {f"random/{name}": state for name, state in _random_states(run).items()}
     state: JSONObject = {
         "progress": dataclasses.asdict(run.progress),
@@ -214,6 +221,9 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         for name, tensor in named.items():
             if kind == "now" or name in before or f"best/{name}" in saved:
                 check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
+    for name, tensor in named.items():
+        if f"average/{name}" in saved:
+            check_tensor(f"average/{name}", tensor, saved[f"average/{name}"])
 
     if (optimizer := svi.optim.optimizer) is not None:  # None at step 0
         total_steps = run.rates.total_steps
@@ -234,13 +244,20 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(saved[f"now/{name}"])
-    best = {t: saved[f"best/{name}"] for name, t in named.items() if f"best/{name}" in saved}
-    run.best = [(tensor, copy.to(tensor.device)) for tensor, copy in best.items()]
+    run.best, run.average = (
+        [
+            (tensor, saved[f"{kind}/{name}"].to(tensor.device, copy=True))
+            for name, tensor in named.items()
+            if f"{kind}/{name}" in saved
+        ]
+        for kind in ("best", "average")
+    )
     _restore_objectives(objectives_of(svi), state["objective"])
     _restore_noise(run.generator.device, saved)
     run.generator.set_state(saved["random/data"])
     run.order_state = saved["random/order"]
-    if extends and (progress.stopped == FINISHED or then["patience"] != now["patience"]):
+    ended = progress.stopped in (FINISHED, CALLBACK)
+    if extends and (ended or then["patience"] != now["patience"]):
         progress.stopped = None
     run.loader_state = state.get("loader", {})
     run.progress = progress

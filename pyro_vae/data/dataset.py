@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from pyro_vae.arguments import Seed, check_fields, checked
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
+from pyro_vae.data.classes import classes_of
 from pyro_vae.data.conversion import as_tensor, check_numbers
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
@@ -41,7 +42,9 @@ class Dataset:
             int64. A tensor, or data that do not fit into memory: an array on disk (a
             `numpy.memmap` or a zarr array), or a torch `DataLoader` of batches x or
             `(x, *context)`.
-        labels: int64 classes of shape `(num_data,)`, or None.
+        labels: int64 classes of shape `(num_data,)`, or None. Names of classes, one string for each
+            datum, are replaced by numbers.
+        class_names: Names of the classes by number, for pictures; by default those in `labels`.
         name: Name of the dataset in results, of printable characters.
         split: `"train"`, `"validation"` or `"test"`.
         binarization: `"dynamic"` draws pixels from Bernoulli(pixel/255), again at each training
@@ -72,7 +75,7 @@ class Dataset:
     """
 
     values: Any
-    labels: Tensor | None = None
+    labels: Any = None
     name: str = "arrays"
     split: str = "train"
     binarization: str = "none"
@@ -81,6 +84,7 @@ class Dataset:
     hold_out_last: bool = False
     dtype: torch.dtype | None = None
     schema: Any = None
+    class_names: tuple[str, ...] = ()
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
@@ -98,7 +102,10 @@ class Dataset:
         object.__setattr__(self, "values", rows.unwrapped)
         object.__setattr__(self, "context", tuple(item.unwrapped for item in context))
         self._check_values()
-        self._check_labels_and_context()
+        labels, class_names = classes_of(self.labels, self.class_names, len(self))
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", class_names)
+        self._check_context()
 
     def _check_values(self) -> None:
         shape, dtype = self._rows.shape, self._rows.dtype
@@ -131,14 +138,7 @@ class Dataset:
                     f"{self.dtype}: rescale them"
                 )
 
-    def _check_labels_and_context(self) -> None:
-        if not isinstance(self.labels, Tensor | None):
-            raise DataError(f"labels must be a tensor, got {type(self.labels).__name__}")
-        if self.labels is not None and self.labels.shape != self._rows.shape[:1]:
-            raise DataError(
-                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self)},), one for "
-                "each datum"
-            )
+    def _check_context(self) -> None:
         if self._context and not self._rows.random_access:
             raise DataError(
                 "context= cannot be combined with a DataLoader: let the loader yield x and its "

@@ -92,14 +92,14 @@ class Entrywise(Part, ABC):
                 )
             self.add_module(name, PositiveParameter(given, minimum, event_shape, indices[name]))
 
-    def forward(self, z: Tensor) -> dist.TorchDistribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation."""
-        outputs = self.outputs(z)
+        outputs = self.outputs(z, *context)
         return self.entries(outputs).to_event(outputs.dim() - z.dim())
 
-    def outputs(self, z: Tensor) -> Tensor:
+    def outputs(self, z: Tensor, *context: Tensor) -> Tensor:
         """Return the K outputs for each entry, shape `(*batch, *event_shape, K)`."""
-        output = self.decoder(z)
+        output = self.decoder(z, *context)
         first = z.dim() - 1
         self._event_shape(output.shape[first:])
         return output.unflatten(first, (self.num_outputs, -1)).movedim(first, -1)

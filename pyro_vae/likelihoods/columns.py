@@ -69,12 +69,12 @@ class Columns(Part):
         self.likelihoods = nn.ModuleList(likelihoods)
         self.trunk, self.positions = trunk, positions
 
-    def forward(self, z: Tensor) -> dist.TorchDistribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape `(num_columns,)`."""
-        shared = z if self.trunk is None else self.trunk(z)
+        inputs = (z, *context) if self.trunk is None else (self.trunk(z, *context),)
         columns = []
         for likelihood in self.likelihoods:
-            described = likelihood(shared)
+            described = likelihood(*inputs)
             if len(described.event_shape) != 1:
                 raise ValueError(
                     "Columns takes likelihoods of vectors of columns, got a "

@@ -40,11 +40,11 @@ class Counts(Entrywise):
         super().__init__(decoder, num_outputs, **positive)
         self.library_size = library_size
 
-    def forward(self, z: Tensor) -> dist.TorchDistribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation."""
         if self.library_size is None:
-            return super().forward(z)
-        outputs = self.outputs(z)
+            return super().forward(z, *context)
+        outputs = self.outputs(z, *context)
         if outputs.dim() != z.dim() + 1:
             raise ValueError(
                 f"{type(self).__name__}(library_size=) takes observations that are vectors of "

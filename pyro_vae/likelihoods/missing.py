@@ -47,7 +47,7 @@ class Missing(Part):
         super().__init__()
         self.likelihood = likelihood
 
-    def forward(self, z: Tensor) -> dist.TorchDistribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation."""
-        complete = self.likelihood(z)
+        complete = self.likelihood(z, *context)
         return PartlyObserved(entries_of(complete)).to_event(len(complete.event_shape))

@@ -8,6 +8,7 @@ sites `"z"` and `"x"` in the plate `"data"`. They work with any Pyro inference a
 one event, so log densities have shape `(num_data,)`.
 """
 
+from pathlib import Path
 from typing import Any, Self
 
 import pyro
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import ArgumentError, Count, checked
+from pyro_vae.arguments import ArgumentError, Count, FilePath, checked
 from pyro_vae.models.base import (
     AnyPrior,
     Autoencoder,
@@ -27,10 +28,12 @@ from pyro_vae.models.base import (
     expose_parameters,
     observed_or_drawn,
 )
+from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.random_state import preserved_state
 
 
 class Model(nn.Module):
@@ -282,3 +285,44 @@ class VAE(Autoencoder):
         with evaluating(self):
             z = self.encode(x).sample((num_samples,))
             return torch.where(x.isnan(), self.decode(z).sample(), x)
+
+    @checked
+    @torch.no_grad()
+    def export(self, path: FilePath) -> None:
+        """Write encoder and decoder to a folder, as programs that need only torch.
+
+        `encoder.pt2` maps x to mean and standard deviation of q(z|x), each `(num_data,
+        latent_dim)`. `decoder.pt2` maps z to the mean of p(x|z), in a tuple. Both take batches of
+        any size, on the device and in the floating-point type of the parameters. Before they are
+        written, they are read back and compared with the VAE on random rows.
+
+        Args:
+            path: Folder to write. Exported programs in this folder are replaced.
+
+        Raises:
+            PairError: If a part cannot be exported: for example, if q(z|x) has no mean in closed
+                form, as a flow, or if values of tensors decide what a part computes.
+            CheckpointError: If the folder contains other files.
+            OSError: If the folder cannot be written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(3, [8], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [8], 6)),
+            ... )
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vae.export(f"{folder}/export")
+            ...     encoder = torch.export.load(f"{folder}/export/encoder.pt2").module()
+            >>> mean, sd = encoder(torch.zeros(4, 5))
+            >>> torch.equal(mean, vae.encode(torch.zeros(4, 5)).mean)
+            True
+
+        See also: `VAE.save`.
+        """
+        with evaluating(self), preserved_state(SEED):
+            count = max(BATCH_SIZES)
+            x, z = self.sample(count), self.model.prior().sample((count,))
+            export(self.model.likelihood, self.guide.posterior, x, z, Path(path))

@@ -18,8 +18,8 @@ from pyro_vae.diagnostics.trust_card import TrustCard
 from pyro_vae.distributed import from_first
 from pyro_vae.evaluation import DESCRIPTIONS
 from pyro_vae.models.base import Autoencoder
-from pyro_vae.part import Part
 from pyro_vae.plots import encoded
+from pyro_vae.reporting.described import parts_of
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import JSONObject, read_file, write_file
@@ -158,7 +158,7 @@ def write(
         run=run.resolve().name,
         metrics=metrics,
         model=type(vae).__name__,
-        parts=_parts(vae),
+        parts=parts_of(vae),
         card=card,
         verdict=VERDICTS[card.verdict],
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],
@@ -195,34 +195,6 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
     yield "kl", plots.kl_by_dimension(latents.kl, latents.active, "KL of each latent")
     title = "one sample of z for each datum, in prior standard deviations, against N(0, 1)"
     yield "aggregate", plots.aggregate_posterior(latents.draws, title)
-
-
-def _parts(vae: Autoencoder) -> list[tuple[str, str, int]]:
-    """Return name, description and number of parameters of the constructor arguments."""
-    return [
-        (
-            name,
-            _described(value),
-            sum(parameter.numel() for parameter in value.parameters())
-            if isinstance(value, Part)
-            else 0,
-        )
-        for name, value in vae.build_arguments.items()
-    ]
-
-
-def _described(value: object) -> str:
-    """Return the constructor call of a part as text."""
-    if isinstance(value, Part):
-        arguments = ", ".join(
-            f"{name}={_described(argument)}"
-            for name, argument in value.build_arguments.items()
-            if argument is not None  # an initial value given as a tensor, or a default
-        )
-        return f"{type(value).__name__}({arguments})"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_described, value))}]"
-    return repr(value)
 
 
 def _versions(trained: dict[str, str]) -> list[tuple[str, str, str]]:

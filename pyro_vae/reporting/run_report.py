@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import Count, FilePath, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
+    CARD,
     METRICS,
     PICTURES,
     POSTERIOR,
@@ -25,6 +26,7 @@ from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.plots.images import literal
+from pyro_vae.reporting import model_card
 from pyro_vae.runtime.devices import device_of, evaluating
 from pyro_vae.runtime.files import JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import (
@@ -73,11 +75,12 @@ def report(
 ) -> Evaluation:
     """Score a trained VAE on test data and write the results to a folder.
 
-    The folder contains `metrics.json`, the model (`model/`), samples of the posterior of some test
-    data for ArviZ (`posterior.nc`) and the figures `learning_curve.png` and `latents.png`. For
-    image data it also contains `samples.png`, `reconstructions.png`, and `manifold.png` for two
-    latents (Kingma & Welling 2013, Figure 4) or `traversals.png` otherwise. Several processes
-    (`torchrun`) share the scores, and the first one writes. Results of another run in the folder
+    The folder contains `metrics.json`, a model card (`model_card.md`), the model (`model/`),
+    samples of the posterior of some test data for ArviZ (`posterior.nc`) and the figures
+    `learning_curve.png` and `latents.png`. For image data it also contains `samples.png`,
+    `reconstructions.png`, and `manifold.png` for two latents (Kingma & Welling 2013, Figure 4) or
+    `traversals.png` otherwise. Several processes (`torchrun`) share the scores, and the first one
+    writes. Results of another run in the folder
     are moved to `results-before`.
 
     Args:
@@ -111,12 +114,12 @@ def report(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     scores = pv.report(vae, fit, x, folder, num_samples=5)
         ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
-        ['latents.png', 'learning_curve.png', 'metrics.json', 'model', 'posterior.nc']
+        ['latents.png', 'learning_curve.png', 'metrics.json', 'model', 'model_card.md', ...]
 
     See also: `evaluate`, `fit`, `load`.
     """
     test = dataset_of(vae, test)
-    names = [METRICS, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
+    names = [METRICS, CARD, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
     out = from_first(lambda: results_folder(out, names))
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
     shown = test.spread(SHOWN)
@@ -133,7 +136,8 @@ def report(
         return scores
     set_aside_other_results(out, fit.history)
     vae.save(out / MODEL)
-    write_metrics(out / METRICS, vae, fit, scores)
+    metrics = write_metrics(out / METRICS, vae, fit, scores)
+    model_card.write(out, metrics, vae, model_card.read_trust(out))
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
     # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
@@ -153,6 +157,7 @@ def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> JSONObj
         **fit.settings,
         "num_test": scores.num_data,
         **scores.metrics(),
+        "proposal": scores.proposal,
         "train_seconds": fit.seconds,
         "images_per_second": fit.images_per_second,
         "stopped": fit.stopped,
@@ -189,7 +194,11 @@ def _figures(
     latent_dim = means.shape[1]
     points, axis_labels = _plane(means)
     figures["latents"] = plots.latent_map(
-        points, test.labels, f"{title}\nposterior means of the test data by class", axis_labels
+        points,
+        test.labels,
+        f"{title}\nposterior means of the test data by class",
+        axis_labels,
+        test.class_names,
     )
     if len(test.event_shape) != 3:
         return figures  # not image data

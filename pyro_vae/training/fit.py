@@ -12,17 +12,21 @@ from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.runtime.devices import Device
 from pyro_vae.svi import Compile, Precision
+from pyro_vae.tracking import AnyTracker
+from pyro_vae.training.averaging import Kind
 from pyro_vae.training.loop import apply, next_action, run_epoch
 from pyro_vae.training.result import Fit, finish
 from pyro_vae.training.running import running
 from pyro_vae.training.setup import (
     AnySchedule,
+    Callback,
     FitConfig,
     Objective,
     Optim,
     Seconds,
     prepare,
 )
+from pyro_vae.training.watching import tracked
 
 
 @worker_errors_as_data_errors()
@@ -40,6 +44,7 @@ def fit(
     optimizer: Optim | None = None,
     learning_rate: Positive = 1e-3,
     schedule: AnySchedule | None = None,
+    average: Kind = None,
     patience: Count | None = None,
     seed: Seed = 0,
     device: Device | None = None,
@@ -50,6 +55,8 @@ def fit(
     checkpoint_seconds: Seconds = 60.0,
     on_nan: Literal["stop", "backtrack"] = "stop",
     progress: bool | None = None,
+    callback: Callback | None = None,
+    tracker: AnyTracker | None = None,
 ) -> Fit:
     """Train a model/guide pair by stochastic variational inference.
 
@@ -77,6 +84,10 @@ def fit(
         learning_rate: Learning rate of the default optimizer.
         schedule: Function of the optimizer and the number of steps that returns a learning rate
             schedule. It is stepped after each training step.
+        average: Average of the weights to validate, keep and return, instead of the weights after
+            the last step: `"ema"`, an exponential moving average with a decay of up to 0.999 per
+            step; or `"last"`, the mean over the last quarter of the steps. Averages of BatchNorm's
+            statistics are included. Training continues from the weights without averaging.
 
         epochs: (How long.) Number of passes over the training data.
         batch_size: Number M of data in a minibatch.
@@ -97,6 +108,14 @@ def fit(
         precision: `"fp32"`, or `"bf16"` for the layers of the networks (`pyro_vae.SVI`). Not with
             an `SVI`.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
+        callback: Function that is called after each epoch with a copy of its entry of the history.
+            The run ends if it returns True. The pair has the weights that were validated, and the
+            random state is restored afterwards. If it raises an exception, the checkpoint of the
+            epoch is written first, so that the run can be resumed.
+        tracker: Object that receives the settings, the entries and the learning curve, such as
+            `pyro_vae.TensorBoard`. It is closed when the run ends. Callback and tracker are used in
+            the first process only. If a run is killed after an epoch, but before its checkpoint,
+            they get the epoch again.
 
         out: (What is kept.) Folder for the trained model (`model/`, if the pair is a `Part` such
             as a `VAE`), the history (`history.json`), and checkpoints: the last two and that of the
@@ -105,8 +124,8 @@ def fit(
             checkpoint and end the run; a second signal ends it at once.
         resume: Whether to continue from the newest checkpoint in `out`, bit for bit, with the same
             settings and data. Without a checkpoint, training starts at step 0. A finished run
-            returns its result. With more `epochs`, the run is extended: from the checkpoint on,
-            `schedule` and annealing are those of the longer run.
+            returns its result. With more `epochs`, the run is extended, also after a stop by the
+            callback: from the checkpoint on, `schedule` and annealing are those of the longer run.
         checkpoint_seconds: Seconds between checkpoints within an epoch. Each epoch ends with a
             checkpoint.
         on_nan: Action on a non-finite loss or parameter: `"stop"`; or `"backtrack"` to the newest
@@ -123,6 +142,7 @@ def fit(
             settings or data.
         TrainingError: If the loss or a parameter is not finite. The pair keeps its last finite
             weights.
+        Exception: If `callback` or `tracker` raises it.
         DistributedError: If the processes of a group have different settings.
 
     Warns:
@@ -155,6 +175,7 @@ def fit(
         optimizer=optimizer,
         learning_rate=learning_rate,
         schedule=schedule,
+        average=average,
         epochs=epochs,
         batch_size=batch_size,
         drop_last=drop_last,
@@ -168,9 +189,11 @@ def fit(
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
         on_nan=on_nan,
+        callback=callback,
+        tracker=tracker,
     )
     job = prepare(pair, train, validation, config)
-    with running(job) as state:
+    with running(job) as state, tracked(job):
         while state.progress.stopped is None:
             end = run_epoch(job, state)
             apply(next_action(state.progress, end, config, state.annealed), end, job, state)

@@ -1,11 +1,12 @@
 """The steps of an epoch, and the decision that follows them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import Tensor
 
-from pyro_vae.checkpointing.snapshot import FINISHED, Progress
+from pyro_vae.checkpointing.snapshot import CALLBACK, FINISHED, Progress
 from pyro_vae.distributed import from_first, gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
@@ -13,6 +14,7 @@ from pyro_vae.training.run_state import RunState
 from pyro_vae.training.running import is_due, own_batch, save
 from pyro_vae.training.setup import FitConfig, Job
 from pyro_vae.training.validation import _validate
+from pyro_vae.training.watching import observe
 
 # Of several processes. One agreement takes some tenths of a millisecond.
 STEPS_BETWEEN_AGREEMENTS = 10
@@ -30,6 +32,8 @@ class EpochEnd:
         signal: Number of the signal that asks the run to end.
         failed_batch: Batch after which the loss or a parameter was not finite.
         parameter: Name of the non-finite parameter; None if the loss was not finite.
+        asks_to_stop: Whether the callback asks the run to end.
+        error: Exception of the callback or the tracker.
     """
 
     is_complete: bool = False
@@ -37,6 +41,8 @@ class EpochEnd:
     signal: int | None = None
     failed_batch: tuple[Tensor, ...] | None = None
     parameter: str | None = None
+    asks_to_stop: bool = False
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,15 @@ class Stop:
     reason: str
 
 
-Action = Continue | Save | Backtrack | Stop
+@dataclass(frozen=True)
+class Raise:
+    """Execute the action that would have followed, then raise an exception of the caller's code."""
+
+    error: Exception
+    before: "Action"
+
+
+Action: TypeAlias = Continue | Save | Backtrack | Stop | Raise
 NOT_FINITE, INTERRUPTED = "not finite", "interrupted"
 EARLY_STOPPING = "early stopping"
 
@@ -75,6 +89,8 @@ def next_action(progress: Progress, end: EpochEnd, config: FitConfig, annealed: 
         config: Settings of the run.
         annealed: Last epoch in which beta changes. Epochs up to it do not count for `patience`.
     """
+    if end.error is not None:
+        return Raise(end.error, next_action(progress, replace(end, error=None), config, annealed))
     if end.failed_batch is not None:
         may_backtrack = progress.rate_factor > 0.5**MAX_BACKTRACKS
         return Backtrack() if config.on_nan == "backtrack" and may_backtrack else Stop(NOT_FINITE)
@@ -87,6 +103,8 @@ def next_action(progress: Progress, end: EpochEnd, config: FitConfig, annealed: 
             return Stop(EARLY_STOPPING)
         if epoch == config.epochs:
             return Stop(FINISHED)
+        if end.asks_to_stop:
+            return Stop(CALLBACK)
     return Save() if config.keeps_checkpoints and (end.is_complete or end.is_due) else Continue()
 
 
@@ -95,6 +113,7 @@ def apply(action: Action, end: EpochEnd, job: Job, state: RunState) -> None:
 
     Raises:
         TrainingError: If the loss or a parameter is not finite and the run cannot go back.
+        Exception: If the callback or the tracker raised it.
     """
     match action:
         case Save():
@@ -108,18 +127,23 @@ def apply(action: Action, end: EpochEnd, job: Job, state: RunState) -> None:
         case Stop(reason) if reason == INTERRUPTED:
             if state.progress.batch:
                 save(state)  # before the epoch is closed: the resumed run completes it
-                close_epoch(job, state)
+                with state.averaged():
+                    close_epoch(job, state)
             state.progress.stopped = reason
         case Stop(reason):
             state.progress.stopped = reason
             save(state)
+        case Raise(error, before):
+            apply(before, end, job, state)
+            raise error
 
 
 def run_epoch(job: Job, state: RunState) -> EpochEnd:
     """Take the remaining steps of an epoch until it is complete or something else must be done.
 
-    A complete epoch is validated and appended to the history. Nothing is written. If a checkpoint
-    is due within the epoch, the next call continues with the next batch.
+    A complete epoch is validated and appended to the history, and the entry is sent to callback and
+    tracker. Nothing is written. If a checkpoint is due within the epoch, the next call continues
+    with the next batch.
     """
     now, svi, is_alone = state.progress, state.svi, world_size() == 1
     if state.batches is None:
@@ -136,6 +160,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
         is_finite = math.isfinite(loss)
         if is_finite:
             state.count(loss, num_rows)
+            state.add_to_average(job.config.average)
             state.report(now.step, num_rows, now.epoch, now.total / now.num_seen)
         is_last, due, came = now.batch == job.steps_per_epoch, False, None
         if is_alone or is_last or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
@@ -154,8 +179,13 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             return EpochEnd(is_due=True)
         if is_last:
             break
-    close_epoch(job, state)
-    return EpochEnd(is_complete=True)
+    with state.averaged():
+        close_epoch(job, state)
+        try:
+            asks_to_stop = observe(job, state.progress.history[-1])
+        except Exception as error:  # raised again after the checkpoint
+            return EpochEnd(is_complete=True, error=error)
+    return EpochEnd(is_complete=True, asks_to_stop=asks_to_stop)
 
 
 def close_epoch(job: Job, state: RunState) -> None:

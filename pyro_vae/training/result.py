@@ -13,6 +13,7 @@ from pyro_vae.part import Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject, write_json
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import Job
+from pyro_vae.training.watching import send_curve
 
 
 @dataclass
@@ -24,8 +25,10 @@ class Fit:
             the value of the objective is not an ELBO (beta, importance-weighted, free bits), it is
             named `train_objective` instead. `validation_elbo` is always an ELBO.
         best: The entry of the epoch that the weights are of: the best on the validation data, or
-            the last one without validation data.
-        stopped: Reason why the run ended: `"finished"`, `"early stopping"` or `"interrupted"`.
+            the last one without validation data. With `average`, the weights and their
+            `validation_elbo` are those of the averages.
+        stopped: Reason why the run ended: `"finished"`, `"early stopping"`, `"callback"` or
+            `"interrupted"`.
         num_steps: Number of training steps.
         seconds: Duration of the run, without the pauses between an interruption and a resumption.
         settings: Settings of the run.
@@ -86,6 +89,8 @@ def finish(job: Job, state: RunState) -> Fit:
                 f"step {state.writer.saved_step}. Call fit again with resume=True to continue",
                 file=sys.stderr,
             )
+    if is_first():
+        send_curve(job, fit.history)
     return fit
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import pyro
@@ -23,10 +24,11 @@ from pyro_vae.pairs.sites import Node
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI
+from pyro_vae.training import averaging
+from pyro_vae.training.averaging import Kind, Weights
 from pyro_vae.training.learning_rate import Rates
 
 Report = Callable[[int, int, int, float], None]
-Weights = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -60,6 +62,7 @@ class RunState:
         interrupted: Returns the signal that asks the run to end, or None.
         report: Updates the progress bar.
         best: Parameters and buffers, each with a copy of its value in the best epoch.
+        average: Parameters and buffers, each with its average over training steps.
         progress: Counters and history.
         settings: Settings and fingerprint of the run, in their JSON form.
         identity: Settings, constants and code that the programs read.
@@ -81,6 +84,7 @@ class RunState:
     interrupted: Callable[[], int | None]
     report: Report
     best: Weights = field(default_factory=list)
+    average: Weights = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     settings: JSONObject = field(default_factory=dict)
     identity: Identity = field(default_factory=lambda: Identity({}, {}))
@@ -155,6 +159,24 @@ class RunState:
         self.progress.num_seen += num_data
         self.rates.advance(self.svi.optim.optimizer, self.progress.rate_factor)
 
+    def add_to_average(self, kind: Kind) -> None:
+        """Add the weights after a step to their average."""
+        progress = self.progress
+        if kind is None:
+            return
+        if kind == "last" and progress.step <= averaging.first_step(self.rates.total_steps):
+            self.average, progress.num_averaged = [], 0
+            return
+        tensors = self.svi.parameters if self.average else self.tensors().values()
+        known = {tensor for tensor, _ in self.average}
+        new = [tensor for tensor in tensors if tensor not in known]
+        averaging.add(self.average, new, kind, progress.num_averaged)
+        progress.num_averaged += 1
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights are their averages, if there are any."""
+        return averaging.swapped_in(self.average)
+
     def end_epoch(self, entry: dict[str, float]) -> None:
         """Append an epoch to the history; copy its weights if it is the best so far."""
         progress = self.progress
@@ -176,9 +198,7 @@ class RunState:
 
     def restore_best(self) -> None:
         """Set parameters and buffers to their values in the best epoch."""
-        with torch.no_grad():
-            for tensor, copy in self.best:
-                tensor.copy_(copy)
+        averaging.set_to(self.best)
 
     def not_finite(self) -> str | None:
         """Return the name of a non-finite parameter or of a buffer with NaN.
@@ -208,8 +228,8 @@ class RunState:
 
     def share_buffers(self) -> None:
         """Copy buffers from the first process, since each process updates them by its own rows."""
-        tensors = self.tensors().values()
-        copy_from_first(tensor for tensor in tensors if not tensor.requires_grad)
+        pairs = [(tensor, tensor) for tensor in self.tensors().values()] + self.average
+        copy_from_first(value for tensor, value in pairs if not tensor.requires_grad)
 
 
 class LateConstraints(Messenger):

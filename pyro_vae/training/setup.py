@@ -1,6 +1,7 @@
 """Check the arguments of `fit` and prepare a run: data, training step, seeds, output folder."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -42,6 +43,8 @@ from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device, device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI, Compile, Precision, is_own
+from pyro_vae.tracking import AnyTracker
+from pyro_vae.training.averaging import Kind
 from pyro_vae.training.last_batch import check_last_batch
 from pyro_vae.training.learning_rate import Schedule
 from pyro_vae.training.step_cost import announce_cost
@@ -66,12 +69,16 @@ AnySchedule: TypeAlias = Annotated[
     Schedule,
     Instance((), "a function of an optimizer and the number of steps", functions=True),
 ]
+Callback: TypeAlias = Annotated[
+    Callable[[dict[str, float]], object],
+    Instance((), "a function of an entry of the history", functions=True, num_inputs=1),
+]
 Seconds: TypeAlias = Annotated[float, Number(minimum=0, finite=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """The settings of `fit`, in four groups. See `fit` for each of them."""
+    """The settings of `fit`, in five groups. See `fit` for each of them."""
 
     # What is trained
     objective: Objective | None = None
@@ -79,6 +86,7 @@ class FitConfig:
     optimizer: Optim | None = None
     learning_rate: Positive = 1e-3
     schedule: AnySchedule | None = None
+    average: Kind = None
     # How long
     epochs: Count = 20
     batch_size: Count = 128
@@ -95,6 +103,9 @@ class FitConfig:
     resume: bool = False
     checkpoint_seconds: Seconds = 60.0
     on_nan: Literal["stop", "backtrack"] = "stop"
+    # Who watches
+    callback: Callback | None = None
+    tracker: AnyTracker | None = None
 
     @classmethod
     def checked(cls, *, has_validation: bool, **settings: Any) -> Self:
@@ -212,6 +223,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         "epochs": config.epochs,
         "batch_size": batch_size,
         **({"drop_last": True} if config.drop_last else {}),
+        **({"average": config.average} if config.average else {}),
         "objective": type(svi.objective).__name__,
         "num_particles": getattr(svi.objective, "num_particles", 1),
         "seed": config.seed,

@@ -33,7 +33,7 @@ def architecture(folder):
     return json.loads((folder / checkpoints.ARCHITECTURE).read_text())
 
 
-NEWER = {pv.networks.Standardized}  # parts that the older formats never had
+NEWER = {pv.networks.Standardized, pv.networks.WithContext}  # not in older formats
 
 
 @pytest.mark.parametrize("version", OLD)

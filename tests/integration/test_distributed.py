@@ -72,6 +72,13 @@ def test_two_processes_train_as_one_with_the_whole_batch(engine, alone, together
     assert alone[engine]["steps"] == 12
 
 
+def test_averages_are_those_of_one_process_and_the_first_one_watches(alone, together):
+    assert_same_numbers(together["watched"], alone["watched"])
+    assert alone["watched"]["weights"] != alone["eager"]["weights"]
+    assert alone["watched"]["steps"] == 8  # the callback ended both processes
+    assert (alone["watched_epochs"], together["watched_epochs"]) == ([[1, 2]], [[1, 2], []])
+
+
 def test_scores_and_trees_are_those_of_one_process(alone, together):
     for name in ("scores", "loader_scores"):
         assert together[name] == alone[name]

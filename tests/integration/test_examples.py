@@ -86,7 +86,8 @@ KEYS = {
     "test_log_likelihood_se", "num_importance_samples", "images_per_second", "train_seconds",
 }  # fmt: skip
 FILES = {
-    "metrics.json", "history.json", "posterior.nc", "model", "learning_curve.png", "samples.png",
+    "metrics.json", "model_card.md", "history.json", "posterior.nc", "model", "learning_curve.png",
+    "samples.png",
     "reconstructions.png", "latents.png", "checkpoints", ".lock",
 }  # fmt: skip
 

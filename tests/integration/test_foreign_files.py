@@ -39,7 +39,7 @@ FILES = [
 RESULTS = [
     "metrics.json", ".metrics.json.new", "posterior.nc", "learning_curve.png", "latents.png",
     "samples.png", "reconstructions.png", "traversals.png", "manifold.png", "trust.json",
-    "page.html", "prior_samples.png",
+    "page.html", "prior_samples.png", "model_card.md",
 ]  # fmt: skip
 
 

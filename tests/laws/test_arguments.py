@@ -22,6 +22,7 @@ from pyro_vae.arguments import (
 from pyro_vae.arguments.checks import Each, Either, IsText
 from pyro_vae.pairs.pair import IsPair, IsProgram
 from pyro_vae.part import Role
+from pyro_vae.tracking import IsTracker, Tracker
 
 MLP = pv.networks.MLP
 NAN, INF = math.nan, math.inf
@@ -89,6 +90,12 @@ CALLS = {
         "discrete_guide": CODE,
         "guide": guide(),
     },
+    "TensorBoard": lambda: {"folder": "board"},
+    "ConditionalVAE": lambda: {
+        "prior": prior(),
+        "likelihood": pv.likelihoods.Normal(pv.networks.WithContext(MLP(3, [], 3), 2)),
+        "guide": pv.guides.DiagonalNormal(pv.networks.WithContext(MLP(4, [], 4), 3)),
+    },
     "Pair": lambda: {"model": vae().model, "guide": vae().guide},
     "SVI": lambda: {
         "model": vae().model,
@@ -102,6 +109,7 @@ CALLS = {
     "networks.MLP": lambda: {"in_shape": 2, "hidden": [3], "out_shape": 2},
     "networks.ConvEncoder": lambda: {"in_shape": (1, 4, 4), "channels": [2], "out_shape": 2},
     "networks.ConvDecoder": lambda: {"in_shape": 2, "channels": [2], "out_shape": (1, 4, 4)},
+    "networks.WithContext": lambda: {"network": MLP(4, [], 2), "in_shape": 3},
     "networks.WithMask": lambda: {"network": MLP(2, [], 2)},
     "networks.Standardized": lambda: {"network": MLP(2, [], 2), "shift": [0.0, 1.0], "unit": 2.0},
     "guides.LowRankNormal": lambda: {"encoder": MLP(2, [], 6), "rank": 1},
@@ -158,6 +166,7 @@ def careless(check):
         IsProgram: [*NO_OBJECTS, pv.VAE],
         Role: [*NO_OBJECTS, pv.VAE, MLP, pv.guides.DiagonalNormal],
         Instance: NO_OBJECTS,
+        IsTracker: [*NO_OBJECTS, Tracker, pv.TensorBoard, vae()],
     }[type(check)]
     if isinstance(check, Number) and check.finite:
         values = [*values, INF, -INF]
@@ -180,6 +189,8 @@ def accepts(check, value):
         return isinstance(value, list) and not value
     if isinstance(check, Number):  # careless only for another check of a union
         return isinstance(value, int | float | np.ndarray) and value in (3, 1.5, 2, 3.5, 7)
+    if isinstance(check, Role) and check.role == "guide":  # also a prior given y
+        return isinstance(value, pv.guides.DiagonalNormal)
     if isinstance(check, Instance):
         return isinstance(value, check.kinds) or (check.functions and callable(value))
     return isinstance(check, IsText) and isinstance(value, str)

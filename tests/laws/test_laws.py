@@ -43,7 +43,9 @@ def inputs(kind, part, batch=(3,), dtype=torch.float32):
     shape = {"guide": EVENT_SHAPE, "likelihood": (LATENT_DIM,), "network": None}[kind]
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(*batch, *(shape or part.in_shape), generator=generator)
-    return (values.to(dtype),)
+    sizes = [part.context_size] if hasattr(part, "context_size") else []
+    context = [torch.rand(*batch, size, generator=generator) for size in sizes]
+    return tuple(value.to(dtype) for value in (values, *context))
 
 
 def describe(kind, line, dtype=torch.float64, batch=()):
@@ -170,13 +172,14 @@ def test_shapes(kind, line, batch):
 @lines("network")
 def test_networks_take_any_leading_dimensions(kind, line, batch):
     network = line.build()
-    (values,) = inputs(kind, network, batch)
-    out = network(values)
+    values, *context = inputs(kind, network, batch)
+    out = network(values, *context)
     assert out.shape == (*batch, *network.out_shape)
-    flat = network(values.reshape(-1, *network.in_shape))
+    rows = [y.reshape(-1, y.shape[-1]) for y in context]
+    flat = network(values.reshape(-1, *network.in_shape), *rows)
     torch.testing.assert_close(out.reshape(flat.shape), flat)
     with pytest.raises(ValueError, match="takes inputs of shape"):
-        network(torch.zeros(*batch, *network.in_shape[:-1], network.in_shape[-1] + 1))
+        network(torch.zeros(*batch, *network.in_shape[:-1], network.in_shape[-1] + 1), *context)
 
 
 @lines("prior", "guide", "likelihood", only=lambda kind, line: line.normalized)

@@ -154,5 +154,9 @@ NETWORKS: dict[str, Line] = {
     "ConvEncoder": Line(lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3)),
     "MLP": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3))),
     "Standardized": Line(lambda: networks.Standardized(networks.MLP(4, [3], 2), [0.0] * 4, 2.0)),
+    "WithContext": Line(lambda: networks.WithContext(networks.MLP(2 * 3 + 4, [5], 3), (2, 3))),
+    "WithContext, of images": Line(
+        lambda: networks.WithContext(networks.ConvEncoder((2 + 4, 5, 7), [2], 3), (2, 5, 7))
+    ),
     "WithMask": Line(lambda: networks.WithMask(networks.MLP((6, 2), [4], 3))),
 }

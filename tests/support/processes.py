@@ -151,6 +151,12 @@ def job_equal(folder):
     compiled_step.compile_graph = lambda graph, inputs: graph  # without the seconds it takes
     results = {name: numbers(*fit(compile=name == "compiled")) for name in ("eager", "compiled")}
     compiled_step.compile_graph = graph
+    epochs = []
+    watched = fit(
+        average="ema", callback=lambda entry: epochs.append(entry["epoch"]) or len(epochs) > 1
+    )
+    results["watched"] = numbers(*watched)
+    results["watched_epochs"] = pv.distributed.gather(epochs)
     torch.manual_seed(0)
     vae = pv.VAE(
         pv.priors.StandardNormal(LATENT),

@@ -8,6 +8,7 @@ from pyro_vae.training.loop import (
     Backtrack,
     Continue,
     EpochEnd,
+    Raise,
     Save,
     Stop,
     next_action,
@@ -19,6 +20,9 @@ KEEPS, GOES_BACK = {"out": "run"}, {"on_nan": "backtrack"}
 FAILED = EpochEnd(failed_batch=BATCH)
 DUE, COMPLETE, SIGNAL = EpochEnd(is_due=True), EpochEnd(is_complete=True), EpochEnd(signal=15)
 LOWEST = 0.5**MAX_BACKTRACKS
+ASKED = EpochEnd(is_complete=True, asks_to_stop=True)
+ERROR = KeyError("callback")
+BROKEN = EpochEnd(is_complete=True, error=ERROR)
 
 
 def after(epoch, best=1, rate_factor=1.0):
@@ -53,6 +57,13 @@ def after(epoch, best=1, rate_factor=1.0):
         (after(1), SIGNAL, {}, Stop("interrupted")),
         (after(3), SIGNAL, KEEPS, Stop("interrupted")),
         (after(2), SIGNAL, {"patience": 1}, Stop("interrupted")),
+        # The callback.
+        (after(1), ASKED, {}, Stop("callback")),
+        (after(2), ASKED, {"patience": 1}, Stop("early stopping")),
+        (after(3), ASKED, KEEPS, Stop("finished")),
+        (after(1), BROKEN, {}, Raise(ERROR, Continue())),
+        (after(1), BROKEN, KEEPS, Raise(ERROR, Save())),
+        (after(3), BROKEN, KEEPS, Raise(ERROR, Stop("finished"))),
         # A loss or parameter that is not finite.
         (after(1), FAILED, {}, Stop("not finite")),
         (after(1), FAILED, KEEPS, Stop("not finite")),

@@ -1,0 +1,248 @@
+"""A conditional variational autoencoder: Sohn, Lee & Yan (2015); Kingma et al. (2014), section 4.
+
+    model:  z ~ p(z) or p(z|y),  x ~ p(x|z, y)
+    guide:  z ~ q(z|x, y)
+
+The context y is given for each datum, such as its class or its batch, so z describes the remaining
+variation. All bounds and scores are those of log p(x|y).
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vae.arguments import ArgumentError, takes
+from pyro_vae.models.base import (
+    AnyPrior,
+    Autoencoder,
+    expect_distribution,
+    expose_parameters,
+    observed_or_drawn,
+)
+from pyro_vae.pairs.check import check
+from pyro_vae.pairs.inputs import as_input, program_error
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.pairs.site_table import SiteTable
+from pyro_vae.part import Role
+from pyro_vae.priors.simple import Fixed
+from pyro_vae.runtime.devices import evaluating
+
+GivenY: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("y",))]
+LikelihoodGivenY: TypeAlias = Annotated[
+    Callable[[Tensor, Tensor], dist.TorchDistribution], Role("likelihood", ("z", "y"))
+]
+PosteriorGivenY: TypeAlias = Annotated[
+    Callable[[Tensor, Tensor], dist.TorchDistribution], Role("guide", ("x", "y"))
+]
+
+
+class ConditionalModel(nn.Module):
+    """p(x, z|y), one z for each x: a Pyro model with the sites `"z"` and `"x"`."""
+
+    def __init__(self, prior: Any, likelihood: LikelihoodGivenY) -> None:
+        super().__init__()
+        self.prior, self.likelihood = prior, likelihood
+        self.prior_takes_y = not takes(prior, 0)
+
+    def forward(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Run the model.
+
+        Args:
+            x: Observations, shape `(num_data, *event)`. If `None`, x is sampled.
+            y: Context, shape `(num_data, *context)`.
+
+        Returns:
+            The value of x, shape `(num_data, *event)`.
+        """
+        expose_parameters(self, "model")
+        with pyro.plate("data", len(y), dim=-1):
+            prior = self.prior(y) if self.prior_takes_y else self.prior()
+            z = pyro.sample("z", expect_distribution("prior", self.prior, prior))
+            given = expect_distribution("likelihood", self.likelihood, self.likelihood(z, y))
+            return pyro.sample("x", given, obs=observed_or_drawn(x))
+
+
+class ConditionalGuide(nn.Module):
+    """q(z|x, y), amortized over x and y: a Pyro guide with the site `"z"`."""
+
+    def __init__(self, posterior: PosteriorGivenY) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sample z of shape `(num_data, latent_dim)`."""
+        expose_parameters(self, "guide")
+        with pyro.plate("data", len(y), dim=-1):
+            posterior = expect_distribution("guide", self.posterior, self.posterior(x, y))
+            return pyro.sample("z", posterior)
+
+
+class ConditionalVAE(Autoencoder):
+    """A VAE of x given y.
+
+    The data of `fit`, `evaluate`, `refine` and `diagnose` are tuples `(x, y)`, or a `Dataset` with
+    `context=(y,)`. The arguments of model and guide are `(x, y)`. The likelihoods and guides of
+    this package pass y to their network: use `networks.WithContext`.
+
+    Args:
+        prior: Callable that returns p(z), or that distribution, as for `VAE`; or a callable of y
+            that returns p(z|y), such as a guide of `pyro_vae.guides` with a network of y.
+        likelihood: Callable of z and y that returns p(x|z, y).
+        guide: Callable of x and y that returns q(z|x, y).
+
+    Raises:
+        ArgumentError: If the network of a part does not take y.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.networks import MLP, WithContext
+        >>> vae = pv.ConditionalVAE(
+        ...     pv.priors.StandardNormal(3),
+        ...     pv.likelihoods.Bernoulli(WithContext(MLP(3 + 2, [8], 5), in_shape=3)),
+        ...     pv.guides.DiagonalNormal(WithContext(MLP(5 + 2, [8], 6), in_shape=5)),
+        ... )
+        >>> x, y = torch.ones(4, 5), torch.eye(2)[[0, 1, 0, 1]]
+        >>> fit = pv.fit(vae, (x, y), epochs=1)
+        >>> vae.sample(y=torch.eye(2)).shape
+        torch.Size([2, 5])
+
+        Batch correction: encode with the batch of each datum, decode in the reference batch.
+
+        >>> reference = torch.eye(2)[[0]].expand(4, 2)
+        >>> vae.decode(vae.encode(x, y).mean, reference).mean.shape
+        torch.Size([4, 5])
+
+    See also: `VAE`, `networks.WithContext`, `data.Dataset`.
+    """
+
+    def __init__(
+        self, prior: AnyPrior | GivenY, likelihood: LikelihoodGivenY, guide: PosteriorGivenY
+    ) -> None:
+        super().__init__()
+        named = (("likelihood", likelihood, "decoder"), ("guide", guide, "encoder"))
+        for role, part, name in named:
+            network = getattr(part, name, None)
+            if network is not None and not takes(network, 2):
+                raise ArgumentError(
+                    f"the {name} of the {role}, a {type(network).__name__}, does not take y: wrap "
+                    "it in networks.WithContext"
+                )
+        if isinstance(prior, Distribution):  # Pyro distributions are callable, too
+            prior = Fixed(prior)
+        self.model: ConditionalModel = ConditionalModel(prior, likelihood)
+        self.guide: ConditionalGuide = ConditionalGuide(guide)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
+        return {
+            "prior": self.model.prior,
+            "likelihood": self.model.likelihood,
+            "guide": self.guide.posterior,
+        }
+
+    def check(self, x: Tensor, y: Tensor) -> SiteTable:  # type: ignore[override]
+        """Run model and guide once on x and y and return the table of their sample sites.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+            y: Context of each datum, shape `(num_data, *context)`.
+
+        Raises:
+            PairError: If model, guide, x and y do not fit together.
+
+        See also: `pyro_vae.check`.
+        """
+        return check(self, (x, y))
+
+    def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x, y), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+            y: Context of each datum, shape `(num_data, *context)`.
+
+        Raises:
+            PairError: If the guide fails on them.
+
+        See also: `ConditionalVAE.decode`, `ConditionalVAE.reconstruct`.
+        """
+        return self._distribution("guide", as_input(self, x), y)
+
+    def decode(self, z: Tensor, y: Tensor) -> dist.TorchDistribution:
+        """Return p(x|z, y), batch_shape `z.shape[:-1]`, event_shape that of one observation.
+
+        Args:
+            z: Latents, shape `(*batch, latent_dim)`.
+            y: Context, shape `(*batch, *context)`.
+
+        Raises:
+            PairError: If the likelihood fails on them.
+
+        See also: `ConditionalVAE.encode`, `ConditionalVAE.sample`.
+        """
+        return self._distribution("likelihood", as_input(self, z, "z"), y)
+
+    def _distribution(self, role: str, values: Tensor, y: object) -> dist.TorchDistribution:
+        part, context = self.parts[role], as_input(self, y, "y")
+        if len(values) != len(context):
+            raise PairError(
+                f"expected one row of y for each of {len(values)} data, got shape "
+                f"{tuple(context.shape)}"
+            )
+        try:
+            return expect_distribution(role, part, part(values, context))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise program_error(role, values, error, part) from error
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return E[x'|z, y] at z = E[z|x, y]; 100 samples of z if their mean has no closed form.
+
+        Args:
+            x: Data, shape `(num_data, *event)`.
+            y: Context of each datum, shape `(num_data, *context)`.
+
+        Returns:
+            Reconstructions, of the same shape as x.
+
+        Raises:
+            PairError: If guide or likelihood fails on them.
+
+        See also: `ConditionalVAE.encode`.
+        """
+        with evaluating(self):
+            posterior = self.encode(x, y)
+            try:
+                z = posterior.mean
+            except NotImplementedError:
+                z = posterior.sample((100,)).mean(0)
+            return self.decode(z, y).mean
+
+    @torch.no_grad()
+    def sample(self, y: Tensor) -> Tensor:  # type: ignore[override]
+        """Sample x from p(x|y), once for each row of y.
+
+        Args:
+            y: Context, shape `(num_samples, *context)`.
+
+        Returns:
+            Samples, shape `(num_samples, *event)`.
+
+        Raises:
+            PairError: If y does not fit the model.
+
+        See also: `ConditionalVAE.decode`.
+        """
+        context = as_input(self, y, "y")
+        with evaluating(self):
+            try:
+                return self.model(None, context)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise program_error("model", context, error, self.model) from error
