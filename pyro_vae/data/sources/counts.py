@@ -1,0 +1,404 @@
+"""Read counts: sparse matrices of scipy, `.mtx` and `.npz` files, and AnnData (`.h5ad`)."""
+
+import gzip
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import checked
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.indexed_rows import IndexedRows
+from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.reader import Reader
+from pyro_vae.part import Part
+
+IN_MEMORY = 2**31  # bytes of a sparse matrix; a larger one of an .h5ad file is read from disk
+BLOCK = 4096  # rows that are checked at once
+LARGEST = 2**24  # float32 has all whole numbers below
+GENE_FILES = ("features.tsv.gz", "features.tsv", "genes.tsv")  # next to an .mtx file
+
+Kind: TypeAlias = Literal["counts", "real"]
+Column: TypeAlias = Sequence[Any]  # [name, levels], or [name, mean, standard deviation]
+
+
+class CountsSchema(Part):
+    """Genes (columns) of a sparse matrix, and the encoding of its context.
+
+    Args:
+        genes: Names of the columns; `"0"`, `"1"`, ... if they have no names.
+        kind: `"counts"`, or `"real"` for any numbers.
+        layer: Layer of an AnnData object; by default `X`.
+        columns: Columns of `.obs` that are context. A category is `[name, levels]`, encoded by
+            zeros and a one. A number is `[name, mean, sd]`, and (number - mean) / sd is context.
+        labels: Column of `.obs` with the classes, or None.
+        classes: Names of the classes.
+        library_size: Median of the sum of a row.
+
+    See also: `pyro_vae.data.open`.
+    """
+
+    content: ClassVar[str] = "counts"
+
+    def __init__(
+        self,
+        genes: Sequence[str],
+        kind: Kind = "counts",
+        layer: str | None = None,
+        columns: Sequence[Column] = (),
+        labels: str | None = None,
+        classes: Sequence[str] = (),
+        library_size: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.genes, self.kind, self.layer = tuple(genes), kind, layer
+        self.columns = [tuple(column) for column in columns]
+        self.labels, self.class_names, self.library_size = labels, tuple(classes), library_size
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum, `(genes,)`."""
+        return (len(self.genes),)
+
+    def read(self, source: object) -> Dataset:
+        """Return other data of these genes, in this order, with the same context.
+
+        Raises:
+            DataError: If genes or columns of the context are missing, or levels are unknown.
+        """
+        counts = _load(source, self.layer)
+        _library_sizes(counts, self.kind)
+        return _dataset(counts, self, _order(counts, self.genes))
+
+    def restore(self, x: Tensor) -> Any:
+        """Return data of the model, shape `(num_data, genes)`, as a CSR matrix of scipy.
+
+        Whole numbers are int64 if the data are counts.
+        """
+        from scipy import sparse
+
+        values = sparse.csr_array(x.detach().cpu().numpy())
+        whole = self.kind == "counts" and (values.data == np.floor(values.data)).all()
+        return values.astype(np.int64) if whole else values
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the genes."""
+        return self.genes
+
+    def context_names(self) -> list[str]:
+        """Return a name for each column of the context tensor."""
+        return [
+            name
+            for column, *code in self.columns
+            for name in ([f"{column}={level}" for level in code[0]] if len(code) == 1 else [column])
+        ]
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the properties of the data, one in a row."""
+        found = {
+            "columns": f"{len(self.genes):,}",
+            "kind": self.kind,
+            "layer": self.layer or "X",
+            "median sum of a row": f"{self.library_size:,.6g}",
+            "context": ", ".join(self.context_names()) or "none",
+            "classes": ", ".join(self.class_names) or "none",
+        }
+        return [{"property": name, "value": value} for name, value in found.items()]
+
+
+class SparseRows(IndexedRows):
+    """Rows of a CSR matrix that implement `Rows`. Only the rows of a batch are made dense.
+
+    Args:
+        matrix: CSR matrix of scipy, or of anndata on disk.
+        order: Numbers of the columns to read, in this order; by default all.
+    """
+
+    def __init__(self, matrix: Any, order: np.ndarray | None = None) -> None:
+        width = matrix.shape[1] if order is None else len(order)
+        super().__init__(matrix.shape[0], (width,), torch.float32)
+        self._matrix, self._order = matrix, order
+
+    def _read(self, numbers: np.ndarray, rows: Tensor) -> None:
+        self._sparse(numbers).toarray(out=rows.numpy())
+
+    def fingerprint(self) -> Iterator[Tensor]:
+        """Yield the entries of all rows and their places."""
+        for start in range(0, len(self), BLOCK):
+            part = self._sparse(self._numbers[start : start + BLOCK])
+            yield from map(torch.from_numpy, (part.data, part.indices, part.indptr))
+
+    def content_samples(self) -> Iterator[Tensor]:
+        """Yield no rows, because the fingerprint has all of them."""
+        return iter(())
+
+    def _sparse(self, numbers: np.ndarray) -> Any:
+        rows = self._matrix[numbers].astype(np.float32, copy=False)
+        return rows if self._order is None else rows[:, self._order]
+
+
+@dataclass
+class _Counts:
+    """A matrix that was read, with the names of its genes and the columns of `.obs`, if any."""
+
+    name: str
+    matrix: Any
+    genes: list[str] | None = None
+    obs: Any = None
+    layers: Sequence[str] = ()
+
+    def column(self, name: str) -> Any:
+        """Return a column of `.obs` without missing values."""
+        if self.obs is None:
+            raise DataError(f"{self.name}: the column {name!r} needs AnnData with .obs")
+        if name not in self.obs:
+            raise DataError(f"{self.name}: no column {name!r} in .obs: {list(self.obs.columns)}")
+        values = self.obs[name]
+        if (missing := values.isna().to_numpy()).any():
+            row = values.index[missing.argmax()]
+            raise DataError(f"{self.name}: row {row!r}, column {name!r} of .obs: missing value")
+        return values
+
+
+@checked
+def read(
+    source: object,
+    *,
+    layer: str | None = None,
+    batch: str | None = None,
+    covariates: Sequence[str] = (),
+    labels: str | None = None,
+    kind: Kind = "counts",
+) -> Dataset:
+    """Read a sparse matrix. Only the rows of a batch are made dense, as float32.
+
+    Names of genes are read from AnnData, or from a file next to an `.mtx` file, as 10x Genomics
+    writes them. If that file has as many names as the matrix has rows, rows and columns are
+    exchanged.
+
+    Args:
+        source: Sparse matrix of scipy, AnnData, or path of an `.mtx(.gz)`, `.npz` or `.h5ad` file.
+        layer: Layer of AnnData; by default `X`.
+        batch: Column of `.obs` with the batch of each row, a category. It is context.
+        covariates: Further columns of `.obs` that are context: numbers or categories.
+        labels: Column of `.obs` with classes, which are not modelled and colour pictures.
+        kind: `"counts"`, or `"real"` for any finite numbers.
+
+    Raises:
+        DataError: If the source cannot be read or is empty, if a number is not a count or is not
+            finite, or if a column of `.obs` is missing or has missing values.
+    """
+    counts = _load(source, layer)
+    genes = counts.genes or [str(i) for i in range(counts.matrix.shape[1])]
+    names = dict.fromkeys([*([] if batch is None else [batch]), *covariates])
+    columns = [_column(counts, name, name == batch) for name in names]
+    classes = [] if labels is None else _column(counts, labels, True)[1]
+    size = float(np.median(_library_sizes(counts, kind)))
+    schema = CountsSchema(genes, kind, layer, columns, labels, classes, size)
+    return _dataset(counts, schema, None)
+
+
+def _load(source: Any, layer: str | None) -> _Counts:
+    """Read a source as a CSR matrix, in memory or on disk."""
+    name = frames.name_of(source) if isinstance(source, Path) else f"the {type(source).__name__}"
+    value = _opened(source) if isinstance(source, Path) else source
+    genes = obs = None
+    layers: list[str] = []
+    if _is_of(value, "anndata"):
+        genes, obs, layers = [str(gene) for gene in value.var_names], value.obs, [*value.layers]
+        if layer is not None and layer not in layers:
+            raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
+        matrix = value.X if layer is None else value.layers[layer]
+        if matrix is None:
+            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
+        if repeated := [gene for gene in {*genes} if genes.count(gene) > 1]:
+            raise DataError(
+                f"{name}: the gene {min(repeated)!r} occurs several times: call "
+                "adata.var_names_make_unique() first"
+            )
+    elif layer is not None:
+        raise DataError(f"{name}: layer= needs AnnData")
+    else:
+        matrix, genes = value, _genes_of(source) if isinstance(source, Path) else None
+        if genes is not None and len(genes) == matrix.shape[0]:
+            matrix = matrix.T
+    if 0 in matrix.shape or len(matrix.shape) != 2:
+        raise DataError(f"{name} is empty: shape {tuple(matrix.shape)}")
+    if genes is not None and len(genes) != matrix.shape[1]:
+        raise DataError(f"{name}: {len(genes):,} names of genes for a matrix of {matrix.shape}")
+    return _Counts(name, _csr(name, matrix), genes, obs, layers)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        if path.suffix.lower() == ".h5ad":
+            import anndata
+
+            with warnings.catch_warnings():  # of files of earlier versions
+                warnings.simplefilter("ignore")
+                return anndata.read_h5ad(path, backed="r")
+        import scipy
+
+        return scipy.sparse.load_npz(path) if path.suffix == ".npz" else scipy.io.mmread(path)
+    except ImportError as error:
+        raise DataError("reading .h5ad needs anndata: pip install 'pyro-vae[anndata]'") from error
+    except Exception as error:  # readers raise errors of many classes
+        hint = ""
+        if path.suffix.lower() == ".h5ad":
+            hint = f". The installed anndata is {anndata.__version__}: a file of a later version "
+            hint += "needs a later anndata"
+        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}{hint}") from error
+
+
+def _genes_of(path: Path) -> list[str] | None:
+    """Return the names in a file of genes next to an `.mtx` file."""
+    files = [path.with_name(name) for name in GENE_FILES if path.with_name(name).exists()]
+    if not files or ".mtx" not in path.name.lower():
+        return None
+    text = files[0].read_bytes()
+    text = gzip.decompress(text) if files[0].suffix == ".gz" else text
+    return [line.split("\t")[0] for line in text.decode().splitlines()]
+
+
+def _csr(name: str, matrix: Any) -> Any:
+    """Return a matrix as CSR without duplicate entries; a dense one block by block."""
+    from scipy import sparse
+
+    if np.dtype(matrix.dtype).kind not in "buif":
+        raise DataError(f"{name}: expected a matrix of numbers, got dtype {matrix.dtype}")
+    stored = None if sparse.issparse(matrix) else getattr(matrix, "format", None)  # on disk
+    if stored == "csr" and 8 * matrix.group["data"].size > IN_MEMORY:
+        return matrix
+    if stored is None and not sparse.issparse(matrix):
+        starts = range(0, matrix.shape[0], BLOCK)
+        blocks = [sparse.csr_array(np.asarray(matrix[i : i + BLOCK])) for i in starts]
+        return sparse.vstack(blocks, format="csr")
+    csr = (matrix.to_memory() if stored else matrix).tocsr()
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
+
+
+def _column(counts: _Counts, name: str, is_category: bool) -> list[Any]:
+    """Return the description of a column of `.obs` for the schema."""
+    values = counts.column(name)
+    if is_category or values.dtype.kind not in "iuf":
+        return [name, sorted(values.astype(str).unique().tolist())]
+    mean, sd = float(values.mean()), float(values.std(ddof=0))
+    if not 0 < sd < np.inf:
+        raise DataError(f"{counts.name}: column {name!r} of .obs is constant or infinite; omit it")
+    return [name, mean, sd]
+
+
+def _order(counts: _Counts, genes: tuple[str, ...]) -> np.ndarray | None:
+    """Return the places of known genes in a matrix; None if they are in order."""
+    unnamed = tuple(map(str, range(len(genes))))
+    width, found = counts.matrix.shape[1], counts.genes
+    if found is None or tuple(found) == unnamed or genes == unnamed:
+        if width != len(genes):
+            raise DataError(f"{counts.name}: expected {len(genes):,} columns, got {width:,}")
+        return None
+    missing, new = [g for g in genes if g not in {*found}], [g for g in found if g not in {*genes}]
+    if missing or new:
+        raise DataError(
+            f"{counts.name}: expected the {len(genes):,} genes of the schema; {len(missing):,} are "
+            f"missing ({', '.join(missing[:5])}) and {len(new):,} are new ({', '.join(new[:5])})"
+        )
+    places = {gene: i for i, gene in enumerate(found)}
+    order = np.array([places[gene] for gene in genes])
+    return None if (np.diff(order) == 1).all() else order
+
+
+def _library_sizes(counts: _Counts, kind: Kind) -> np.ndarray:
+    """Return the sum of each row; check all numbers, before they are converted to float32."""
+    sums = []
+    for start in range(0, counts.matrix.shape[0], BLOCK):
+        part = counts.matrix[start : start + BLOCK]
+        values = part.data
+        bad = ~np.isfinite(values)
+        if kind == "counts":
+            bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
+        if bad.any():
+            place = int(bad.argmax())
+            row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
+            column = int(part.indices[place])
+            gene = f" ({counts.genes[column]})" if counts.genes else ""
+            layers = f", or layer=, one of {list(counts.layers)}" if counts.layers else ""
+            expected = (
+                f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
+            )
+            expected += f"pass kind='real' for other numbers{layers}"
+            if not np.isfinite(values[place]):
+                expected = "expected a finite number: leave out the row or the column"
+            raise DataError(
+                f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
+            )
+        sums.append(np.asarray(part.sum(1)).ravel())
+    return np.concatenate(sums)
+
+
+def _codes(counts: _Counts, name: str, levels: Sequence[str]) -> Tensor:
+    """Return the number of the level of each row, in a category of `.obs`."""
+    values = counts.column(name).astype(str)
+    codes = values.astype("category").cat.set_categories(levels).cat.codes.to_numpy(np.int64)
+    if (codes < 0).any():
+        row = int((codes < 0).argmax())
+        raise DataError(
+            f"{counts.name}: row {values.index[row]!r}, column {name!r} of .obs: unknown level "
+            f"{values.iloc[row]!r}; expected one of {list(levels)}"
+        )
+    return torch.from_numpy(codes)
+
+
+def _encoded(counts: _Counts, column: Column) -> Tensor:
+    """Return a column of `.obs` as columns of the context."""
+    name, *code = column
+    if len(code) == 1:
+        return torch.nn.functional.one_hot(_codes(counts, name, code[0]), len(code[0])).float()
+    values = counts.column(name)
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{counts.name}: column {name!r} of .obs: expected numbers, got text")
+    return torch.from_numpy((values.to_numpy(float) - code[0]) / code[1])[:, None].float()
+
+
+def _dataset(counts: _Counts, schema: CountsSchema, order: np.ndarray | None) -> Dataset:
+    on_disk = not hasattr(counts.matrix, "astype")
+    matrix = counts.matrix if on_disk else counts.matrix.astype(np.float32, copy=False)
+    labels = None
+    if schema.labels is not None and counts.obs is not None and schema.labels in counts.obs:
+        labels = _codes(counts, schema.labels, schema.class_names)
+    encoded = [_encoded(counts, column) for column in schema.columns]
+    context = (torch.cat(encoded, -1),) if encoded else ()
+    rows = SparseRows(matrix, order)
+    return Dataset(rows, labels, name=counts.name, schema=schema, context=context)
+
+
+def _is_of(value: object, package: str) -> bool:
+    """Return whether a package defines the class of a value, or a class that it is derived from."""
+    return any(f"{cls.__module__}.".startswith(f"{package}.") for cls in type(value).__mro__)
+
+
+def _accepts(source: Path | object) -> bool:
+    if not isinstance(source, Path):
+        return _is_of(source, "anndata") or _is_of(source, "scipy.sparse")
+    if source.suffix.lower() == ".npz" and zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as file:
+            return {"format.npy", "shape.npy", "data.npy"} <= {*file.namelist()}
+    return source.name.lower().endswith((".mtx", ".mtx.gz", ".h5ad"))
+
+
+READER = Reader(
+    "count",
+    _accepts,
+    read,
+    frozenset({"layer", "batch", "covariates", "labels", "kind"}),
+    "sparse matrices of scipy, .mtx, .npz and .h5ad files, AnnData",
+)
