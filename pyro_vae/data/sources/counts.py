@@ -135,9 +135,9 @@ class SparseRows(IndexedRows):
             part = self._sparse(self._numbers[start : start + BLOCK])
             yield from map(torch.from_numpy, (part.data, part.indices, part.indptr))
 
-    def content_samples(self) -> Iterator[Tensor]:
-        """Yield no rows, because the fingerprint has all of them."""
-        return iter(())
+    def content_samples(self) -> tuple[Tensor, ...]:
+        """Return no rows, because the fingerprint has all of them."""
+        return ()
 
     def _sparse(self, numbers: np.ndarray) -> Any:
         rows = self._matrix[numbers].astype(np.float32, copy=False)
