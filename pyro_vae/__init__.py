@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation import Evaluation, evaluate
     from pyro_vae.models.ladder import LadderVAE
     from pyro_vae.models.mixed import MixedVAE
+    from pyro_vae.models.suggestion import suggest
     from pyro_vae.models.vae import VAE
     from pyro_vae.pairs.check import check
     from pyro_vae.pairs.pair import Pair, PairError
@@ -90,6 +91,7 @@ __all__ = [
     "report",
     "resolve_device",
     "sbc",
+    "suggest",
 ]
 __version__ = "0.1.0"
 
@@ -129,9 +131,11 @@ _MODULE_OF = {
     "report": "reporting.run_report",
     "resolve_device": "runtime.devices",
     "sbc": "diagnostics.sbc",
+    "suggest": "models.suggestion",
 }
 # `load` finds classes among the imported ones, so it imports the modules that define parts.
 _MODULES_OF_PARTS = (
+    "data",
     "guides",
     "likelihoods",
     "models.ladder",

@@ -8,7 +8,7 @@ flattened before the layers and restored after them.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -377,6 +377,98 @@ class Standardized(Part):
         if isinstance(in_shape, tuple):
             batch_shape(values, in_shape)
         return self.network((values - self.shift) / self.unit)
+
+
+class ColumnInputs(Part):
+    """A network of the columns of a table, each as the features that suit its kind.
+
+    Numbers are standardized, after a logarithm if their feature is one. Levels are one-hot. Missing
+    values (NaN) are 0 in all their features.
+
+    Args:
+        network: Network of the features, of shape `(*batch, num_features)`: see `num_features_of`.
+        features: Feature of each column, a list of its name and numbers: `["identity", shift,
+            unit]`, `["log", shift, unit]`, `["log1p", shift, unit]` for (f(x) - shift) / unit, or
+            `["one_hot", num_levels]`.
+        missing: Whether to append the mask of observed values.
+
+    Raises:
+        ArgumentError: If a feature is unknown, or the network takes another number of features.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.networks import MLP, ColumnInputs
+        >>> features = [["identity", 40.0, 10.0], ["one_hot", 3]]
+        >>> network = ColumnInputs(MLP(ColumnInputs.num_features_of(features), [8], 2), features)
+        >>> network(torch.tensor([[35.0, 2.0], [52.0, 0.0]])).shape
+        torch.Size([2, 2])
+
+    See also: `Standardized`, `WithMask`, `likelihoods.Columns`.
+    """
+
+    shift: Tensor
+    unit: Tensor
+
+    def __init__(
+        self, network: Module, features: Sequence[Sequence[Any]], missing: bool = False
+    ) -> None:
+        super().__init__()
+        self.network, self.missing = network, missing
+        names = [feature[0] for feature in features]
+        for name, *numbers in features:
+            if name not in ("identity", "log", "log1p", "one_hot") or len(numbers) != 1 + (
+                name != "one_hot"
+            ):
+                raise ArgumentError(
+                    "expected the features ['identity' | 'log' | 'log1p', shift, unit] or "
+                    f"['one_hot', num_levels], got {[name, *numbers]}"
+                )
+        self.columns = {
+            name: [i for i, found in enumerate(names) if found == name]
+            for name in dict.fromkeys(names)
+        }
+        self.num_levels = [feature[1] for feature in features if feature[0] == "one_hot"]
+        expected = self.num_features_of(features, missing)
+        if (given := getattr(network, "in_shape", (expected,))) != (expected,):
+            raise ArgumentError(f"expected a network of {expected} features, got in_shape {given}")
+        self.in_shape = (len(features),)
+        self.out_shape = network.out_shape
+        for number, name in enumerate(("shift", "unit"), start=1):
+            values = [0.0 if f[0] == "one_hot" else f[number] for f in features]
+            # The constructor arguments restore them, so they are not saved with the weights.
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    @staticmethod
+    def num_features_of(features: Sequence[Sequence[Any]], missing: bool = False) -> int:
+        """Return the number of features of some columns."""
+        each = (feature[1] if feature[0] == "one_hot" else 1 for feature in features)
+        return sum(each) + len(features) * missing
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map rows `(*batch, num_columns)` to `(*batch, *out_shape)`."""
+        batch_shape(values, self.in_shape)
+        absent = values.isnan()
+        found = []
+        for name, columns in self.columns.items():
+            x, lost = values[..., columns], absent[..., columns]
+            if name == "one_hot":
+                codes = zip(x.unbind(-1), self.num_levels, strict=True)
+                found += [_one_hot(code, num_levels) for code, num_levels in codes]
+                continue
+            # 1 is in the domain of every feature.
+            x = torch.where(lost, torch.ones_like(x), x)
+            x = {"identity": lambda x: x, "log": torch.log, "log1p": torch.log1p}[name](x)
+            standardized = (x - self.shift[columns]) / self.unit[columns]
+            found.append(torch.where(lost, torch.zeros_like(x), standardized))
+        if self.missing:
+            found.append((~absent).to(values.dtype))
+        return self.network(torch.cat(found, dim=-1))
+
+
+def _one_hot(code: Tensor, num_levels: int) -> Tensor:
+    levels = torch.arange(num_levels, dtype=code.dtype, device=code.device)
+    # NaN is equal to no level.
+    return (code.unsqueeze(-1) == levels).to(code.dtype)
 
 
 def batch_shape(values: Tensor, event_shape: tuple[int, ...]) -> torch.Size:

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from pyro_vae.arguments import Check, Unfit, check_all, checks_of
 
 PACKAGE = __name__.partition(".")[0]
+LINE_LENGTH = 88  # of printed code
 
 
 class Part(nn.Module):
@@ -153,6 +154,46 @@ class Role(Check):
         if not callable(value) or not _takes(value, len(self.inputs)):
             raise Unfit
         return value
+
+
+def code_of(value: object, indent: str = "") -> str:
+    """Return the constructor call of a part as code. Initial values given as tensors are omitted.
+
+    Args:
+        value: The part, or an argument of a part.
+        indent: Indentation of the lines after the first.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> print(pv.part.code_of(pv.networks.MLP(2, [4], 3)))
+        pv.networks.MLP(in_shape=2, hidden=[4], out_shape=3)
+    """
+    inner = f"{indent}    "
+    if isinstance(value, Part):
+        arguments = [
+            f"{name}={code_of(argument, inner)}"
+            for name, argument in value.build_arguments.items()
+            if argument is not None
+        ]
+        return _call(_public_name(type(value)), "()", arguments, indent)
+    if isinstance(value, list | tuple):
+        return _call("", "[]", [code_of(item, inner) for item in value], indent)
+    return repr(value)
+
+
+def _call(name: str, brackets: str, items: list[str], indent: str) -> str:
+    line = f"{name}{brackets[0]}{', '.join(items)}{brackets[1]}"
+    if len(indent) + len(line) <= LINE_LENGTH and "\n" not in line:
+        return line
+    lines = "".join(f"{indent}    {item},\n" for item in items)
+    return f"{name}{brackets[0]}\n{lines}{indent}{brackets[1]}"
+
+
+def _public_name(kind: type[Part]) -> str:
+    package, namespace, *_ = f"{kind.class_name}.".split(".")
+    if package != PACKAGE:
+        return kind.__name__
+    return f"pv.{kind.__name__}" if namespace == "models" else f"pv.{namespace}.{kind.__name__}"
 
 
 def role_of(value: object) -> str:

@@ -10,16 +10,20 @@ from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset
 from pyro_vae.data.download import DataNotFoundError
 from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.data.sources.opening import open
+from pyro_vae.data.sources.table_schema import Column, TableSchema
 
 __all__ = [
     "BINARIZATIONS",
     "NAMES",
+    "Column",
     "Data",
     "DataError",
     "DataNotFoundError",
     "DataWarning",
     "Dataset",
     "Split",
+    "TableSchema",
     "as_dataset",
     "as_tensor",
     "bernoulli",
@@ -27,4 +31,5 @@ __all__ = [
     "frey_face",
     "load",
     "mnist",
+    "open",
 ]

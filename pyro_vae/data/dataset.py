@@ -21,6 +21,7 @@ from pyro_vae.data.in_memory import InMemory
 from pyro_vae.data.order import held_out
 from pyro_vae.data.prefetch import read_ahead
 from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows, subset
+from pyro_vae.data.sources import frames
 
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
@@ -370,8 +371,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
 
     Args:
         x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
-            disk, a `DataLoader`, a `Dataset`, or a tuple of one of these and its context: tensors
-            or arrays of as many rows.
+            disk, a frame of numbers, a `DataLoader`, a `Dataset`, or a tuple of one of these and
+            its context: tensors or arrays of as many rows.
         name: Name of the dataset in results.
 
     Raises:
@@ -386,6 +387,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """
     if isinstance(x, Dataset):
         return x
+    if frames.is_frame(x):
+        return Dataset(frames.numbers_of(x), name=name)
     if isinstance(x, tuple) and x:
         data, *context = x
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]

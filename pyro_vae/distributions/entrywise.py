@@ -1,5 +1,6 @@
 """Distributions of the entries of an event: missing entries, columns of several kinds."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,26 +103,33 @@ class _OrMissing(constraints.Constraint):
 
 
 class SideBySide(dist.TorchDistribution):
-    """Distributions of entries, concatenated along the last batch dimension.
+    """Distributions of entries, side by side along the last batch dimension.
 
     Args:
         columns: Distributions of batch_shape `(*batch, width)` and event_shape `()`.
+        positions: Position of each of their entries in the last dimension, one list for each
+            distribution; by default in order.
     """
 
     arg_constraints = {}  # noqa: RUF012
 
     def __init__(
-        self, columns: Sequence[dist.TorchDistribution], validate_args: bool | None = None
+        self,
+        columns: Sequence[dist.TorchDistribution],
+        positions: Sequence[Sequence[int]] | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         self.columns = columns
         self.widths = [column.batch_shape[-1] for column in columns]
+        self.positions = positions
         shape = torch.Size((*columns[0].batch_shape[:-1], sum(self.widths)))
         super().__init__(shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
-        """The concatenated supports of the columns."""
-        return _ColumnSupports([column.support for column in self.columns], -1, self.widths)
+        """The supports of the columns."""
+        supports = [column.support for column in self.columns]
+        return _ColumnSupports(supports, self._places())  # type: ignore[arg-type]
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SideBySide":
         """Return the distribution with this batch_shape. The last dimension must be unchanged."""
@@ -129,38 +137,86 @@ class SideBySide(dist.TorchDistribution):
             column.expand(torch.Size((*batch_shape[:-1], width)))
             for column, width in zip(self.columns, self.widths, strict=True)
         ]
-        return type(self)(columns, self._validate_args)
+        return type(self)(columns, self.positions, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each entry in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        values = value.split(self.widths, dim=-1)
-        pairs = zip(self.columns, values, strict=True)
-        return torch.cat([column.log_prob(part) for column, part in pairs], dim=-1)
+        return self._joined(
+            [
+                column.log_prob(part)
+                for column, part in zip(self.columns, self._parts(value), strict=True)
+            ]
+        )
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample all columns."""
         shape = torch.Size(sample_shape)
-        return torch.cat([column.sample(shape) for column in self.columns], dim=-1)
+        return self._joined([column.sample(shape) for column in self.columns])
 
     @property
     def mean(self) -> Tensor:
         """E[x], entry by entry."""
-        return torch.cat([column.mean for column in self.columns], dim=-1)
+        return self._joined([column.mean for column in self.columns])
 
     @property
     def variance(self) -> Tensor:
         """Var[x], entry by entry."""
-        return torch.cat([column.variance for column in self.columns], dim=-1)
+        return self._joined([column.variance for column in self.columns])
+
+    def _places(self) -> Sequence[Sequence[int]]:
+        if self.positions is not None:
+            return self.positions
+        ends = itertools.accumulate(self.widths)
+        return [range(end - width, end) for end, width in zip(ends, self.widths, strict=True)]
+
+    def _parts(self, value: Tensor) -> Sequence[Tensor]:
+        if self.positions is None:
+            return value.split(self.widths, dim=-1)
+        return [value[..., places] for places in self.positions]
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        joined = torch.cat(list(parts), dim=-1)
+        if self.positions is None:
+            return joined
+        order = [place for places in self.positions for place in places]
+        return joined[..., [order.index(place) for place in range(len(order))]]
 
 
-class _ColumnSupports(type(constraints.cat([]))):  # type: ignore[misc]  # torch's `cat` class is private
+class _ColumnSupports(constraints.Constraint):
+    """The supports of blocks of entries, at some places of the last dimension."""
+
+    event_dim = 0
+
+    def __init__(
+        self, supports: Sequence[constraints.Constraint], places: Sequence[Sequence[int]]
+    ) -> None:
+        self.supports, self.places = supports, places
+
+    @property
+    def is_discrete(self) -> bool:  # type: ignore[override]  # as in torch.distributions.constraints
+        """Whether a support is discrete."""
+        return any(support.is_discrete for support in self.supports)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return a mask of the values that are in their support."""
+        valid = torch.ones_like(value, dtype=torch.bool)
+        for support, places in zip(self.supports, self.places, strict=True):
+            valid[..., list(places)] = support.check(value[..., list(places)])
+        return valid
+
     def __repr__(self) -> str:
-        start, names = 0, []
-        for support, width in zip(self.cseq, self.lengths, strict=True):
-            last = start + width - 1
-            which = f"column {start}" if width == 1 else f"columns {start} to {last}"
-            names.append(f"{which}: {support}")
-            start += width
-        return "; ".join(names)
+        return "; ".join(
+            f"{_named(places)}: {support}"
+            for support, places in zip(self.supports, self.places, strict=True)
+        )
+
+
+def _named(places: Sequence[int]) -> str:
+    first, last = min(places), max(places)
+    if first == last:
+        return f"column {first}"
+    if len(places) == last - first + 1:
+        return f"columns {first} to {last}"
+    return f"columns {', '.join(map(str, places))}"

@@ -17,18 +17,20 @@ Trunk: TypeAlias = Annotated[Callable[[Tensor], Tensor], Role("network", ("z",))
 class Columns(Part):
     """p(x|z) = prod_c p_c(x_c|z) for a row x with columns of different kinds.
 
-    Each likelihood describes a block of neighbouring columns, in order. If the likelihoods share a
-    `trunk`, a decoder of one layer is enough for each of them.
+    Each likelihood describes a block of columns: neighbouring ones in order, or those at its
+    `positions`. If the likelihoods share a `trunk`, a decoder of one layer is enough for each.
 
     Args:
         likelihoods: Likelihoods of the blocks, called with the output of the trunk. Each has an
             event_shape of one dimension, the number of its columns, which are independent given z.
         trunk: Network from `(*batch, latent_dim)` to the common input of the decoders. Without a
             trunk the likelihoods are called with z.
+        positions: Columns of x that each likelihood describes, such as `[[0, 2], [1]]`; by default
+            neighbouring columns, in order.
 
     Raises:
-        ValueError: If there is no likelihood, or the columns of one depend on each other (the
-            latter raised by `forward`).
+        ValueError: If there is no likelihood, if a column is in no position or in several, or if
+            the columns of one depend on each other (the latter raised by `forward`).
 
     Example:
         >>> import torch
@@ -48,12 +50,24 @@ class Columns(Part):
     See also: `Missing`, `Normal`, `Categorical`.
     """
 
-    def __init__(self, likelihoods: Sequence[Block], trunk: Trunk | None = None) -> None:
+    def __init__(
+        self,
+        likelihoods: Sequence[Block],
+        trunk: Trunk | None = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
         if not likelihoods:
             raise ArgumentError("Columns needs at least one likelihood, got none")
+        if positions is not None:
+            order = sorted(place for places in positions for place in places)
+            if order != [*range(len(order))] or len(positions) != len(likelihoods):
+                raise ArgumentError(
+                    "expected positions as one list for each likelihood, with each column in one "
+                    f"of them, got {positions}"
+                )
         self.likelihoods = nn.ModuleList(likelihoods)
-        self.trunk = trunk
+        self.trunk, self.positions = trunk, positions
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape `(num_columns,)`."""
@@ -67,4 +81,4 @@ class Columns(Part):
                     f"{type(likelihood).__name__} of event_shape {tuple(described.event_shape)}"
                 )
             columns.append(entries_of(described))
-        return SideBySide(columns).to_event(1)
+        return SideBySide(columns, self.positions).to_event(1)

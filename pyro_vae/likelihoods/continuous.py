@@ -224,12 +224,14 @@ class StudentT(LocationScale):
         return distributions.StudentT(self.df(outputs), *self.loc_and_scale(outputs))
 
 
-class LogNormal(Entrywise):
+class LogNormal(LocationScale):
     """p(log x|z) = N(log x; loc(z), scale^2), for x > 0 such as incomes, prices and durations.
 
     Args:
         decoder: Network from z to loc and, if `scale="decoder"`, to scale.
         scale: Scale of log x, as for `Normal`.
+        shift: Origin of log x, such as its mean, as for `Normal`.
+        unit: Unit of log x, such as its standard deviation, as for `Normal`.
 
     Example:
         >>> import torch
@@ -241,14 +243,18 @@ class LogNormal(Entrywise):
     See also: `Normal`, `NegativeBinomial`.
     """
 
-    scale: PositiveParameter
-
-    def __init__(self, decoder: Decoder, scale: Spread = "learned") -> None:
-        super().__init__(decoder, scale=(scale, MIN_LIKELIHOOD_SCALE))
+    def __init__(
+        self,
+        decoder: Decoder,
+        scale: Spread = "learned",
+        shift: Shift | None = None,
+        unit: Unit | None = None,
+    ) -> None:
+        super().__init__(decoder, scale, shift, unit)
 
     def entries(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return a log-normal distribution for each entry."""
-        return distributions.LogNormal(outputs[..., 0], self.scale(outputs))
+        return distributions.LogNormal(*self.loc_and_scale(outputs))
 
 
 class Beta(Entrywise):

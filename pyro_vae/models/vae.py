@@ -28,6 +28,7 @@ from pyro_vae.models.base import (
     observed_or_drawn,
 )
 from pyro_vae.pairs.inputs import as_input, program_error
+from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 
@@ -84,6 +85,8 @@ class VAE(Autoencoder):
             of one observation.
         guide: Callable of x that returns q(z|x), batch_shape that of the data, event_shape
             `(latent_dim,)`.
+        schema: Description of the data by `pyro_vae.data.open`, or None. With a schema, functions
+            that take data also take new data in the form of the source, such as frames.
 
     Example:
         >>> import torch
@@ -101,8 +104,15 @@ class VAE(Autoencoder):
     See also: `fit`, `evaluate`, `LadderVAE`, `MixedVAE`.
     """
 
-    def __init__(self, prior: AnyPrior, likelihood: Likelihood, guide: Posterior) -> None:
+    def __init__(
+        self,
+        prior: AnyPrior,
+        likelihood: Likelihood,
+        guide: Posterior,
+        schema: Part | None = None,
+    ) -> None:
         super().__init__()
+        self.schema = schema
         if isinstance(prior, Distribution):  # Pyro distributions are callable, too
             prior = Fixed(prior)
         self.model: Model = Model(prior, likelihood)
@@ -140,7 +150,7 @@ class VAE(Autoencoder):
             raise ArgumentError(
                 f"the part {unknown[0]!r} is unknown; expected some of {sorted(self.parts)}"
             )
-        return type(self)(**{**self.parts, **parts})
+        return type(self)(**{**self.parts, "schema": self.schema, **parts})
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.

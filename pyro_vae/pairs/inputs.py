@@ -1,6 +1,7 @@
 """Data as a pair takes them: tensors on the device and in the type of its parameters."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
+from pyro_vae.data.sources.frames import is_source
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.runtime.devices import device_of, dtype_of
 
@@ -28,10 +30,25 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
         DataWarning: If x is converted from another floating-point type.
     """
     check_has_values(pair.model, pair.guide)
-    dataset = as_dataset(data).to(device or device_of(pair.model, pair.guide))
+    dataset = in_schema(pair, data).to(device or device_of(pair.model, pair.guide))
     dtype = dtype_of(pair.model, pair.guide)
     _say_conversion(dataset.x_dtype, dtype)
     return dataset.astype(dtype)
+
+
+def in_schema(pair: PairLike, data: Any) -> Dataset:
+    """Return data as a `Dataset`, read by the schema of the pair if it has one.
+
+    Paths, frames and numpy arrays are data in the form of the source. Tensors and datasets are in
+    the form of the model.
+
+    Raises:
+        DataError: If the data cannot be used, or do not have the schema.
+    """
+    schema = getattr(pair, "schema", None)
+    if schema is not None and is_source(data):
+        return schema.read(data)
+    return as_dataset(data)
 
 
 def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
@@ -44,6 +61,8 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
         DataWarning: If x is converted from another floating-point type.
     """
     value = as_tensor(x)
+    if is_source(x):
+        value = in_schema(pair, x)[:]
     if not isinstance(value, Tensor):
         raise PairError(
             f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "

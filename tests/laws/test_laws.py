@@ -58,7 +58,7 @@ def describe(kind, line, dtype=torch.float64, batch=()):
 
 def grid(support, shape=()):
     """Return points of shape `(P, *shape)` and weights of shape `(P,)`, in float64."""
-    if hasattr(getattr(support, "base_constraint", None), "cseq"):  # columns of several kinds
+    if hasattr(getattr(support, "base_constraint", None), "places"):  # columns of several kinds
         return grid(support.base_constraint)
     if isinstance(support, constraints.independent):
         return product([grid(support.base_constraint)] * shape[-1])
@@ -66,10 +66,11 @@ def grid(support, shape=()):
         return grid(support.base_constraint, shape)
     if hasattr(support, "base"):  # or missing
         return grid(support.base, shape)
-    if hasattr(support, "cseq"):
-        return product(
-            [grid(s) for s, n in zip(support.cseq, support.lengths, strict=True) for _ in range(n)]
-        )
+    if hasattr(support, "places"):
+        by_place = {
+            place: s for s, at in zip(support.supports, support.places, strict=True) for place in at
+        }
+        return product([grid(by_place[place]) for place in sorted(by_place)])
     name = str(support).removesuffix("()")
     if name == "Real":
         u = torch.linspace(-8, 8, 401, dtype=torch.float64)

@@ -93,7 +93,9 @@ class ArraySchema(Part):
         ]
 
 
-def read(source: Any, *, key: str | None = None, columns: Mapping[str, str] | None = None) -> Dataset:
+def read(
+    source: Any, *, key: str | None = None, columns: Mapping[str, str] | None = None
+) -> Dataset:
     """Read an array. One of two dimensions, with at most `MAX_COLUMNS` columns, is a table.
 
     Args:

@@ -10,6 +10,8 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 
@@ -22,6 +24,30 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?")
 def is_frame(source: object) -> bool:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
     return nw.dependencies.is_into_dataframe(source)
+
+
+def is_source(data: object) -> bool:
+    """Return whether data are in the form of a user: a path, a frame or a numpy array."""
+    return isinstance(data, str | os.PathLike | np.ndarray) or is_frame(data)
+
+
+def numbers_of(frame: Any) -> Tensor:
+    """Return a frame of numbers as a float32 tensor, unchanged, with NaN for missing values.
+
+    Raises:
+        DataError: If a column has other values than numbers or truth values.
+    """
+    columns = []
+    found = read(frame)
+    for name in found.columns:
+        kind = type_of(found[name])
+        if kind not in ("boolean", "integer", "real"):
+            raise DataError(
+                f"column {name!r} has values of type {kind}, which are no numbers. pv.suggest("
+                "frame) builds a VAE for tables with such columns; or leave the column out"
+            )
+        columns.append(values_of(found[name], "real")[0])
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
 def read(
@@ -56,7 +82,9 @@ def read(
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
-        raise DataError(f"{name_of(source)} has no data: {len(frame)} rows, {frame.columns} columns")
+        raise DataError(
+            f"{name_of(source)} is empty: it has {len(frame)} rows, and the columns {frame.columns}"
+        )
     return frame
 
 
@@ -65,9 +93,7 @@ def name_of(source: object) -> str:
     return Path(source).stem if isinstance(source, str | os.PathLike) else "table"
 
 
-def _file(
-    path: Path, separator: str | None, encoding: str, na: Sequence[str]
-) -> nw.DataFrame:
+def _file(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
     import pandas as pd
 
     reads = {".parquet": pd.read_parquet, ".feather": pd.read_feather}
@@ -90,9 +116,7 @@ def _file(
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _text(
-    path: Path, separator: str | None, encoding: str, na: Sequence[str]
-) -> nw.DataFrame:
+def _text(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
     import pandas as pd
 
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
@@ -105,7 +129,9 @@ def _text(
         sep = separator or max(SEPARATORS, key=first.count)
     header = next(csv.reader([first], delimiter=sep))
     if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{path}: the column {repeated[0]!r} occurs {header.count(repeated[0])} times")
+        raise DataError(
+            f"{path}: the column {repeated[0]!r} occurs {header.count(repeated[0])} times"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         found = pd.read_csv(
@@ -236,7 +262,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def frame_of(columns: Mapping[str, list[object]], like: object = None) -> Any:
+def frame_of(columns: Mapping[str, list[object]], like: Any = None) -> Any:
     """Return columns of Python values as a frame of the library of `like`, by default pandas."""
     if like is not None and is_frame(like):
         library = nw.from_native(like, eager_only=True).implementation
@@ -246,8 +272,5 @@ def frame_of(columns: Mapping[str, list[object]], like: object = None) -> Any:
 
     # Columns with missing values have pandas' nullable types: integers stay integers.
     return pd.DataFrame(
-        {
-            name: pd.array(values) if None in values else values  # type: ignore[call-overload]
-            for name, values in columns.items()
-        }
+        {name: pd.array(values) if None in values else values for name, values in columns.items()}
     )

@@ -1,16 +1,17 @@
 """The kinds of columns in a table, the rules that find them, and their values as numbers.
 
-| kind | rule, applied in the order of `KINDS` | x |
-|---|---|---|
-| constant | at most one value, or none: left out | - |
-| binary | two values | 0, 1 |
-| date | dates or times, or text in ISO 8601 format | days since the first date |
-| identifier | text, more than `MAX_LEVELS` values or all different: left out. 0 or 1, 2, ... in order: left out | - |
-| category | other text | 0, 1, 2, ..., the position in the sorted levels |
-| count | integers from 0 on | the integer |
-| proportion | real numbers, all in [0, 1] | the number |
-| positive | real numbers above 0, with a skewness above 1 that the logarithm reduces | the number |
-| real | other numbers | the number |
+The first kind with a rule that fits is the kind of a column:
+
+- constant: at most one value. Left out.
+- binary: two values. x is 0 or 1.
+- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date.
+- identifier: text with more than `MAX_LEVELS` values or with different values only, or the integers
+  0, 1, 2, ... or 1, 2, 3, ... in order. Left out.
+- category: other text. x is the position in the sorted levels.
+- count: integers from 0 to `MAX_COUNT`. x is the integer.
+- proportion: numbers in [0, 1].
+- positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
+- real: other numbers.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import numpy as np
 Level: TypeAlias = bool | int | float | str
 
 MAX_LEVELS = 50  # of a category
+MAX_COUNT = 2**24  # float32 has all integers up to it
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -118,7 +120,7 @@ KINDS: dict[str, Kind] = {
         Kind("category", lambda v: v.type == "text", _ANY - {"date"}, has_levels=True),
         Kind(
             "count",
-            lambda v: v.is_whole and v.distinct[0] >= 0,
+            lambda v: v.is_whole and v.distinct[0] >= 0 and v.distinct[-1] <= MAX_COUNT,
             _NUMBERS,
             scale=np.log1p,
             expected="integers from 0 on",

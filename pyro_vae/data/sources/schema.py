@@ -1,4 +1,4 @@
-"""`Schema`: the protocol of descriptions of data, saved with a model and checked against new data."""
+"""`Schema`: the protocol of descriptions of data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol

@@ -193,9 +193,7 @@ class TableSchema(Part):
                 f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
                 f"{', '.join(map(repr, self.names()[:10]))}"
             )
-        numbers = np.stack(
-            [column.numbers(frame[column.name]) for column in self.modelled], axis=1
-        )
+        numbers = np.stack([column.numbers(frame[column.name]) for column in self.modelled], axis=1)
         for i, column in enumerate(self.modelled):
             if not self.has_missing and np.isnan(numbers[:, i]).any():
                 row = int(np.isnan(numbers[:, i]).argmax())

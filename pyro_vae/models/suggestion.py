@@ -1,0 +1,295 @@
+"""`suggest`: a VAE with parts that suit the data."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae.arguments import Count, checked
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources.opening import open
+from pyro_vae.data.sources.table_schema import Column, TableSchema
+from pyro_vae.models.vae import VAE
+from pyro_vae.networks import MLP, ColumnInputs
+from pyro_vae.part import Part, code_of
+
+Block: TypeAlias = Callable[[int, list[Column], Tensor], Part]
+
+HIDDEN = 128  # hidden units for tables
+HIDDEN_OF_IMAGES = 500
+CONVOLUTIONAL = 32 * 32  # pixels of an image from which networks are convolutional
+CHANNELS = (32, 64, 128)
+OVERDISPERSED = 1.2  # ratio of variance to mean of counts from which they are not Poisson
+EXTRA_ZEROS = 0.05  # share of zeros beyond those of a negative binomial, for zero inflation
+
+
+@checked
+def suggest(
+    data: object,
+    latent_dim: Count | None = None,
+    *,
+    hidden: Sequence[Count] | None = None,
+    likelihood: str | None = None,
+    prior: str = "standard-normal",
+    guide: str = "diagonal-normal",
+    show: bool = True,
+) -> VAE:
+    """Build a VAE with parts that suit the data, and print the code that builds it.
+
+    Tables get a `likelihoods.Columns` with a likelihood for each kind of column; 8-bit pixels a
+    `likelihoods.DiscretizedLogistic`; binarized pixels a `likelihoods.Bernoulli`; numbers in [0, 1]
+    a `likelihoods.ContinuousBernoulli`; counts a negative binomial or Poisson likelihood; other
+    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Shift and
+    unit of the data are arguments of the parts, so log p(x) is a density in the unit of the data.
+
+    Args:
+        data: Data: a result of `pyro_vae.data.open`, or an argument of it.
+        latent_dim: Number of latents; by default a third of the entries of a datum, from 2 to 20.
+        hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
+        likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables.
+        prior: Name of a prior, a key of `PRIORS`.
+        guide: Name of a guide, a key of `GUIDES`.
+        show: Whether to print the code.
+
+    Returns:
+        The VAE, with the schema of the data. Initial values are drawn from torch's generator.
+
+    Raises:
+        DataError: If the data cannot be read or a name is unknown.
+
+    Example:
+        >>> import pandas as pd
+        >>> import pyro_vae as pv
+        >>> frame = pd.DataFrame({"age": [31.5, 42.0, 28.5], "member": ["yes", "no", "yes"]})
+        >>> vae = pv.suggest(frame, latent_dim=2, show=False)
+        >>> vae.encode(frame).mean.shape
+        torch.Size([3, 2])
+
+    See also: `pyro_vae.data.open`, `VAE.replace`.
+    """
+    dataset = data if isinstance(data, Dataset) else open(data)
+    size = torch.Size(dataset.event_shape).numel()
+    latent_dim = latent_dim or min(20, max(2, size // 3))
+    decoded, encoder = (
+        _table(dataset, latent_dim, hidden)
+        if isinstance(dataset.schema, TableSchema)
+        else _array(dataset, latent_dim, hidden, likelihood)
+    )
+    q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
+    p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
+    if show:
+        print(f"vae = {code_of(VAE(p_z, decoded, q))}")
+    return VAE(p_z, decoded, q, schema=dataset.schema)
+
+
+def _named(table: dict[str, Callable[..., Part]], name: str, what: str) -> Callable[..., Part]:
+    if name not in table:
+        raise DataError(f"unknown {what} {name!r}; expected one of {', '.join(table)}")
+    return table[name]
+
+
+Encoder: TypeAlias = Callable[[int], Part]  # from the number of outputs
+
+GUIDES: dict[str, Callable[[Encoder, int], Part]] = {
+    "diagonal-normal": lambda encoder, size: guides.DiagonalNormal(encoder(2 * size)),
+    "full-normal": lambda encoder, size: guides.FullNormal(
+        encoder(guides.FullNormal.num_outputs(size))
+    ),
+    "flow": lambda encoder, size: guides.Flow(encoder(3 * size), size),
+}
+
+
+def _vamp(latent_dim: int, guide: Part, data: Dataset) -> Part:
+    x = data.spread(200)
+    return priors.VampPrior(guide, len(x), data.event_shape, bounds=None, pseudo_inputs=x)
+
+
+PRIORS: dict[str, Callable[[int, Part, Dataset], Part]] = {
+    "standard-normal": lambda latent_dim, guide, data: priors.StandardNormal(latent_dim),
+    "mixture": lambda latent_dim, guide, data: priors.MixtureOfGaussians(latent_dim, 10),
+    "vamp": _vamp,
+    "flow": lambda latent_dim, guide, data: priors.Flow(latent_dim),
+}
+
+
+def _normal(width: int, columns: list[Column], x: Tensor) -> Part:
+    return likelihoods.Normal(MLP(width, [], len(columns)), "entrywise", **_scale(columns))
+
+
+def _log_normal(width: int, columns: list[Column], x: Tensor) -> Part:
+    return likelihoods.LogNormal(MLP(width, [], len(columns)), "entrywise", **_scale(columns))
+
+
+def _scale(columns: list[Column]) -> dict[str, Any]:
+    return {"shift": [c.shift for c in columns], "unit": [c.unit for c in columns]}
+
+
+def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
+    decoder = MLP(width, [], len(columns), output_bias=x.nanmean(0).clamp(0.01, 0.99).logit())
+    if all(column.low > 0 and column.high < 1 for column in columns):
+        return likelihoods.Beta(decoder, "entrywise")
+    return likelihoods.ContinuousBernoulli(decoder)
+
+
+def _counts(width: int, columns: list[Column], x: Tensor) -> Part:
+    return counts_likelihood(lambda size, bias: MLP(width, [], size, output_bias=bias), x)
+
+
+def counts_likelihood(
+    decoder: Callable[[int, Tensor], Part], x: Tensor, library_size: float | None = None
+) -> Part:
+    """Return a likelihood of counts, by their dispersion and their share of zeros.
+
+    Args:
+        decoder: Returns a network with a number of outputs and an initial bias of the last layer.
+        x: Counts of shape `(num_data, num_columns)`, NaN for missing ones.
+        library_size: Total count of samples, if the total of each observation is given.
+    """
+    mean = x.nanmean(0)
+    variance = (x - mean).square().nanmean(0)
+    bias = mean.clamp_min(1e-3).log()
+    if (variance <= OVERDISPERSED * mean).all():
+        return likelihoods.Poisson(decoder(len(mean), bias), library_size=library_size)
+    # The negative binomial with these moments has r = m^2 / (v - m).
+    r = mean.square() / (variance - mean).clamp_min(1e-6)
+    expected = (r * (r.log() - (r + mean).log())).exp()
+    zeros = ((x == 0).float().sum(0)) / (~x.isnan()).float().sum(0)
+    if (zeros - expected).max() > EXTRA_ZEROS:
+        gate = torch.full_like(bias, -2.0)
+        network = decoder(2 * len(mean), torch.cat([bias, gate]))
+        return likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
+    return likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
+
+
+def _binary(width: int, columns: list[Column], x: Tensor) -> Part:
+    bias = x.nanmean(0).clamp(0.01, 0.99).logit()
+    return likelihoods.Bernoulli(MLP(width, [], len(columns), output_bias=bias))
+
+
+def _category(width: int, columns: list[Column], x: Tensor) -> Part:
+    levels = columns[0].num_levels
+    shares = torch.stack([(x == level).float().mean(0) for level in range(levels)])
+    bias = shares.clamp_min(1e-3).log().flatten()
+    decoder = MLP(width, [], levels * len(columns), output_bias=bias)
+    return likelihoods.Categorical(decoder, levels, spacing=1)
+
+
+# The likelihood of each kind of column that is modelled.
+BLOCKS: dict[str, Block] = {
+    "real": _normal,
+    "date": _normal,
+    "positive": _log_normal,
+    "proportion": _proportion,
+    "count": _counts,
+    "binary": _binary,
+    "category": _category,
+}
+
+
+def _table(data: Dataset, latent_dim: int, hidden: Sequence[int] | None) -> tuple[Part, Encoder]:
+    schema, x = data.schema, data.sample()
+    sizes = list(hidden or [HIDDEN])
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, column in enumerate(schema.modelled):
+        is_open = column.low > 0 and column.high < 1
+        variant = is_open if column.kind == "proportion" else column.num_levels
+        groups.setdefault((column.kind, variant), []).append(i)
+    blocks = [
+        BLOCKS[str(kind)](sizes[0], [schema.modelled[i] for i in places], x[:, places])
+        for (kind, _), places in groups.items()
+    ]
+    trunk = MLP(latent_dim, sizes[::-1], sizes[0])
+    decoded: Part = likelihoods.Columns(blocks, trunk, list(groups.values()))
+    features = [_feature(column) for column in schema.modelled]
+    missing = schema.has_missing
+
+    def encoder(num_outputs: int) -> Part:
+        num_features = ColumnInputs.num_features_of(features, missing)
+        return ColumnInputs(MLP(num_features, sizes, num_outputs), features, missing)
+
+    return likelihoods.Missing(decoded) if missing else decoded, encoder
+
+
+def _feature(column: Column) -> list[object]:
+    if column.num_levels > 2:
+        return ["one_hot", column.num_levels]
+    name = {"positive": "log", "count": "log1p"}.get(column.kind, "identity")
+    return [name, column.shift, column.unit]
+
+
+def _array(
+    data: Dataset, latent_dim: int, hidden: Sequence[int] | None, likelihood: str | None
+) -> tuple[Part, Encoder]:
+    shape, missing = data.event_shape, bool(data.sample().isnan().any())
+    convolutional = len(shape) == 3 and shape[1] * shape[2] >= CONVOLUTIONAL and hidden is None
+    sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
+    name = likelihood or _likelihood_name(data)
+    outputs, build = _named_likelihood(name, data)
+
+    def network(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
+        if not convolutional:
+            return MLP(inputs, sizes, num_outputs)
+        return networks.ConvEncoder(inputs, list(CHANNELS), num_outputs)
+
+    stacked = (outputs * shape[0], *shape[1:])
+    if convolutional:
+        decoder: Part = networks.ConvDecoder(latent_dim, list(CHANNELS[::-1]), stacked)
+    else:
+        decoder = MLP(latent_dim, sizes[::-1], stacked, output_bias=_bias(name, data, outputs))
+    decoded = build(decoder)
+
+    def encoder(num_outputs: int) -> Part:
+        if missing:
+            return networks.WithMask(network((2 * shape[0], *shape[1:]), num_outputs))
+        if name != "normal":
+            return network(shape, num_outputs)
+        return networks.Standardized(network(shape, num_outputs), *_moments(data))
+
+    return likelihoods.Missing(decoded) if missing else decoded, encoder
+
+
+def _moments(data: Dataset) -> tuple[float, float]:
+    x = data.sample()
+    x = x[~x.isnan()].double()
+    return float(x.mean()), float(x.std(unbiased=False)) or 1.0
+
+
+def _likelihood_name(data: Dataset) -> str:
+    if data.binarization != "none":
+        return "bernoulli"
+    x = data.sample()
+    x = x[~x.isnan()]
+    if data.values.dtype == torch.uint8:
+        return "discretized-logistic"
+    if x.min() >= 0 and x.max() <= 1:
+        return "bernoulli" if ((x == 0) | (x == 1)).all() else "continuous-bernoulli"
+    return "normal"
+
+
+def _bias(name: str, data: Dataset, outputs: int) -> Tensor | None:
+    if name.endswith("bernoulli"):
+        return data.log_odds()
+    return data.mean() if name == "discretized-logistic" and outputs == 1 else None
+
+
+def _named_likelihood(name: str, data: Dataset) -> tuple[int, Callable[[Part], Part]]:
+    """Return the number of decoder outputs for each entry, and the likelihood of a decoder."""
+    if name not in LIKELIHOODS:
+        raise DataError(f"unknown likelihood {name!r}; expected one of {', '.join(LIKELIHOODS)}")
+    if name == "normal":
+        shift, unit = _moments(data)
+        return 1, lambda net: likelihoods.Normal(net, "learned", shift=shift, unit=unit)
+    return LIKELIHOODS[name]
+
+
+LIKELIHOODS: dict[str, tuple[int, Callable[[Part], Part]]] = {
+    "bernoulli": (1, likelihoods.Bernoulli),
+    "continuous-bernoulli": (1, likelihoods.ContinuousBernoulli),
+    "normal": (1, likelihoods.Normal),
+    "discretized-logistic": (1, lambda net: likelihoods.DiscretizedLogistic(net, "learned")),
+    "poisson": (1, likelihoods.Poisson),
+    "negative-binomial": (1, likelihoods.NegativeBinomial),
+}
