@@ -1,7 +1,7 @@
 """Time to read a folder of images, to a torch DataLoader, and memory of sparse counts.
 
-    python benchmarks/sources.py images
-    python benchmarks/sources.py counts
+python benchmarks/sources.py images
+python benchmarks/sources.py counts
 """
 
 import resource
@@ -39,12 +39,14 @@ def write_images(folder: Path) -> None:
 
 
 def epoch(data: pv.data.Dataset) -> None:
+    """Read the batches of an epoch."""
     generator = torch.Generator().manual_seed(0)
     for _ in data.batches(data.order(generator, BATCH), generator):
         pass
 
 
 def time_images() -> None:
+    """Time the ways to read a folder, interleaved."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder)
@@ -75,6 +77,7 @@ def time_images() -> None:
 
 
 def consume(batches: Iterable[object]) -> None:
+    """Read all batches."""
     for _ in batches:
         pass
 
@@ -85,6 +88,7 @@ def peak() -> float:
 
 
 def measure_counts() -> None:
+    """Measure time and memory of a sparse matrix."""
     rng = np.random.default_rng(0)
     per_row = int(NUM_GENES * DENSITY)
     indptr = np.arange(NUM_CELLS + 1, dtype=np.int32) * per_row

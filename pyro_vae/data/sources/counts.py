@@ -1,8 +1,10 @@
 """Read counts: sparse matrices of scipy, `.mtx` and `.npz` files, and AnnData (`.h5ad`)."""
 
 import gzip
+import os
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,17 @@ class CountsSchema(Part):
         classes: Names of the classes.
         library_size: Median of the sum of a row.
 
-    See also: `pyro_vae.data.open`.
+    Example:
+        >>> import numpy as np
+        >>> import pyro_vae as pv
+        >>> from scipy import sparse
+        >>> data = pv.data.open(sparse.csr_array(np.array([[0, 3, 1], [2, 0, 0]])))
+        >>> data.schema.library_size
+        3.0
+        >>> data.schema.restore(data[:1]).toarray()
+        array([[0, 3, 1]])
+
+    See also: `open`, `ImageSchema`, `TableSchema`.
     """
 
     content: ClassVar[str] = "counts"
@@ -73,6 +85,7 @@ class CountsSchema(Part):
         Raises:
             DataError: If genes or columns of the context are missing, or levels are unknown.
         """
+        source = Path(source) if isinstance(source, str | os.PathLike) else source
         counts = _load(source, self.layer)
         _library_sizes(counts, self.kind)
         return _dataset(counts, self, _order(counts, self.genes))
@@ -207,54 +220,33 @@ def read(
 
 def _load(source: Any, layer: str | None) -> _Counts:
     """Read a source as a CSR matrix, in memory or on disk."""
-    name = frames.name_of(source) if isinstance(source, Path) else f"the {type(source).__name__}"
-    value = _opened(source) if isinstance(source, Path) else source
-    genes = obs = None
-    layers: list[str] = []
-    if _is_of(value, "anndata"):
-        genes, obs, layers = [str(gene) for gene in value.var_names], value.obs, [*value.layers]
-        if layer is not None and layer not in layers:
-            raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
-        matrix = value.X if layer is None else value.layers[layer]
-        if matrix is None:
-            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
-        if repeated := [gene for gene in {*genes} if genes.count(gene) > 1]:
-            raise DataError(
-                f"{name}: the gene {min(repeated)!r} occurs several times: call "
-                "adata.var_names_make_unique() first"
-            )
-    elif layer is not None:
-        raise DataError(f"{name}: layer= needs AnnData")
-    else:
-        matrix, genes = value, _genes_of(source) if isinstance(source, Path) else None
-        if genes is not None and len(genes) == matrix.shape[0]:
-            matrix = matrix.T
-    if 0 in matrix.shape or len(matrix.shape) != 2:
-        raise DataError(f"{name} is empty: shape {tuple(matrix.shape)}")
-    if genes is not None and len(genes) != matrix.shape[1]:
-        raise DataError(f"{name}: {len(genes):,} names of genes for a matrix of {matrix.shape}")
-    return _Counts(name, _csr(name, matrix), genes, obs, layers)
-
-
-def _opened(path: Path) -> Any:
+    if not isinstance(source, Path):
+        return _counts_of(f"the {type(source).__name__}", source, None, layer)
     try:
-        if path.suffix.lower() == ".h5ad":
-            import anndata
-
-            with warnings.catch_warnings():  # of files of earlier versions
-                warnings.simplefilter("ignore")
-                return anndata.read_h5ad(path, backed="r")
-        import scipy
-
-        return scipy.sparse.load_npz(path) if path.suffix == ".npz" else scipy.io.mmread(path)
+        return _counts_of(source.name, _opened(source), _genes_of(source), layer)
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError("reading .h5ad needs anndata: pip install 'pyro-vae[anndata]'") from error
     except Exception as error:  # readers raise errors of many classes
-        hint = ""
-        if path.suffix.lower() == ".h5ad":
-            hint = f". The installed anndata is {anndata.__version__}: a file of a later version "
-            hint += "needs a later anndata"
-        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}{hint}") from error
+        raise DataError(
+            f"{source} cannot be read, because it is damaged or of another version of its format: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _opened(path: Path) -> Any:
+    import scipy
+
+    if path.suffix.lower() == ".npz":
+        return scipy.sparse.load_npz(path)
+    if path.suffix.lower() != ".h5ad":
+        return scipy.io.mmread(path)
+    import anndata
+
+    with warnings.catch_warnings():  # of files of earlier versions
+        warnings.simplefilter("ignore")
+        return anndata.read_h5ad(path, backed="r")
 
 
 def _genes_of(path: Path) -> list[str] | None:
@@ -265,6 +257,32 @@ def _genes_of(path: Path) -> list[str] | None:
     text = files[0].read_bytes()
     text = gzip.decompress(text) if files[0].suffix == ".gz" else text
     return [line.split("\t")[0] for line in text.decode().splitlines()]
+
+
+def _counts_of(name: str, source: Any, genes: list[str] | None, layer: str | None) -> _Counts:
+    matrix, obs, layers = source, None, []
+    if hasattr(source, "var_names"):  # AnnData
+        genes, obs, layers = list(map(str, source.var_names)), source.obs, [*source.layers]
+        if layer is not None and layer not in layers:
+            raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
+        matrix = source.X if layer is None else source.layers[layer]
+        if matrix is None:
+            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
+    elif layer is not None:
+        raise DataError(f"{name}: layer= needs AnnData")
+    elif genes is not None and len(genes) == matrix.shape[0]:
+        matrix = matrix.T
+    if len(matrix.shape) != 2 or 0 in matrix.shape:
+        raise DataError(f"{name} is empty: shape {tuple(matrix.shape)}")
+    if genes is not None and len(genes) != matrix.shape[1]:
+        raise DataError(f"{name}: {len(genes):,} names of genes for a matrix of {matrix.shape}")
+    repeated = [gene for gene, count in Counter(genes).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{name}: the gene {repeated[0]!r} occurs several times: rename it, for example by "
+            "adata.var_names_make_unique()"
+        )
+    return _Counts(name, _csr(name, matrix), genes, obs, layers)
 
 
 def _csr(name: str, matrix: Any) -> Any:
@@ -306,7 +324,9 @@ def _order(counts: _Counts, genes: tuple[str, ...]) -> np.ndarray | None:
         if width != len(genes):
             raise DataError(f"{counts.name}: expected {len(genes):,} columns, got {width:,}")
         return None
-    missing, new = [g for g in genes if g not in {*found}], [g for g in found if g not in {*genes}]
+    known, given = set(genes), set(found)
+    missing = [gene for gene in genes if gene not in given]
+    new = [gene for gene in found if gene not in known]
     if missing or new:
         raise DataError(
             f"{counts.name}: expected the {len(genes):,} genes of the schema; {len(missing):,} are "
@@ -323,7 +343,8 @@ def _library_sizes(counts: _Counts, kind: Kind) -> np.ndarray:
     for start in range(0, counts.matrix.shape[0], BLOCK):
         part = counts.matrix[start : start + BLOCK]
         values = part.data
-        bad = ~np.isfinite(values)
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(values.astype(np.float32))
         if kind == "counts":
             bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
         if bad.any():
@@ -336,8 +357,8 @@ def _library_sizes(counts: _Counts, kind: Kind) -> np.ndarray:
                 f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
             )
             expected += f"pass kind='real' for other numbers{layers}"
-            if not np.isfinite(values[place]):
-                expected = "expected a finite number: leave out the row or the column"
+            if kind == "real" or not np.isfinite(values[place]):
+                expected = "expected a finite number of float32: leave out the row or the column"
             raise DataError(
                 f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
             )
@@ -378,17 +399,12 @@ def _dataset(counts: _Counts, schema: CountsSchema, order: np.ndarray | None) ->
     encoded = [_encoded(counts, column) for column in schema.columns]
     context = (torch.cat(encoded, -1),) if encoded else ()
     rows = SparseRows(matrix, order)
-    return Dataset(rows, labels, name=counts.name, schema=schema, context=context)
-
-
-def _is_of(value: object, package: str) -> bool:
-    """Return whether a package defines the class of a value, or a class that it is derived from."""
-    return any(f"{cls.__module__}.".startswith(f"{package}.") for cls in type(value).__mro__)
+    return Dataset(rows, labels, name=Path(counts.name).stem, schema=schema, context=context)
 
 
 def _accepts(source: Path | object) -> bool:
     if not isinstance(source, Path):
-        return _is_of(source, "anndata") or _is_of(source, "scipy.sparse")
+        return frames.is_matrix(source)
     if source.suffix.lower() == ".npz" and zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as file:
             return {"format.npy", "shape.npy", "data.npy"} <= {*file.namelist()}

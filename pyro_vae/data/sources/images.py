@@ -45,7 +45,14 @@ class ImageSchema(Part):
         resized: Whether images of other sizes are cropped and resized.
         channels: `"grey"` or `"colour"` if images of the other kind are converted, or None.
 
-    See also: `pyro_vae.data.open`.
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> schema = pv.data.ImageSchema([3, 64, 48])
+        >>> schema.restore(torch.ones(1, 3, 64, 48)).unique()
+        tensor([255], dtype=torch.uint8)
+
+    See also: `open`, `CountsSchema`, `TableSchema`.
     """
 
     content: ClassVar[str] = "images"
@@ -205,7 +212,7 @@ def _shape_of_sample(
         raise DataError(_unreadable(name, errors, len(paths)))
     sizes = Counter(picture.size for picture in pictures)
     if size is None and len(sizes) > 1:
-        raise _other_sizes(name, sizes)
+        raise _other_sizes(name, "one size", sizes)
     width, height = pictures[0].size
     grey = channels == "grey" or (channels is None and all(map(_is_grey, pictures)))
     return (1 if grey else 3, *((height, width) if size is None else size))
@@ -222,7 +229,7 @@ def _dataset(
     if sizes:
         height, width = schema.event_shape[1:]
         sizes[width, height] += sum(error is None for error in errors)
-        raise _other_sizes(name, sizes)
+        raise _other_sizes(name, f"{height} x {width} pixels", sizes)
     if bad := [(path, e) for path, e in zip(paths, errors, strict=True) if e is not None]:
         message = _unreadable(name, bad, len(paths))
         if not skip_unreadable or len(bad) == len(paths):
@@ -323,14 +330,15 @@ def _unreadable(name: str, errors: list[tuple[Path, Exception]], num_files: int)
     return f"{name}: cannot read {len(errors):,} of {num_files:,} images: {files}{more}"
 
 
-def _other_sizes(name: str, sizes: "Counter[tuple[int, int]]") -> DataError:
+def _other_sizes(name: str, expected: str, sizes: "Counter[tuple[int, int]]") -> DataError:
     found = ", ".join(
-        f"{height} x {width} ({count:,})" for (width, height), count in sizes.most_common(5)
+        f"{height} x {width} ({count:,})" for (width, height), count in (+sizes).most_common(5)
     )
     more = f" and {len(sizes) - 5:,} further sizes" if len(sizes) > 5 else ""
     return DataError(
-        f"{name}: images of different sizes, height x width (number of images): {found}{more}. "
-        "Pass size=, such as size=64 or size=(height, width), to crop and resize them"
+        f"{name}: expected images of {expected}, got height x width (number of images): {found}"
+        f"{more}. Open them with size=, such as size=64 or size=(height, width), to crop and "
+        "resize them"
     )
 
 
