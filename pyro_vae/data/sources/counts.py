@@ -1,12 +1,8 @@
 """Read counts: sparse matrices of scipy, `.mtx` and `.npz` files, and AnnData (`.h5ad`)."""
 
-import gzip
 import os
-import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -17,15 +13,10 @@ from torch import Tensor
 from pyro_vae.arguments import checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.indexed_rows import IndexedRows
 from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.matrices import Counts, SparseRows, library_sizes, load
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
-
-IN_MEMORY = 2**31  # bytes of a sparse matrix; a larger one of an .h5ad file is read from disk
-BLOCK = 4096  # rows that are checked at once
-LARGEST = 2**24  # float32 has all whole numbers below
-GENE_FILES = ("features.tsv.gz", "features.tsv", "genes.tsv")  # next to an .mtx file
 
 Kind: TypeAlias = Literal["counts", "real"]
 Column: TypeAlias = Sequence[Any]  # [name, levels], or [name, mean, standard deviation]
@@ -86,8 +77,8 @@ class CountsSchema(Part):
             DataError: If genes or columns of the context are missing, or levels are unknown.
         """
         source = Path(source) if isinstance(source, str | os.PathLike) else source
-        counts = _load(source, self.layer)
-        _library_sizes(counts, self.kind)
+        counts = load(source, self.layer)
+        library_sizes(counts, self.kind)
         return _dataset(counts, self, _order(counts, self.genes))
 
     def restore(self, x: Tensor) -> Any:
@@ -126,60 +117,6 @@ class CountsSchema(Part):
         return [{"property": name, "value": value} for name, value in found.items()]
 
 
-class SparseRows(IndexedRows):
-    """Rows of a CSR matrix that implement `Rows`. Only the rows of a batch are made dense.
-
-    Args:
-        matrix: CSR matrix of scipy, or of anndata on disk.
-        order: Numbers of the columns to read, in this order; by default all.
-    """
-
-    def __init__(self, matrix: Any, order: np.ndarray | None = None) -> None:
-        width = matrix.shape[1] if order is None else len(order)
-        super().__init__(matrix.shape[0], (width,), torch.float32)
-        self._matrix, self._order = matrix, order
-
-    def _read(self, numbers: np.ndarray, rows: Tensor) -> None:
-        self._sparse(numbers).toarray(out=rows.numpy())
-
-    def fingerprint(self) -> Iterator[Tensor]:
-        """Yield the entries of all rows and their places."""
-        for start in range(0, len(self), BLOCK):
-            part = self._sparse(self._numbers[start : start + BLOCK])
-            yield from map(torch.from_numpy, (part.data, part.indices, part.indptr))
-
-    def content_samples(self) -> tuple[Tensor, ...]:
-        """Return no rows, because the fingerprint has all of them."""
-        return ()
-
-    def _sparse(self, numbers: np.ndarray) -> Any:
-        rows = self._matrix[numbers].astype(np.float32, copy=False)
-        return rows if self._order is None else rows[:, self._order]
-
-
-@dataclass
-class _Counts:
-    """A matrix that was read, with the names of its genes and the columns of `.obs`, if any."""
-
-    name: str
-    matrix: Any
-    genes: list[str] | None = None
-    obs: Any = None
-    layers: Sequence[str] = ()
-
-    def column(self, name: str) -> Any:
-        """Return a column of `.obs` without missing values."""
-        if self.obs is None:
-            raise DataError(f"{self.name}: the column {name!r} needs AnnData with .obs")
-        if name not in self.obs:
-            raise DataError(f"{self.name}: no column {name!r} in .obs: {list(self.obs.columns)}")
-        values = self.obs[name]
-        if (missing := values.isna().to_numpy()).any():
-            row = values.index[missing.argmax()]
-            raise DataError(f"{self.name}: row {row!r}, column {name!r} of .obs: missing value")
-        return values
-
-
 @checked
 def read(
     source: object,
@@ -208,104 +145,17 @@ def read(
         DataError: If the source cannot be read or is empty, if a number is not a count or is not
             finite, or if a column of `.obs` is missing or has missing values.
     """
-    counts = _load(source, layer)
+    counts = load(source, layer)
     genes = counts.genes or [str(i) for i in range(counts.matrix.shape[1])]
     names = dict.fromkeys([*([] if batch is None else [batch]), *covariates])
     columns = [_column(counts, name, name == batch) for name in names]
     classes = [] if labels is None else _column(counts, labels, True)[1]
-    size = float(np.median(_library_sizes(counts, kind)))
+    size = float(np.median(library_sizes(counts, kind)))
     schema = CountsSchema(genes, kind, layer, columns, labels, classes, size)
     return _dataset(counts, schema, None)
 
 
-def _load(source: Any, layer: str | None) -> _Counts:
-    """Read a source as a CSR matrix, in memory or on disk."""
-    if not isinstance(source, Path):
-        return _counts_of(f"the {type(source).__name__}", source, None, layer)
-    try:
-        return _counts_of(source.name, _opened(source), _genes_of(source), layer)
-    except DataError:
-        raise
-    except ImportError as error:
-        raise DataError("reading .h5ad needs anndata: pip install 'pyro-vae[anndata]'") from error
-    except Exception as error:  # readers raise errors of many classes
-        raise DataError(
-            f"{source} cannot be read, because it is damaged or of another version of its format: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _opened(path: Path) -> Any:
-    import scipy
-
-    if path.suffix.lower() == ".npz":
-        return scipy.sparse.load_npz(path)
-    if path.suffix.lower() != ".h5ad":
-        return scipy.io.mmread(path)
-    import anndata
-
-    with warnings.catch_warnings():  # of files of earlier versions
-        warnings.simplefilter("ignore")
-        return anndata.read_h5ad(path, backed="r")
-
-
-def _genes_of(path: Path) -> list[str] | None:
-    """Return the names in a file of genes next to an `.mtx` file."""
-    files = [path.with_name(name) for name in GENE_FILES if path.with_name(name).exists()]
-    if not files or ".mtx" not in path.name.lower():
-        return None
-    text = files[0].read_bytes()
-    text = gzip.decompress(text) if files[0].suffix == ".gz" else text
-    return [line.split("\t")[0] for line in text.decode().splitlines()]
-
-
-def _counts_of(name: str, source: Any, genes: list[str] | None, layer: str | None) -> _Counts:
-    matrix, obs, layers = source, None, []
-    if hasattr(source, "var_names"):  # AnnData
-        genes, obs, layers = list(map(str, source.var_names)), source.obs, [*source.layers]
-        if layer is not None and layer not in layers:
-            raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
-        matrix = source.X if layer is None else source.layers[layer]
-        if matrix is None:
-            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
-    elif layer is not None:
-        raise DataError(f"{name}: layer= needs AnnData")
-    elif genes is not None and len(genes) == matrix.shape[0]:
-        matrix = matrix.T
-    if len(matrix.shape) != 2 or 0 in matrix.shape:
-        raise DataError(f"{name} is empty: shape {tuple(matrix.shape)}")
-    if genes is not None and len(genes) != matrix.shape[1]:
-        raise DataError(f"{name}: {len(genes):,} names of genes for a matrix of {matrix.shape}")
-    repeated = [gene for gene, count in Counter(genes).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{name}: the gene {repeated[0]!r} occurs several times: rename it, for example by "
-            "adata.var_names_make_unique()"
-        )
-    return _Counts(name, _csr(name, matrix), genes, obs, layers)
-
-
-def _csr(name: str, matrix: Any) -> Any:
-    """Return a matrix as CSR without duplicate entries; a dense one block by block."""
-    from scipy import sparse
-
-    if np.dtype(matrix.dtype).kind not in "buif":
-        raise DataError(f"{name}: expected a matrix of numbers, got dtype {matrix.dtype}")
-    stored = None if sparse.issparse(matrix) else getattr(matrix, "format", None)  # on disk
-    if stored == "csr" and 8 * matrix.group["data"].size > IN_MEMORY:
-        return matrix
-    if stored is None and not sparse.issparse(matrix):
-        starts = range(0, matrix.shape[0], BLOCK)
-        blocks = [sparse.csr_array(np.asarray(matrix[i : i + BLOCK])) for i in starts]
-        return sparse.vstack(blocks, format="csr")
-    csr = (matrix.to_memory() if stored else matrix).tocsr()
-    if not csr.has_canonical_format:
-        csr = csr.copy()
-        csr.sum_duplicates()
-    return csr
-
-
-def _column(counts: _Counts, name: str, is_category: bool) -> list[Any]:
+def _column(counts: Counts, name: str, is_category: bool) -> list[Any]:
     """Return the description of a column of `.obs` for the schema."""
     values = counts.column(name)
     if is_category or values.dtype.kind not in "iuf":
@@ -316,7 +166,7 @@ def _column(counts: _Counts, name: str, is_category: bool) -> list[Any]:
     return [name, mean, sd]
 
 
-def _order(counts: _Counts, genes: tuple[str, ...]) -> np.ndarray | None:
+def _order(counts: Counts, genes: tuple[str, ...]) -> np.ndarray | None:
     """Return the places of known genes in a matrix; None if they are in order."""
     unnamed = tuple(map(str, range(len(genes))))
     width, found = counts.matrix.shape[1], counts.genes
@@ -337,36 +187,7 @@ def _order(counts: _Counts, genes: tuple[str, ...]) -> np.ndarray | None:
     return None if (np.diff(order) == 1).all() else order
 
 
-def _library_sizes(counts: _Counts, kind: Kind) -> np.ndarray:
-    """Return the sum of each row; check all numbers, before they are converted to float32."""
-    sums = []
-    for start in range(0, counts.matrix.shape[0], BLOCK):
-        part = counts.matrix[start : start + BLOCK]
-        values = part.data
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(values.astype(np.float32))
-        if kind == "counts":
-            bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
-        if bad.any():
-            place = int(bad.argmax())
-            row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
-            column = int(part.indices[place])
-            gene = f" ({counts.genes[column]})" if counts.genes else ""
-            layers = f", or layer=, one of {list(counts.layers)}" if counts.layers else ""
-            expected = (
-                f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
-            )
-            expected += f"pass kind='real' for other numbers{layers}"
-            if kind == "real" or not np.isfinite(values[place]):
-                expected = "expected a finite number of float32: leave out the row or the column"
-            raise DataError(
-                f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
-            )
-        sums.append(np.asarray(part.sum(1)).ravel())
-    return np.concatenate(sums)
-
-
-def _codes(counts: _Counts, name: str, levels: Sequence[str]) -> Tensor:
+def _codes(counts: Counts, name: str, levels: Sequence[str]) -> Tensor:
     """Return the number of the level of each row, in a category of `.obs`."""
     values = counts.column(name).astype(str)
     codes = values.astype("category").cat.set_categories(levels).cat.codes.to_numpy(np.int64)
@@ -379,7 +200,7 @@ def _codes(counts: _Counts, name: str, levels: Sequence[str]) -> Tensor:
     return torch.from_numpy(codes)
 
 
-def _encoded(counts: _Counts, column: Column) -> Tensor:
+def _encoded(counts: Counts, column: Column) -> Tensor:
     """Return a column of `.obs` as columns of the context."""
     name, *code = column
     if len(code) == 1:
@@ -390,7 +211,7 @@ def _encoded(counts: _Counts, column: Column) -> Tensor:
     return torch.from_numpy((values.to_numpy(float) - code[0]) / code[1])[:, None].float()
 
 
-def _dataset(counts: _Counts, schema: CountsSchema, order: np.ndarray | None) -> Dataset:
+def _dataset(counts: Counts, schema: CountsSchema, order: np.ndarray | None) -> Dataset:
     on_disk = not hasattr(counts.matrix, "astype")
     matrix = counts.matrix if on_disk else counts.matrix.astype(np.float32, copy=False)
     labels = None
