@@ -279,7 +279,8 @@ def test_files_train_and_score_as_the_pixels_in_memory(tmp_path, monkeypatch):
     for data in (whole, files):
         train, validation = data.hold_out(8, seed=3)
         pair = vae(data.schema)
-        fit = pv.fit(pair, train, validation=validation, epochs=2, batch_size=8, progress=False)
+        run = {"validation": validation, "compile": False, "progress": False}
+        fit = pv.fit(pair, train, epochs=2, batch_size=8, **run)
         scores = pv.evaluate(pair, validation, num_samples=5)
         found.append(([e["validation_elbo"] for e in fit.history], scores.elbo.tolist()))
     assert found[0] == found[1]
