@@ -47,7 +47,11 @@ def annotated(matrix=COUNTS, **layers):
     pandas = pytest.importorskip("pandas")
     number = np.arange(matrix.shape[0])
     obs = pandas.DataFrame(
-        {"batch": [f"b{i % 3}" for i in number], "age": np.resize(AGES, len(number)), "donor": number % 2},
+        {
+            "batch": [f"b{i % 3}" for i in number],
+            "age": np.resize(AGES, len(number)),
+            "donor": number % 2,
+        },
         index=[f"cell{i}" for i in number],
     )
     var = pandas.DataFrame(index=NAMES[: matrix.shape[1]])
