@@ -167,7 +167,7 @@ def test_columns_of_obs_are_context(on_disk, tmp_path):
     assert data.schema.class_names == ("b0", "b1", "b2")
     again = data.schema.read(source)
     assert torch.equal(again.context[0], context)
-    train, held = data.hold_out(0.25)
+    _, held = data.hold_out(0.25)
     assert len(held.context[0]) == len(held) == len(held.labels) == 10
 
 
@@ -255,10 +255,10 @@ def test_other_sources_and_options_are_refused(kind):
 def test_faulty_columns_and_names_are_refused():
     source = annotated()
     source.obs["same"] = 1.0
-    with pytest.raises(DataError, match="'same' of .obs is constant"):
+    with pytest.raises(DataError, match=r"'same' of .obs is constant"):
         pv.data.open(source, covariates=["same"])
     source.obs.loc["cell7", "age"] = np.nan
-    with pytest.raises(DataError, match="row 'cell7', column 'age' of .obs: missing value"):
+    with pytest.raises(DataError, match=r"row 'cell7', column 'age' of .obs: missing value"):
         pv.data.open(source, covariates=["age"])
     source.var_names = ["gene1", *NAMES[1:]]
     with pytest.raises(DataError, match="the gene 'gene1' occurs several times"):

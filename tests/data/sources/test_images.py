@@ -70,7 +70,7 @@ def test_folders_are_classes(tmp_path):
     shutil.rmtree(tmp_path / "ant")
     assert data.schema.read(tmp_path).labels.tolist() == [1, 1, 1, 1, 2, 2]
     write(tmp_path / "dog", grey(1))
-    with pytest.raises(DataError, match="the class 'dog' is unknown; expected .*'ant', 'cat'"):
+    with pytest.raises(DataError, match=r"the class 'dog' is unknown; expected .*'ant', 'cat'"):
         data.schema.read(tmp_path)
     write(tmp_path, grey(1))
     assert pv.data.open(tmp_path).labels is None
