@@ -6,11 +6,11 @@ from pathlib import Path
 from pyro_vae.arguments import checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.sources import arrays, tables
+from pyro_vae.data.sources import arrays, counts, images, tables
 from pyro_vae.data.sources.reader import Reader, Source
 
 # To support another kind of source, add its reader here.
-READERS: tuple[Reader, ...] = (tables.READER, arrays.READER)
+READERS: tuple[Reader, ...] = (tables.READER, images.READER, counts.READER, arrays.READER)
 
 
 @checked
@@ -21,6 +21,9 @@ def open(source: Source, **options: object) -> Dataset:
         source: Path of a file or a folder, or a frame or an array in memory.
         options: Options of the kind of source. Tables: `columns`, kinds of columns by name, and
             `schema`, the schema of earlier data. Arrays: `key`, the name of an array in the file.
+            Images: `size`, `channels` (`"grey"` or `"colour"`) and `skip_unreadable`. Counts:
+            `kind` (`"counts"` or `"real"`), and of AnnData `layer`, `batch`, `covariates` and
+            `labels`.
 
     Returns:
         The data. Their schema is the attribute `schema`.
