@@ -7,7 +7,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
+
+MAX_NAME, MAX_PATH = 255, 4000  # bytes, of most file systems
 
 
 class ArgumentError(ValueError):
@@ -210,6 +213,12 @@ class IsPath(Check):
             raise Unfit from None
         if not isinstance(text, str) or not text or "\0" in text:
             raise Unfit
+        try:
+            lengths = [len(os.fsencode(name)) for name in PurePath(text).parts]
+        except UnicodeEncodeError:
+            raise Unfit("it has characters that no file name can have") from None
+        if max(lengths, default=0) > MAX_NAME or sum(lengths) + len(lengths) > MAX_PATH:
+            raise Unfit(f"it has more than {MAX_PATH} bytes, or a name of more than {MAX_NAME}")
         return value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 import xarray as xr
 
-from pyro_vae.arguments import Count, FilePath, Seed, checked
+from pyro_vae.arguments import Count, FilePath, Samples, Seed, checked
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Shared
@@ -36,7 +36,7 @@ def from_pyro_svi(
     *,
     model_args: tuple[object, ...] = (),
     model_kwargs: Mapping[str, object] | None = None,
-    num_samples: Count = 500,
+    num_samples: Samples = 500,
     groups: Iterable[str] = GROUPS,
     obs_plate: str | None = None,
     batch_size: Count | None = None,

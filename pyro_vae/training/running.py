@@ -35,7 +35,7 @@ from pyro_vae.distributed import (
     world_size,
 )
 from pyro_vae.objectives.nats_per_datum import objectives_of
-from pyro_vae.runtime.files import CheckpointError
+from pyro_vae.runtime.files import CheckpointError, writing
 from pyro_vae.runtime.progress_bar import training_bar
 from pyro_vae.runtime.signals import interruptible
 from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
@@ -190,8 +190,9 @@ def _objectives(job: Job) -> dict[str, object]:
 def _found(store: CheckpointStore, wanted: bool) -> Checkpoint | None:
     checkpoint = store.newest() if wanted else None
     if checkpoint is None:
-        store.set_aside()
-        set_aside_results(store.path.parent)
+        with writing(store.path.parent):
+            store.set_aside()
+            set_aside_results(store.path.parent)
     if wanted and checkpoint is None:
         print(f"{store.path.parent} has no checkpoint: training starts at step 0", file=sys.stderr)
     return checkpoint
