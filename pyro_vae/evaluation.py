@@ -235,7 +235,7 @@ def evaluate(
 
 def _check_cost(pair: PairLike, data: Dataset, num_samples: int, proposal: str) -> None:
     """Time `TIMED` samples of one chunk; raise `ArgumentError` if all samples take too long."""
-    timed = min(num_samples, TIMED)
+    timed = min(num_samples, TIMED if num_samples <= MAX_SAMPLES else 1000)
     draw, size, draws = _drawing(pair, data, timed, proposal)
     batch = data.batch(slice(size))
     start = time.perf_counter()
