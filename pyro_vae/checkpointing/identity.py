@@ -11,7 +11,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -109,7 +109,7 @@ class Identity:
                 is_code = path.endswith(CODE)
                 if (
                     path in varying[kind]
-                    or not (both or is_strict)
+                    or not (both or (is_strict and path not in self.data))
                     or (is_code and not is_same_version)
                 ):
                     continue
@@ -263,7 +263,10 @@ class _Walk:
             for name in sorted(used & vars(value).keys()):  # such as settings.beta
                 self._queue.append((f"{value.__name__}.{name}", getattr(value, name), (), False))
 
-    def _class(self, path: str, kind: type, names: Names) -> None:
+    def _class(
+        self, path: str, kind: type, names: Names, hidden: Collection[str] = frozenset()
+    ) -> None:
+        """Visit the functions and settings of a class, except for settings that are hidden."""
         for parent in kind.__mro__:
             if is_known(parent):
                 continue
@@ -273,6 +276,7 @@ class _Walk:
                 for function in functions:
                     self._queue.append((f"{path}.{name}", function, names, False))
                 is_setting = not name.startswith("__") and name != "class_name" and not functions
+                is_setting = is_setting and name not in hidden  # by attributes of the instance
                 if is_setting and isinstance(value, ATOMS | list | tuple | Tensor):
                     near: Name = (name, frozenset())
                     self._queue.append((f"{path}.{name}", value, (*names, near), False))
@@ -287,7 +291,7 @@ class _Walk:
         library = library and not is_users
         self._put(f"{path}.class", kind.__qualname__, names, library)
         if is_users and id(kind) not in self._seen:
-            self._class(path, kind, names)
+            self._class(path, kind, names, held.keys())
         if isinstance(value, Part):
             for name, argument in value.build_arguments.items():
                 self._queue.append((f"{path}.{name}", argument, names, False))

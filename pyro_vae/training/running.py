@@ -21,7 +21,7 @@ from pyro_vae.checkpointing.checkpoint_store import (
     opened,
 )
 from pyro_vae.checkpointing.earlier_results import set_aside_results
-from pyro_vae.checkpointing.fingerprint import describe, sample_sha256
+from pyro_vae.checkpointing.fingerprint import describe, held_sha256, sample_sha256
 from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.snapshot import restore, snapshot
 from pyro_vae.distributed import (
@@ -173,8 +173,9 @@ def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
     state.identity = Identity(
         {**dict(zip(("model", "guide"), job.programs, strict=True)), **_objectives(job)},
         {
-            "training data": sample_sha256(job.train),
-            "validation data": None if job.validation is None else sample_sha256(job.validation),
+            f"{kind} data{what}": None if data is None else hashed(data)
+            for kind, data in (("training", job.train), ("validation", job.validation))
+            for what, hashed in (("", sample_sha256), (" of the loader", held_sha256))
         },
     )
     wanted = job.config.resume or was_restarted()
