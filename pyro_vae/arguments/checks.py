@@ -1,5 +1,6 @@
 """Checks of one argument: what it accepts, what it converts to, and the error otherwise."""
 
+import contextlib
 import math
 import numbers
 import operator
@@ -70,11 +71,13 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, str | bytes | bool | numbers.Number):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple):
+    shape = _shape(value)
+    if shape is not None:
         return f"{_a(type(value).__name__)} of shape {tuple(shape)}"
-    if isinstance(value, list | tuple) and len(repr(value)) <= 60:
-        return repr(value)
+    if isinstance(value, list | tuple):
+        with contextlib.suppress(RecursionError):
+            if len(text := repr(value)) <= 60:
+                return text
     return _a(type(value).__name__)
 
 
@@ -82,9 +85,25 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of an array; None for other values and for nested tensors."""
+    try:
+        shape = value.shape
+    except (AttributeError, RuntimeError):
+        return None
+    return tuple(shape) if isinstance(shape, tuple) else None
+
+
 def _scalar(value: Any) -> Any:
-    """Return the number in an array of no dimensions, and any other value unchanged."""
-    return value.item() if getattr(value, "shape", None) == () else value
+    """Return the number in an array of no dimensions, and any other value unchanged.
+
+    Raises:
+        Unfit: If the array has no values, as on the meta device.
+    """
+    try:
+        return value.item() if _shape(value) == () else value
+    except RuntimeError:
+        raise Unfit("it has no values") from None
 
 
 def _real(value: Any) -> Any:
@@ -240,9 +259,12 @@ class IsDevice(Check):
         if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
             raise Unfit
         try:
-            torch.empty(0, device=torch.device(value))
+            device = torch.device(value)
+            torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError, ValueError):
             raise Unfit from None
+        if device.type == "meta":
+            raise Unfit("tensors on the device meta have no values")
         return value
 
 

@@ -51,8 +51,9 @@ class StoredArray(Protocol):
 
 def is_stored(x: object) -> TypeGuard[StoredArray]:
     """Return whether x is an array on disk: a `numpy.memmap`, or chunked, as in zarr and HDF5."""
-    chunked = all(hasattr(x, name) for name in ("shape", "dtype", "chunks"))
-    return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
+    if isinstance(x, Tensor):
+        return False
+    return isinstance(x, np.memmap) or all(hasattr(x, n) for n in ("shape", "dtype", "chunks"))
 
 
 class _Selected:

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.conversion import as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.pairs.pair import PairError, PairLike
@@ -71,7 +71,10 @@ def check_data_values(x: Tensor, name: str = "x") -> None:
 
     Raises:
         PairError: If x is empty, infinite, complex, boolean or 8-bit.
+        DataError: If x is nested, quantized or sparse.
     """
+    if x.layout != torch.sparse_coo:  # the programs of a user may take these
+        check_layout(x, name)
     if x.dim() == 0 or len(x) == 0:
         raise PairError(f"{name} must hold at least one datum, got shape {tuple(x.shape)}")
     if x.dtype in (torch.uint8, torch.bool) or x.is_complex():

@@ -4,6 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.arguments import FilePath, Samples, Seed, checked
+from pyro_vae.arguments import FilePath, Instance, Samples, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
     METRICS,
     PICTURES,
@@ -66,8 +67,8 @@ _METRICS = Record(
 
 @checked
 def report(
-    vae: VAE,
-    fit: Fit,
+    vae: Annotated[VAE, Instance((VAE,), "a VAE")],
+    fit: Annotated[Fit, Instance((Fit,), "the result of pyro_vae.fit")],
     test: Data,
     out: FilePath,
     *,
