@@ -22,7 +22,6 @@ from pyro_vae.checkpointing.descriptions import (
     ATOMS,
     SAMPLED,
     attributes_of,
-    callable_parts,
     functions_of,
     hash_of_array,
     hash_of_code,
@@ -34,6 +33,7 @@ from pyro_vae.checkpointing.descriptions import (
     text_of,
 )
 from pyro_vae.checkpointing.fingerprint import OBJECTIVE_STATE
+from pyro_vae.data.callables import callable_parts, closure_of
 from pyro_vae.part import PACKAGE, Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
@@ -247,11 +247,8 @@ class _Walk:
             self._used |= used
             for name in sorted(used & function.__globals__.keys()):
                 self._global(f"{function.__module__}.{name}", function.__globals__[name], used)
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
-            if cell != types.CellType():
-                self._queue.append((f"{path}.{name}", cell.cell_contents, names, False))
+        for name, value in closure_of(function):
+            self._queue.append((f"{path}.{name}", value, names, False))
         for name in ("__defaults__", "__kwdefaults__", "__wrapped__"):
             if (more := getattr(function, name, None)) is not None:
                 self._queue.append((f"{path}.{name.strip('_')}", more, names, False))
