@@ -100,7 +100,6 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     old = replaced(path)
     with staged_folder(path.parent, files) as staged:
-        staged.chmod(0o755)
         if path.exists():
             remove_folder(old, FILES)
             if old.exists():  # a file in it is open, on NFS

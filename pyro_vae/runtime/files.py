@@ -65,7 +65,8 @@ def staged_folder(parent: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full, or `parent` is missing or read-only.
     """
-    staged = Path(tempfile.mkdtemp(dir=parent, prefix=NEW))
+    staged = unused(parent, NEW)
+    staged.mkdir()  # with the permissions of the umask
     try:
         write_files(staged, files)
         yield staged
