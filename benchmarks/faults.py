@@ -1,44 +1,43 @@
 """Inject faults into training runs and their files, and count lost runs and steps.
 
-    python benchmarks/faults.py                  all faults, a few minutes; prints two tables
+    python benchmarks/faults.py                  all faults; prints a table
     python benchmarks/faults.py --kills 20       fewer kills
+    python benchmarks/faults.py --only power     one fault
 
 Each fault is injected into a small run that writes a checkpoint after every step. The run is then
 resumed. It counts as lost unless its final weights equal those of an undisturbed run. Child
-processes are forked: Linux and macOS only.
+processes are forked: Linux and macOS only. Disks of each size are mounted in memory, which needs
+the rights to do so.
 """
 
+import contextlib
 import functools
-import multiprocessing
 import os
 import pickle
 import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import power_loss
 import torch
 import typer
+from fault_runs import FORK, KINDS, STEPS, taken, train
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 import pyro_vae as pv
 from pyro_vae.checkpointing import checkpoint_store
-from pyro_vae.training import run_state
-
-FORK = multiprocessing.get_context("fork")
-EPOCHS, DATA, BATCH = 6, 64, 16
-STEPS = EPOCHS * DATA // BATCH
-taken = FORK.Value("i", 0)  # steps that the child has taken
 
 
 @dataclass
@@ -49,35 +48,6 @@ class Outcome:
     runs_lost: int = 0
     steps_lost: int = 0
     files_corrupt: int = 0
-
-
-def train(folder: Path, pause: float = 0.0) -> list[torch.Tensor]:
-    """Train a small VAE, or continue its run, and return its weights."""
-    real = run_state.RunState.count
-
-    def count(self: Any, loss: float, num_data: int) -> None:
-        real(self, loss, num_data)
-        taken.value = self.progress.step
-        time.sleep(pause)
-
-    torch.manual_seed(0)
-    x = (torch.rand(DATA, 1, 4, 4) < 0.3).float()
-    vae = pv.VAE(
-        pv.priors.StandardNormal(2),
-        pv.likelihoods.Bernoulli(pv.networks.MLP(2, [8], (1, 4, 4))),
-        pv.guides.DiagonalNormal(pv.networks.MLP((1, 4, 4), [8], 4)),
-    )
-    run_state.RunState.count = count  # type: ignore[method-assign]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pv.fit(
-                vae, x, epochs=EPOCHS, batch_size=BATCH, out=folder, resume=True,
-                checkpoint_seconds=0.0, progress=False,
-            )  # fmt: skip
-    finally:
-        run_state.RunState.count = real  # type: ignore[method-assign]
-    return [parameter.detach() for parameter in vae.parameters()]
 
 
 def in_child(work: Callable[[], Any], strike: Callable[[Any], None] | None = None) -> None:
@@ -131,6 +101,7 @@ class Faults:
     def __init__(self, kills: int, seed: int, scratch: Path) -> None:
         self.kills, self.draw, self.scratch = kills, random.Random(seed), scratch
         self.whole = train(scratch / "whole")
+        self.wholes = {"plain": self.whole}
         self.number = 0
 
     def folder(self) -> Path:
@@ -138,33 +109,119 @@ class Faults:
         self.number += 1
         return self.scratch / str(self.number)
 
-    def finish(self, folder: Path, outcome: Outcome) -> None:
+    def finish(self, folder: Path, outcome: Outcome, kind: str = "plain") -> None:
         """Resume a run; count it as lost unless it ends as the undisturbed run."""
+        if kind not in self.wholes:
+            self.wholes[kind] = train(self.scratch / f"whole {kind}", kind=kind)
         try:
-            outcome.runs_lost += not same(train(folder), self.whole)
+            outcome.runs_lost += not same(train(folder, kind=kind), self.wholes[kind])
         except (ValueError, OSError, pv.TrainingError):
             outcome.runs_lost += 1
 
-    def killed_at_random(self) -> Outcome:
+    def killed_at_random(self, kind: str = "plain", kills: int | None = None) -> Outcome:
         """SIGKILL at a random time of training."""
         outcome, folder = Outcome(), self.folder()
-        while outcome.tried < self.kills:
+
+        def strike(child: Any) -> None:
+            if self.draw.random() < 0.8:  # after the first step
+                while taken.value == 0 and child.is_alive():
+                    time.sleep(0.002)
+            child.join(self.draw.uniform(0.0, 0.3))
+            child.kill()
+
+        while outcome.tried < (self.kills if kills is None else kills):
             taken.value = 0
-            wait = self.draw.uniform(0.0, 0.5)
-            in_child(
-                functools.partial(train, folder, 0.005),
-                lambda child, wait=wait: (child.join(wait), child.kill()),
-            )
+            in_child(functools.partial(train, folder, 0.005, kind), strike)
             outcome.tried += 1
-            steps = list(wholes(folder))
-            outcome.files_corrupt += steps.count(None)
-            kept = max((step for step in steps if step is not None), default=0)
-            outcome.steps_lost += max(taken.value - kept, 0)
+            kept = self.count_steps(folder, outcome)
             if kept == STEPS:
-                self.finish(folder, outcome)
+                self.finish(folder, outcome, kind)
                 folder = self.folder()
-        self.finish(folder, outcome)
+        self.finish(folder, outcome, kind)
         return outcome
+
+    def count_steps(self, folder: Path, outcome: Outcome) -> int:
+        """Count the damaged checkpoints and the lost steps; return the step of the newest one."""
+        steps = list(wholes(folder))
+        outcome.files_corrupt += steps.count(None)
+        kept = max((step for step in steps if step is not None), default=0)
+        outcome.steps_lost += max(taken.value - kept, 0)
+        return kept
+
+    def two_processes_killed(self) -> Outcome:
+        """SIGKILL of both processes of a group, or of one of them, at a random time."""
+        outcome, folder, whole = Outcome(), self.folder(), self.folder()
+        _torchrun(whole).wait()
+        expected = np.load(f"{whole}.npz")
+        for _ in range(max(self.kills // 20, 1)):
+            group = _torchrun(folder)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                group.wait(self.draw.uniform(4.0, 30.0))
+            os.killpg(group.pid, signal.SIGKILL)
+            group.wait()
+            outcome.tried += 1
+            outcome.files_corrupt += list(wholes(folder)).count(None)
+        _torchrun(folder).wait()
+        found = np.load(f"{folder}.npz") if Path(f"{folder}.npz").exists() else {}
+        equal = [name in found and (found[name] == expected[name]).all() for name in expected]
+        outcome.runs_lost = int(not all(equal))
+        return outcome
+
+    def power_fails(self) -> Outcome:
+        """Drop all that was not flushed to the disk, after each operation on files."""
+        outcome, folder = Outcome(), self.folder()
+        with power_loss.recording(folder) as log:
+            train(folder)
+        taken.value = 0
+        for count in range(0, len(log.entries) + 1, max(1, 200 // self.kills)):
+            target = self.folder()
+            power_loss.after_power_loss(log, count, target, self.draw)
+            outcome.tried += 1
+            outcome.files_corrupt += list(wholes(target)).count(None)
+            self.finish(target, outcome)
+            shutil.rmtree(target)
+        return outcome
+
+    def disks_of_each_size(self) -> Outcome:
+        """A disk of each size, from 4 KB on: from the start, and from a third of the run on."""
+        outcome, half = Outcome(), self.folder()
+        half_a_run(half)
+        for size in range(4, 4 + 4 * max(self.kills // 5, 1), 4):
+            for begun in (False, True):
+                disk = self.folder()
+                disk.mkdir()
+                mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+                if subprocess.run(mount, capture_output=True, check=False).returncode:
+                    return outcome  # not permitted
+                try:
+                    self.on_disk(disk, half if begun else None, outcome)
+                finally:
+                    subprocess.run(["umount", str(disk)], check=True)
+        return outcome
+
+    def on_disk(self, disk: Path, begun: Path | None, outcome: Outcome) -> None:
+        """Train on a small disk, then resume elsewhere from what it has."""
+        run, free = disk / "run", self.folder()
+        if begun is not None:
+            try:
+                shutil.copytree(begun, run)
+            except (OSError, shutil.Error):
+                return  # the begun run does not fit
+        ended = FORK.Value("i", 0)
+
+        def work() -> None:
+            try:
+                ended.value = 1 + same(train(run), self.whole)
+            except pv.CheckpointError:
+                ended.value = 2  # refused before training
+
+        in_child(work)
+        outcome.tried += 1
+        outcome.runs_lost += ended.value != 2
+        outcome.files_corrupt += list(wholes(run)).count(None)
+        if run.exists():
+            shutil.copytree(run, free)
+        self.finish(free, outcome)
 
     def killed_at_each_stage(self) -> Outcome:
         """SIGKILL before each disk operation, from first to last."""
@@ -265,6 +322,18 @@ class Faults:
         return outcome
 
 
+def _torchrun(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the run of two processes, in a process group."""
+    script = Path(__file__).with_name("fault_runs.py")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 class Canary:
     """Creates a file when it is unpickled."""
 
@@ -294,47 +363,12 @@ def _die_at(stage: int, folder: Path, done: Any) -> None:
     done.value = 1
 
 
-def cost_of_checkpoints(rounds: int, scratch: Path) -> tuple[float, float]:
-    """Return the seconds of an epoch at the default size without checkpoints, and with one.
-
-    Compiled runs are interleaved. The medians exclude the first epoch of each run.
-    """
-    torch.manual_seed(0)
-    values = torch.randint(0, 256, (55_000, 1, 28, 28), dtype=torch.uint8)
-    x = pv.data.Dataset(values, binarization="dynamic")
-    ends: list[float] = []
-    real = run_state.RunState.start_epoch
-
-    def start_epoch(self: Any) -> None:
-        ends.append(time.perf_counter())
-        real(self)
-
-    run_state.RunState.start_epoch = start_epoch  # type: ignore[method-assign]
-    epochs: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(2 * rounds):
-        kept = bool(number % 2)
-        vae = pv.VAE(
-            pv.priors.StandardNormal(20),
-            pv.likelihoods.Bernoulli(pv.networks.MLP(20, [500], (1, 28, 28))),
-            pv.guides.DiagonalNormal(pv.networks.MLP((1, 28, 28), [500], 40)),
-        )
-        out = scratch / f"cost-{number}" if kept else None
-        ends.clear()
-        pv.fit(vae, x, epochs=7, out=out, compile=True, progress=False)
-        epochs[kept] += np.diff(ends[1:]).tolist()
-    run_state.RunState.start_epoch = real  # type: ignore[method-assign]
-    without, with_one = (float(np.median(epochs[kept])) for kept in (False, True))
-    return without, with_one
-
-
 def main(
     kills: Annotated[
         int, Option(help="Number of kills at a random time; other faults have fewer tries")
     ] = 200,
     seed: Annotated[int, Option(help="Random seed of times, bytes and sizes")] = 0,
-    rounds: Annotated[
-        int, Option(help="Timed runs of 7 epochs, each with and without checkpoints")
-    ] = 3,
+    only: Annotated[str, Option(help="Inject the faults with this text in their names")] = "",
 ) -> None:
     """Inject every fault and print the losses."""
     console = Console(width=100)
@@ -344,7 +378,17 @@ def main(
         faults = Faults(kills, seed, scratch)
         table = Table("fault", "times tried", "runs lost", "steps lost", "files corrupt")
         for fault, strike in {
-            "SIGKILL at a random time": faults.killed_at_random,
+            **{
+                f"SIGKILL at a random time, {kind}": functools.partial(
+                    faults.killed_at_random,
+                    kind,
+                    max(1, kills // (50 if kind == "compiled" else 5)),
+                )
+                for kind in KINDS
+            },
+            "SIGKILL of two processes": faults.two_processes_killed,
+            "power loss": faults.power_fails,
+            "disks of each size": faults.disks_of_each_size,
             "SIGKILL at each stage of a checkpoint": faults.killed_at_each_stage,
             "disk full": faults.disk_full,
             "a flipped bit": lambda: faults.damaged(faults.flip),
@@ -353,18 +397,13 @@ def main(
             "two runs in one folder": faults.two_runs,
             "the folder vanishes": faults.folder_vanishes,
         }.items():
+            if only not in fault:
+                continue
             outcome = strike()
             counts = (outcome.tried, outcome.runs_lost, outcome.steps_lost, outcome.files_corrupt)
             table.add_row(fault, *map(str, counts))
             console.print(f"{fault}: done at {time.perf_counter() - started:.0f} s")
         console.print(table)
-        torch.set_num_threads(os.cpu_count() or 1)
-        without, with_one = cost_of_checkpoints(rounds, scratch)
-    cost = with_one - without
-    console.print(
-        f"784-500-20, batch 128, compiled: an epoch takes {without:.3f} s without a checkpoint and "
-        f"{with_one:.3f} s with one ({cost / without:+.1%}); one a minute costs {cost / 60:.2%}"
-    )
 
 
 if __name__ == "__main__":

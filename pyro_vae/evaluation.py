@@ -4,6 +4,7 @@ All scores are computed from one array of log weights; parameters are not change
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Seed, checked
+from pyro_vae.arguments import MAX_SAMPLES, ArgumentError, Count, Seed, checked
 from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.distributed import from_first, world_size
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
@@ -30,6 +32,10 @@ from pyro_vae.pairs.state import unchanged
 from pyro_vae.refinement.refine import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.tables import rendered
+
+TIMED, UNTIMED = 10_000, 10**8  # samples of a chunk to time, if all data have more than UNTIMED
+MAX_HOURS = 24
+BYTES_PER_SAMPLE = 32  # two log densities, and their copies
 
 DESCRIPTIONS = {
     "elbo": "ELBO",
@@ -146,6 +152,7 @@ def evaluate(
     num_samples: Count = 5000,
     proposal: Literal["guide", "refined"] = "guide",
     seed: Seed = 0,
+    allow_large: bool = False,
     progress: bool | None = None,
 ) -> Evaluation:
     """Score a pair on data with `num_samples` guide samples for each datum.
@@ -163,13 +170,16 @@ def evaluate(
         proposal: Distribution of the samples: `"guide"`, or `"refined"` for that of `refine`. Its
             bounds are those of the refined proposal, which needs several times as long.
         seed: Random seed for the samples. The global random state is restored.
+        allow_large: Whether to run an evaluation that is expected to take more than 24 hours, or
+            has more than 10^8 samples of each datum.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
     Returns:
         The scores of each datum.
 
     Raises:
-        ValueError: If K is below 1, the data do not fit the pair, or a score is not finite.
+        ValueError: If K is below 1, the data do not fit the pair, or a score is not finite. If the
+            evaluation is too large; the message has the expected time and memory.
         MemoryError: If there is not enough memory for one sample of one datum.
 
     Warns:
@@ -199,6 +209,8 @@ def evaluate(
 
     # Each chunk would otherwise enter and leave `evaluating`.
     with unchanged(*programs), fast_layers(modules_of(*programs)):
+        if len(dataset) * num_samples > UNTIMED and not allow_large:
+            _check_cost(pair, dataset, num_samples, proposal)
         draw, size, draws = _drawing(pair, dataset, num_samples, proposal)
         found = map_chunks(
             rows,
@@ -219,6 +231,25 @@ def evaluate(
         binarization=dataset.binarization,
         proposal=proposal,
     )
+
+
+def _check_cost(pair: PairLike, data: Dataset, num_samples: int, proposal: str) -> None:
+    """Time `TIMED` samples of one chunk; raise `ArgumentError` if all samples take too long."""
+    timed = min(num_samples, TIMED if num_samples <= MAX_SAMPLES else 1000)
+    draw, size, draws = _drawing(pair, data, timed, proposal)
+    batch = data.batch(slice(size))
+    start = time.perf_counter()
+    draw(batch, draws)
+    seconds = time.perf_counter() - start
+    chunks = num_samples / timed * len(data) / len(batch[0]) / world_size()
+    hours = from_first(lambda: seconds * chunks / 3600)
+    if num_samples > MAX_SAMPLES or hours > MAX_HOURS:
+        raise ArgumentError(
+            f"num_samples={num_samples:,} for each of {len(data):,} data takes about {hours:,.1f} "
+            f"hours and {num_samples * BYTES_PER_SAMPLE / 1e9:,.1f} GB of memory, expected at most "
+            f"{MAX_HOURS} hours and {MAX_SAMPLES:,} samples: pass fewer samples or data, or "
+            "allow_large=True to evaluate"
+        )
 
 
 def _drawing(

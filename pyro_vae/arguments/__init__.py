@@ -29,6 +29,7 @@ from pyro_vae.arguments.checks import (
 from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
 __all__ = [
+    "MAX_SAMPLES",
     "ArgumentError",
     "AtLeastZero",
     "Check",
@@ -41,6 +42,7 @@ __all__ = [
     "Number",
     "OneOf",
     "Positive",
+    "Samples",
     "Seed",
     "Unfit",
     "Whole",
@@ -54,6 +56,9 @@ __all__ = [
 ]
 
 Count: TypeAlias = Annotated[int, Whole(1)]
+# Samples of a datum: their log weights and copies of them take about 3 GB.
+MAX_SAMPLES = 10**8
+Samples: TypeAlias = Annotated[int, Whole(1, MAX_SAMPLES)]
 CountOrZero: TypeAlias = Annotated[int, Whole(0)]
 Seed: TypeAlias = Annotated[int, Whole(0, 2**64 - 1)]  # the seeds of torch
 Positive: TypeAlias = Annotated[float, Number(above=0)]

@@ -1,5 +1,6 @@
 """Checks of one argument: what it accepts, what it converts to, and the error otherwise."""
 
+import contextlib
 import inspect
 import math
 import numbers
@@ -8,7 +9,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
+
+MAX_NAME, MAX_PATH = 255, 4000  # bytes, of most file systems
 
 
 class ArgumentError(ValueError):
@@ -68,11 +72,13 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, str | bytes | bool | numbers.Number):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple):
+    shape = _shape(value)
+    if shape is not None:
         return f"{_a(type(value).__name__)} of shape {tuple(shape)}"
-    if isinstance(value, list | tuple) and len(repr(value)) <= 60:
-        return repr(value)
+    if isinstance(value, list | tuple):
+        with contextlib.suppress(RecursionError):
+            if len(text := repr(value)) <= 60:
+                return text
     return _a(type(value).__name__)
 
 
@@ -80,9 +86,25 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of an array; None for other values and for nested tensors."""
+    try:
+        shape = value.shape
+    except (AttributeError, RuntimeError):
+        return None
+    return tuple(shape) if isinstance(shape, tuple) else None
+
+
 def _scalar(value: Any) -> Any:
-    """Return the number in an array of no dimensions, and any other value unchanged."""
-    return value.item() if getattr(value, "shape", None) == () else value
+    """Return the number in an array of no dimensions, and any other value unchanged.
+
+    Raises:
+        Unfit: If the array has no values, as on the meta device.
+    """
+    try:
+        return value.item() if _shape(value) == () else value
+    except RuntimeError:
+        raise Unfit("it has no values") from None
 
 
 def _real(value: Any) -> Any:
@@ -211,6 +233,12 @@ class IsPath(Check):
             raise Unfit from None
         if not isinstance(text, str) or not text or "\0" in text:
             raise Unfit
+        try:
+            lengths = [len(os.fsencode(name)) for name in PurePath(text).parts]
+        except UnicodeEncodeError:
+            raise Unfit("it has characters that no file name can have") from None
+        if max(lengths, default=0) > MAX_NAME or sum(lengths) + len(lengths) > MAX_PATH:
+            raise Unfit(f"it has more than {MAX_PATH} bytes, or a name of more than {MAX_NAME}")
         return value
 
 
@@ -232,9 +260,12 @@ class IsDevice(Check):
         if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
             raise Unfit
         try:
-            torch.empty(0, device=torch.device(value))
+            device = torch.device(value)
+            torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError, ValueError):
             raise Unfit from None
+        if device.type == "meta":
+            raise Unfit("tensors on the device meta have no values")
         return value
 
 

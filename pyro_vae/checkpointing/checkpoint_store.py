@@ -32,6 +32,7 @@ from pyro_vae.runtime.files import (
     staged_folder,
     sync,
     unused,
+    writing,
 )
 from pyro_vae.runtime.folder_lock import locked
 from pyro_vae.runtime.json_schema import (
@@ -104,12 +105,13 @@ def opened(folder: Path) -> Iterator["CheckpointStore"]:
     """Lock the folder of a run and yield its checkpoints.
 
     Raises:
-        CheckpointError: If another run holds the lock, or if a link or a file of another program
-            has the name of a lock file or of a folder of checkpoints.
+        CheckpointError: If another run holds the lock, if a link or a file of another program has
+            the name of a lock file or of a folder of checkpoints, or if the disk is full.
     """
     with locked(folder) as check:
-        remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while saving its model
-        store = CheckpointStore(folder)
+        with writing(folder):
+            remove_leftovers(folder, MODEL_FILES)  # of a run that was killed while saving its model
+            store = CheckpointStore(folder)
         store.check_lock = check
         yield store
 

@@ -23,15 +23,6 @@ ATOMS = (
 )  # fmt: skip
 
 
-def callable_parts(value: object) -> list[tuple[str, object]] | None:
-    """Return the parts of a method or a partial function, and their names."""
-    if isinstance(value, types.MethodType):
-        return [("", value.__self__), ("", value.__func__)]
-    if isinstance(value, functools.partial):
-        return [("", value.func), (".args", value.args), ("", value.keywords)]
-    return None
-
-
 def attributes_of(value: object) -> dict[str, object] | None:
     """Return the attributes of an object by name; None if it has no such description."""
     slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]

@@ -1,7 +1,6 @@
 """Move the results of an earlier run away before another run writes into the same folder."""
 
 import json
-import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL, replaced
 from pyro_vae.runtime import json_schema
-from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync
+from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync, unused
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
@@ -36,8 +35,8 @@ def set_aside_results(folder: Path) -> None:
     found += [path for path in models if path.exists() and not foreign(path, MODEL_FILES)]
     if not found:
         return
-    moved, before = Path(tempfile.mkdtemp(dir=folder, prefix=f"{BEFORE}-")), folder / BEFORE
-    moved.chmod(0o755)
+    moved, before = unused(folder, f"{BEFORE}-"), folder / BEFORE
+    moved.mkdir()
     for path in found:
         path.rename(moved / path.name)
     for name in (MODEL, replaced(before / MODEL).name):

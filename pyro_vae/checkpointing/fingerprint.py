@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,17 @@ def sample_sha256(data: Dataset) -> str | None:
 
     Data in memory are hashed completely by `describe`.
     """
+    return _hash_of(data.content_samples())
+
+
+def held_sha256(data: Dataset) -> str | None:
+    """Return the SHA-256 of rows of the tensors behind a `DataLoader`; None without them."""
+    return None if data.loader is None else _hash_of(data.loader.held_tensors())
+
+
+def _hash_of(tensors: Iterable[Tensor]) -> str | None:
     digest = None
-    for rows in data.content_samples():
+    for rows in tensors:
         digest = digest or hashlib.sha256()
         digest.update(repr((str(rows.dtype), tuple(rows.shape))).encode())
         digest.update(rows.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -11,7 +11,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +22,6 @@ from pyro_vae.checkpointing.descriptions import (
     ATOMS,
     SAMPLED,
     attributes_of,
-    callable_parts,
     functions_of,
     hash_of_array,
     hash_of_code,
@@ -34,6 +33,7 @@ from pyro_vae.checkpointing.descriptions import (
     text_of,
 )
 from pyro_vae.checkpointing.fingerprint import OBJECTIVE_STATE
+from pyro_vae.data.callables import callable_parts, closure_of
 from pyro_vae.part import PACKAGE, Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.versions import versions
@@ -109,7 +109,7 @@ class Identity:
                 is_code = path.endswith(CODE)
                 if (
                     path in varying[kind]
-                    or not (both or is_strict)
+                    or not (both or (is_strict and path not in self.data))
                     or (is_code and not is_same_version)
                 ):
                     continue
@@ -247,11 +247,8 @@ class _Walk:
             self._used |= used
             for name in sorted(used & function.__globals__.keys()):
                 self._global(f"{function.__module__}.{name}", function.__globals__[name], used)
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
-            if cell != types.CellType():
-                self._queue.append((f"{path}.{name}", cell.cell_contents, names, False))
+        for name, value in closure_of(function):
+            self._queue.append((f"{path}.{name}", value, names, False))
         for name in ("__defaults__", "__kwdefaults__", "__wrapped__"):
             if (more := getattr(function, name, None)) is not None:
                 self._queue.append((f"{path}.{name.strip('_')}", more, names, False))
@@ -263,7 +260,10 @@ class _Walk:
             for name in sorted(used & vars(value).keys()):  # such as settings.beta
                 self._queue.append((f"{value.__name__}.{name}", getattr(value, name), (), False))
 
-    def _class(self, path: str, kind: type, names: Names) -> None:
+    def _class(
+        self, path: str, kind: type, names: Names, hidden: Collection[str] = frozenset()
+    ) -> None:
+        """Visit the functions and settings of a class, except for settings that are hidden."""
         for parent in kind.__mro__:
             if is_known(parent):
                 continue
@@ -273,6 +273,7 @@ class _Walk:
                 for function in functions:
                     self._queue.append((f"{path}.{name}", function, names, False))
                 is_setting = not name.startswith("__") and name != "class_name" and not functions
+                is_setting = is_setting and name not in hidden  # by attributes of the instance
                 if is_setting and isinstance(value, ATOMS | list | tuple | Tensor):
                     near: Name = (name, frozenset())
                     self._queue.append((f"{path}.{name}", value, (*names, near), False))
@@ -287,7 +288,7 @@ class _Walk:
         library = library and not is_users
         self._put(f"{path}.class", kind.__qualname__, names, library)
         if is_users and id(kind) not in self._seen:
-            self._class(path, kind, names)
+            self._class(path, kind, names, held.keys())
         if isinstance(value, Part):
             for name, argument in value.build_arguments.items():
                 self._queue.append((f"{path}.{name}", argument, names, False))

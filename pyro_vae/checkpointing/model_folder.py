@@ -8,21 +8,25 @@ that files of this package can move. Format 2 stored the name of the file, and f
 checksums. Both can still be read, format 1 with `load(old_format=True)`.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pyro_vae.arguments import FilePath, checked
+from pyro_vae.arguments.checks import MAX_NAME
 from pyro_vae.checkpointing.dry_build import check_builds, read_header
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
+    OLD,
     SUMS,
     CheckpointError,
     check_folder,
@@ -34,6 +38,7 @@ from pyro_vae.runtime.files import (
     remove_folder,
     staged_folder,
     sync,
+    unused,
     writable_folder,
 )
 from pyro_vae.runtime.json_schema import Number, Plain, Record, parse
@@ -113,9 +118,10 @@ def replace_folder(path: Path, files: Mapping[str, bytes], what: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     old = replaced(path)
     with staged_folder(path.parent, files) as staged:
-        staged.chmod(0o755)
         if path.exists():
             remove_folder(old, names)
+            if old.exists():  # a file in it is open, on NFS
+                old.rename(unused(path.parent, OLD))
             path.rename(old)  # `load` reads it until the new folder is renamed
         staged.rename(path)
         sync(path.parent)
@@ -238,10 +244,16 @@ def _check_replaceable(path: Path, names: Collection[str], what: str) -> None:
     """Check that `path`, and its temporary name while it is replaced, can be replaced without loss.
 
     Raises:
-        CheckpointError: If one of them is a link, or contains files with other names.
+        CheckpointError: If one of them is a link or a mount point, or contains files with other
+            names.
     """
     for folder in (path, replaced(path)):
         check_folder(folder)
+        if folder.is_mount():
+            raise CheckpointError(
+                f"{folder} is a mount point, which cannot be replaced: choose another folder, such "
+                f"as {folder / MODEL}"
+            )
         if folder.exists() and (others := foreign(folder, names)):
             raise CheckpointError(
                 f"{folder} exists and is no {what} ({others[0]!r}): choose another folder, "
@@ -271,7 +283,10 @@ def results_folder(
 
 def replaced(path: Path) -> Path:
     """Return the temporary path of a saved part while a new one replaces it."""
-    return path.with_name(f".{path.name}.old")
+    name = path.name
+    if len(os.fsencode(f".{name}.old")) > MAX_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.old")
 
 
 def _tensors(part: Part) -> dict[Tensor, list[str]]:
@@ -328,6 +343,8 @@ class _Describer:
             return {"class": _public_name(type(value)), "arguments": arguments}
         if isinstance(value, list | tuple):
             return [self.describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        if isinstance(value, np.bool_ | np.integer | np.floating):
+            return value.item()
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise CheckpointError(

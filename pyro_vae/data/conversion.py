@@ -45,6 +45,16 @@ def as_tensor(x: object) -> object:
         raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
 
 
+def check_layout(x: Tensor, name: str = "x") -> None:
+    """Raise `DataError` for nested, quantized and sparse tensors."""
+    if x.is_nested or x.is_quantized or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else f"of {x.layout}"
+        raise DataError(
+            f"{name} must be a dense tensor, got one that is {kind}: convert it, for example by "
+            f"{name}.to_dense() or {name}.dequantize()"
+        )
+
+
 def check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
     """Raise `DataError` for other dtypes than floats and int64."""
     if not is_number:

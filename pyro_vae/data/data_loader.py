@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from pyro_vae.data.binarization import fixed_draw_of_rows
 from pyro_vae.data.chunks import empty_rows, recut, rows_at
@@ -18,6 +18,7 @@ from pyro_vae.data.loader_state import LoaderState, States, seeded
 from pyro_vae.data.order import draw_seed
 from pyro_vae.data.rows import Batch, Chunk, Index
 
+SAMPLED_ROWS = 10_000  # of tensors that a dataset holds
 PROBED_ROWS = 256  # rows that are read twice before a run that writes checkpoints
 
 
@@ -198,6 +199,16 @@ class LoaderBatches:
     def content_samples(self) -> Iterator[Tensor]:
         """Yield the first batches, unless they differ when they are read again."""
         return (part for batch in self._repeated for part in batch)
+
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Yield evenly spaced rows of the tensors of a `TensorDataset`, without reading others."""
+        dataset = self._loader.dataset
+        while type(dataset) is Subset:
+            yield torch.as_tensor(dataset.indices)
+            dataset = dataset.dataset
+        if type(dataset) is TensorDataset:
+            for tensor in dataset.tensors:
+                yield tensor[:: max(1, len(tensor) // SAMPLED_ROWS)]
 
     def cannot_repeat(self) -> str | None:
         """Read the first rows twice; return a reason if they differ, although no state does."""

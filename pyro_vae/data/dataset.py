@@ -14,7 +14,7 @@ from pyro_vae.arguments import Seed, check_fields, checked
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.classes import classes_of
-from pyro_vae.data.conversion import as_tensor, check_numbers
+from pyro_vae.data.conversion import as_tensor, check_layout, check_numbers
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
 from pyro_vae.data.errors import DataError
@@ -356,6 +356,7 @@ def as_rows(x: object) -> Rows:
     if is_stored(x):
         return DiskArray(x)
     if isinstance(x, Tensor):
+        check_layout(x, "data")
         return InMemory(x)
     raise DataError(
         "expected a tensor, an array on disk, a torch DataLoader or a pv.data.Dataset, got "

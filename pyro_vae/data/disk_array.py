@@ -10,6 +10,7 @@ sorted by class. Data of at most one window are shuffled completely, in the same
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.data.chunks import empty_rows
-from pyro_vae.data.errors import DataError
+from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.order import draw_seed, shuffled
 from pyro_vae.data.random_access import RandomAccess
 from pyro_vae.data.rows import Batch, Index
@@ -28,6 +29,7 @@ from pyro_vae.data.rows import Batch, Index
 WINDOW_BYTES = 2**25  # two windows are held in memory
 BLOCK_BYTES = 2**18  # if the array has no chunks
 SAMPLED_BLOCKS = 16
+FILL_BLOCKS = 64  # that are searched for rows of only fill values if chunks are missing
 CONTENT_BLOCKS, CONTENT_BYTES = 512, 2**15  # of the rows that identify the data
 
 
@@ -48,8 +50,9 @@ class StoredArray(Protocol):
 
 def is_stored(x: object) -> TypeGuard[StoredArray]:
     """Return whether x is an array on disk: a `numpy.memmap`, or chunked, as in zarr and HDF5."""
-    chunked = all(hasattr(x, name) for name in ("shape", "dtype", "chunks"))
-    return isinstance(x, np.memmap) or (chunked and not isinstance(x, Tensor))
+    if isinstance(x, Tensor):
+        return False
+    return isinstance(x, np.memmap) or all(hasattr(x, n) for n in ("shape", "dtype", "chunks"))
 
 
 class _Selected:
@@ -88,9 +91,10 @@ class DiskArray(RandomAccess):
         device: Device of the rows that are read.
         start: First row.
         stop: Row after the last row; by default the end of the array.
+        check: Whether to check that all chunks of the array are stored.
 
     Raises:
-        DataError: If torch has no such dtype.
+        DataError: If torch has no such dtype, or chunks of the array are missing.
     """
 
     def __init__(
@@ -99,8 +103,11 @@ class DiskArray(RandomAccess):
         device: str | torch.device = "cpu",
         start: int = 0,
         stop: int | None = None,
+        *,
+        check: bool = True,
     ) -> None:
-        _check_chunks(array)
+        if check:
+            _check_chunks(array)
         self._array, self.device = array, torch.device(device)
         self._start, self._stop = start, array.shape[0] if stop is None else stop
         self._dtype = np.dtype(array.dtype).newbyteorder("=")
@@ -126,12 +133,12 @@ class DiskArray(RandomAccess):
 
     def to(self, device: str | torch.device) -> "DiskArray":
         """Return the array with its rows on a device."""
-        return DiskArray(self._array, device, self._start, self._stop)
+        return DiskArray(self._array, device, self._start, self._stop, check=False)
 
     def narrow(self, start: int, length: int) -> "DiskArray":
         """Return `length` rows from row `start` on, without reading them."""
         begin = self._start + start
-        return DiskArray(self._array, self.device, begin, begin + length)
+        return DiskArray(self._array, self.device, begin, begin + length, check=False)
 
     def subset(self, numbers: Tensor) -> "DiskArray":
         """Return the rows with these ascending numbers, without reading them."""
@@ -234,11 +241,19 @@ class DiskArray(RandomAccess):
 
 
 def _check_chunks(array: Any) -> None:
-    """Raise `DataError` if a zarr array or an HDF5 dataset has missing chunks.
+    """Check that a zarr array or an HDF5 dataset has all chunks. Missing ones read as fill value.
 
-    They would be read as the fill value.
+    HDF5 stores every chunk that was written. zarr may omit a chunk of only fill values. Missing
+    chunks are accepted with a warning if `_may_omit`.
+
+    Raises:
+        DataError: If chunks are missing, and were probably lost or not written.
+
+    Warns:
+        DataWarning: If chunks are missing, and were probably omitted.
     """
-    if hasattr(array, "nchunks_initialized"):  # zarr
+    is_zarr = hasattr(array, "nchunks_initialized")
+    if is_zarr:
         found, expected = array.nchunks_initialized, array.nchunks
     elif hasattr(array, "chunks") and hasattr(getattr(array, "id", None), "get_num_chunks"):  # h5py
         if array.chunks is None:
@@ -249,12 +264,47 @@ def _check_chunks(array: Any) -> None:
             expected = math.prod(-(-size // chunk) for size, chunk in sizes)
     else:
         return
-    if found < expected:
+    if found >= expected:
+        return
+    missing = f"{expected - found} of the {expected} chunks of the array are missing"
+    if not is_zarr or not _may_omit(array):
         raise DataError(
-            f"{expected - found} of the {expected} chunks of the array are missing and would be "
-            "read as its fill value: write it again (in zarr with write_empty_chunks=True if a "
-            "chunk has only fill values)"
+            f"{missing} and would be read as its fill value: write it again (in zarr with "
+            "write_empty_chunks=True if a chunk has only fill values)"
         )
+    warnings.warn(
+        f"{missing} and are read as its fill value. zarr omits chunks of only fill values: if "
+        "yours have other values, write the array again",
+        DataWarning,
+        stacklevel=2,
+    )
+
+
+def _may_omit(array: Any) -> bool:
+    """Return whether the missing chunks of a zarr array are like what is stored.
+
+    Compares the chunks of the same columns. If one of them has only fill values, either all have,
+    or another one has some rows of only fill values.
+    """
+    fill = 0 if array.fill_value is None else array.fill_value
+    size, *widths = array.chunks
+    starts = np.arange(0, array.shape[0], size)
+    chosen = np.unique(np.linspace(0, len(starts) - 1, FILL_BLOCKS).astype(int))
+    columns = [
+        [slice(start, start + width) for start in range(0, length, width)]
+        for length, width in zip(array.shape[1:], widths, strict=True)
+    ]
+    parts = list(itertools.product(*columns))
+    is_whole = np.ones((len(chosen), len(parts)), bool)  # only fill values
+    is_partial = np.zeros_like(is_whole)  # some rows of only fill values
+    for i, start in enumerate(starts[chosen].tolist()):
+        rows = np.asarray(array[start : start + size])
+        is_fill = (rows == fill) | ((rows != rows) & (fill != fill))
+        for j, part in enumerate(parts):
+            empty = is_fill[(slice(None), *part)].reshape(len(rows), -1).all(1)
+            is_whole[i, j], is_partial[i, j] = empty.all(), empty.any() and not empty.all()
+    like = is_partial.any(0) | ~is_whole.any(0) | is_whole.all(0)
+    return bool(like.all() and not is_whole.all())
 
 
 def _check_size(array: object) -> None:

@@ -1,7 +1,6 @@
 """The random states that a `DataLoader` draws from, so that a pass over it can be repeated."""
 
 import contextlib
-import functools
 import itertools
 import random
 import types
@@ -13,6 +12,8 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from pyro_vae.data.callables import callable_parts, closure_of
 
 States: TypeAlias = dict[str, Any]  # plain data that JSON can hold
 
@@ -110,13 +111,9 @@ def _held(value: object) -> Iterable[object]:
     if isinstance(value, list | tuple | dict):
         entries = value.values() if isinstance(value, dict) else value
         return entries if len(value) <= MAX_ENTRIES else ()
-    if isinstance(value, functools.partial):
-        return (value.func, value.args, value.keywords)
-    if isinstance(value, types.MethodType):
-        return (value.__self__, value.__func__)
-    if isinstance(value, types.FunctionType):
-        cells = value.__closure__ or ()
-        return [cell.cell_contents for cell in cells if cell != types.CellType()]
+    parts = closure_of(value) if isinstance(value, types.FunctionType) else callable_parts(value)
+    if parts is not None:
+        return [part for _, part in parts]
     return vars(value).values() if hasattr(value, "__dict__") else ()
 
 

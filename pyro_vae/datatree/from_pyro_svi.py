@@ -3,11 +3,12 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 import xarray as xr
 
-from pyro_vae.arguments import Count, FilePath, Seed, checked
+from pyro_vae.arguments import Count, FilePath, Instance, Samples, Seed, checked
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Shared
@@ -29,14 +30,20 @@ PRIOR_GROUPS = ("prior", "prior_predictive", "log_prior")
 BLOCK_ELEMENTS = 2**24
 
 
+ModelArgs: TypeAlias = Annotated[
+    tuple[object, ...],
+    Instance((tuple, list), "a tuple of the arguments of model and guide", hint="such as (x,)"),
+]
+
+
 @checked
 def from_pyro_svi(
     model: AnyProgram,
     guide: AnyProgram,
     *,
-    model_args: tuple[object, ...] = (),
+    model_args: ModelArgs = (),
     model_kwargs: Mapping[str, object] | None = None,
-    num_samples: Count = 500,
+    num_samples: Samples = 500,
     groups: Iterable[str] = GROUPS,
     obs_plate: str | None = None,
     batch_size: Count | None = None,

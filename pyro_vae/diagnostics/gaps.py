@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_vae.arguments import Count, Positive, Seed, checked
+from pyro_vae.arguments import Count, Positive, Samples, Seed, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
@@ -93,7 +93,7 @@ def gaps(
     num_steps: Count = 200,
     num_particles: Count = 8,
     learning_rate: Positive = 0.1,
-    num_samples: Count = 1000,
+    num_samples: Samples = 1000,
     seed: Seed = 0,
     progress: bool | None = None,
 ) -> Gaps:

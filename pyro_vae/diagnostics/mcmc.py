@@ -18,7 +18,7 @@ from pyro.infer import HMC, MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Seed, checked
+from pyro_vae.arguments import Count, Samples, Seed, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
@@ -43,7 +43,7 @@ def mcmc_draws(
     pair: AnyPair,
     x: Data,
     *,
-    num_samples: Count = 500,
+    num_samples: Samples = 500,
     warmup_steps: Count = 500,
     num_chains: Count = 2,
     kernel: Literal["nuts", "hmc"] = "nuts",

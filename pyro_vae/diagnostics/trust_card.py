@@ -5,7 +5,6 @@ the worst verdict of its findings. The limits are conventions.
 """
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import xarray as xr
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.arguments import Count, CountOrZero, Seed, checked
+from pyro_vae.arguments import CountOrZero, FilePath, Samples, Seed, checked
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.diagnostics.collapse import Collapse, collapse
 from pyro_vae.diagnostics.gaps import Gaps, gaps
@@ -158,7 +157,8 @@ class TrustCard:
             },
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @checked
+    def save(self, path: FilePath) -> None:
         """Write the card as JSON, atomically."""
         write_json(path, self.summary())
 
@@ -184,7 +184,7 @@ def diagnose(
     pair: AnyPair,
     x: Data,
     *,
-    num_samples: Count = 1000,
+    num_samples: Samples = 1000,
     num_gap_data: CountOrZero = 100,
     num_simulations: CountOrZero = 1000,
     seed: Seed = 0,

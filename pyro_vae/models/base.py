@@ -10,7 +10,7 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import Count, FilePath, checked, shown
+from pyro_vae.arguments import FilePath, Samples, checked, shown
 from pyro_vae.checkpointing import model_folder
 from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.pairs.check import check
@@ -92,7 +92,7 @@ class Autoencoder(Part):
 
     @checked
     @torch.no_grad()
-    def sample(self, num_samples: Count) -> Tensor:
+    def sample(self, num_samples: Samples) -> Tensor:
         """Sample x from the prior predictive distribution p(x).
 
         Args:

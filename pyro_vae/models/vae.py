@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import ArgumentError, Count, FilePath, checked
+from pyro_vae.arguments import ArgumentError, FilePath, Samples, checked
 from pyro_vae.models.base import (
     AnyPrior,
     Autoencoder,
@@ -246,7 +246,7 @@ class VAE(Autoencoder):
 
     @checked
     @torch.no_grad()
-    def impute(self, x: Tensor, num_samples: Count = 100) -> Tensor:
+    def impute(self, x: Tensor, num_samples: Samples = 100) -> Tensor:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
         The mean of the samples is the imputation, and their standard deviation its uncertainty. The

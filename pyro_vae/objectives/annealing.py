@@ -17,7 +17,15 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.arguments import AtLeastZero, Count, Instance, Number, check_fields, checked
+from pyro_vae.arguments import (
+    ArgumentError,
+    AtLeastZero,
+    Count,
+    Instance,
+    Number,
+    check_fields,
+    checked,
+)
 from pyro_vae.objectives.reparameterized import Args, KwArgs
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
@@ -150,7 +158,13 @@ class Beta(ELBO):
         # Both are tensors that change in-place. A compiled step reads the new beta. A step count as
         # a Python number would be a guard that forces a new graph capture at each step.
         self._num_steps = torch.tensor(0)
-        self.beta = torch.tensor(self.schedule(0), dtype=torch.float64)
+        try:
+            self.beta = torch.tensor(self.schedule(0), dtype=torch.float64)
+        except Exception as error:  # from the code of the user
+            raise ArgumentError(
+                f"beta must be a function of the step that returns a number; at step 0 it raises "
+                f"{error!r}"
+            ) from error
 
     @property
     def is_bound(self) -> bool:

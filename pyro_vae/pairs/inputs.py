@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.conversion import as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.data.sources.frames import is_source
@@ -39,8 +39,8 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
 def in_schema(pair: PairLike, data: Any) -> Dataset:
     """Return data as a `Dataset`, read by the schema of the pair if it has one.
 
-    Paths, frames, numpy arrays, sparse matrices and AnnData are data in the form of the source. Tensors and datasets are in
-    the form of the model.
+    Paths, frames, numpy arrays, sparse matrices and AnnData are data in the form of the source.
+    Tensors and datasets are in the form of the model.
 
     Raises:
         DataError: If the data cannot be used, or do not have the schema.
@@ -90,7 +90,10 @@ def check_data_values(x: Tensor, name: str = "x") -> None:
 
     Raises:
         PairError: If x is empty, infinite, complex, boolean or 8-bit.
+        DataError: If x is nested, quantized or sparse.
     """
+    if x.layout != torch.sparse_coo:  # the programs of a user may take these
+        check_layout(x, name)
     if x.dim() == 0 or len(x) == 0:
         raise PairError(f"{name} must hold at least one datum, got shape {tuple(x.shape)}")
     if x.dtype in (torch.uint8, torch.bool) or x.is_complex():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.newton import eigen, find_modes
@@ -165,7 +166,12 @@ def _at_mode(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Proposal
     mode = find_modes(posterior, start, scale)
     values, vectors = eigen(mode.precision, scale)
     root = scale[:, None] * vectors / values.sqrt().unsqueeze(-2)
-    scale_tril = torch.linalg.cholesky(root @ root.mT)
+    scale_tril, failed = torch.linalg.cholesky_ex(root @ root.mT)
+    if failed.any():
+        raise PairError(
+            f"the curvature of log p(x, z) is not finite at the mode of {int((failed > 0).sum())} "
+            f"of {len(failed)} data: check the weights of the pair, or rescale the data"
+        )
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     df = degrees_of_freedom(posterior.dim)
     logits = (mode.log_joint + log_det).unsqueeze(1)

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Seed, Whole, checked
+from pyro_vae.arguments import Samples, Seed, Whole, checked
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
@@ -139,7 +139,7 @@ class RefinedPosterior:
 
     @checked
     def sample(
-        self, num_samples: Count = 1000, *, num_candidates: Count = 1000, seed: Seed = 0
+        self, num_samples: Samples = 1000, *, num_candidates: Samples = 1000, seed: Seed = 0
     ) -> dict[str, Tensor]:
         """Sample the latents from the posterior of each datum, by importance resampling.
 
@@ -227,7 +227,7 @@ def refine(
     x: Data,
     *,
     num_rounds: Annotated[int, Whole(0)] = NUM_ROUNDS,
-    num_samples: Count = 1000,
+    num_samples: Samples = 1000,
     seed: Seed = 0,
     progress: bool | None = None,
 ) -> RefinedPosterior:

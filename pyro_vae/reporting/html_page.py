@@ -22,9 +22,10 @@ from pyro_vae.plots import encoded
 from pyro_vae.reporting.described import parts_of
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.files import JSONObject, read_file, write_file
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
 
 TEMPLATE = "html_page.html.jinja"
+PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of an image
 SHOWN = 10  # number of data in the posterior predictive figure
 VERDICTS = {
     "safe": "No diagnostic speaks against this posterior.",
@@ -143,13 +144,13 @@ def write(
         card: Result of `pyro_vae.diagnose` for these data.
 
     Raises:
-        CheckpointError: If a figure in the run's folder is a link or cannot be read.
+        CheckpointError: If a figure in the run's folder is a link, no PNG image, or not readable.
         OSError: If the file cannot be written.
     """
     pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
-            pictures[name] = read_file(run, f"{name}.png")
+            pictures[name] = _picture(run, f"{name}.png")
     template = files("pyro_vae.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -170,6 +171,18 @@ def write(
         versions=_versions(metrics.get("versions", {})),
     )
     from_first(lambda: write_file(path, page.encode()))
+
+
+def _picture(run: Path, name: str) -> bytes:
+    """Read a figure in the folder of a run.
+
+    Raises:
+        CheckpointError: If the file is a link or no PNG image, and may be a private file.
+    """
+    data = read_file(run, name)
+    if not data.startswith(PNG):
+        raise CheckpointError(f"{run} is damaged: {name} is not a PNG image: remove it")
+    return data
 
 
 def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:

@@ -1,6 +1,10 @@
 """Write the results of a trained VAE to a folder: scores, figures, posterior samples, settings."""
 
+import functools
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,7 +13,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.arguments import Count, FilePath, Seed, checked
+from pyro_vae.arguments import FilePath, Instance, Samples, Seed, checked
 from pyro_vae.checkpointing.earlier_results import (
     CARD,
     METRICS,
@@ -25,10 +29,11 @@ from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.plots.images import literal
 from pyro_vae.reporting import model_card
-from pyro_vae.runtime.devices import device_of, evaluating
-from pyro_vae.runtime.files import JSONObject, read_file, write_file, write_json
+from pyro_vae.runtime.devices import device_of
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import (
     COUNT,
     HISTORY,
@@ -40,7 +45,6 @@ from pyro_vae.runtime.json_schema import (
     Text,
     parse,
 )
-from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
 
@@ -65,12 +69,12 @@ _METRICS = Record(
 
 @checked
 def report(
-    vae: VAE,
-    fit: Fit,
+    vae: Annotated[VAE, Instance((VAE,), "a VAE")],
+    fit: Annotated[Fit, Instance((Fit,), "the result of pyro_vae.fit")],
     test: Data,
     out: FilePath,
     *,
-    num_samples: Count = 500,
+    num_samples: Samples = 500,
     seed: Seed = 0,
 ) -> Evaluation:
     """Score a trained VAE on test data and write the results to a folder.
@@ -97,10 +101,10 @@ def report(
     Raises:
         CheckpointError: If the folder is not writable, or a link or an unrelated file or folder has
             the name of a result. It is raised before scoring.
-        OSError: If a file cannot be written; an existing file is kept.
 
     Warns:
-        UserWarning: If results of another run were moved.
+        UserWarning: If results of another run were moved, or if a file cannot be written, for
+            example on a full disk. An existing file is then kept.
 
     Example:
         >>> import tempfile, pathlib, torch, pyro_vae as pv
@@ -130,24 +134,46 @@ def report(
         num_samples=500,
         seed=seed,
     )
-    with torch.no_grad(), preserved_state(), evaluating(vae):
+    with torch.no_grad(), unchanged(vae.model, vae.guide):
         moments = _encoded(vae, test, seed)
     if not is_first():
         return scores
-    set_aside_other_results(out, fit.history)
-    vae.save(out / MODEL)
-    metrics = write_metrics(out / METRICS, vae, fit, scores)
-    model_card.write(out, metrics, vae, model_card.read_trust(out))
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
-    # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
-    write_file(out / POSTERIOR, tree.to_netcdf(engine="h5netcdf"))
-    with torch.no_grad(), torch.random.fork_rng(), evaluating(vae):
+    with torch.no_grad(), unchanged(vae.model, vae.guide):
         torch.manual_seed(seed)
         figures = _figures(vae, fit, test, shown, *moments)
-    for name, figure in figures.items():
-        write_file(out / f"{name}.png", plots.encoded(figure))
+    # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
+    files: dict[str, bytes | memoryview] = {POSTERIOR: tree.to_netcdf(engine="h5netcdf")}
+    files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
+    writers: list[Callable[[], object]] = [
+        lambda: set_aside_other_results(out, fit.history),
+        lambda: vae.save(out / MODEL),
+        lambda: model_card.write(
+            out,
+            write_metrics(out / METRICS, vae, fit, scores),
+            vae,
+            model_card.read_trust(out),
+        ),
+        *(functools.partial(write_file, out / name, data) for name, data in files.items()),
+    ]
+    _write_all(writers, out)
     return scores
+
+
+def _write_all(writers: Iterable[Callable[[], object]], out: Path) -> None:
+    """Call functions that write results; warn once about those that cannot be written."""
+    failed = []
+    for write in writers:
+        try:
+            write()
+        except (OSError, CheckpointError) as error:
+            failed.append(str(error))
+    if failed:
+        warnings.warn(
+            f"results cannot be written into {out} ({'; '.join(failed)}); the scores are returned",
+            stacklevel=4,  # the caller of `report`, which has a decorator
+        )
 
 
 def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> JSONObject:

@@ -3,10 +3,12 @@
 Models and checkpoints are folders of a few files and their checksums in `SHA256SUMS`, which
 `sha256sum --check` can read. Links are never followed, and no file content is used as a path. A
 file is written under a temporary name and renamed, so a link at its path is replaced and its
-target is not changed. A folder is removed only if all of its files have names of this package.
+target is not changed. A folder is removed only if all of its files have names of this package, or
+names that a desktop or a file system gives to files that it makes in any folder.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +25,8 @@ JSONObject: TypeAlias = dict[str, Any]  # as `json.loads` returns it
 
 SUMS = "SHA256SUMS"
 NEW, OLD = ".new-", ".old-"  # prefixes of files that are being written, and being removed
+# Files that desktops, and NFS and FUSE for open files, make without being asked.
+DESKTOP = re.compile(r"\.DS_Store|\._.+|\.directory|Thumbs\.db|desktop\.ini|\.(nfs|fuse_hidden)\w+")
 
 
 class CheckpointError(ValueError):
@@ -61,7 +65,8 @@ def staged_folder(parent: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full, or `parent` is missing or read-only.
     """
-    staged = Path(tempfile.mkdtemp(dir=parent, prefix=NEW))
+    staged = unused(parent, NEW)
+    staged.mkdir()  # with the permissions of the umask
     try:
         write_files(staged, files)
         yield staged
@@ -97,24 +102,33 @@ def read_file(
     Raises:
         CheckpointError: If the file is missing, too long, a link or not a regular file.
     """
-    path = folder / name
     try:
-        status = path.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            raise CheckpointError(f"{folder} is damaged: {name} is a link")
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{folder} is damaged: {name} is not a regular file")
-        if max_bytes is not None and status.st_size > max_bytes:
-            raise CheckpointError(
-                f"{folder} is damaged: expected at most {max_bytes:,} bytes in {name}, got "
-                f"{status.st_size:,}"
-            )
-        with path.open("rb") as file:
-            return file.read(-1 if first is None else first)
+        with os.fdopen(_open_regular(folder / name), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{folder} is damaged: {name} is not a regular file")
+            if max_bytes is not None and status.st_size > max_bytes:
+                raise CheckpointError(
+                    f"{folder} is damaged: expected at most {max_bytes:,} bytes in {name}, got "
+                    f"{status.st_size:,}"
+                )
+            return file.read(status.st_size if first is None else first)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is damaged: {name} is missing") from error
     except OSError as error:
+        if error.errno == errno.ELOOP or (folder / name).is_symlink():
+            raise CheckpointError(f"{folder} is damaged: {name} is a link") from error
+        if (folder / name).is_dir():
+            raise CheckpointError(f"{folder} is damaged: {name} is not a regular file") from error
         raise CheckpointError(f"{folder} is damaged: {error}") from error
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file for reading, without following a link or waiting for a pipe."""
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():  # Windows
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    more = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+    return os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in more))
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -140,6 +154,18 @@ def json_bytes(content: object) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise `CheckpointError` if an output folder cannot be written, before any work is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the output folder {str(folder)!r} cannot be written ({error.strerror or error}): "
+            "choose another folder"
+        ) from error
+
+
 def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> Path:
     """Create the folder `path` if it is missing, and check that `files` can be written into it.
 
@@ -147,15 +173,10 @@ def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> 
         CheckpointError: If the folder is not writable, or if one of `files` is a folder.
     """
     folder = Path(path)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise CheckpointError(
-            f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose "
-            "another folder"
-        ) from error
     for name in files:
         if is_folder(folder / name):
             raise CheckpointError(
@@ -174,9 +195,18 @@ def check_folder(path: Path) -> None:
     """Check that `path` is a folder or does not exist. Links are not followed.
 
     Raises:
-        CheckpointError: If `path` is a link or a file.
+        CheckpointError: If `path` is a link or a file, or cannot be a path, such as a name of more
+            than 255 bytes.
     """
-    if os.path.lexists(path) and not is_folder(path):
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be used ({error.strerror}): choose another path"
+        ) from error
+    if not is_folder(path):
         kind = "a link, and links are not followed" if path.is_symlink() else "not a folder"
         raise CheckpointError(f"{path} is {kind}: remove it, or choose another path")
 
@@ -184,8 +214,8 @@ def check_folder(path: Path) -> None:
 def foreign(path: Path, names: Collection[str]) -> list[str]:
     """Return the entries of a folder that are not regular files with one of these names, sorted.
 
-    Temporary files of this package are not included. If `path` is not a folder, or is a link, the
-    result is the name of `path`.
+    Temporary files of this package and files of `DESKTOP` are not included. If `path` is not a
+    folder, or is a link, the result is the name of `path`.
     """
     if not is_folder(path):
         return [path.name]
@@ -194,12 +224,12 @@ def foreign(path: Path, names: Collection[str]) -> list[str]:
             entry.name
             for entry in entries
             if not entry.is_file(follow_symlinks=False)
-            or not (entry.name in names or _is_new(entry.name))
+            or not (entry.name in names or _is_new(entry.name) or DESKTOP.fullmatch(entry.name))
         )
 
 
 def remove_folder(path: Path, names: Collection[str]) -> None:
-    """Remove a folder if all of its entries are files with these names; else change nothing."""
+    """Remove a folder if `foreign` finds nothing else in it; otherwise change nothing."""
     if not foreign(path, names):
         shutil.rmtree(path, ignore_errors=True)
 

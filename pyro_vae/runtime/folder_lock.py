@@ -1,9 +1,11 @@
 """A lock on a folder that ends with the process that holds it."""
 
 import contextlib
+import errno
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ LOCK = ".lock"
 # A second file for the process number: Windows does not let other processes read a locked file,
 # and some versions of filelock truncate the lock file when they fail to lock it.
 HOLDER = ".lock.pid"
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network file systems
 
 
 @contextlib.contextmanager
@@ -28,6 +31,9 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
     Raises:
         CheckpointError: If another run holds the lock. If a link, a folder or a file of another
             program has the name of a lock file. If the lock file cannot be opened.
+
+    Warns:
+        UserWarning: If the file system has no locks.
     """
     lock, holder = folder / LOCK, folder / HOLDER
     # Versions without HOLDER wrote the process number into the lock file.
@@ -41,19 +47,31 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
             "wait until it ends, or choose another folder (out=)"
         ) from None
     except OSError as error:
-        raise CheckpointError(
-            f"the lock file {lock} cannot be opened ({error.strerror}): choose another output "
-            "folder"
-        ) from error
+        if error.errno not in NO_LOCKS:
+            raise CheckpointError(
+                f"the lock file {lock} cannot be opened ({error.strerror}): choose another output "
+                "folder"
+            ) from error
+        warnings.warn(
+            f"the file system of {str(folder)!r} has no locks ({error.strerror}): do not start "
+            "another run in this folder before this one ends",
+            stacklevel=2,
+        )
+        lock.touch()
     try:
         if earlier:
             os.truncate(lock, 0)
-        write_file(holder, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # a full disk: the number is only for the message
+            write_file(holder, str(os.getpid()).encode())
         mine = lock.stat()  # not reused while the file is open
 
         def check() -> None:
-            if not os.path.samestat(mine, lock.stat()):
-                raise CheckpointError(f"{folder} was removed, and another run has locked it since")
+            # Without a lock file, no other run has the folder.
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(mine, lock.stat()):
+                    raise CheckpointError(
+                        f"{folder} was removed, and another run has locked it since"
+                    )
 
         yield check
     finally:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.part import Part
-from pyro_vae.runtime.files import CheckpointError, JSONObject, write_json
+from pyro_vae.runtime.files import CheckpointError, JSONObject, unused, write_json
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import Job
 from pyro_vae.training.watching import send_curve
@@ -81,9 +82,9 @@ def finish(job: Job, state: RunState) -> Fit:
         progress.history, progress.best, progress.stopped, progress.step, state.seconds, settings
     )
     if job.folder is not None and is_first():
-        _write_results(job.pair, fit, job.folder)
+        assert state.writer is not None
+        _write_results(job.pair, fit, job.folder, state.writer.store.check_lock)
         if fit.stopped == "interrupted":
-            assert state.writer is not None
             print(
                 f"interrupted at step {fit.num_steps}; the last checkpoint in {job.folder} is of "
                 f"step {state.writer.saved_step}. Call fit again with resume=True to continue",
@@ -119,16 +120,43 @@ def _warn_if_diverged(curve: str, state: RunState) -> None:
         )
 
 
-def _write_results(pair: PairLike, fit: Fit, folder: Path) -> None:
-    """Write model and history. If the disk fails, warn: the training itself is not lost."""
+def _write_results(
+    pair: PairLike, fit: Fit, folder: Path, check_lock: Callable[[], None] | None
+) -> None:
+    """Write history and model. If the disk fails, warn: the training itself is not lost."""
+    failed = []
     try:
+        if check_lock is not None:
+            check_lock()
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_json(folder / HISTORY, fit.history)
+        except OSError as error:
+            failed.append(str(error))
         if isinstance(pair, Part):
-            save(pair, folder / MODEL)
-        write_json(folder / HISTORY, fit.history)
+            _save(pair, folder)
     except (OSError, CheckpointError) as error:
+        failed.append(str(error))
+    if failed:
         warnings.warn(
-            f"the trained model and its history cannot be written into {folder} ({error}); the "
-            "weights are in the pair, and the result is returned",
+            f"the trained model and its history cannot be written into {folder} "
+            f"({'; '.join(failed)}); the weights are in the pair, and the result is returned",
             stacklevel=5,  # the caller of `fit`, which has a decorator
+        )
+
+
+def _save(part: Part, folder: Path) -> None:
+    """Save the trained model as `model`, or under a new name if `model` cannot be replaced.
+
+    For example, another program wrote into it during the run, or it is a mount point.
+    """
+    try:
+        save(part, folder / MODEL)
+    except (OSError, CheckpointError) as error:
+        other = unused(folder, f"{MODEL}-")
+        save(part, other)
+        warnings.warn(
+            f"the trained model was saved to {other}, because {folder / MODEL} cannot be replaced "
+            f"({error})",
+            stacklevel=6,  # the caller of `fit`, which has a decorator
         )

@@ -21,7 +21,7 @@ from pyro_vae.checkpointing.checkpoint_store import (
     opened,
 )
 from pyro_vae.checkpointing.earlier_results import set_aside_results
-from pyro_vae.checkpointing.fingerprint import describe, sample_sha256
+from pyro_vae.checkpointing.fingerprint import describe, held_sha256, sample_sha256
 from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.snapshot import restore, snapshot
 from pyro_vae.distributed import (
@@ -35,7 +35,7 @@ from pyro_vae.distributed import (
     world_size,
 )
 from pyro_vae.objectives.nats_per_datum import objectives_of
-from pyro_vae.runtime.files import CheckpointError
+from pyro_vae.runtime.files import CheckpointError, writing
 from pyro_vae.runtime.progress_bar import training_bar
 from pyro_vae.runtime.signals import interruptible
 from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
@@ -173,8 +173,9 @@ def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
     state.identity = Identity(
         {**dict(zip(("model", "guide"), job.programs, strict=True)), **_objectives(job)},
         {
-            "training data": sample_sha256(job.train),
-            "validation data": None if job.validation is None else sample_sha256(job.validation),
+            f"{kind} data{what}": None if data is None else hashed(data)
+            for kind, data in (("training", job.train), ("validation", job.validation))
+            for what, hashed in (("", sample_sha256), (" of the loader", held_sha256))
         },
     )
     wanted = job.config.resume or was_restarted()
@@ -190,8 +191,9 @@ def _objectives(job: Job) -> dict[str, object]:
 def _found(store: CheckpointStore, wanted: bool) -> Checkpoint | None:
     checkpoint = store.newest() if wanted else None
     if checkpoint is None:
-        store.set_aside()
-        set_aside_results(store.path.parent)
+        with writing(store.path.parent):
+            store.set_aside()
+            set_aside_results(store.path.parent)
     if wanted and checkpoint is None:
         print(f"{store.path.parent} has no checkpoint: training starts at step 0", file=sys.stderr)
     return checkpoint

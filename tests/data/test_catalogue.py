@@ -224,8 +224,33 @@ def test_numbers_of_another_file_are_refused(mnist_folder, monkeypatch):
 
 def test_every_file_has_a_hash():
     kinds = [
-        f"MNIST {split} {what}" for split in ("train", "test") for what in ("images", "labels")
+        f"{name} {split} {what}"
+        for name in ("MNIST", "FashionMNIST")
+        for split in ("train", "test")
+        for what in ("images", "labels")
     ]
     kinds += ["Frey Face", *(f"static MNIST {key}" for key in ("train", "valid", "test"))]
     assert set(KNOWN) == set(kinds)
-    assert all(len(value) == 64 for value in KNOWN.values())
+    assert all(len(value) == 64 or value.startswith("sums ") for value in KNOWN.values())
+
+
+def test_other_images_than_those_of_fashion_are_refused(mnist_folder, monkeypatch):
+    (mnist_folder / "MNIST").rename(mnist_folder / "FashionMNIST")
+    monkeypatch.setattr(catalogue, "CONTENT", {k: KNOWN[k] for k in KNOWN if "Fashion" in k})
+    with pytest.raises(DataError, match="not those of FashionMNIST train images"):
+        pv.data.fashion_mnist(root=mnist_folder)
+
+
+def test_sums_of_pixels_and_of_their_squares_tell_images_apart():
+    x = torch.randint(0, 256, (10, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
+    sums = catalogue._content(x, "sums ")
+    assert sums == f"sums {int(x.long().sum())} {int(x.long().square().sum())}"
+    changed = x.clone()
+    changed[0, 0, :2] += torch.tensor([1, 255], dtype=torch.uint8)  # the same sum of pixels
+    assert catalogue._content(changed, "sums ") != sums
+    # The published mean and standard deviation of the training images, divided by 255.
+    total, squares = map(int, KNOWN["FashionMNIST train images"].split()[1:])
+    count = 60_000 * 784
+    assert total / count / 255 == pytest.approx(0.28604059698879553, rel=1e-14)
+    variance = squares / count / 255**2 - (total / count / 255) ** 2
+    assert variance**0.5 == pytest.approx(0.3530242445149223, rel=1e-14)

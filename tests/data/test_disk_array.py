@@ -144,6 +144,43 @@ def test_missing_chunks_of_zarr_are_refused(missing, tmp_path):
         pv.data.Dataset(zarr.open_array(tmp_path / "a.zarr"))
 
 
+def with_fill_values(kind):
+    """Return 100 rows of 6 columns, in which some chunks of zarr have only the fill value."""
+    x = np.random.default_rng(0).random((100, 6)).astype("f4")
+    if kind == "columns":
+        x[:, :3] = 0
+    elif kind == "a block and a row":
+        x[20:30] = x[55] = 0
+    elif kind == "sparse":
+        x *= x > 0.98
+    elif kind == "a block":
+        x[20:30] = 0
+    return x
+
+
+@pytest.mark.parametrize("kind", ["columns", "a block and a row", "sparse"])
+def test_chunks_of_fill_values_that_zarr_omits_are_read_with_a_warning(kind, tmp_path):
+    x = with_fill_values(kind)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=x.shape, chunks=(10, 3), dtype="f4")
+    array[:] = x
+    with pytest.warns(pv.data.DataWarning, match="chunks of the array are missing") as told:
+        train, test = pv.data.Dataset(array).hold_out(10)
+    assert len(told) == 1
+    assert len(train) + len(test) == 100
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a block", "one chunk"])
+def test_chunks_unlike_the_stored_ones_are_refused(kind, tmp_path):
+    x = with_fill_values(kind)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=x.shape, chunks=(10, 3), dtype="f4")
+    if kind != "nothing":
+        array[:] = x
+    if kind == "one chunk":
+        next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(pv.data.DataError, match="chunks of the array are missing"):
+        pv.data.Dataset(array)
+
+
 @pytest.mark.parametrize("rows", [30, 40])
 def test_missing_chunks_of_hdf5_are_refused(rows, tmp_path):
     h5py = pytest.importorskip("h5py")

@@ -300,3 +300,19 @@ def test_files_have_the_permissions_of_the_umask(tmp_path):
     finally:
         os.umask(real)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.filterwarnings("ignore:.*has the results of an earlier run")
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_a_run_has_the_permissions_of_the_umask(umask, tmp_path):
+    real = os.umask(umask)
+    try:
+        fit(tmp_path / "run")
+        fit(tmp_path / "run")  # the results of the first run are moved
+    finally:
+        os.umask(real)
+    found = list((tmp_path / "run").rglob("*"))
+    assert {path.name for path in found} >= {"results-before", "checkpoints-before", "model"}
+    for path in found:
+        full = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == full & ~umask, path

@@ -1,5 +1,6 @@
 """A run is resumed as the same run only: each other setting, constant or function is named."""
 
+import dataclasses
 import functools
 import types
 
@@ -65,6 +66,14 @@ class Narrow(Pair):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.25).to_event(1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    factor: float = 1.0  # also an attribute of the class
+
+    def __call__(self, value):
+        return self.factor * value
+
+
 def with_closure(scale):
     return Pair(link=lambda value: scale * value)
 
@@ -122,6 +131,7 @@ CHANGES = {
         Pair(config=types.SimpleNamespace(power=power, out="a")) for power in (1, 2)
     ],
     "entry of a list in a dict": [Pair(table={"low": [0.5, high]}) for high in (2.0, 3.0)],
+    "attribute with a default of its class": [Pair(link=Times(f)) for f in (1.0, 2.0)],
     "a function": [Pair(link=link) for link in (torch.tanh, torch.sin)],
     "closure": [with_closure(scale) for scale in (1.0, 2.0)],
     "code": [with_code(number) for number in (0, 1)],
@@ -182,6 +192,23 @@ def test_other_data_behind_a_loader_are_refused(shuffle, tmp_path, monkeypatch):
 
 
 # Between the 16 blocks that the fingerprint of the settings reads, too.
+@pytest.mark.parametrize("is_subset", [False, True])
+def test_late_rows_behind_a_loader_are_compared(is_subset, tmp_path, monkeypatch):
+    one = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0))
+    other = one.clone()
+    other[990, 3] += 1
+
+    def loader(data):
+        rows = torch.utils.data.TensorDataset(data)
+        rows = torch.utils.data.Subset(rows, range(1000)) if is_subset else rows
+        return torch.utils.data.DataLoader(rows, batch_size=100)
+
+    stopped(monkeypatch, vae(), tmp_path, loader(one))
+    with pytest.raises(pv.CheckpointError, match="training data of the loader was"):
+        run(vae(), tmp_path, loader(other), resume=True)
+    run(vae(), tmp_path, loader(one.clone()), resume=True)
+
+
 @pytest.mark.parametrize("start", [0, 11_000, 33_000, 100_000, 320_000])
 def test_a_file_with_zeroed_rows_is_refused(start, tmp_path, monkeypatch):
     settings = {"batch_size": 20_000}
