@@ -1,5 +1,6 @@
 """Rows are scored alike in whatever container they come, or the container is refused by name."""
 
+import functools
 import itertools
 import random
 
@@ -18,6 +19,7 @@ import pyro_vae as pv
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import images, matrices
+from pyro_vae.diagnostics import trust_card
 from pyro_vae.pairs import chunking
 
 NUM_DATA, WIDTH, LATENTS = 83, 5, 2
@@ -30,8 +32,29 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", CHUNK * K * WIDTH)
 
 
+@pytest.fixture(autouse=True)
+def short_gaps(monkeypatch):
+    monkeypatch.setattr(trust_card, "gaps", functools.partial(pv.gaps, num_steps=2, num_samples=K))
+
+
+@pytest.fixture(scope="module")
+def of_a_tensor(tmp_path_factory):
+    """The numbers of a function of the first rows as tensors; each is computed once."""
+
+    @functools.cache
+    def numbers(function, num_data=NUM_DATA, first=0):
+        pair, data = conditional(), tuple(values[first:num_data] for values in all_rows())
+        return function(pair, data, tmp_path_factory.mktemp("tensor"))
+
+    return numbers
+
+
 @pytest.fixture
 def rows():
+    return all_rows()
+
+
+def all_rows():
     """The first rows lie far from the others: scores of some rows are not those of all."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(NUM_DATA, WIDTH, generator=generator)
@@ -254,13 +277,14 @@ def assert_same(found, expected):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path):
-    if function is chained:
-        rows = tuple(values[18:22] for values in rows)
-    expected = function(conditional(), rows, tmp_path)
+def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path, of_a_tensor):
+    part = (22, 18) if function is chained else (NUM_DATA, 0)
+    rows = tuple(values[part[1] : part[0]] for values in rows)
+    expected = of_a_tensor(function, *part)
     data = CONTAINERS[container](rows, tmp_path)
+    pair = conditional()
     state = torch.get_rng_state()
-    assert_same(function(conditional(), data, tmp_path), expected)
+    assert_same(function(pair, data, tmp_path), expected)
     assert torch.equal(torch.get_rng_state(), state) or function is validated
 
 
@@ -280,25 +304,9 @@ def test_a_report_s_scores_are_those_of_a_tensor(container, rows, tmp_path):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS[:-1])
-def test_what_a_loader_drops_is_not_scored(function, rows, tmp_path):
+def test_what_a_loader_drops_is_not_scored(function, rows, tmp_path, of_a_tensor):
     data = DataLoader(TensorDataset(*rows), batch_size=16, drop_last=True)
-    expected = function(conditional(), tuple(values[:80] for values in rows), tmp_path)
-    assert_same(function(conditional(), data, tmp_path), expected)
-
-
-@pytest.mark.parametrize("num_data", [1, 6, 7, 8, 14, 15])
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 8, 100])
-@pytest.mark.parametrize("least", [1, 2])
-def test_chunks_begin_at_the_same_places(num_data, batch_size, least):
-    x = torch.arange(float(num_data))[:, None]
-    expected = [(place, read()) for place, read in Dataset(x).chunks(CHUNK, least)]
-    data = Dataset(DataLoader(x, batch_size=batch_size))
-    found = [(place, read()) for place, read in data.chunks(CHUNK, least)]
-    assert [place for place, _ in found] == [place for place, _ in expected]
-    assert all(
-        torch.equal(one[1][0], other[1][0]) for one, other in zip(found, expected, strict=True)
-    )
-    assert min(len(batch) for _, (batch,) in found) >= min(least, num_data)
+    assert_same(function(conditional(), data, tmp_path), of_a_tensor(function, 80))
 
 
 def test_a_shuffled_loader_is_scored_in_its_own_order_the_same_each_time(rows, tmp_path):
@@ -356,27 +364,6 @@ def test_image_files_are_scored_as_pixels_on_disk(binarization, tmp_path):
     for function in (evaluated, collapsed):
         assert_same(function(pair, files, tmp_path), function(pair, stored, tmp_path))
     assert torch.equal(files.spread(9), stored.spread(9))
-
-
-@pytest.mark.parametrize("batch_size", [1, 16, 100])
-@pytest.mark.parametrize(
-    "index",
-    [
-        slice(None), slice(2), slice(0), slice(30, 60), slice(None, None, 7), slice(5, 70, 20),
-        slice(20, 15), slice(80, 1000), 3, 82, torch.tensor([40, 2, 77, 2]),
-    ],
-)  # fmt: skip
-def test_rows_of_a_loader_are_those_of_a_tensor(index, batch_size, rows):
-    data = pv.data.as_dataset(DataLoader(TensorDataset(*rows), batch_size=batch_size))
-    expected = tuple(values[index] for values in rows)
-    assert all(map(torch.equal, data.batch(index), expected))
-    assert torch.equal(data[index], expected[0])
-
-
-@pytest.mark.parametrize("index", [-1, slice(-3, None), slice(None, -1), slice(None, None, -1), 83])
-def test_rows_that_a_loader_cannot_give_are_refused(index, rows):
-    with pytest.raises(DataError, match="DataLoader"):
-        pv.data.as_dataset(DataLoader(rows[0], batch_size=16))[index]
 
 
 # -- what is refused -------------------------------------------------------------------------------
