@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
@@ -21,7 +22,8 @@ from pyro_vae.engine.inductor import try_out_processor
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.engine.verification import Verifier
-from pyro_vae.runtime.random_state import random_state, set_random_state
+from pyro_vae.engine.verified_steps import Comparison, VerifiedState
+from pyro_vae.runtime.random_state import TorchState, random_state, set_random_state
 
 log = logging.getLogger("pyro_vae")
 
@@ -30,9 +32,10 @@ log = logging.getLogger("pyro_vae")
 STEPS_BEFORE_COMPILING = 1000
 MAX_PROGRAMS = 8
 MAX_SIGNATURES = 100  # signatures with a count of steps; the oldest is dropped first
-# Runs of a program that are compared with Pyro's eager computation, to detect changes that neither
-# guards nor signatures see.
-CHECKED_RUNS = {2, 3, *(10**k for k in range(1, 10))}
+# Runs of a program that are verified steps, to detect changes that neither guards nor signatures
+# see. Later, a step is verified if the program's last verified step was this many steps ago.
+CHECKED_RUNS = {1, 2, 3, 5, 8, 13, 21, 34}
+STEPS_BETWEEN_CHECKS = 50
 # The engine is switched off if a program declines more steps than this, and more than one in ten.
 MISSES_ALLOWED, RUNS_PER_MISS = 10, 10
 
@@ -96,9 +99,24 @@ class Compiler:
         self.enabled = True
         self.update_outside = False  # whether the optimizer updates outside of compiled programs
         self.num_steps = 0
-        self._guards = GuardedState(svi.model, svi.guide, loss, svi.loss_and_grads)
+        self._loss, self._at_once = loss, at_once
+        self._reset()
+
+    def _reset(self) -> None:
+        """Start without programs."""
+        svi = self.svi
+        names = ("model", "guide", "_loss", "loss_and_grads")
+        self._guards = GuardedState(
+            [(getattr, self if name == "_loss" else svi, name) for name in names]
+        )
         self._verifier = Verifier(svi, self._guards)
-        self._at_once = at_once
+        self._kept = VerifiedState(svi)
+        self._clock = 0  # number of steps taken
+        self._closing = False  # whether a program has steps that were not verified with others
+        self._announced_limit = False
+        # The steps since the last verified one, for a caller that wants them to be taken again.
+        self.takes_again = False
+        self._steps: list[tuple[Arguments, Keywords, TorchState]] = []
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
         self._watched: list[Tensor] = []
@@ -109,35 +127,60 @@ class Compiler:
         # The last compiled step: its program, and the random state before it.
         self._program: CompiledStep | None = None
         self._random = random_state()
-        self._previous: CompiledStep | None = None  # program of the step before, if compiled
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickled files have no programs; they compile again."""
+        names = ("svi", "enabled", "update_outside", "num_steps", "_loss", "_at_once")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Start without programs."""
+        vars(self).update(state)
+        self._reset()
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def step(self, args: Arguments, kwargs: Keywords, share: float | None) -> list[Tensor] | None:
-        """Take the step with a compiled program and return its losses; None without a program.
+    def step(
+        self, args: Arguments, kwargs: Keywords, share: float | None
+    ) -> list[Tensor] | LossValue | None:
+        """Take the step; return its loss or losses.
 
-        No exception leaves this method. If the engine fails, it warns and switches itself off, and
-        restores the random state for the eager step that follows.
+        Returns:
+            None if no program takes the step; a list of tensors if a compiled program took it; the
+            loss as numbers if it was a verified step, which is complete.
+
+        Raises:
+            Exception: In a verified step, the exceptions of the eager step. If the engine fails, it
+                warns and switches itself off, and restores the random state for the eager step.
         """
-        previous, self._previous = self._previous, None
+        self._clock += 1
         if not self.enabled or am_i_wrapped() or not torch.is_grad_enabled():
             return None
         before = random_state()
         try:
             call = Call(args, kwargs, share, *split(args, kwargs))
-            program = self._find(previous, call)
+            program = self._find(call)
             if program is None:
+                self._note(args, kwargs, before)
                 return None
-            losses, gradients = program(call.inputs)
+            comparison = None
+            if self._is_due(program):
+                comparison = Comparison(self.svi, program, call.inputs)
+            else:
+                losses, gradients = program(call.inputs)
         except Exception as error:
             set_random_state(before)
             self._switch_off_for(error)
             return None
-        self._random = before
-        self._program = self._previous = program
+        self._note(args, kwargs, before)
+        self._random, self._program = before, program
+        self.num_steps += 1
+        if comparison is not None:
+            set_random_state(before)
+            return self._verified_step(comparison, call)
+        program.unverified += 1
         if program.optimizers is None:
             losses = self._update(program, losses, gradients, share)
-        self.num_steps += 1
         return losses
 
     def prepare(self, args: Arguments, kwargs: Keywords, share: float | None) -> None:
@@ -154,7 +197,6 @@ class Compiler:
         """Take eagerly the step that a program declined, on the same random numbers."""
         program = self._program
         assert program is not None
-        self._previous = None
         self.num_steps -= 1
         self.svi.any_process(True, share)
         set_random_state(self._random)
@@ -166,6 +208,74 @@ class Compiler:
                     "the program cannot be compiled: it branches too often on the values of tensors"
                 )
         return loss
+
+    # -- verified steps ---------------------------------------------------------------------------
+
+    def _is_due(self, program: CompiledStep) -> bool:
+        """Return whether the next step of a program is a verified step."""
+        return (
+            program.runs in CHECKED_RUNS
+            or self._clock - program.verified_at >= STEPS_BETWEEN_CHECKS
+            or (self._closing and program.unverified > 0)
+        )
+
+    def _note(self, args: Arguments, kwargs: Keywords, before: TorchState) -> None:
+        """Remember a step until the next verified one, if the caller wants it to be taken again."""
+        if self.takes_again and self._kept.clock >= 0:
+            self._steps.append((args, kwargs, before))
+
+    def _verified_step(self, comparison: Comparison, call: Call) -> LossValue:
+        """Take a step eagerly, compare it with the compiled program's; return the loss."""
+        program, key = comparison.program, self._guards.key()
+        gradients: dict[Tensor, Tensor] = {}
+        loss = self.svi.eager_step(call.args, call.kwargs, call.share, gradients)
+        after = random_state()
+        try:
+            if comparison.declined or not all(map(math.isfinite, loss_values(loss))):
+                return loss  # the program is verified in another step
+            comparison.check(loss, gradients)
+            if self._guards.key() != key:
+                name = self._guards.difference(key, self._guards.key())
+                raise NotCompilable(f"it changes {name!r} in each step")
+            program.verified_at, program.unverified = self._clock, 0
+            self._closing = any(p.unverified for p in self._programs.values())
+            if not self._closing:
+                self._kept.keep(self._clock, self._verifier.buffers())
+                self._steps.clear()
+        except NotCompilable as finding:
+            self.num_steps -= 1
+            return self._take_back(finding, call, loss)
+        except Exception as error:
+            set_random_state(after)
+            self._switch_off_for(error)
+        return loss
+
+    def _take_back(self, error: NotCompilable, call: Call, loss: LossValue) -> LossValue:
+        """Return to the last verified state, switch off, and take this step eagerly."""
+        kept, steps = self._kept, self._steps
+        first, last = kept.clock + 1, self._clock - 1
+        reason = f"in step {self._clock} the compiled step is wrong: {error}"
+        if first > last or kept.clock < 0:  # the eager step follows a verified one
+            self._switch_off(reason)
+            return loss
+        if call.share is not None:
+            self._switch_off(
+                f"{reason}. Steps {first} to {last} were compiled and are not taken back, because "
+                "several processes take them together"
+            )
+            return loss
+        self.num_steps -= last - first + 1
+        again = "are taken again eagerly" if self.takes_again else "are taken back"
+        kept.restore()
+        for args, kwargs, random in steps[:-1]:
+            set_random_state(random)
+            self.svi.eager_step(args, kwargs, None)
+        if self.takes_again:
+            set_random_state(steps[-1][2])
+        self._switch_off(f"{reason}. Steps {first} to {last} {again}")
+        return self.svi.eager_step(call.args, call.kwargs, None)
+
+    # -- results ----------------------------------------------------------------------------------
 
     @property
     def must_check_loss(self) -> bool:
@@ -203,6 +313,8 @@ class Compiler:
         self.enabled = False
         self._programs.clear()
         self._counts.clear()
+        self._steps = []
+        self._kept.forget()
         warnings.warn(
             f"training continues without compilation, because {reason}. Pass compile=False to "
             "silence this warning",
@@ -212,11 +324,11 @@ class Compiler:
 
     # -- which program ----------------------------------------------------------------------------
 
-    def _find(self, previous: CompiledStep | None, call: Call) -> CompiledStep | None:
+    def _find(self, call: Call) -> CompiledStep | None:
         """Return the program for these arguments, compiled now if it is time; else None."""
         signature = self._signature(call)
         program = self._programs.get(signature)
-        if program is not None and not self._usable(program, program is previous):
+        if program is not None and not self._usable(program):
             del self._programs[signature]
             program = None
             self._counts[signature] = STEPS_BEFORE_COMPILING
@@ -224,8 +336,6 @@ class Compiler:
             program = self._consider(signature, call)
         if program is not None:
             program.runs += 1
-            if program.runs in CHECKED_RUNS:
-                self._verifier.check_again(program.capture, call.inputs, call.args, call.kwargs)
         return program
 
     def _signature(self, call: Call) -> Signature:
@@ -237,6 +347,7 @@ class Compiler:
             (
                 len(self.svi.trained),
                 torch.get_default_dtype(),
+                dist.is_validation_enabled(),
                 torch.is_autocast_enabled("cpu"),
                 torch.is_autocast_enabled("cuda"),
                 call.share is None,
@@ -244,13 +355,13 @@ class Compiler:
             self._guards.key(),
         )
 
-    def _usable(self, program: CompiledStep, consecutive: bool) -> bool:
-        if not program.is_current():
+    def _usable(self, program: CompiledStep) -> bool:
+        if not program.is_current(self.svi.optim):
             self.update_outside = True  # a hyperparameter changed, or a state was loaded
             return False
         if any(p.grad is not None for p in program.capture.parameters):
             return False
-        return consecutive or program.in_step()
+        return program.in_step()
 
     def _consider(self, signature: Signature, call: Call) -> CompiledStep | None:
         """Count a step without a program; compile one if there were enough such steps."""
@@ -265,6 +376,8 @@ class Compiler:
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._guards.difference(self._last_guards, signature.guards)
                 raise NotCompilable(f"{name!r} changes from step to step")
+            if len({known.guards for known in self._counts}) > MAX_PROGRAMS:
+                self._announce_limit(signature)
             if len(self._counts) > MAX_SIGNATURES:
                 del self._counts[next(iter(self._counts))]
         else:
@@ -273,12 +386,31 @@ class Compiler:
         needed = STEPS_BEFORE_COMPILING
         if not self._programs and self._at_once:
             needed = 0 if self._has_started() else 1
-        if count < needed or len(self._programs) >= MAX_PROGRAMS:
+        if count < needed:
+            return None
+        if len(self._programs) >= MAX_PROGRAMS:
+            self._announce_limit(signature)
             return None
         program = self._make(call)
         if program is not None:
             self._programs[self._signature(call)] = program
         return program
+
+    def _announce_limit(self, signature: Signature) -> None:
+        """Warn, once, that there are as many compiled programs as there can be."""
+        if self._announced_limit:
+            return
+        self._announced_limit = True
+        name = "the shapes or values of its arguments"
+        if self._last_guards != signature.guards:
+            name = repr(self._guards.difference(self._last_guards, signature.guards))
+        warnings.warn(
+            f"steps with other values of {name} run eagerly: a program is compiled after "
+            f"{STEPS_BEFORE_COMPILING:,} steps with the same values, for at most {MAX_PROGRAMS} of "
+            "them. Pass compile=False to silence this warning",
+            CompilationWarning,
+            stacklevel=7,
+        )
 
     def _has_started(self) -> bool:
         """Return whether parameters and optimizer state exist, as in a resumed run."""
@@ -309,9 +441,12 @@ class Compiler:
             return self._compile(recorded, call)
 
     def _record(self, call: Call) -> Capture:
+        validates = dist.is_validation_enabled()
+
         def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
-            # Pyro's validation takes as long as the bound. The checked runs validate.
-            with pyro.validation_enabled(False):
+            # Pyro's validation takes as long as the bound. Only observed values are checked in the
+            # graph; verified steps check everything.
+            with pyro.validation_enabled(False), dist.validation_enabled(validates):
                 args, kwargs = join(call.args, call.kwargs, stand_ins)
                 loss, parameters = self.svi.gradients(args, kwargs)
             return loss if isinstance(loss, tuple) else (loss,), parameters

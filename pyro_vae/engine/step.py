@@ -46,7 +46,13 @@ class StepProtocol(Protocol):
     ) -> tuple[float, ...]:
         """Update parameters by their gradients and clear these; return the losses."""
 
-    def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
+    def eager_step(
+        self,
+        args: Arguments,
+        kwargs: Keywords,
+        share: float | None,
+        gradients: dict[Tensor, Tensor] | None = None,
+    ) -> LossValue:
         """Take the step without a compiled program; return the loss."""
 
     def any_process(self, compiled: bool, share: float | None) -> bool:
