@@ -272,11 +272,11 @@ class SVI(pyro.infer.SVI):
         args: Arguments,
         kwargs: Keywords,
         share: float | None,
-        gradients: dict[Tensor, Tensor] | None = None,
+        observe: Callable[[list[Tensor]], None] | None = None,
     ) -> LossValue:
         """Take the step without a compiled program; return the loss.
 
-        If `gradients` is given, it is filled with the gradients of the step.
+        If `observe` is given, it is called with the parameters before the update.
         """
         first = self._modules is None
         if self._modules is None:
@@ -285,8 +285,8 @@ class SVI(pyro.infer.SVI):
             loss, parameters = self.gradients(args, kwargs)
         if first:  # the first run may create the parameters
             claim_parameters(self.model, self.guide)
-        if gradients is not None:
-            gradients |= {p: p.grad.clone() for p in parameters if p.grad is not None}
+        if observe is not None:
+            observe(parameters)
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.

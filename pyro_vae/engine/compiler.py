@@ -227,16 +227,18 @@ class Compiler:
     def _verified_step(self, comparison: Comparison, call: Call) -> LossValue:
         """Take a step eagerly, compare it with the compiled program's; return the loss."""
         program, key = comparison.program, self._guards.key()
-        gradients: dict[Tensor, Tensor] = {}
-        loss = self.svi.eager_step(call.args, call.kwargs, call.share, gradients)
+        loss = self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
         after = random_state()
         try:
             if comparison.declined or not all(map(math.isfinite, loss_values(loss))):
                 return loss  # the program is verified in another step
-            comparison.check(loss, gradients)
+            comparison.check(loss)
             if self._guards.key() != key:
                 name = self._guards.difference(key, self._guards.key())
                 raise NotCompilable(f"it changes {name!r} in each step")
+            values = comparison.adopt()
+            if call.share is None:  # otherwise the losses are averaged over the processes
+                loss = self.result(values)
             program.verified_at, program.unverified = self._clock, 0
             self._closing = any(p.unverified for p in self._programs.values())
             if not self._closing:

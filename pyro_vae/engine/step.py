@@ -51,7 +51,7 @@ class StepProtocol(Protocol):
         args: Arguments,
         kwargs: Keywords,
         share: float | None,
-        gradients: dict[Tensor, Tensor] | None = None,
+        observe: Callable[[list[Tensor]], None] | None = None,
     ) -> LossValue:
         """Take the step without a compiled program; return the loss."""
 

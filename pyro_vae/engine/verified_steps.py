@@ -1,8 +1,9 @@
 """Verified steps: compare compiled steps with eager ones, and take wrong steps back.
 
 A verified step is an eager step of the run. The compiled program takes the same step on copies of
-the tensors that it changes and on the same random numbers. If the results agree, the state after
-the step is kept. If not, the run returns to the last state that was kept.
+the tensors that it changes and on the same random numbers. If the results agree, the run has the
+results of the compiled program, and the state after the step is kept. If not, the run returns to
+the last state that was kept.
 """
 
 import math
@@ -113,18 +114,49 @@ class Comparison:
         self._old = [p.detach().clone() for p in parameters]
         self._losses, self._gradients, self._written = program.on_copies(inputs)
         self._random = random_state()
+        self._eager: dict[Tensor, Tensor] = {}
+        self._finding: NotCompilable | None = None
+
+    def observe(self, parameters: list[Tensor]) -> None:
+        """Note the gradients of the eager step, before its update.
+
+        If the program has no optimizers and its gradients agree, the update uses them, so that the
+        run does not depend on the steps that are verified.
+        """
+        self._eager = {p: p.grad.clone() for p in parameters if p.grad is not None}
+        ours = self.program.capture.parameters
+        if self.program.optimizers is not None or self.declined or set(self._eager) != set(ours):
+            return
+        try:
+            eager = [self._eager[p] for p in ours]
+            check_close("the gradients", self._gradients, eager, self._tolerance)
+        except NotCompilable as finding:
+            self._finding = finding
+            return
+        for parameter, gradient in zip(ours, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def adopt(self) -> tuple[float, ...]:
+        """Give the run the results of the compiled program; return its losses.
+
+        A resumed run verifies other steps, and has the same numbers nevertheless.
+        """
+        if self.program.optimizers is not None:
+            with torch.no_grad():
+                for tensor, copy in self._written:
+                    tensor.copy_(copy)
+        return tuple(x.item() for x in self._losses)
 
     @property
     def declined(self) -> bool:
         """Whether the program declined the step: a guard or a loss that is not finite."""
         return not all(map(math.isfinite, (x.item() for x in self._losses)))
 
-    def check(self, loss: LossValue, gradients: dict[Tensor, Tensor]) -> None:
+    def check(self, loss: LossValue) -> None:
         """Compare with the eager step, which has been taken.
 
         Args:
             loss: Loss of the eager step.
-            gradients: Gradients of the eager step.
 
         Raises:
             NotCompilable: If losses, gradients, updates or random numbers differ.
@@ -135,12 +167,11 @@ class Comparison:
         # The loss of a density can pass through zero while its terms are large.
         program.largest_loss = max(program.largest_loss, *map(abs, values))
         check_close("the loss", self._losses, expected, tolerance, FLOOR * program.largest_loss)
-        if set(gradients) != set(program.capture.parameters):
+        if set(self._eager) != set(program.capture.parameters):
             raise NotCompilable("its parameters change from step to step")
-        if program.optimizers is None:
-            eager = [gradients[p] for p in program.capture.parameters]
-            check_close("the gradients", self._gradients, eager, tolerance)
-        else:
+        if self._finding is not None:
+            raise self._finding
+        if program.optimizers is not None:
             self._check_update(self._written)
         if not equal_random_states(self._random, random_state()):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
