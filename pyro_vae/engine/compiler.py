@@ -2,10 +2,7 @@
 
 import logging
 import math
-import operator
-import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -15,15 +12,23 @@ from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
 from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
+from pyro_vae.engine.compilation_warning import (
+    CompilationWarning,
+    warn_of_eager_steps,
+    warn_of_limit,
+)
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.graph_optimizer import graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
+from pyro_vae.engine.signatures import Call, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.engine.verification import Verifier
 from pyro_vae.engine.verified_steps import Comparison, VerifiedState
 from pyro_vae.runtime.random_state import TorchState, random_state, set_random_state
+
+__all__ = ["CompilationWarning", "Compiler"]
 
 log = logging.getLogger("pyro_vae")
 
@@ -38,51 +43,6 @@ CHECKED_RUNS = {1, 2, 3, 5, 8, 13, 21, 34}
 STEPS_BETWEEN_CHECKS = 50
 # The engine is switched off if a program declines more steps than this, and more than one in ten.
 MISSES_ALLOWED, RUNS_PER_MISS = 10, 10
-
-# Properties of a tensor that is not an argument, on which a compiled program depends.
-_kind = operator.attrgetter("requires_grad", "dtype")
-
-
-class CompilationWarning(UserWarning):
-    """A program that should be compiled runs eagerly; the message gives the reason."""
-
-
-class Signature(NamedTuple):
-    """Everything that selects a compiled program; hashable.
-
-    Attributes:
-        fixed: Arguments that are not tensors, from `split`.
-        shapes: Shape, dtype, device, strides and `requires_grad` of each tensor argument.
-        watched: Dtype and `requires_grad` of each tensor that a graph uses.
-        stored: Identities of the parameters in Pyro's parameter store.
-        settings: Global settings, and whether several processes take the step together.
-        guards: Python values that the programs can read.
-    """
-
-    fixed: object
-    shapes: tuple[object, ...]
-    watched: tuple[object, ...]
-    stored: tuple[int, ...]
-    settings: tuple[object, ...]
-    guards: GuardKey
-
-
-class Call(NamedTuple):
-    """The arguments of one step.
-
-    Attributes:
-        args: Positional arguments of model and guide.
-        kwargs: Keyword arguments of model and guide.
-        share: This process's share of the minibatch; None for a single process.
-        inputs: Tensors among the arguments.
-        fixed: The other arguments, hashable.
-    """
-
-    args: Arguments
-    kwargs: Keywords
-    share: float | None
-    inputs: list[Tensor]
-    fixed: object
 
 
 class Compiler:
@@ -257,14 +217,12 @@ class Compiler:
         kept, steps = self._kept, self._steps
         first, last = kept.clock + 1, self._clock - 1
         reason = f"in step {self._clock} the compiled step is wrong: {error}"
-        if first > last or kept.clock < 0:  # the eager step follows a verified one
-            self._switch_off(reason)
-            return loss
-        if call.share is not None:
-            self._switch_off(
+        follows = first > last or kept.clock < 0  # the eager step follows a verified one
+        if follows or call.share is not None:
+            self._switch_off(reason if follows else (
                 f"{reason}. Steps {first} to {last} were compiled and are not taken back, because "
                 "several processes take them together"
-            )
+            ))  # fmt: skip
             return loss
         self.num_steps -= last - first + 1
         again = "are taken again eagerly" if self.takes_again else "are taken back"
@@ -276,8 +234,6 @@ class Compiler:
             set_random_state(steps[-1][2])
         self._switch_off(f"{reason}. Steps {first} to {last} {again}")
         return self.svi.eager_step(call.args, call.kwargs, None)
-
-    # -- results ----------------------------------------------------------------------------------
 
     @property
     def must_check_loss(self) -> bool:
@@ -317,12 +273,7 @@ class Compiler:
         self._counts.clear()
         self._steps = []
         self._kept.forget()
-        warnings.warn(
-            f"training continues without compilation, because {reason}. Pass compile=False to "
-            "silence this warning",
-            CompilationWarning,
-            stacklevel=6,
-        )
+        warn_of_eager_steps(reason)
 
     # -- which program ----------------------------------------------------------------------------
 
@@ -341,21 +292,7 @@ class Compiler:
         return program
 
     def _signature(self, call: Call) -> Signature:
-        return Signature(
-            call.fixed,
-            tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
-            tuple(map(_kind, self._watched)),
-            tuple([id(p) for _, p in pyro.get_param_store().named_parameters()]),
-            (
-                len(self.svi.trained),
-                torch.get_default_dtype(),
-                dist.is_validation_enabled(),
-                torch.is_autocast_enabled("cpu"),
-                torch.is_autocast_enabled("cuda"),
-                call.share is None,
-            ),
-            self._guards.key(),
-        )
+        return signature_of(call, self._watched, self.svi, self._guards.key())
 
     def _usable(self, program: CompiledStep) -> bool:
         if not program.is_current(self.svi.optim):
@@ -406,13 +343,7 @@ class Compiler:
         name = "the shapes or values of its arguments"
         if self._last_guards != signature.guards:
             name = repr(self._guards.difference(self._last_guards, signature.guards))
-        warnings.warn(
-            f"steps with other values of {name} run eagerly: a program is compiled after "
-            f"{STEPS_BEFORE_COMPILING:,} steps with the same values, for at most {MAX_PROGRAMS} of "
-            "them. Pass compile=False to silence this warning",
-            CompilationWarning,
-            stacklevel=7,
-        )
+        warn_of_limit(name, STEPS_BEFORE_COMPILING, MAX_PROGRAMS)
 
     def _has_started(self) -> bool:
         """Return whether parameters and optimizer state exist, as in a resumed run."""
