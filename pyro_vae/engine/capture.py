@@ -245,11 +245,12 @@ def _record(
     for node in graph.graph.nodes:
         if _has_dynamic_shape(node):
             raise NotCompilable(f"the shape of a result depends on the data ({node.target})")
+    num_valid = _drop_constant_checks(graph, len(reader.read))
     tensors = _lift_tensors(graph)
     mutated = _mutated(graph, len(inputs))
     guards = [value for _, value in reader.read]
     branches = _branches(graph, len(guards))
-    return Capture(graph, tensors, used, mutated, guards + [True] * len(reader.valid), branches)
+    return Capture(graph, tensors, used, mutated, guards + [True] * num_valid, branches)
 
 
 def _validated(frame: FrameType) -> bool | None:
@@ -265,6 +266,20 @@ def _validated(frame: FrameType) -> bool | None:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is not constraints.real and not frame.f_locals["value"].requires_grad
+
+
+def _drop_constant_checks(graph: fx.GraphModule, num_reads: int) -> int:
+    """Drop validations that do not depend on the graph's inputs; return the number of the others.
+
+    Args:
+        graph: Graph of which the guards are reads, followed by results of validation.
+        num_reads: Number of reads.
+    """
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    losses, guards, gradients = output.args[0]
+    checks = [node for node in guards[num_reads:] if node.op != "get_attr"]
+    output.args = ([losses, [*guards[:num_reads], *checks], gradients],)
+    return len(checks)
 
 
 def _branches(graph: fx.GraphModule, num_reads: int) -> bool:
