@@ -9,6 +9,7 @@ import collections
 import contextlib
 import copy
 import operator
+import sys
 import types
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -180,7 +181,8 @@ class _Walk:
     def _visit(self, value: Any) -> Iterator[Read]:
         if type(value) in ATOMS or id(value) in self._seen:
             return
-        if isinstance(value, ENGINE):
+        # Torch imports modules while it compiles: the table of modules is no setting.
+        if isinstance(value, ENGINE) or value is sys.modules:
             return
         self._seen.add(id(value))
         self._held.append(value)

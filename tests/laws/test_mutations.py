@@ -78,6 +78,9 @@ def marked():
     return marked.beta
 
 
+marked.beta = 1.0
+
+
 class Net(nn.Module):
     default = 1.0
 
@@ -99,7 +102,6 @@ class Net(nn.Module):
         from sys import modules
 
         config = modules["settings_of_a_user"]
-        marked.__dict__.setdefault("beta", 1.0)
         parts = (
             self.config.weight, self.config.inherited, Config.beta, Config.static(),
             Config.of_class(), Config.items[0], self.slots.beta, self.hidden(), GLOBAL,
@@ -263,6 +265,7 @@ def train(name, compile):
         noticed = None
         for step in range(1, STEPS + 1):
             if step == at:
+                assert not compile or svi.num_compiled_steps >= at - 3  # compiled before the change
                 with torch.no_grad():
                     MUTATIONS[name](svi, net)
             with warnings.catch_warnings(record=True) as caught:
