@@ -226,7 +226,11 @@ class SVI(pyro.infer.SVI):
         If compiled steps turn out to be wrong, they are then taken again eagerly. By default, a
         step does not keep its arguments, and wrong steps are taken back only.
         """
-        self._compiler.takes_again = True
+        self._compiler.verified.takes_again = True
+
+    def verify_next_step(self) -> None:
+        """Compare the next compiled step with the eager step, as in the last step of a run."""
+        self._compiler.verified.verifies_next = True
 
     @property
     def num_compiled_steps(self) -> int:
@@ -340,6 +344,11 @@ class SVI(pyro.infer.SVI):
             if parameter.grad is None and (parameter in self.trained or parameter in TRAINED):
                 parameter.grad = torch.zeros_like(parameter)
         return loss, list(parameters)
+
+    def bound(self, args: Arguments, kwargs: Keywords) -> Loss:
+        """Compute the loss as an eager step does, with its gradients but without an update."""
+        with fast_layers(self._modules or []), self.arithmetic():
+            return self.loss_and_grads(self.model, self.guide, *args, **kwargs)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which model and guide run with this precision."""

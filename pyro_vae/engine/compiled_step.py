@@ -47,8 +47,10 @@ class CompiledStep:
     ) -> None:
         self.capture, self.optimizers = capture, optimizers
         self.runs = self.misses = 0
-        # Clock of the last verified step, and the number of steps since then.
-        self.verified_at = self.unverified = 0
+        # Clock of the last comparisons of everything and of the bound, the number of steps since
+        # the first of these, and the backward passes of the bound in it.
+        self.verified_at = self.bound_at = self.unverified = 0
+        self.backward: list[tuple[object, ...]] = []
         self.largest_loss = 0.0  # of the verified steps
         # One optimizer for each parameter group: its hyperparameters hold for the whole group.
         self._heads = list({id(opt.group): opt for opt in optimizers or ()}.values())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
 from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
+from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import (
     CompilationWarning,
     warn_of_eager_steps,
@@ -25,8 +26,8 @@ from pyro_vae.engine.signatures import Call, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.engine.verification import Verifier
-from pyro_vae.engine.verified_steps import Comparison, VerifiedState
-from pyro_vae.runtime.random_state import TorchState, random_state, set_random_state
+from pyro_vae.engine.verified_steps import Check, VerifiedSteps
+from pyro_vae.runtime.random_state import random_state, set_random_state
 
 __all__ = ["CompilationWarning", "Compiler"]
 
@@ -37,10 +38,9 @@ log = logging.getLogger("pyro_vae")
 STEPS_BEFORE_COMPILING = 1000
 MAX_PROGRAMS = 8
 MAX_SIGNATURES = 100  # signatures with a count of steps; the oldest is dropped first
-# Runs of a program that are verified steps, to detect changes that neither guards nor signatures
-# see. Later, a step is verified if the program's last verified step was this many steps ago.
+# Runs of a program that are compared with the eager step, to detect changes that neither guards nor
+# signatures see. `VerifiedSteps` compares later ones too.
 CHECKED_RUNS = {1, 2, 3, 5, 8, 13, 21, 34}
-STEPS_BETWEEN_CHECKS = 50
 # The engine is switched off if a program declines more steps than this, and more than one in ten.
 MISSES_ALLOWED, RUNS_PER_MISS = 10, 10
 
@@ -70,13 +70,8 @@ class Compiler:
             [(getattr, self if name == "_loss" else svi, name) for name in names]
         )
         self._verifier = Verifier(svi, self._guards)
-        self._kept = VerifiedState(svi)
-        self._clock = 0  # number of steps taken
-        self._closing = False  # whether a program has steps that were not verified with others
+        self.verified = VerifiedSteps(svi, self._guards, self._verifier.buffers)
         self._announced_limit = False
-        # The steps since the last verified one, for a caller that wants them to be taken again.
-        self.takes_again = False
-        self._steps: list[tuple[Arguments, Keywords, TorchState]] = []
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
         self._watched: list[Tensor] = []
@@ -113,35 +108,93 @@ class Compiler:
             Exception: In a verified step, the exceptions of the eager step. If the engine fails, it
                 warns and switches itself off, and restores the random state for the eager step.
         """
-        self._clock += 1
+        self.verified.clock += 1
         if not self.enabled or am_i_wrapped() or not torch.is_grad_enabled():
             return None
         before = random_state()
         try:
             call = Call(args, kwargs, share, *split(args, kwargs))
             program = self._find(call)
+            self.verified.note(call, before)
             if program is None:
-                self._note(args, kwargs, before)
                 return None
-            comparison = None
-            if self._is_due(program):
-                comparison = Comparison(self.svi, program, call.inputs)
-            else:
-                losses, gradients = program(call.inputs)
+            check = self.verified.check_of(program, CHECKED_RUNS, share)
         except Exception as error:
             set_random_state(before)
             self._switch_off_for(error)
             return None
-        self._note(args, kwargs, before)
         self._random, self._program = before, program
+        bound = self._eager_bound(program, call) if check is Check.BOUND else None
+        if check is Check.ALL or (check is Check.BOUND and bound is None):
+            return self._verified_step(program, call)
+        return self._compiled_step(program, call, bound)
+
+    def _eager_bound(self, program: CompiledStep, call: Call) -> EagerBound | None:
+        """Compute the eager bound; return None if all of the step must be compared."""
+        try:
+            bound = EagerBound(self.svi, program, call)
+        except Exception:  # the eager step raises it again
+            return None
+        finally:
+            set_random_state(self._random)
+        return bound if bound.operations == program.backward else None
+
+    def _compiled_step(
+        self, program: CompiledStep, call: Call, bound: EagerBound | None
+    ) -> list[Tensor] | LossValue | None:
+        """Take a step with a program; return its losses, or None if the eager step follows."""
+        try:
+            losses, gradients = program(call.inputs)
+        except Exception as error:
+            set_random_state(self._random)
+            self._switch_off_for(error)
+            return None
+        try:
+            if bound is not None:
+                bound.check(losses)
+                program.bound_at = self.verified.clock
+        except NotCompilable as finding:
+            return self._take_back(finding, call, None)
+        except Exception as error:  # in the comparison of a step that was taken
+            self._switch_off_for(error)
         self.num_steps += 1
-        if comparison is not None:
-            set_random_state(before)
-            return self._verified_step(comparison, call)
         program.unverified += 1
         if program.optimizers is None:
-            losses = self._update(program, losses, gradients, share)
+            losses = self._update(program, losses, gradients, call.share)
         return losses
+
+    def _verified_step(self, program: CompiledStep, call: Call) -> LossValue | None:
+        """Take a step eagerly and with a program; return the loss if they agree."""
+        try:
+            comparison = Comparison(self.svi, program, call.inputs)
+        except Exception as error:
+            set_random_state(self._random)
+            self._switch_off_for(error)
+            return None
+        set_random_state(self._random)
+        key = self._guards.key()
+        loss = self.verified.eager_step(comparison, call)
+        after = random_state()
+        try:
+            values = self.verified.close(comparison, loss, key, self._programs.values())
+        except NotCompilable as finding:
+            return self._take_back(finding, call, loss)
+        except Exception as error:
+            set_random_state(after)
+            self._switch_off_for(error)
+            return loss
+        self.num_steps += 1
+        # The losses of several processes are averaged.
+        return loss if values is None or call.share is not None else self.result(values)
+
+    def _take_back(
+        self, error: NotCompilable, call: Call, loss: LossValue | None
+    ) -> LossValue | None:
+        """Return to the last verified state; return the loss of the step if it was taken."""
+        reason, num_steps, loss = self.verified.take_back(error, call, loss)
+        self.num_steps -= num_steps
+        self._switch_off(reason)
+        return loss
 
     def prepare(self, args: Arguments, kwargs: Keywords, share: float | None) -> None:
         """Compile for arguments of these shapes, as the first step of a resumed run would."""
@@ -168,72 +221,6 @@ class Compiler:
                     "the program cannot be compiled: it branches too often on the values of tensors"
                 )
         return loss
-
-    # -- verified steps ---------------------------------------------------------------------------
-
-    def _is_due(self, program: CompiledStep) -> bool:
-        """Return whether the next step of a program is a verified step."""
-        return (
-            program.runs in CHECKED_RUNS
-            or self._clock - program.verified_at >= STEPS_BETWEEN_CHECKS
-            or (self._closing and program.unverified > 0)
-        )
-
-    def _note(self, args: Arguments, kwargs: Keywords, before: TorchState) -> None:
-        """Remember a step until the next verified one, if the caller wants it to be taken again."""
-        if self.takes_again and self._kept.clock >= 0:
-            self._steps.append((args, kwargs, before))
-
-    def _verified_step(self, comparison: Comparison, call: Call) -> LossValue:
-        """Take a step eagerly, compare it with the compiled program's; return the loss."""
-        program, key = comparison.program, self._guards.key()
-        loss = self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
-        after = random_state()
-        try:
-            if comparison.declined or not all(map(math.isfinite, loss_values(loss))):
-                return loss  # the program is verified in another step
-            comparison.check(loss)
-            if self._guards.key() != key:
-                name = self._guards.difference(key, self._guards.key())
-                raise NotCompilable(f"it changes {name!r} in each step")
-            values = comparison.adopt()
-            if call.share is None:  # otherwise the losses are averaged over the processes
-                loss = self.result(values)
-            program.verified_at, program.unverified = self._clock, 0
-            self._closing = any(p.unverified for p in self._programs.values())
-            if not self._closing:
-                self._kept.keep(self._clock, self._verifier.buffers())
-                self._steps.clear()
-        except NotCompilable as finding:
-            self.num_steps -= 1
-            return self._take_back(finding, call, loss)
-        except Exception as error:
-            set_random_state(after)
-            self._switch_off_for(error)
-        return loss
-
-    def _take_back(self, error: NotCompilable, call: Call, loss: LossValue) -> LossValue:
-        """Return to the last verified state, switch off, and take this step eagerly."""
-        kept, steps = self._kept, self._steps
-        first, last = kept.clock + 1, self._clock - 1
-        reason = f"in step {self._clock} the compiled step is wrong: {error}"
-        follows = first > last or kept.clock < 0  # the eager step follows a verified one
-        if follows or call.share is not None:
-            self._switch_off(reason if follows else (
-                f"{reason}. Steps {first} to {last} were compiled and are not taken back, because "
-                "several processes take them together"
-            ))  # fmt: skip
-            return loss
-        self.num_steps -= last - first + 1
-        again = "are taken again eagerly" if self.takes_again else "are taken back"
-        kept.restore()
-        for args, kwargs, random in steps[:-1]:
-            set_random_state(random)
-            self.svi.eager_step(args, kwargs, None)
-        if self.takes_again:
-            set_random_state(steps[-1][2])
-        self._switch_off(f"{reason}. Steps {first} to {last} {again}")
-        return self.svi.eager_step(call.args, call.kwargs, None)
 
     @property
     def must_check_loss(self) -> bool:
@@ -271,8 +258,7 @@ class Compiler:
         self.enabled = False
         self._programs.clear()
         self._counts.clear()
-        self._steps = []
-        self._kept.forget()
+        self.verified.forget()
         warn_of_eager_steps(reason)
 
     # -- which program ----------------------------------------------------------------------------

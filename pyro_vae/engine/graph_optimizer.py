@@ -10,6 +10,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import is_scheduler
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.torch_optim import TorchOptim
@@ -117,7 +118,12 @@ def _code(optimizer: Optimizer) -> tuple[object, object]:
 
 
 def _hooks(optimizer: Optimizer) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
 
 
 def optimizer_of(optim: PyroOptim, parameter: Tensor) -> Optimizer | None:

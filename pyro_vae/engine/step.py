@@ -41,6 +41,9 @@ class StepProtocol(Protocol):
     def gradients(self, args: Arguments, kwargs: Keywords) -> tuple[Loss, list[Tensor]]:
         """Compute the loss and the gradients; return the loss and the parameters."""
 
+    def bound(self, args: Arguments, kwargs: Keywords) -> Loss:
+        """Compute the loss as an eager step does, with its gradients but without an update."""
+
     def update(
         self, values: tuple[float, ...], parameters: list[Tensor], share: float | None
     ) -> tuple[float, ...]:
