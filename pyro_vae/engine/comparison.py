@@ -5,14 +5,15 @@ steps. `EagerBound` compares the losses, and how they depend on the parameters. 
 pass.
 """
 
+import contextlib
 import math
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compiled_step import CompiledStep, Written
@@ -27,34 +28,37 @@ UPDATE_TOLERANCE = 0.1
 MOMENT_TOLERANCE = 10  # relative to the tolerance of losses and gradients
 
 
-class BackwardPasses(TorchFunctionMode):
-    """Records the backward passes of a step, by the operations that they go through.
+_PATCHED = threading.RLock()  # held while `Tensor.backward` is patched
 
-    A program that detaches a tensor has the same loss and another backward pass.
+
+@contextlib.contextmanager
+def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
+    """Record the backward passes of this thread; yield the operations of each pass.
+
+    A program that detaches a tensor has the same loss and another backward pass. The context
+    patches `Tensor.backward`: a function mode would intercept every other operation too, at a cost
+    of a millisecond.
 
     Args:
-        skip: Whether to record the passes without running them.
-
-    Attributes:
-        operations: Names of the operations and identities of the leaves of each pass.
+        run: Whether to run the passes, too.
     """
+    passes: list[tuple[object, ...]] = []
+    thread = threading.get_ident()
+    with _PATCHED:
+        original = Tensor.backward
 
-    def __init__(self, skip: bool) -> None:
-        super().__init__()
-        self.skip, self.operations = skip, []  # type: tuple[bool, list[tuple[object, ...]]]
+        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+            mine = threading.get_ident() == thread
+            if mine:
+                passes.append(_operations(tensor))
+            if run or not mine:
+                original(tensor, *args, **kwargs)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: Any = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        if func is Tensor.backward:
-            self.operations.append(_operations(args[0]))
-            if self.skip:
-                return None
-        return func(*args, **(kwargs or {}))
+        Tensor.backward = backward  # type: ignore[method-assign, assignment]
+        try:
+            yield passes
+        finally:
+            Tensor.backward = original  # type: ignore[method-assign]
 
 
 def _operations(loss: Tensor) -> tuple[object, ...]:
@@ -89,10 +93,9 @@ class EagerBound:
         mutated = [capture.tensors[i] for i in capture.mutated]
         former = [tensor.clone() for tensor in mutated]
         try:
-            with BackwardPasses(skip=True) as passes:
+            with backward_passes(run=False) as self.operations:
                 self._losses = loss_values(svi.bound(call.args, call.kwargs))
             self._random = random_state()
-            self.operations = passes.operations
         finally:
             with torch.no_grad():
                 for tensor, values in zip(mutated, former, strict=True):
@@ -217,15 +220,27 @@ class Comparison:
         copies = {id(tensor): copy for tensor, copy in written}
         moments = self._check_state(copies)
         linear = not moments  # without moments, the update is a multiple of the gradient
-        squares = changes = 0.0
-        for (key, parameter), old in zip(parameters.items(), self._old, strict=True):
-            change = (parameter.detach() - old).double()
-            error = (copies[key] - parameter.detach()).double()
-            rounding = 8 * torch.finfo(old.dtype).eps * largest([old])
-            limit = MOMENT_TOLERANCE * self._tolerance * largest([change]) + rounding
-            if (linear or not largest([change])) and not largest([error]) <= limit:
+        updated = [parameter.detach() for parameter in parameters.values()]
+        errors = torch._foreach_sub([copies[key] for key in parameters], updated)
+        changes = torch._foreach_sub(updated, self._old)
+        largest_old, largest_change = map(_largest, (self._old, changes))
+        excess = total = 0.0
+        for i, old in enumerate(self._old):
+            rounding = 8 * torch.finfo(old.dtype).eps * largest_old[i]
+            limit = MOMENT_TOLERANCE * self._tolerance * largest_change[i] + rounding
+            if (linear or not largest_change[i]) and not largest([errors[i]]) <= limit:
                 raise NotCompilable("the updates of the graph and of the program differ")
-            squares += float(error.square().sum()) - old.numel() * rounding**2
-            changes += float(change.square().sum())
-        if squares > UPDATE_TOLERANCE**2 * changes:
+            excess += _squares(errors[i]) - old.numel() * rounding**2
+            total += _squares(changes[i])
+        if not excess <= UPDATE_TOLERANCE**2 * total:
             raise NotCompilable("the updates of the graph and of the program differ")
+
+
+def _largest(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the largest absolute entry of each tensor."""
+    return [largest([tensor]) for tensor in tensors]
+
+
+def _squares(tensor: Tensor) -> float:
+    """Return the sum of squares."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.double).square())

@@ -12,7 +12,7 @@ from enum import Enum
 from torch import Tensor
 
 from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.comparison import BackwardPasses, Comparison
+from pyro_vae.engine.comparison import Comparison, backward_passes
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.guards import GuardedState, GuardKey
 from pyro_vae.engine.signatures import Call
@@ -22,7 +22,7 @@ from pyro_vae.runtime.random_state import TorchState
 
 # Steps between two comparisons of the bound, and between two comparisons of everything.
 STEPS_BETWEEN_BOUNDS = 50
-STEPS_BETWEEN_CHECKS = 200
+STEPS_BETWEEN_CHECKS = 400
 
 
 class Check(Enum):
@@ -90,10 +90,8 @@ class VerifiedSteps:
         Raises:
             Exception: The exceptions of the step.
         """
-        with BackwardPasses(skip=False) as passes:
-            loss = self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
-        comparison.program.backward = passes.operations
-        return loss
+        with backward_passes(run=True) as comparison.program.backward:
+            return self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
 
     def close(
         self,
