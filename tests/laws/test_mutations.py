@@ -19,13 +19,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import pyro_vae as pv
 from pyro_vae.engine import compiled_step
 
 STEPS, WITHIN = 90, 50
 settings = types.ModuleType("settings_of_a_user")
-settings.beta = 1.0
+settings.beta = settings.gamma = 1.0
+settings.kl = types.ModuleType("kl_settings_of_a_user")
+settings.kl.beta = 1.0
 CONTEXT = contextvars.ContextVar("beta", default=1.0)
 GLOBAL = 1.0
 HIDDEN = {}  # values that no guard finds
@@ -70,8 +73,13 @@ class Hidden:
     def __call__(self):
         return HIDDEN_BOX[0][0]
 
+    def detaches(self):
+        return DETACHES[0]
+
 
 HIDDEN_BOX = [[1.0]]
+DETACHES = [False]  # a hidden value that changes gradients only
+HANDLES = []  # of hooks that are registered globally
 
 
 def marked():
@@ -93,7 +101,7 @@ class Net(nn.Module):
         self.nested, self.lambda_ = (([1.0],),), lambda: 1.0
         self.register_buffer("scale", torch.ones(()))
         self.tensor, self.prior = torch.zeros(2), dist.Normal(torch.zeros(2), 1.0)
-        self.detach = False
+        self.detach, self.tables = False, (settings, np, torch)
 
     def helper(self):
         return 1.0
@@ -107,7 +115,8 @@ class Net(nn.Module):
             Config.of_class(), Config.items[0], self.slots.beta, self.hidden(), GLOBAL,
             self.table["a"]["b"], self.list[0], max(self.members), self.queue[0],
             float(self.array.sum()) / 3, self.long[200], self.nested[0][0][0], self.lambda_(),
-            self.helper(), self.default, config.beta, CONTEXT.get(), marked(),
+            self.helper(), self.default, config.beta, settings.kl.beta, self.tables[0].gamma,
+            CONTEXT.get(), marked(),
             float(os.environ.get("PYRO_VAE_TEST_BETA", "1.0")), *HIDDEN.values(),
         )  # fmt: skip
         return float(np.prod(parts))
@@ -116,7 +125,8 @@ class Net(nn.Module):
         pyro.module("net", self)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=self.weight()):
             z = pyro.sample("z", dist.Normal(self.prior.loc + self.tensor, 1.0).to_event(1))
-            logits = self.decoder(z.detach() if self.detach else z) * self.scale
+            detach = self.detach or self.hidden.detaches()
+            logits = self.decoder(z.detach() if detach else z) * self.scale
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
     def guide(self, x):
@@ -168,6 +178,25 @@ def patch_linear(svi, net):
     net.decoder.forward = lambda z: 0.5 * nn.Linear.forward(net.decoder, z)
 
 
+def negate_gradient(parameter):
+    parameter.grad.mul_(-1)
+
+
+def hook_of_all_modules(svi, net):
+    def half(module, inputs, output):
+        return 0.5 * output if isinstance(module, nn.Linear) else None
+
+    HANDLES.append(nn.modules.module.register_module_forward_hook(half))
+
+
+def hook_of_all_optimizers(svi, net):
+    def negate(optimizer, args, kwargs):
+        for p in net.parameters():
+            p.grad.mul_(-1)
+
+    HANDLES.append(register_optimizer_step_pre_hook(negate))
+
+
 MUTATIONS = {
     "instance attribute": lambda s, n: setattr(n.config, "own", 0.3),
     "inherited class attribute": lambda s, n: setattr(Base, "inherited", 0.3),
@@ -180,6 +209,7 @@ MUTATIONS = {
     "list of a class": lambda s, n: Config.items.__setitem__(0, 0.3),
     "slot": lambda s, n: setattr(n.slots, "beta", 0.3),
     "hidden": lambda s, n: HIDDEN_BOX[0].__setitem__(0, 0.3),
+    "hidden gradient": lambda s, n: DETACHES.__setitem__(0, True),
     "hidden list": lambda s, n: HIDDEN_BOX.__setitem__(0, [0.3]),
     "new key of a global dictionary": lambda s, n: HIDDEN.update(more=0.3),
     "global": set_global,
@@ -200,6 +230,8 @@ MUTATIONS = {
     "class default": lambda s, n: setattr(Net, "default", 0.3),
     "class default set on the instance": lambda s, n: setattr(n, "default", 0.3),
     "module of settings": lambda s, n: setattr(settings, "beta", 0.3),
+    "module in a module of settings": lambda s, n: setattr(settings.kl, "beta", 0.3),
+    "tuple of modules": lambda s, n: setattr(settings, "gamma", 0.3),
     "context variable": lambda s, n: CONTEXT.set(0.3),
     "function attribute": lambda s, n: setattr(marked, "beta", 0.3),
     "environment": lambda s, n: os.environ.update(PYRO_VAE_TEST_BETA="0.3"),
@@ -214,6 +246,12 @@ MUTATIONS = {
     "hook": lambda s, n: n.decoder.register_forward_hook(lambda m, i, o: 0.5 * o),
     "pre-hook": add_weight_norm,
     "patched forward": patch_linear,
+    "hook of all modules": hook_of_all_modules,
+    "hook of all optimizers": hook_of_all_optimizers,
+    "hook of a gradient": lambda s, n: n.decoder.weight.register_hook(lambda g: -g),
+    "hook after a gradient": lambda s, n: n.decoder.weight.register_post_accumulate_grad_hook(
+        negate_gradient
+    ),
     "frozen weight": lambda s, n: n.decoder.weight.requires_grad_(False),
     "weight in place": lambda s, n: n.decoder.weight.data.mul_(0.5),
     "weight's data replaced": lambda s, n: setattr(n.decoder.weight, "data", torch.ones(4, 2)),
@@ -239,7 +277,7 @@ MUTATIONS = {
         s, "loss_and_grads", pyro.infer.TraceMeanField_ELBO().loss_and_grads
     ),
 }
-OWNERS = (Base, Config, Net, settings, marked)
+OWNERS = (Base, Config, Net, settings, settings.kl, marked)
 
 
 @pytest.fixture(autouse=True)
@@ -289,7 +327,9 @@ def train(name, compile):
                     setattr(owner, key, value)
         Config.items[:] = items
         HIDDEN.clear()
-        HIDDEN_BOX[:] = [[1.0]]
+        HIDDEN_BOX[:], DETACHES[:] = [[1.0]], [False]
+        while HANDLES:
+            HANDLES.pop().remove()
         globals()["GLOBAL"] = 1.0
         os.environ.pop("PYRO_VAE_TEST_BETA", None)
 
