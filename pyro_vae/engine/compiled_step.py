@@ -50,6 +50,7 @@ class CompiledStep:
         # Clock of the last comparisons of everything and of the bound, the number of steps since
         # the first of these, and the backward passes of the bound in it.
         self.verified_at = self.bound_at = self.unverified = 0
+        self.ran_at = 0  # clock of the last step
         self.backward: list[tuple[object, ...]] = []
         self.largest_loss = 0.0  # of the verified steps
         # One optimizer for each parameter group: its hyperparameters hold for the whole group.

@@ -159,6 +159,7 @@ class Compiler:
             self._switch_off_for(error)
         self.num_steps += 1
         program.unverified += 1
+        program.ran_at = self.verified.clock
         if program.optimizers is None:
             losses = self._update(program, losses, gradients, call.share)
         return losses

@@ -55,7 +55,8 @@ class VerifiedSteps:
         self._guards, self._buffers = guards, buffers
         self._kept = VerifiedState(svi)
         self._since = StepsSince(svi)
-        self._closing = False  # whether a program has steps that were not verified with others
+        # Clock of the last comparison after which another program still had unverified steps.
+        self._closing: int | None = None
 
     def check_of(self, program: CompiledStep, runs: Iterable[int], share: float | None) -> Check:
         """Return the comparison in the next step of a program.
@@ -71,9 +72,11 @@ class VerifiedSteps:
             due
             or program.runs in runs
             or self.clock - program.verified_at >= everything
-            or (self._closing and program.unverified > 0)
-            or not self._since.complete
-        ):
+            or (self._closing is None and not self._since.complete)
+            # The other programs follow, so that at one time all of them are verified.
+            or (self._closing is not None and program.unverified > 0
+                and program.verified_at < self._closing)
+        ):  # fmt: skip
             return Check.ALL
         if self.clock - program.bound_at >= STEPS_BETWEEN_BOUNDS:
             return Check.BOUND if self._kept.clock >= 0 else Check.ALL
@@ -128,8 +131,11 @@ class VerifiedSteps:
         values = comparison.adopt()
         program.verified_at = program.bound_at = self.clock
         program.unverified = 0
-        self._closing = any(p.unverified for p in programs)
-        if not self._closing:
+        # A program that has not run for long, because a setting has changed, does not run again.
+        since = self.clock - STEPS_BETWEEN_CHECKS
+        others = any(p.unverified and p.ran_at >= since for p in programs)
+        self._closing = self.clock if others else None
+        if not others:
             buffers = self._buffers()
             self._kept.keep(self.clock, buffers)
             known = {id(tensor) for tensor in (*buffers, *self.svi.parameters)}

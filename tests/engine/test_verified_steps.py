@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import pyro_vae as pv
-from pyro_vae.engine import comparison, verified_state
+from pyro_vae.engine import comparison, compiler, verified_state
 from pyro_vae.engine.compiler import CompilationWarning
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
@@ -153,3 +153,21 @@ def test_an_observation_outside_its_support_is_an_error_in_a_step_that_compares_
         assert svi.num_compiled_steps == 83
         with pytest.raises(ValueError, match="support"):
             svi.step(batch + 0.5)
+
+
+@pytest.mark.parametrize("num_alternating", [0, 7])
+def test_several_programs_do_not_compare_every_step(num_alternating, monkeypatch):
+    """A program that never runs again, or runs once in seven steps, has unverified steps."""
+    monkeypatch.setattr(compiler, "STEPS_BEFORE_COMPILING", 3)
+    compared, check = [], comparison.Comparison.check
+    monkeypatch.setattr(
+        comparison.Comparison, "check", lambda *args: (compared.append(1), check(*args))
+    )
+    net = Net()
+    svi = pv.SVI(net.model, net.guide, ADAM, compile=True)
+    for i in range(500):
+        is_first = i < 40 if not num_alternating else i % num_alternating
+        svi.step(TABLE[: 9 if is_first else 5, :6].contiguous())
+    assert svi.num_compiled_steps > 450
+    assert len(compared) < 30
+    assert svi._compiler.verified._kept.clock > (40 if num_alternating else 400)
