@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import pyro.infer
@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vae import distributed
 from pyro_vae.arguments import Instance, checked
@@ -59,6 +60,10 @@ AnyLoss: TypeAlias = Annotated[
         functions=True,
     ),
 ]
+
+# Parameters that have had a gradient in a step of any `SVI`. Pyro leaves zero gradients behind, and
+# an optimizer moves these parameters by momentum in the steps of every other SVI that has them.
+TRAINED: MutableMapping[Tensor, None] = WeakTensorKeyDictionary()
 
 
 class SVI(pyro.infer.SVI):
@@ -173,6 +178,8 @@ class SVI(pyro.infer.SVI):
         loss = self._compiler.step(args, kwargs, share)
         if loss is None:
             return self.eager_step(args, kwargs, share)
+        if not isinstance(loss, list):
+            return loss
         values = tuple(x.item() for x in loss)
         if not all(map(math.isfinite, values)):
             return self._compiler.repeat_eagerly(args, kwargs, share)
@@ -188,6 +195,8 @@ class SVI(pyro.infer.SVI):
         loss = self._compiler.step(args, kwargs, None)
         if loss is None:
             return torch.as_tensor(self.eager_step(args, kwargs, None))
+        if not isinstance(loss, list):
+            return torch.as_tensor(loss)
         if self._compiler.must_check_loss and not loss[0].isfinite():
             return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, None))
         return loss[0]
@@ -212,6 +221,18 @@ class SVI(pyro.infer.SVI):
     @update_outside.setter
     def update_outside(self, value: bool) -> None:
         self._compiler.update_outside = value
+
+    def take_steps_again(self) -> None:
+        """Keep the arguments of the steps since the last verified one.
+
+        If compiled steps turn out to be wrong, they are then taken again eagerly. By default, a
+        step does not keep its arguments, and wrong steps are taken back only.
+        """
+        self._compiler.verified.takes_again = True
+
+    def verify_next_step(self) -> None:
+        """Compare the next compiled step with the eager step, as in the last step of a run."""
+        self._compiler.verified.verifies_next = True
 
     @property
     def num_compiled_steps(self) -> int:
@@ -252,8 +273,17 @@ class SVI(pyro.infer.SVI):
         if isinstance(self.objective, Beta):
             self.objective.advance()
 
-    def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
-        """Take the step without a compiled program; return the loss."""
+    def eager_step(
+        self,
+        args: Arguments,
+        kwargs: Keywords,
+        share: float | None,
+        observe: Callable[[list[Tensor]], None] | None = None,
+    ) -> LossValue:
+        """Take the step without a compiled program; return the loss.
+
+        If `observe` is given, it is called with the parameters before the update.
+        """
         first = self._modules is None
         if self._modules is None:
             self._modules = modules_of(self.model, self.guide) if self.precision == "fp32" else []
@@ -261,6 +291,8 @@ class SVI(pyro.infer.SVI):
             loss, parameters = self.gradients(args, kwargs, check_rows=not self.parameters)
         if first:  # the first run may create the parameters
             claim_parameters(self.model, self.guide)
+        if observe is not None:
+            observe(parameters)
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.
@@ -288,7 +320,9 @@ class SVI(pyro.infer.SVI):
                 f"Encountered {values[0]} as the loss; the step leaves the parameters unchanged",
                 stacklevel=5,  # the caller of `step`
             )
-        self.trained.update(p for p in parameters if p.grad is not None)
+        trained = [p for p in parameters if p.grad is not None and p not in self.trained]
+        self.trained.update(trained)
+        TRAINED.update((parameter, None) for parameter in trained)
         for parameter in parameters:
             parameter.grad = None
         return values
@@ -314,9 +348,14 @@ class SVI(pyro.infer.SVI):
         parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
         self.parameters |= parameters
         for parameter in parameters:
-            if parameter.grad is None and parameter in self.trained:
+            if parameter.grad is None and (parameter in self.trained or parameter in TRAINED):
                 parameter.grad = torch.zeros_like(parameter)
         return loss, list(parameters)
+
+    def bound(self, args: Arguments, kwargs: Keywords) -> Loss:
+        """Compute the loss as an eager step does, with its gradients but without an update."""
+        with fast_layers(self._modules or []), self.arithmetic():
+            return self.loss_and_grads(self.model, self.guide, *args, **kwargs)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which model and guide run with this precision."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.guards import ATOMS
+from pyro_vae.engine.guarded_reads import ATOMS
 from pyro_vae.engine.step import Arguments, Keywords
 
 DENSE = (Tensor, nn.Parameter)
@@ -28,6 +28,11 @@ def split(args: Arguments, kwargs: Keywords) -> tuple[list[Tensor], Hashable]:
 # the batch of each step alive until the garbage collector runs.
 def _fixed(value: Any, inputs: list[Tensor]) -> Hashable:
     if type(value) in DENSE and value.layout is torch.strided and not value.is_nested:
+        if value.requires_grad and torch.is_grad_enabled():
+            raise NotCompilable(
+                "an argument requires a gradient: the backward pass continues outside of model and "
+                "guide. Detach the argument to compile the step"
+            )
         inputs.append(value)
         return Tensor
     if isinstance(value, tuple | list):

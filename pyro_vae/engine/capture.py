@@ -4,7 +4,7 @@ Pyro's bound cannot be compiled directly. It reads tensor values (`loss.item()`,
 the masks of an enumerated bound) and many Python objects. A single run, backward pass included, is
 a plain sequence of tensor operations. `capture` records that sequence.
 
-A recorded graph can differ from the program in four ways:
+A recorded graph can differ from the program in five ways:
 
 - The program branches on a tensor's value (`if x.sum() > 0`). The value becomes a *guard*, which
   the graph computes in every step. If it differs, the step changes nothing and returns NaN.
@@ -12,17 +12,22 @@ A recorded graph can differ from the program in four ways:
   becomes an input of the graph, so in-place changes are seen.
 - The program uses a number from elsewhere (`random`, numpy). `capture` records the program twice
   and raises `NotCompilable` if the two graphs differ.
+- The program validates an observed value (Pyro's validation). The result becomes a guard, so that
+  the eager step raises the error. The checks of parameters and latent variables are dropped.
 - The program reads another Python value, such as a global number. `capture` does not detect a
   change of it; see `guards.py`.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.distributions import Distribution, constraints
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -60,6 +65,7 @@ class ValueReader(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.read: list[tuple[Tensor, bool | float]] = []
+        self.valid: list[Tensor] = []  # results of the validation of observed values, all true
         self._selected: dict[int, Selection] = {}
 
     def __torch_function__(
@@ -76,7 +82,11 @@ class ValueReader(TorchFunctionMode):
         if func in READS:
             with _disable_current_modes():
                 value = func(*args, **kwargs)
-            self.read.append((args[0].detach(), value))
+            if (checked := _validated(sys._getframe(1))) is not None:
+                if value and checked:
+                    self.valid.append(args[0].detach())
+            else:
+                self.read.append((args[0].detach(), value))
             return value
         if func in (torch.equal, Tensor.equal):
             same_shape = args[0].shape == args[1].shape
@@ -213,7 +223,7 @@ def _record(
             losses = [torch.as_tensor(value, dtype=torch.double).detach() for value in values]
         used[:] = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in used]
-        return losses, [tensor for tensor, _ in reader.read], gradients
+        return losses, [*(tensor for tensor, _ in reader.read), *reader.valid], gradients
 
     versions = [tensor._version for tensor in inputs]
     try:
@@ -235,15 +245,46 @@ def _record(
     for node in graph.graph.nodes:
         if _has_dynamic_shape(node):
             raise NotCompilable(f"the shape of a result depends on the data ({node.target})")
+    num_valid = _drop_constant_checks(graph, len(reader.read))
     tensors = _lift_tensors(graph)
     mutated = _mutated(graph, len(inputs))
     guards = [value for _, value in reader.read]
-    return Capture(graph, tensors, used, mutated, guards, _branches(graph))
+    branches = _branches(graph, len(guards))
+    return Capture(graph, tensors, used, mutated, guards + [True] * num_valid, branches)
 
 
-def _branches(graph: fx.GraphModule) -> bool:
+def _validated(frame: FrameType) -> bool | None:
+    """Return whether a read by torch's validation checks an observed value; None for other reads.
+
+    The values of latent variables have gradients, or are drawn in their support.
+    """
+    if frame.f_code is Distribution.__init__.__code__:
+        return False
+    if frame.f_code is not Distribution._validate_sample.__code__:
+        return None
+    support = frame.f_locals["support"]
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is not constraints.real and not frame.f_locals["value"].requires_grad
+
+
+def _drop_constant_checks(graph: fx.GraphModule, num_reads: int) -> int:
+    """Drop validations that do not depend on the graph's inputs; return the number of the others.
+
+    Args:
+        graph: Graph of which the guards are reads, followed by results of validation.
+        num_reads: Number of reads.
+    """
     output = next(node for node in graph.graph.nodes if node.op == "output")
-    guards: Any = output.args[0][1]
+    losses, guards, gradients = output.args[0]
+    checks = [node for node in guards[num_reads:] if node.op != "get_attr"]
+    output.args = ([losses, [*guards[:num_reads], *checks], gradients],)
+    return len(checks)
+
+
+def _branches(graph: fx.GraphModule, num_reads: int) -> bool:
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    guards: Any = output.args[0][1][:num_reads]
     return not all(map(_asks_for_nan, guards))
 
 

@@ -8,16 +8,20 @@ step changes the real tensors in place, so `optimizer.state_dict()` is up to dat
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
 from pyro_vae.engine.cuda_graph import in_cuda_graph
-from pyro_vae.engine.graph_optimizer import GraphOptimizer, scheduled
+from pyro_vae.engine.graph_optimizer import GraphOptimizer, optimizer_of, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
 from pyro_vae.engine.tolerances import check_close
 from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
+
+Written: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
 class CompiledStep:
@@ -43,6 +47,12 @@ class CompiledStep:
     ) -> None:
         self.capture, self.optimizers = capture, optimizers
         self.runs = self.misses = 0
+        # Clock of the last comparisons of everything and of the bound, the number of steps since
+        # the first of these, and the backward passes of the bound in it.
+        self.verified_at = self.bound_at = self.unverified = 0
+        self.ran_at = 0  # clock of the last step
+        self.backward: list[tuple[object, ...]] = []
+        self.largest_loss = 0.0  # of the verified steps
         # One optimizer for each parameter group: its hyperparameters hold for the whole group.
         self._heads = list({id(opt.group): opt for opt in optimizers or ()}.values())
         self._groups = [opt.group for opt in self._heads]
@@ -61,14 +71,25 @@ class CompiledStep:
         # `_compile` relies on the scalars being last.
         self._scalars = [*self._steps, *itertools.chain(*self._scheduled)]
         self._tensors = [*capture.tensors, *moments, *self._scalars]
+        self._written = {
+            id(tensor)
+            for tensor in [*capture.parameters, *moments, *self._steps]
+            + [capture.tensors[i] for i in capture.mutated]
+        }
+        self._versions: list[int] = []
         self._compiled = self._compile(inputs, tolerance)
 
-    def is_current(self) -> bool:
+    def is_current(self, optim: PyroOptim) -> bool:
         """Return whether the optimizer is the one that the program was compiled for."""
-        return all(opt.is_current() for opt in self._heads)
+        return all(opt.has_same_group() for opt in self._heads) and all(
+            optimizer_of(optim, opt.parameter) is opt.optimizer and opt.has_same_state()
+            for opt in self.optimizers or ()
+        )
 
     def in_step(self) -> bool:
         """Return whether parameters with equal step counts still have equal step counts."""
+        if [step._version for step in self._steps] == self._versions:
+            return True  # nothing but this program has changed them
         return _leaders(self._steps) == self._leaders
 
     def __call__(self, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -82,7 +103,22 @@ class CompiledStep:
             opt.note_step()
         with torch.no_grad():
             results = self._compiled(*inputs, *self._tensors)
+        self._versions = [step._version for step in self._steps]
         return self._split(results)
+
+    def on_copies(self, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Written]:
+        """Take the step on copies of the tensors that it changes.
+
+        Returns:
+            Losses, gradients if there are no optimizers, and the changed copies as pairs of the
+            tensor and its copy. The program itself changes nothing but the random state.
+        """
+        self._follow_schedule()
+        flat = [same_strides(t) if id(t) in self._written else t for t in self._tensors]
+        with torch.no_grad():
+            losses, gradients = self._split(self._compiled(*inputs, *flat))
+        changed = zip(self._tensors, flat, strict=True)
+        return losses, gradients, [(t, copy) for t, copy in changed if t is not copy]
 
     def _split(self, results: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         num_gradients = 0 if self.optimizers else len(self.capture.parameters)
@@ -115,7 +151,8 @@ class CompiledStep:
         (results, state, drawn), *others = outcomes
         for other_results, other_state, other_drawn in others:
             check_close("the losses and gradients", other_results, results, tolerance)
-            check_close("the updates", other_state, state, tolerance)
+            # Adam turns the rounding error of a gradient that is zero into an update.
+            check_close("the updates", other_state, state, tolerance, scale=1.0)
             if not equal_random_states(other_drawn, drawn):
                 raise NotCompilable("the compiled program draws other random numbers")
         if self.optimizers is not None and all(tensor.is_cuda for tensor in flat):

@@ -2,26 +2,34 @@
 
 import logging
 import math
-import operator
-import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
 from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
+from pyro_vae.engine.comparison import Comparison, EagerBound
+from pyro_vae.engine.compilation_warning import (
+    CompilationWarning,
+    warn_of_eager_steps,
+    warn_of_limit,
+)
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.graph_optimizer import graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
+from pyro_vae.engine.signatures import Call, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.engine.verification import Verifier
+from pyro_vae.engine.verified_steps import Check, VerifiedSteps
 from pyro_vae.runtime.random_state import random_state, set_random_state
+
+__all__ = ["CompilationWarning", "Compiler"]
 
 log = logging.getLogger("pyro_vae")
 
@@ -30,56 +38,11 @@ log = logging.getLogger("pyro_vae")
 STEPS_BEFORE_COMPILING = 1000
 MAX_PROGRAMS = 8
 MAX_SIGNATURES = 100  # signatures with a count of steps; the oldest is dropped first
-# Runs of a program that are compared with Pyro's eager computation, to detect changes that neither
-# guards nor signatures see.
-CHECKED_RUNS = {2, 3, *(10**k for k in range(1, 10))}
+# Runs of a program that are compared with the eager step, to detect changes that neither guards nor
+# signatures see. `VerifiedSteps` compares later ones too.
+CHECKED_RUNS = {1, 2, 3, 5, 8, 13, 21, 34}
 # The engine is switched off if a program declines more steps than this, and more than one in ten.
 MISSES_ALLOWED, RUNS_PER_MISS = 10, 10
-
-# Properties of a tensor that is not an argument, on which a compiled program depends.
-_kind = operator.attrgetter("requires_grad", "dtype")
-
-
-class CompilationWarning(UserWarning):
-    """A program that should be compiled runs eagerly; the message gives the reason."""
-
-
-class Signature(NamedTuple):
-    """Everything that selects a compiled program; hashable.
-
-    Attributes:
-        fixed: Arguments that are not tensors, from `split`.
-        shapes: Shape, dtype, device, strides and `requires_grad` of each tensor argument.
-        watched: Dtype and `requires_grad` of each tensor that a graph uses.
-        stored: Identities of the parameters in Pyro's parameter store.
-        settings: Global settings, and whether several processes take the step together.
-        guards: Python values that the programs can read.
-    """
-
-    fixed: object
-    shapes: tuple[object, ...]
-    watched: tuple[object, ...]
-    stored: tuple[int, ...]
-    settings: tuple[object, ...]
-    guards: GuardKey
-
-
-class Call(NamedTuple):
-    """The arguments of one step.
-
-    Attributes:
-        args: Positional arguments of model and guide.
-        kwargs: Keyword arguments of model and guide.
-        share: This process's share of the minibatch; None for a single process.
-        inputs: Tensors among the arguments.
-        fixed: The other arguments, hashable.
-    """
-
-    args: Arguments
-    kwargs: Keywords
-    share: float | None
-    inputs: list[Tensor]
-    fixed: object
 
 
 class Compiler:
@@ -96,9 +59,19 @@ class Compiler:
         self.enabled = True
         self.update_outside = False  # whether the optimizer updates outside of compiled programs
         self.num_steps = 0
-        self._guards = GuardedState(svi.model, svi.guide, loss, svi.loss_and_grads)
+        self._loss, self._at_once = loss, at_once
+        self._reset()
+
+    def _reset(self) -> None:
+        """Start without programs."""
+        svi = self.svi
+        names = ("model", "guide", "_loss", "loss_and_grads")
+        self._guards = GuardedState(
+            [(getattr, self if name == "_loss" else svi, name) for name in names]
+        )
         self._verifier = Verifier(svi, self._guards)
-        self._at_once = at_once
+        self.verified = VerifiedSteps(svi, self._guards, self._verifier.buffers)
+        self._announced_limit = False
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
         self._watched: list[Tensor] = []
@@ -109,36 +82,120 @@ class Compiler:
         # The last compiled step: its program, and the random state before it.
         self._program: CompiledStep | None = None
         self._random = random_state()
-        self._previous: CompiledStep | None = None  # program of the step before, if compiled
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickled files have no programs; they compile again."""
+        names = ("svi", "enabled", "update_outside", "num_steps", "_loss", "_at_once")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Start without programs."""
+        vars(self).update(state)
+        self._reset()
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def step(self, args: Arguments, kwargs: Keywords, share: float | None) -> list[Tensor] | None:
-        """Take the step with a compiled program and return its losses; None without a program.
+    def step(
+        self, args: Arguments, kwargs: Keywords, share: float | None
+    ) -> list[Tensor] | LossValue | None:
+        """Take the step; return its loss or losses.
 
-        No exception leaves this method. If the engine fails, it warns and switches itself off, and
-        restores the random state for the eager step that follows.
+        Returns:
+            None if no program takes the step; a list of tensors if a compiled program took it; the
+            loss as numbers if it was a verified step, which is complete.
+
+        Raises:
+            Exception: In a verified step, the exceptions of the eager step. If the engine fails, it
+                warns and switches itself off, and restores the random state for the eager step.
         """
-        previous, self._previous = self._previous, None
+        self.verified.clock += 1
         if not self.enabled or am_i_wrapped() or not torch.is_grad_enabled():
             return None
         before = random_state()
         try:
             call = Call(args, kwargs, share, *split(args, kwargs))
-            program = self._find(previous, call)
+            program = self._find(call)
+            self.verified.note(call, before)
             if program is None:
                 return None
-            losses, gradients = program(call.inputs)
+            check = self.verified.check_of(program, CHECKED_RUNS, share)
         except Exception as error:
             set_random_state(before)
             self._switch_off_for(error)
             return None
-        self._random = before
-        self._program = self._previous = program
-        if program.optimizers is None:
-            losses = self._update(program, losses, gradients, share)
+        self._random, self._program = before, program
+        bound = self._eager_bound(program, call) if check is Check.BOUND else None
+        if check is Check.ALL or (check is Check.BOUND and bound is None):
+            return self._verified_step(program, call)
+        return self._compiled_step(program, call, bound)
+
+    def _eager_bound(self, program: CompiledStep, call: Call) -> EagerBound | None:
+        """Compute the eager bound; return None if all of the step must be compared."""
+        try:
+            bound = EagerBound(self.svi, program, call)
+        except Exception:  # the eager step raises it again
+            return None
+        finally:
+            set_random_state(self._random)
+        return bound if bound.operations == program.backward else None
+
+    def _compiled_step(
+        self, program: CompiledStep, call: Call, bound: EagerBound | None
+    ) -> list[Tensor] | LossValue | None:
+        """Take a step with a program; return its losses, or None if the eager step follows."""
+        try:
+            losses, gradients = program(call.inputs)
+        except Exception as error:
+            set_random_state(self._random)
+            self._switch_off_for(error)
+            return None
+        try:
+            if bound is not None:
+                bound.check(losses)
+                program.bound_at = self.verified.clock
+        except NotCompilable as finding:
+            return self._take_back(finding, call, None)
+        except Exception as error:  # in the comparison of a step that was taken
+            self._switch_off_for(error)
         self.num_steps += 1
+        program.unverified += 1
+        program.ran_at = self.verified.clock
+        if program.optimizers is None:
+            losses = self._update(program, losses, gradients, call.share)
         return losses
+
+    def _verified_step(self, program: CompiledStep, call: Call) -> LossValue | None:
+        """Take a step eagerly and with a program; return the loss if they agree."""
+        try:
+            comparison = Comparison(self.svi, program, call.inputs)
+        except Exception as error:
+            set_random_state(self._random)
+            self._switch_off_for(error)
+            return None
+        set_random_state(self._random)
+        key = self._guards.key()
+        loss = self.verified.eager_step(comparison, call)
+        after = random_state()
+        try:
+            values = self.verified.close(comparison, loss, key, self._programs.values())
+        except NotCompilable as finding:
+            return self._take_back(finding, call, loss)
+        except Exception as error:
+            set_random_state(after)
+            self._switch_off_for(error)
+            return loss
+        self.num_steps += 1
+        # The losses of several processes are averaged.
+        return loss if values is None or call.share is not None else self.result(values)
+
+    def _take_back(
+        self, error: NotCompilable, call: Call, loss: LossValue | None
+    ) -> LossValue | None:
+        """Return to the last verified state; return the loss of the step if it was taken."""
+        reason, num_steps, loss = self.verified.take_back(error, call, loss)
+        self.num_steps -= num_steps
+        self._switch_off(reason)
+        return loss
 
     def prepare(self, args: Arguments, kwargs: Keywords, share: float | None) -> None:
         """Compile for arguments of these shapes, as the first step of a resumed run would."""
@@ -154,7 +211,6 @@ class Compiler:
         """Take eagerly the step that a program declined, on the same random numbers."""
         program = self._program
         assert program is not None
-        self._previous = None
         self.num_steps -= 1
         self.svi.any_process(True, share)
         set_random_state(self._random)
@@ -203,20 +259,16 @@ class Compiler:
         self.enabled = False
         self._programs.clear()
         self._counts.clear()
-        warnings.warn(
-            f"training continues without compilation, because {reason}. Pass compile=False to "
-            "silence this warning",
-            CompilationWarning,
-            stacklevel=6,
-        )
+        self.verified.forget()
+        warn_of_eager_steps(reason)
 
     # -- which program ----------------------------------------------------------------------------
 
-    def _find(self, previous: CompiledStep | None, call: Call) -> CompiledStep | None:
+    def _find(self, call: Call) -> CompiledStep | None:
         """Return the program for these arguments, compiled now if it is time; else None."""
         signature = self._signature(call)
         program = self._programs.get(signature)
-        if program is not None and not self._usable(program, program is previous):
+        if program is not None and not self._usable(program):
             del self._programs[signature]
             program = None
             self._counts[signature] = STEPS_BEFORE_COMPILING
@@ -224,33 +276,18 @@ class Compiler:
             program = self._consider(signature, call)
         if program is not None:
             program.runs += 1
-            if program.runs in CHECKED_RUNS:
-                self._verifier.check_again(program.capture, call.inputs, call.args, call.kwargs)
         return program
 
     def _signature(self, call: Call) -> Signature:
-        return Signature(
-            call.fixed,
-            tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
-            tuple(map(_kind, self._watched)),
-            tuple([id(p) for _, p in pyro.get_param_store().named_parameters()]),
-            (
-                len(self.svi.trained),
-                torch.get_default_dtype(),
-                torch.is_autocast_enabled("cpu"),
-                torch.is_autocast_enabled("cuda"),
-                call.share is None,
-            ),
-            self._guards.key(),
-        )
+        return signature_of(call, self._watched, self.svi, self._guards.key())
 
-    def _usable(self, program: CompiledStep, consecutive: bool) -> bool:
-        if not program.is_current():
+    def _usable(self, program: CompiledStep) -> bool:
+        if not program.is_current(self.svi.optim):
             self.update_outside = True  # a hyperparameter changed, or a state was loaded
             return False
         if any(p.grad is not None for p in program.capture.parameters):
             return False
-        return consecutive or program.in_step()
+        return program.in_step()
 
     def _consider(self, signature: Signature, call: Call) -> CompiledStep | None:
         """Count a step without a program; compile one if there were enough such steps."""
@@ -265,6 +302,8 @@ class Compiler:
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._guards.difference(self._last_guards, signature.guards)
                 raise NotCompilable(f"{name!r} changes from step to step")
+            if len({known.guards for known in self._counts}) > MAX_PROGRAMS:
+                self._announce_limit(signature)
             if len(self._counts) > MAX_SIGNATURES:
                 del self._counts[next(iter(self._counts))]
         else:
@@ -273,12 +312,25 @@ class Compiler:
         needed = STEPS_BEFORE_COMPILING
         if not self._programs and self._at_once:
             needed = 0 if self._has_started() else 1
-        if count < needed or len(self._programs) >= MAX_PROGRAMS:
+        if count < needed:
+            return None
+        if len(self._programs) >= MAX_PROGRAMS:
+            self._announce_limit(signature)
             return None
         program = self._make(call)
         if program is not None:
             self._programs[self._signature(call)] = program
         return program
+
+    def _announce_limit(self, signature: Signature) -> None:
+        """Warn, once, that there are as many compiled programs as there can be."""
+        if self._announced_limit:
+            return
+        self._announced_limit = True
+        name = "the shapes or values of its arguments"
+        if self._last_guards != signature.guards:
+            name = repr(self._guards.difference(self._last_guards, signature.guards))
+        warn_of_limit(name, STEPS_BEFORE_COMPILING, MAX_PROGRAMS)
 
     def _has_started(self) -> bool:
         """Return whether parameters and optimizer state exist, as in a resumed run."""
@@ -309,9 +361,12 @@ class Compiler:
             return self._compile(recorded, call)
 
     def _record(self, call: Call) -> Capture:
+        validates = dist.is_validation_enabled()
+
         def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
-            # Pyro's validation takes as long as the bound. The checked runs validate.
-            with pyro.validation_enabled(False):
+            # Pyro's validation takes as long as the bound. Only observed values are checked in the
+            # graph; verified steps check everything.
+            with pyro.validation_enabled(False), dist.validation_enabled(validates):
                 args, kwargs = join(call.args, call.kwargs, stand_ins)
                 loss, parameters = self.svi.gradients(args, kwargs)
             return loss if isinstance(loss, tuple) else (loss,), parameters

@@ -1,58 +1,64 @@
 """Compilation guards: a comparable snapshot of the globals, closures and attributes of a program.
 
 A traced program keeps the Python values that it was traced with. The values that a model or guide
-can reach (globals and closures named by its functions, attributes of its modules and objects) are
-read before every step. If one has changed, the step needs another trace.
+can reach are read before every step. If one has changed, the step needs another trace. The module
+`guarded_reads` finds these values. Changes that it does not see are detected by verified steps.
 """
 
-import builtins
+import collections
 import contextlib
-import functools
-import itertools
+import copy
 import operator
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterator
-from typing import TypeAlias
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, TypeAlias
 
+import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.distributions import Transform
 from torch.optim import Optimizer
 
-# A function with an owner and a name: `read(owner, name)` gives the value.
-Reader: TypeAlias = Callable[..., object]
-Read: TypeAlias = tuple[Reader, object, object]
+from pyro_vae.engine.guarded_reads import (
+    ATOMS,
+    CODE_LIBRARIES,
+    PROXY_GET,
+    VALUE_READERS,
+    Read,
+    Reader,
+    from_library,
+    is_library,
+    loads_of,
+    reads_of,
+    reads_of_class,
+    reads_of_module,
+)
+
 GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
 
-ATOMS = {int, float, bool, str, bytes, complex, type(None)}
-LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
-LIMIT = 100  # entries of a list or dictionary; larger ones are data, not settings
 # Total number of values. Comparing this many before a step takes about half a millisecond.
 MAX_VALUES = 10_000
 # Objects that run the training step. An object that holds its SVI would otherwise lead the walk
 # into the compiler, which keeps the result of each walk. Optimizers are compared elsewhere.
 ENGINE = (SVI, PyroOptim, Optimizer)
 CONTAINERS = {dict, list, tuple}
-STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
-PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module, such as hooks
-# Results of the last call that transforms cache; they change in every step.
-CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
+MUTABLE = (dict, list, set, collections.deque)
 
 
 class GuardedState:
     """The Python values that functions and objects can read.
 
     Args:
-        roots: Model, guide and loss.
+        roots: Reads of model, guide and loss.
 
     Attributes:
         modules: Modules found.
+        tensors: Tensors found.
         complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
-    def __init__(self, *roots: object) -> None:
+    def __init__(self, roots: Sequence[Read]) -> None:
         self._roots = roots
         self.complete = True
         self._reads: list[Read] = []
@@ -60,8 +66,10 @@ class GuardedState:
         self._last: list[Hashable] | None = None
         self._key: GuardKey = ()
         # The reads by function: owners, names, and the objects that the last reads gave.
-        self._groups: list[tuple[Reader, list[object], list[object], list[object]]] = []
+        self._groups: list[tuple[Any, Reader, list[object], list[object], list[object]]] = []
         self.modules: list[nn.Module] = []
+        self.tensors: list[Tensor] = []
+        self._containers: list[Any] = []
 
     def key(self) -> GuardKey:
         """Return the values; a program that reads equal keys reads equal values.
@@ -81,8 +89,8 @@ class GuardedState:
         """Return whether every read gives the identical object, as in most steps."""
         try:
             return bool(self._groups) and all(
-                all(map(operator.is_, map(read, owners, names), held))
-                for read, owners, names, held in self._groups
+                all(map(equal, map(read, owners, names), held))
+                for equal, read, owners, names, held in self._groups
             )
         except (LookupError, AttributeError, ValueError):  # a value no longer exists
             return False
@@ -94,33 +102,27 @@ class GuardedState:
         return str(next(names, "the number of objects that it reads"))
 
     def _read(self) -> list[Hashable]:
-        return [
-            value if type(value) in ATOMS else id(value)
-            for value in itertools.starmap(_get, self._reads)
-        ]
+        return [_reduced(read[0], _get(*read)) for read in self._reads]
 
     def _collect(self) -> None:
-        self._reads, self._held, self.modules = [], [], []
+        self._reads, self._held, self.modules, self.tensors = [], [], [], []
+        self._containers = []
         key: list[tuple[str, Hashable]] = []
-        seen: set[int] = set()
-        queue: list[object] = list(self._roots)
-        while queue and len(key) < MAX_VALUES:
-            value = queue.pop()
-            if id(value) in seen or type(value) in ATOMS or isinstance(value, (Tensor, *ENGINE)):
-                continue
-            seen.add(id(value))
-            if isinstance(value, nn.Module):
-                self.modules.append(value)
-            queue += _methods(value)
-            for read in itertools.islice(_visible(value), MAX_VALUES - len(key)):
-                self._reads.append(read)
-                child = _get(*read)
-                # Objects compared by address must stay alive; otherwise the address is reused.
-                self._held.append(child)
-                queue.append(child)
-                kind = type(child)
-                by_value = child if kind in ATOMS else kind if kind in CONTAINERS else id(child)
-                key.append((str(read[2]), by_value))
+        walk = _Walk(self)
+        for read in walk.reads(self._roots):
+            child = _get(*read)
+            self._reads.append(read)
+            # Objects compared by address must stay alive; otherwise the address is reused.
+            self._held.append(child)
+            kind = type(child)
+            if read[0] in VALUE_READERS:
+                value: Any = child
+            else:
+                walk.queue.append(child)
+                value = child if kind in ATOMS else kind if kind in CONTAINERS else id(child)
+            key.append((str(read[2]), value))
+            if len(key) == MAX_VALUES:
+                break
         self._key = tuple(key)
         self.complete = len(key) < MAX_VALUES
         groups: dict[Reader, tuple[list[object], list[object], list[object]]] = {}
@@ -128,7 +130,93 @@ class GuardedState:
             entries = groups.setdefault(function, ([], [], []))
             for entry, value in zip(entries, (owner, name, held), strict=True):
                 entry.append(value)
-        self._groups = [(read, *entries) for read, entries in groups.items()]
+        self._groups = [
+            (operator.eq if read in VALUE_READERS else operator.is_, read, *entries)
+            for read, entries in groups.items()
+        ]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore the values and tensors found, and the entries of containers on exit."""
+        self.key()
+        reads, held = list(self._reads), list(self._held)
+        containers = [(value, copy.copy(value)) for value in self._containers]
+        tensors = [(t, t._version, t.detach().clone()) for t in self.tensors]
+        try:
+            yield
+        finally:
+            for value, former in containers:
+                _restore_container(value, former)
+            for read, former in zip(reads, held, strict=True):
+                _restore(read, former)
+            with torch.no_grad():
+                for tensor, version, values in tensors:
+                    if tensor._version != version:
+                        tensor.copy_(values)
+
+
+class _Walk:
+    """The order in which values are found: classes and Python modules follow their objects."""
+
+    def __init__(self, state: GuardedState) -> None:
+        self.state = state
+        self.queue: list[object] = []
+        self._seen: set[int] = set()
+        self._held: list[object] = []  # objects whose address is in `_seen`
+        self._names: set[str] = set()  # attributes that some function loads
+        self._python_modules: dict[int, types.ModuleType] = {}
+        self._module_reads: set[tuple[int, str]] = set()
+
+    def reads(self, roots: Sequence[Read]) -> Iterator[Read]:
+        """Yield all reads; the caller appends their results to `queue`."""
+        yield from roots
+        while True:
+            while self.queue:
+                yield from self._visit(self.queue.pop())
+            new = list(self._reads_of_modules())
+            if not new:
+                return
+            yield from new
+
+    def _visit(self, value: Any) -> Iterator[Read]:
+        if type(value) in ATOMS or id(value) in self._seen:
+            return
+        # Torch imports modules while it compiles: the table of modules is no setting.
+        if isinstance(value, ENGINE) or value is sys.modules:
+            return
+        self._seen.add(id(value))
+        self._held.append(value)
+        state = self.state
+        if isinstance(value, Tensor):
+            if value.layout is torch.strided:
+                state.tensors.append(value)
+            return
+        if isinstance(value, types.ModuleType):
+            if not is_library(value.__name__, CODE_LIBRARIES):
+                self._python_modules[id(value)] = value
+            return
+        if isinstance(value, type):
+            if not from_library(value, CODE_LIBRARIES):
+                yield from reads_of_class(value)
+            return
+        if isinstance(value, nn.Module):
+            state.modules.append(value)
+        if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
+            self._names |= loads_of(value.__code__)[1]
+        if isinstance(value, MUTABLE):
+            state._containers.append(value)
+        elif isinstance(getattr(value, "__dict__", None), dict):
+            state._containers.append(vars(value))
+        self.queue.append(type(value))
+        yield from reads_of(value)
+
+    def _reads_of_modules(self) -> Iterator[Read]:
+        for key, module in self._python_modules.items():
+            for read in reads_of_module(module, self._names):
+                entry = (key, str(read[2]))
+                if entry not in self._module_reads:
+                    self._module_reads.add(entry)
+                    yield read
 
 
 def modules_of(*programs: object) -> list[nn.Module]:
@@ -136,7 +224,7 @@ def modules_of(*programs: object) -> list[nn.Module]:
     own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
     if all(isinstance(program, nn.Module) for program in programs) and all(map(_is_plain, own)):
         return list(dict.fromkeys(own))  # the walk would find no others, and takes milliseconds
-    state = GuardedState(*programs)
+    state = GuardedState([(tuple.__getitem__, programs, i) for i in range(len(programs))])
     with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
         state.key()
     return list(dict.fromkeys([*own, *state.modules]))
@@ -163,81 +251,31 @@ def _get(read: Reader, owner: object, name: object) -> object:
         return None
 
 
-def _methods(value: object) -> list[types.FunctionType]:
-    """Return the methods of an object, except methods that a library's class defines."""
-    if isinstance(value, type | types.ModuleType) or _from_library(type(value)):
-        return []
-    attributes = [vars(kind) for kind in type(value).__mro__ if not _from_library(kind)]
-    return [f for names in attributes for f in names.values() if isinstance(f, types.FunctionType)]
+def _reduced(read: Reader, value: Any) -> Hashable:
+    return value if type(value) in ATOMS or read in VALUE_READERS else id(value)
 
 
-def _visible(value: object) -> Iterator[Read]:
-    """Yield the reads of the values that an object gives access to."""
-    if isinstance(value, types.MethodType):
-        yield getattr, value, "__self__"
-        yield getattr, value, "__func__"
-    elif isinstance(value, types.FunctionType):
-        yield from _visible_to_function(value)
-    elif isinstance(value, functools.partial):
-        for name in ("func", "args", "keywords"):
-            yield getattr, value, name
-    elif isinstance(value, nn.Module):
-        own = not _from_library(type(value))  # modules of libraries rebuild caches in every run
-        passing = PLUMBING | CACHES if isinstance(value, Transform) else PLUMBING
-        yield from (
-            (dict.get, vars(value), name)
-            for name, child in vars(value).items()
-            if name in STRUCTURE or type(child) in ATOMS or (own and name not in passing)
-        )
-    elif isinstance(value, dict) and len(value) <= LIMIT:
-        yield from ((dict.get, value, key) for key in value)
-        yield operator.length_hint, value, 0
-    elif isinstance(value, list | tuple) and len(value) <= LIMIT:
-        kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
-        yield from ((kind, value, i) for i in range(len(value)))
-        yield operator.length_hint, value, 0
-    elif isinstance(value, type | types.ModuleType):
+def _restore(read: Read, former: object) -> None:
+    function, owner, name = read
+    if function in VALUE_READERS or _get(*read) is former:
         return
-    elif isinstance(getattr(value, "__dict__", None), dict):  # a type alias has another mapping
-        if not _from_library(type(value)):
-            yield from ((dict.get, vars(value), name) for name in vars(value))
-        else:  # the settings of Pyro's objects, such as an ELBO
-            yield from (
-                (dict.get, vars(value), n) for n, v in vars(value).items() if type(v) in ATOMS
-            )
+    target: Any = owner
+    if function in (dict.get, list.__getitem__):
+        target[name] = former
+    elif function is getattr and isinstance(owner, types.CellType):
+        target.cell_contents = former
+    elif function is not operator.length_hint and function is not PROXY_GET:
+        with contextlib.suppress(AttributeError, TypeError):
+            setattr(target, str(name), former)
 
 
-def _visible_to_function(function: types.FunctionType) -> Iterator[Read]:
-    for cell in function.__closure__ or ():
-        yield getattr, cell, "cell_contents"
-    if function.__defaults__ is not None:
-        yield getattr, function, "__defaults__"
-    if function.__kwdefaults__ is not None:
-        yield getattr, function, "__kwdefaults__"
-    if hasattr(function, "__wrapped__"):
-        yield getattr, function, "__wrapped__"
-    if _from_library(function):
+def _restore_container(value: Any, former: Any) -> None:
+    same = len(value) == len(former) and all(
+        map(operator.is_, value.values(), former.values())
+        if isinstance(value, dict)
+        else map(operator.is_, value, former)
+    )
+    if same:
         return
-    names = set(_names(function.__code__))
-    for name in names:
-        if name in function.__globals__:
-            yield dict.get, function.__globals__, name
-            value = function.__globals__[name]
-            if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
-                # the attributes that the function names, such as settings.beta
-                yield from ((getattr, value, n) for n in names if hasattr(value, n))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:  # functions inside the function
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
-def _from_library(value: object) -> bool:
-    return _is_library(getattr(value, "__module__", None) or "")
-
-
-def _is_library(name: str) -> bool:
-    return name.partition(".")[0] in LIBRARIES or name == builtins.__name__
+    value.clear()
+    (value.extend if isinstance(value, list | collections.deque) else value.update)(former)

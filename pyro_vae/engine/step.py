@@ -41,12 +41,21 @@ class StepProtocol(Protocol):
     def gradients(self, args: Arguments, kwargs: Keywords) -> tuple[Loss, list[Tensor]]:
         """Compute the loss and the gradients; return the loss and the parameters."""
 
+    def bound(self, args: Arguments, kwargs: Keywords) -> Loss:
+        """Compute the loss as an eager step does, with its gradients but without an update."""
+
     def update(
         self, values: tuple[float, ...], parameters: list[Tensor], share: float | None
     ) -> tuple[float, ...]:
         """Update parameters by their gradients and clear these; return the losses."""
 
-    def eager_step(self, args: Arguments, kwargs: Keywords, share: float | None) -> LossValue:
+    def eager_step(
+        self,
+        args: Arguments,
+        kwargs: Keywords,
+        share: float | None,
+        observe: Callable[[list[Tensor]], None] | None = None,
+    ) -> LossValue:
         """Take the step without a compiled program; return the loss."""
 
     def any_process(self, compiled: bool, share: float | None) -> bool:

@@ -13,8 +13,9 @@ from pyro_vae.engine.step import Precision
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 LOW_PRECISION_TOLERANCE = 1e-2  # parameters of any other dtype
 BF16_TOLERANCE = 0.05  # layers in bfloat16, which has 8 significant bits
-# Differences are relative to the largest entry, and absolute if this is below the floor.
-SCALE_FLOOR = 1.0
+# Differences are relative to the largest entry of a tensor. Entries that are zero but for rounding
+# are compared with this share of the largest entry of all tensors of the list.
+FLOOR = 1e-2
 
 
 def tolerance_of(parameters: Iterable[Tensor], precision: Precision) -> float:
@@ -25,21 +26,40 @@ def tolerance_of(parameters: Iterable[Tensor], precision: Precision) -> float:
     return max(tolerances, default=TOLERANCE[torch.float32])
 
 
+def largest(tensors: Iterable[Tensor]) -> float:
+    """Return the largest absolute entry of all tensors, zero if there is none."""
+    return max((float(t.detach().abs().max()) for t in tensors if t.numel()), default=0.0)
+
+
 def check_close(
-    what: str, actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
+    what: str,
+    actual: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float,
+    scale: float | None = None,
 ) -> None:
     """Compare two lists of tensors, each pair relative to its largest expected entry.
+
+    Args:
+        what: Name of the values, for the message.
+        actual: Values of the graph.
+        expected: Values of the program.
+        tolerance: Relative tolerance.
+        scale: Size of values that rounding errors are relative to, if it is larger than a tensor's
+            largest entry; by default `FLOOR` times the largest entry of all tensors.
 
     Raises:
         NotCompilable: If a pair differs by more than `tolerance`.
     """
+    if scale is None:
+        scale = FLOOR * largest(expected)
     for a, given in zip(actual, expected, strict=True):
         b = given.to(a.device)  # losses that were read are on the CPU
         if b.numel() == 0 or torch.equal(a, b):
             continue
-        scale = max(SCALE_FLOOR, float(b.abs().max()))
-        error = float((a.double() - b.double()).abs().max())
-        if not error <= tolerance * scale:
+        same = a.dtype == b.dtype and b.is_floating_point()
+        error = float((a - b if same else a.double() - b.double()).abs().max())
+        if not error <= tolerance * max(scale, float(b.abs().max())):
             raise NotCompilable(
                 f"{what} of the graph and of the program differ by {error:.3g}: the program "
                 "depends on something that the graph does not see"

@@ -2,11 +2,10 @@
 
 import contextlib
 import math
-import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from pyro_vae.engine.tolerances import check_close, tolerance_of
 from pyro_vae.runtime.random_state import (
     TorchState,
     equal_random_states,
+    preserved_state,
     python_random_state,
     random_state,
     set_random_state,
@@ -57,13 +57,23 @@ class Verifier:
 
     def reference(self, args: Arguments, kwargs: Keywords) -> Reference:
         """Compute loss and gradients eagerly, without an update."""
+        key, store = self._guards.key(), pyro.get_param_store()
         with self.restored():
             python = python_random_state()
+            tables = dict(store._params)
+            versions = [(t, t._version) for t in self._constants()]
             loss, parameters = self.svi.gradients(args, kwargs)
             gradients = {p: p.grad for p in parameters if p.grad is not None}
             for parameter in parameters:
                 parameter.grad = None
             foreign = python_random_state() != python
+            if not foreign and self._guards.key() != key:
+                name = self._guards.difference(key, self._guards.key())
+                raise NotCompilable(f"it changes {name!r} in each step")
+            if any(store._params.get(name) is not value for name, value in tables.items()):
+                raise NotCompilable("it changes entries of Pyro's parameter store in each step")
+            if any(tensor._version != version for tensor, version in versions):
+                raise NotCompilable("it changes a tensor in place that is not a module's buffer")
             return Reference(loss, gradients, random_state(), foreign)
 
     def compare(self, recorded: Capture, inputs: list[Tensor], reference: Reference) -> None:
@@ -87,18 +97,6 @@ class Verifier:
         if not equal_random_states(drawn, reference.random_state):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
 
-    def check_again(
-        self, recorded: Capture, inputs: list[Tensor], args: Arguments, kwargs: Keywords
-    ) -> None:
-        """Compare a graph that is in use with the eager computation.
-
-        Raises:
-            NotCompilable: If the results differ.
-        """
-        reference = self.reference(args, kwargs)
-        if reference.finite:  # otherwise the compiled step declines these arguments
-            self.compare(recorded, inputs, reference)
-
     def check_mutations(self, recorded: Capture) -> None:
         """Check that a graph changes no tensors in place other than buffers of modules.
 
@@ -108,7 +106,7 @@ class Verifier:
         mutated = [recorded.tensors[i] for i in recorded.mutated]
         if any(tensor.requires_grad for tensor in mutated):
             raise NotCompilable("it changes a parameter in place")
-        known = {id(buffer) for buffer in self._buffers()}
+        known = {id(buffer) for buffer in self.buffers()}
         if any(id(tensor) not in known for tensor in mutated):
             raise NotCompilable("it changes a tensor in place that is not a module's buffer")
 
@@ -116,28 +114,30 @@ class Verifier:
         """Return the tolerance for a graph, by its parameters' dtypes and the step's precision."""
         return tolerance_of(recorded.parameters, self.svi.precision)
 
-    def _buffers(self) -> list[Tensor]:
+    def _constants(self) -> list[Tensor]:
+        """Return the tensors that a program must not change in place."""
+        known = {id(buffer) for buffer in self.buffers()}
+        return [t for t in (*self._guards.tensors, *self.svi.parameters) if id(t) not in known]
+
+    def buffers(self) -> list[Tensor]:
+        """Return the buffers of the programs' modules."""
         modules = self._guards.modules
         return [b for module in modules for b in module.buffers(recurse=False)]
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore random states, buffers and gradients on exit."""
-        state, buffers = random_state(), self._buffers()
-        modules = self._guards.modules
-        parameters = dict.fromkeys(self.svi.parameters)
-        parameters |= dict.fromkeys(p for module in modules for p in module.parameters(False))
-        gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's
-        copies = [buffer.clone() for buffer in buffers]
-        try:
-            yield
-        finally:
-            set_random_state(state)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            with torch.no_grad():
-                for buffer, copy in zip(buffers, copies, strict=True):
-                    buffer.copy_(copy)
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
+        """Restore random states, guarded values, tensors, gradients and the store on exit."""
+        with preserved_state(), self._guards.restored():
+            state = random_state()
+            leaves = dict.fromkeys(self.svi.parameters)
+            leaves |= dict.fromkeys(t for t in self._guards.tensors if t.is_leaf)
+            leaves |= dict.fromkeys(p for m in self._guards.modules for p in m.parameters(False))
+            held = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in leaves]
+            try:
+                yield
+            finally:
+                set_random_state(state)
+                for parameter, gradient, values in held:
+                    parameter.grad = gradient
+                    if gradient is not None and values is not None:
+                        gradient.copy_(values)

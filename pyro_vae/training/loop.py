@@ -156,6 +156,8 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
     for whole in state.batches:
         num_rows = len(whole[0])
         batch, share = own_batch(whole)
+        if now.step + 1 == job.total_steps:
+            svi.verify_next_step()
         loss = svi.step_of(batch, {}, share)
         is_finite = math.isfinite(loss)
         if is_finite:

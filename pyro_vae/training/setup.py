@@ -328,6 +328,7 @@ def _per_datum_svi(
     claim_parameters(pair.model, pair.guide)
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
+    svi.take_steps_again()
     svi.choose_particles(data.batch(slice(8)), {})
     svi.nest_plates(table.plate_nesting)
     check_last_batch(pair, data, total_steps // config.epochs, batch_size)

@@ -91,7 +91,7 @@ def test_entries_replaced_by_a_mask_are_of_any_number():
 
 @pytest.mark.usefixtures("graph_only")
 def test_a_program_that_counts_its_calls_runs_eagerly():
-    with pytest.warns(CompilationWarning, match="numbers that differ from run to run"):
+    with pytest.warns(CompilationWarning, match="it changes 'calls' in each step"):
         svi = both(counts_calls)
     assert svi.num_compiled_steps == 0
 

@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.engine import compiled_step, compiler, guards, verification
+from pyro_vae.engine import comparison, compiled_step, compiler, guards, verification
 from pyro_vae.engine.compiler import CompilationWarning
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
@@ -57,6 +57,8 @@ FAILING = {
     "reference": (verification.Verifier, "reference"),
     "capture": (compiler, "capture"),
     "comparison": (verification.Verifier, "compare"),
+    "verified step": (comparison.Comparison, "__init__"),
+    "its comparison": (comparison.Comparison, "check"),
     "optimizers": (compiler, "graph_optimizers"),
     "program": (compiler, "CompiledStep"),
     "compiler": (compiled_step, "compile_graph"),
@@ -64,7 +66,15 @@ FAILING = {
     "schedule": (compiled_step.CompiledStep, "_follow_schedule"),
 }
 
-FIRST = ("decision", "capture", "optimizers", "program", "compiler")  # called once, at the start
+FIRST = (
+    "decision",
+    "reference",
+    "capture",
+    "comparison",
+    "optimizers",
+    "program",
+    "compiler",
+)  # called once, at the start
 
 
 @pytest.mark.usefixtures("graph_only")
@@ -83,7 +93,7 @@ def test_an_error_in_the_engine_becomes_an_eager_step(name, error, monkeypatch):
     def break_it(i, svi):
         if i == (0 if name in FIRST else 4):
             monkeypatch.setattr(owner, attribute, fails)
-            if name in ("reference", "comparison"):  # called in the next checked run
+            if name in ("verified step", "its comparison"):  # called in the next checked run
                 monkeypatch.setattr(compiler, "CHECKED_RUNS", range(1, 100))
 
     with pytest.warns(CompilationWarning, match=f"{error.__name__}: .*broken"):
@@ -164,6 +174,7 @@ def test_fit_compiles_own_models_only_by_itself(monkeypatch):
 
 
 @pytest.mark.usefixtures("graph_only")
+@pytest.mark.filterwarnings("ignore:steps with other values")
 def test_signatures_that_differ_from_step_to_step_are_forgotten(monkeypatch):
     monkeypatch.setattr(compiler, "MAX_SIGNATURES", 5)
     net = Net()

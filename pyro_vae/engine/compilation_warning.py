@@ -1,0 +1,28 @@
+"""Warnings about steps that should be compiled and run eagerly."""
+
+import warnings
+
+
+class CompilationWarning(UserWarning):
+    """A program that should be compiled runs eagerly; the message gives the reason."""
+
+
+def warn_of_eager_steps(reason: str) -> None:
+    """Warn that all further steps run eagerly; the reason completes "because ..."."""
+    warnings.warn(
+        f"training continues without compilation, because {reason}. Pass compile=False to silence "
+        "this warning",
+        CompilationWarning,
+        stacklevel=7,
+    )
+
+
+def warn_of_limit(name: str, num_steps: int, num_programs: int) -> None:
+    """Warn that steps with other values of a setting run eagerly."""
+    warnings.warn(
+        f"steps with other values of {name} run eagerly: a program is compiled after "
+        f"{num_steps:,} steps with the same values, for at most {num_programs} of them. Pass "
+        "compile=False to silence this warning",
+        CompilationWarning,
+        stacklevel=8,
+    )

@@ -1,0 +1,292 @@
+"""Reads of the Python values that a program can use, found in its bytecode and its objects.
+
+A *read* is a function with an owner and a name: `read(owner, name)` gives the value. The reads of
+a function are the globals, free variables and imported modules that its bytecode loads, with the
+attributes that are loaded from modules. The reads of an object are its attributes, slots and
+entries; the reads of a class are the entries of the classes along its MRO.
+"""
+
+import builtins
+import collections
+import contextvars
+import dis
+import functools
+import operator
+import os
+import pickle
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import nn
+from torch.distributions import Transform
+
+Reader: TypeAlias = Callable[..., object]
+Read: TypeAlias = tuple[Reader, object, object]
+
+ATOMS = {int, float, bool, str, bytes, complex, type(None)}
+LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
+# Functions and classes of this package read no values that change, but its objects hold the
+# user's settings and functions.
+CODE_LIBRARIES = LIBRARIES | {"pyro_vae"}
+LIMIT = 100  # entries of a list or dictionary; in larger ones, numbers and strings only
+LARGE = 1000  # entries of a list, set or array; larger ones are data, not settings
+STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module
+# Results of the last call that transforms cache; they change in every step.
+CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
+DUNDER_DATA = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__slots__",
+               "__abstractmethods__", "__parameters__", "__orig_bases__", "_abc_impl",
+               "__static_attributes__", "__firstlineno__", "__qualname__"}  # fmt: skip
+PROXY_GET = types.MappingProxyType.get
+
+
+def by_value(value: object) -> object:
+    """Return an atom, or the identity of any other object."""
+    return value if type(value) in ATOMS else id(value)
+
+
+# -- reads of which the results are compared by value ------------------------------------------
+
+
+def entries_of(owner: Any, name: object) -> object:
+    """Return the entries of a list, tuple or deque."""
+    return tuple(map(by_value, owner))
+
+
+def items_of(owner: Any, name: object) -> object:
+    """Return the items of a dictionary."""
+    return tuple((by_value(key), by_value(value)) for key, value in owner.items())
+
+
+def members_of(owner: Any, name: object) -> object:
+    """Return the members of a set."""
+    return frozenset(owner)
+
+
+def content_of(owner: Any, name: object) -> object:
+    """Return the content of an array."""
+    return owner.tobytes()
+
+
+def state_of(owner: Any, name: object) -> object:
+    """Return the state of a random generator."""
+    if isinstance(owner, random.Random):
+        return owner.getstate()
+    return pickle.dumps(
+        owner.bit_generator.state if isinstance(owner, np.random.Generator) else owner.get_state()
+    )
+
+
+def context_of(owner: Any, name: object) -> object:
+    """Return the value of a context variable."""
+    return by_value(owner.get(None))
+
+
+def environment_of(owner: Any, name: object) -> object:
+    """Return the environment variables."""
+    return tuple(os.environ.items())
+
+
+VALUE_READERS = {
+    entries_of, items_of, members_of, content_of, state_of, context_of, environment_of
+}  # fmt: skip
+
+
+# -- code ------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def loads_of(code: types.CodeType) -> tuple[tuple[tuple[str, ...], ...], frozenset[str]]:
+    """Return the loads of a function's bytecode, including the functions inside it.
+
+    Returns:
+        Paths and attribute names. A path begins with the kind (`global`, `free`, `import`) and the
+        name of the first value, followed by the attributes that are loaded from it.
+    """
+    paths: list[list[str]] = []
+    attributes: set[str] = set()
+    extends = False
+    for step in dis.get_instructions(code):
+        kind, value = step.opname, step.argval
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+            paths.append(["global", value])
+        elif kind in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
+            paths.append(["free", value])
+        elif kind == "IMPORT_NAME":
+            paths.append(["import", value])
+        elif kind in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"):
+            attributes.add(value)
+            if extends:
+                paths[-1].append(value)
+            continue
+        elif kind in ("PUSH_NULL", "CACHE", "PRECALL", "RESUME"):
+            continue
+        extends = kind in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME") or kind.startswith(
+            ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT")
+        )
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner, names = loads_of(constant)
+            paths += map(list, inner)
+            attributes |= names
+    return tuple(dict.fromkeys(map(tuple, paths))), frozenset(attributes)
+
+
+def is_library(name: str, libraries: set[str] = LIBRARIES) -> bool:
+    """Return whether a module of this name belongs to a library."""
+    return name.partition(".")[0] in libraries or name == builtins.__name__
+
+
+def from_library(value: object, libraries: set[str] = LIBRARIES) -> bool:
+    """Return whether a class or function belongs to a library."""
+    return is_library(getattr(value, "__module__", None) or "", libraries)
+
+
+def reads_of_function(function: types.FunctionType) -> Iterator[Read]:
+    """Yield the reads of a function's closure, defaults, attributes and globals."""
+    for cell in function.__closure__ or ():
+        yield getattr, cell, "cell_contents"
+    for name in ("__defaults__", "__kwdefaults__"):
+        if getattr(function, name) is not None:
+            yield getattr, function, name
+    if vars(function):
+        yield getattr, function, "__dict__"  # its attributes, and the function that it wraps
+    if from_library(function, CODE_LIBRARIES):
+        return
+    paths, attributes = loads_of(function.__code__)
+    for kind, name, *rest in paths:
+        if kind == "global" and name in function.__globals__:
+            yield dict.get, function.__globals__, name
+            yield from _reads_of_path(function.__globals__[name], rest)
+        elif kind == "import":
+            module = sys.modules.get(name)
+            yield dict.get, sys.modules, name
+            yield from _reads_of_path(module, rest)
+    if attributes & {"environ", "getenv"} or any("environ" in path for path in paths):
+        yield environment_of, os, "environ"
+
+
+def _reads_of_path(value: object, attributes: list[str]) -> Iterator[Read]:
+    """Yield the reads of attributes of modules, such as `settings.kl.beta`."""
+    for name in attributes:
+        if not isinstance(value, types.ModuleType) or name not in vars(value):
+            return
+        yield dict.get, vars(value), name
+        value = vars(value)[name]
+
+
+def reads_of_module(module: types.ModuleType, names: set[str]) -> Iterator[Read]:
+    """Yield the reads of a user's Python module: the attributes that some function loads."""
+    return ((dict.get, vars(module), name) for name in names if name in vars(module))
+
+
+def reads_of_class(kind: type) -> Iterator[Read]:
+    """Yield the reads of a class: the entries of the classes along the MRO."""
+    for base in kind.__mro__:
+        if from_library(base, CODE_LIBRARIES):
+            continue
+        yield operator.length_hint, vars(base), 0
+        for name in vars(base):
+            if name not in DUNDER_DATA:
+                yield PROXY_GET, vars(base), name
+
+
+# -- objects ---------------------------------------------------------------------------------------
+
+
+def reads_of(value: Any) -> Iterator[Read]:
+    """Yield the reads of the values that an object other than a class or module gives access to."""
+    if isinstance(value, types.MethodType):
+        yield getattr, value, "__self__"
+        yield getattr, value, "__func__"
+    elif isinstance(value, types.FunctionType):
+        yield from reads_of_function(value)
+    elif isinstance(value, functools.partial):
+        for name in ("func", "args", "keywords"):
+            yield getattr, value, name
+    elif isinstance(value, property):
+        yield getattr, value, "fget"
+    elif isinstance(value, staticmethod | classmethod):
+        yield getattr, value, "__func__"
+    elif isinstance(value, functools.cached_property):
+        yield getattr, value, "func"
+    elif isinstance(value, nn.Module):
+        yield from _reads_of_network(value)
+    elif isinstance(value, dict | list | tuple | collections.deque | set | frozenset):
+        yield from _reads_of_container(value)
+    elif isinstance(value, np.ndarray):
+        if value.size <= LARGE and not value.dtype.hasobject:
+            yield content_of, value, "an array"
+    elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
+        yield state_of, value, "the state of a random generator"
+    elif isinstance(value, contextvars.ContextVar):
+        yield context_of, value, value.name
+    else:
+        yield from _reads_of_object(value)
+
+
+def _reads_of_container(value: Any) -> Iterator[Read]:
+    yield operator.length_hint, value, 0
+    if isinstance(value, set | frozenset):
+        if len(value) <= LARGE:
+            yield members_of, value, "a set"
+    elif len(value) > LIMIT or isinstance(value, collections.deque):
+        if len(value) <= LARGE:
+            reader = items_of if isinstance(value, dict) else entries_of
+            yield reader, value, f"a {type(value).__name__}"
+    elif isinstance(value, dict):
+        yield from ((dict.get, value, key) for key in value)
+    else:
+        kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
+        yield from ((kind, value, i) for i in range(len(value)))
+
+
+def _reads_of_network(value: nn.Module) -> Iterator[Read]:
+    attributes = vars(value)
+    own = not from_library(type(value))  # modules of libraries rebuild caches in every run
+    passing = PLUMBING | CACHES if isinstance(value, Transform) else PLUMBING
+    yield from (
+        (dict.get, attributes, name)
+        for name, child in attributes.items()
+        if name in STRUCTURE or type(child) in ATOMS or (own and name not in passing)
+    )
+    yield dict.get, attributes, "forward"  # of the object, if somebody replaced it
+    for name in HOOKS:
+        hooks = attributes.get(name)
+        if hooks is not None:
+            yield operator.length_hint, hooks, 0
+            yield from ((dict.get, hooks, key) for key in hooks)
+    if own:
+        yield operator.length_hint, attributes, 0
+        yield from _reads_of_slots(value)
+
+
+def _reads_of_object(value: Any) -> Iterator[Read]:
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict):  # a type alias has another mapping
+        if not from_library(type(value)):
+            yield operator.length_hint, attributes, 0
+            yield from ((dict.get, attributes, name) for name in attributes)
+        else:  # the settings of Pyro's objects, such as an ELBO
+            yield from (
+                (dict.get, attributes, n) for n, v in attributes.items() if type(v) in ATOMS
+            )
+    if not from_library(type(value)):
+        yield from _reads_of_slots(value)
+
+
+def _reads_of_slots(value: object) -> Iterator[Read]:
+    for kind in type(value).__mro__:
+        for member in vars(kind).values():
+            if isinstance(member, types.MemberDescriptorType):
+                yield slot_of, value, member.__name__
+
+
+def slot_of(owner: object, name: str) -> object:
+    """Return the value of a slot, None if it is not set."""
+    return getattr(owner, name, None)
