@@ -116,7 +116,7 @@ class Sampler:
             batch: Data.
             latents: Values of the latents, in the shapes of `Draws.latents`.
         """
-        values, num_samples = self._values(latents)
+        values, num_samples = self.values(latents), _num_samples(latents)
         model = self.programs.run_model(batch_of(batch), num_samples, values)
         return self._sum(_latents(model)), self._sum(_data(model))
 
@@ -127,17 +127,17 @@ class Sampler:
             batch: Data.
             latents: Values of all latents, in the shapes of `Draws.latents`.
         """
-        values, num_samples = self._values(latents)
+        values, num_samples = self.values(latents), _num_samples(latents)
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
-    def _values(self, latents: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-        """Return latents in the shapes of `SiteDraws.value`, and the number of samples."""
+    def values(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return latents of the shapes of `Draws.latents` in those of `SiteDraws.value`."""
         values = dict(latents)
         for name in self.programs.local_latents.keys() & latents.keys():
             plates = [frame.name for frame in self.programs.layout.frames[name]]
             values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
-        return values, len(next(iter(latents.values())))
+        return values
 
     def log_weights(
         self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS
@@ -190,6 +190,10 @@ class Sampler:
                         f"it into pyro.plate({self.plate!r}, len(x)), or use the joint log weight "
                         "from pyro_vae.from_pyro_svi"
                     )
+
+
+def _num_samples(latents: Mapping[str, Tensor]) -> int:
+    return len(next(iter(latents.values())))
 
 
 def _latents(sites: Sites) -> list[SiteDraws]:

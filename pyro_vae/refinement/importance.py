@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.khat import smoothed_log_weights
 from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.newton import eigen, find_modes
@@ -97,6 +98,21 @@ def weighted(
     shares = {name: number / num_samples for name, number in numbers.items()}
     log_q = log_mixture(posterior, proposal, states, log_prior, shares, chunk)
     return WeightedStates(log_likelihood, log_prior, log_q, states)
+
+
+def resampled(found: WeightedStates, num_samples: int) -> Tensor:
+    """Choose states of each datum with replacement, shape `(num_samples, data, dim)`.
+
+    Their probabilities are the Pareto smoothed weights (Vehtari et al. 2024).
+
+    Args:
+        found: Weighted draws that the proposal was not fitted to.
+        num_samples: Number of states of each datum.
+    """
+    log_weights = smoothed_log_weights(found.log_weights.double().cpu().numpy())
+    share = torch.from_numpy(log_weights).to(found.states).softmax(0)
+    index = torch.multinomial(share.T, num_samples, replacement=True).T
+    return found.states.gather(0, index[..., None].expand(*index.shape, found.states.shape[-1]))
 
 
 def defence(dim: int) -> dict[str, float]:

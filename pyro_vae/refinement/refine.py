@@ -10,14 +10,14 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, Whole, checked
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.data.dataset import Data
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks, over_chunks
+from pyro_vae.pairs.chunking import map_chunks, over_chunks
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.pairs.khat import khat_threshold, smoothed_log_weights
+from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
     check_finite,
     effective_sample_size,
@@ -28,50 +28,12 @@ from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
-from pyro_vae.refinement.importance import (
-    WeightedStates,
-    defence,
-    fitted,
-    log_mixture,
-    weighted,
-)
+from pyro_vae.refinement.importance import defence, log_mixture, resampled, weighted
 from pyro_vae.refinement.proposal import Proposal
+from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.tables import rendered
 
-NUM_ROUNDS = 3  # of adaptation
-ROUND_DRAWS = 500  # of each datum in a round
-
 R = TypeVar("R")
-
-
-class Refiner:
-    """Finds proposals for chunks of data and draws from them.
-
-    Args:
-        sampler: Sampler of the pair.
-        num_rounds: Number of rounds of adaptation.
-        num_samples: Number of weighted draws of each datum.
-    """
-
-    def __init__(self, sampler: Sampler, num_rounds: int, num_samples: int) -> None:
-        self.sampler, self.num_rounds, self.num_samples = sampler, num_rounds, num_samples
-
-    def chunk_sizes(self, data: Dataset) -> tuple[int, int]:
-        """Return the numbers of data and of draws to evaluate together.
-
-        The Hessian of a datum evaluates one copy of it for each latent.
-        """
-        dim = Unconstrained(self.sampler, data.batch(slice(2))).dim
-        copies = data_per_chunk(data.event_shape, 1, data.values.device)
-        return max(1, copies // dim), min(copies, dim)
-
-    def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:
-        """Return the proposals of a batch, and weighted draws that they were not fitted to."""
-        posterior = Unconstrained(self.sampler, batch)
-        num_draws = min(self.num_samples, ROUND_DRAWS)
-        proposal = fitted(posterior, self.num_rounds, num_draws, chunk_draws)
-        draws = weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
-        return proposal, draws
 
 
 @dataclass(frozen=True)
@@ -155,15 +117,11 @@ class RefinedPosterior:
             Samples by site name, shape `(num_samples, num_data, *event)`.
         """
 
-        def resampled(posterior: Unconstrained, r: Proposal, draws: int) -> dict[str, Tensor]:
+        def chosen(posterior: Unconstrained, r: Proposal, draws: int) -> dict[str, Tensor]:
             found = weighted(posterior, r, num_candidates, draws, defended=True)
-            log_weights = smoothed_log_weights(found.log_weights.double().cpu().numpy())
-            share = torch.from_numpy(log_weights).to(found.states).softmax(0)
-            index = torch.multinomial(share.T, num_samples, replacement=True).T
-            states = found.states.gather(0, index[..., None].expand(*index.shape, posterior.dim))
-            return posterior.constrain(states)[0]
+            return posterior.constrain(resampled(found, num_samples))[0]
 
-        parts = list(self._each(resampled, seed))
+        parts = list(self._each(chosen, seed))
         return {name: torch.cat([part[name].cpu() for part in parts], 1) for name in parts[0]}
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
@@ -191,8 +149,9 @@ class RefinedPosterior:
         programs = self._pair.model, self._pair.guide
         data = self._rows.data
         with torch.no_grad(), unchanged(*programs), fast_layers(modules_of(*programs)):
-            sampler = Sampler(self._pair, data.batch(slice(2)))
-            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(data)
+            few = data.batch(slice(2))
+            sampler = Sampler(self._pair, few)
+            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(few)
 
             def one(place: int, batch: tuple[Tensor, ...]) -> R:
                 part = self._proposal[place : place + len(batch[0])]
@@ -289,9 +248,9 @@ def refine(
         }
 
     with unchanged(*programs), fast_layers(modules_of(*programs)):
-        sampler = Sampler(pair, dataset.batch(slice(2)))
-        refiner = Refiner(sampler, num_rounds, num_samples)
-        size, draws = refiner.chunk_sizes(dataset)
+        few = dataset.batch(slice(2))
+        refiner = Refiner(Sampler(pair, few), num_rounds, num_samples)
+        size, draws = refiner.chunk_sizes(few)
         found = map_chunks(
             rows,
             score,
