@@ -229,7 +229,9 @@ def _drawing(
     sampler = Sampler(pair, few)
     if proposal == "refined":
         refiner = Refiner(sampler, NUM_ROUNDS, num_samples)
-        return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(few)
+        return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(
+            few, len(data)
+        )
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),

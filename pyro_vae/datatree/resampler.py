@@ -38,7 +38,7 @@ class Resampler:
         few = _rows(arguments.rows(0, min(2, arguments.num_rows)))
         self.sampler = Sampler(Pair(model, guide), few)
         self.refiner = Refiner(self.sampler, NUM_ROUNDS, NUM_CANDIDATES)
-        self.refiner.chunk_sizes(few)  # raises an error for latents without a proposal
+        self.refiner.chunk_sizes(few, 1)  # raises an error for latents without a proposal
 
     def __call__(self, batch: Batch, num_samples: int) -> tuple[dict[str, Tensor], Group]:
         """Return samples in the shape of `SiteDraws.value`, and variables of `sample_stats`."""

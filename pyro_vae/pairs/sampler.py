@@ -131,6 +131,17 @@ class Sampler:
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
+    @torch.no_grad()
+    def has_density(self, batch: Data) -> bool:
+        """Return whether `guide_at` gives the density of the guide's samples.
+
+        It does not if the guide computes its latents from auxiliary variables.
+        """
+        few = tuple(rows[:2] for rows in as_arguments(batch))
+        draws = self.draw(few, PROBE_DRAWS)
+        again = self.guide_at(few, draws.latents)
+        return bool(torch.isclose(again.expand_as(draws.log_q), draws.log_q, rtol=1e-3).all())
+
     def values(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return latents of the shapes of `Draws.latents` in those of `SiteDraws.value`."""
         values = dict(latents)

@@ -151,7 +151,9 @@ class RefinedPosterior:
         with torch.no_grad(), unchanged(*programs), fast_layers(modules_of(*programs)):
             few = data.batch(slice(2))
             sampler = Sampler(self._pair, few)
-            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(few)
+            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(
+                few, len(data)
+            )
 
             def one(place: int, batch: tuple[Tensor, ...]) -> R:
                 part = self._proposal[place : place + len(batch[0])]
@@ -250,7 +252,7 @@ def refine(
     with unchanged(*programs), fast_layers(modules_of(*programs)):
         few = dataset.batch(slice(2))
         refiner = Refiner(Sampler(pair, few), num_rounds, num_samples)
-        size, draws = refiner.chunk_sizes(few)
+        size, draws = refiner.chunk_sizes(few, len(dataset))
         found = map_chunks(
             rows,
             score,

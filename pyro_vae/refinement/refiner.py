@@ -41,17 +41,19 @@ class Refiner:
     def __init__(self, sampler: Sampler, num_rounds: int, num_samples: int) -> None:
         self.sampler, self.num_rounds, self.num_samples = sampler, num_rounds, num_samples
 
-    def chunk_sizes(self, few: tuple[Tensor, ...]) -> tuple[int, int]:
+    def chunk_sizes(self, few: tuple[Tensor, ...], num_data: int) -> tuple[int, int]:
         """Return the numbers of data and of draws to evaluate together.
 
         The Hessian of a datum evaluates one copy of it for each latent.
 
         Args:
             few: Some of the data.
+            num_data: Number of data.
         """
         dim = Unconstrained(self.sampler, few).dim
         copies = data_per_chunk(few[0].shape[1:], 1, few[0].device)
-        return max(1, copies // dim), min(copies, dim)
+        rows = max(1, min(copies // dim, num_data))
+        return rows, max(1, copies // rows)
 
     def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:
         """Return the proposals of a batch, and weighted draws that they were not fitted to."""
@@ -66,7 +68,7 @@ class Refiner:
 
         The candidates are the weighted draws of `draw`.
         """
-        size, chunk_draws = self.chunk_sizes(tuple(rows[:2] for rows in batch))
+        size, chunk_draws = self.chunk_sizes(tuple(rows[:2] for rows in batch), len(batch[0]))
         parts = []
         for start in range(0, len(batch[0]), size):
             part = tuple(rows[start : start + size] for rows in batch)
