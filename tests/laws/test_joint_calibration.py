@@ -1,4 +1,4 @@
-"""Ranks of all latents together: nominal coverage of exact posteriors, rejection of wrong guides."""
+"""Ranks of all latents together: nominal for exact posteriors, and rejected for wrong guides."""
 
 import math
 
