@@ -25,15 +25,12 @@ from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
     SUMS,
     CheckpointError,
-    check_folder,
-    foreign,
-    is_folder,
+    check_replaceable,
     json_bytes,
+    or_replaced,
     read_file,
     read_files,
-    remove_folder,
-    staged_folder,
-    sync,
+    replace_folder,
     writable_folder,
 )
 from pyro_vae.runtime.json_schema import Number, Plain, Record, parse
@@ -91,17 +88,8 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         ),
     }
-    _check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = replaced(path)
-    with staged_folder(path.parent, files) as staged:
-        staged.chmod(0o755)
-        if path.exists():
-            remove_folder(old, FILES)
-            path.rename(old)  # `load` reads it until the new folder is renamed
-        staged.rename(path)
-        sync(path.parent)
-        remove_folder(old, FILES)
+    check_replaceable(path, FILES, "part")
+    replace_folder(path, files)
 
 
 @checked
@@ -136,9 +124,7 @@ def load(path: FilePath, device: Device = "cpu", *, old_format: bool = False) ->
 
     See also: `VAE.save`, `pyro_vae.fit`, `pyro_vae.CheckpointError`.
     """
-    path = Path(path)
-    if not path.exists() and is_folder(replaced(path)):
-        path = replaced(path)  # a process was killed between the two renames of `save`
+    path = or_replaced(Path(path))
     _check_exists(path)
     described = _architecture(path, old_format)
     sizes = read_header(path, WEIGHTS)
@@ -216,21 +202,6 @@ def describe(part: Part) -> object:
     return _Describer().describe(part)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Check that `path`, and the temporary name of a replaced part, can be replaced without loss.
-
-    Raises:
-        CheckpointError: If one of them is a link, or contains other files than a saved part.
-    """
-    for folder in (path, replaced(path)):
-        check_folder(folder)
-        if folder.exists() and (others := foreign(folder, FILES)):
-            raise CheckpointError(
-                f"{folder} exists and is no saved part ({others[0]!r}): choose another folder, "
-                "because saving replaces its content"
-            )
-
-
 def results_folder(
     path: str | os.PathLike[str], files: Iterable[str], *, model: bool = True
 ) -> Path:
@@ -247,13 +218,8 @@ def results_folder(
     """
     folder = writable_folder(path, files)
     if model:
-        _check_replaceable(folder / MODEL)
+        check_replaceable(folder / MODEL, FILES, "part")
     return folder
-
-
-def replaced(path: Path) -> Path:
-    """Return the temporary path of a saved part while a new one replaces it."""
-    return path.with_name(f".{path.name}.old")
 
 
 def _tensors(part: Part) -> dict[Tensor, list[str]]:

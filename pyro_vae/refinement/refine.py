@@ -1,7 +1,9 @@
 """`refine`: a corrected posterior of each datum, with the evidence of how good it is."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Seed, Whole, checked
+from pyro_vae.arguments import Count, FilePath, Seed, Whole, checked
 from pyro_vae.data.dataset import Data
+from pyro_vae.distributed import from_first
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
@@ -28,10 +31,14 @@ from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
+from pyro_vae.refinement import storage
 from pyro_vae.refinement.importance import defence, log_mixture, resampled, weighted
 from pyro_vae.refinement.proposal import Proposal
 from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
+from pyro_vae.runtime.files import CheckpointError
 from pyro_vae.runtime.tables import rendered
+
+SETTINGS = ("num_rounds", "seed", "dataset", "binarization")  # saved with a posterior
 
 R = TypeVar("R")
 
@@ -143,6 +150,76 @@ class RefinedPosterior:
             return log_r - posterior.constrain(states)[1]
 
         return torch.cat(list(self._each(density, 0)), dim=1)
+
+    @checked
+    def save(self, path: FilePath) -> None:
+        """Save the posterior into the folder `path`, which is replaced atomically.
+
+        Model and data are not saved. A run's folder is a natural place:
+        `posterior.save("runs/mnist/refined")`.
+
+        Args:
+            path: Folder to write.
+
+        Raises:
+            CheckpointError: If `path` is a link or contains other files.
+            OSError: If the folder cannot be written. Its old content is kept.
+        """
+        values = {name: getattr(self, name) for name in ("khat", "ess", "log_likelihood")}
+        tensors = {name: torch.from_numpy(array) for name, array in values.items()}
+        tensors |= {"log_weights": torch.from_numpy(self.log_weights), **self._proposal.tensors()}
+        tensors["log_joint"] = self._log_joint()
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        from_first(lambda: storage.write(Path(path), settings, tensors))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], pair: PairLike, x: Data) -> "RefinedPosterior":
+        """Load a posterior that was saved for a pair and data.
+
+        Args:
+            path: Folder of the posterior.
+            pair: The pair, with the parameters that it had.
+            x: The data, as for `refine`.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged, or if log p(x, z) at the saved modes
+                shows another model or other data.
+        """
+        settings, tensors = storage.read(Path(path))
+        data = dataset_of(pair, x)
+        if len(data) != settings["num_data"]:
+            raise CheckpointError(
+                f"{path} is a posterior of {settings['num_data']} data, got {len(data)}"
+            )
+        check_data(pair, data)
+        posterior = cls(
+            log_weights=tensors["log_weights"].numpy(),
+            khat=tensors["khat"].numpy(),
+            ess=tensors["ess"].numpy(),
+            log_likelihood=tensors["log_likelihood"].numpy(),
+            **{name: settings[name] for name in SETTINGS},
+            _rows=CheckedRows(pair, data),
+            _pair=pair,
+            _proposal=Proposal.of(tensors, data.values.device),
+        )
+        few = data.batch(slice(2))
+        with torch.no_grad(), unchanged(pair.model, pair.guide):
+            dim = Unconstrained(Sampler(pair, few), few).dim
+        if dim != posterior._proposal.dim:
+            raise CheckpointError(
+                f"{path} is a posterior of {posterior._proposal.dim} unconstrained latents, and "
+                f"the model has {dim}"
+            )
+        storage.check_same(tensors["log_joint"], posterior._log_joint())
+        return posterior
+
+    def _log_joint(self) -> Tensor:
+        """Return log p(x, z) of each datum at its first mode, shape `(num_data,)`."""
+
+        def at_mode(posterior: Unconstrained, r: Proposal, _draws: int) -> Tensor:
+            return posterior.log_joint(r.loc[:, 0][None])[0].cpu()
+
+        return torch.cat(list(self._each(at_mode, 0)))
 
     def _each(self, work: Callable[[Unconstrained, Proposal, int], R], seed: int) -> Iterator[R]:
         """Yield the result of a function of the densities, proposals and draws of each chunk."""

@@ -69,6 +69,58 @@ def staged_folder(parent: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def replaced(path: Path) -> Path:
+    """Return the temporary path of a folder while a new one replaces it."""
+    return path.with_name(f".{path.name}.old")
+
+
+def or_replaced(path: Path) -> Path:
+    """Return the folder to read: the replaced one if a process was killed in `replace_folder`."""
+    old = replaced(path)
+    return old if not path.exists() and is_folder(old) else path
+
+
+def check_replaceable(path: Path, names: Collection[str], kind: str) -> None:
+    """Check that `path`, and the temporary name of a replaced folder, can be replaced without loss.
+
+    Args:
+        path: Folder to write.
+        names: Names of the files that it may have.
+        kind: What the files are, for the error.
+
+    Raises:
+        CheckpointError: If one of them is a link, or contains other files.
+    """
+    for folder in (path, replaced(path)):
+        check_folder(folder)
+        if folder.exists() and (others := foreign(folder, names)):
+            raise CheckpointError(
+                f"{folder} exists and is no saved {kind} ({others[0]!r}): choose another folder, "
+                "because saving replaces its content"
+            )
+
+
+def replace_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into the folder `path`, which must be replaceable.
+
+    If the process is killed at any time, `or_replaced` finds either the old or the new folder.
+
+    Raises:
+        OSError: If the folder cannot be written. Its old content is kept.
+    """
+    names = (*files, SUMS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = replaced(path)
+    with staged_folder(path.parent, files) as staged:
+        staged.chmod(0o755)
+        if path.exists():
+            remove_folder(old, names)
+            path.rename(old)  # it is read until the new folder is renamed
+        staged.rename(path)
+        sync(path.parent)
+        remove_folder(old, names)
+
+
 def read_files(folder: Path, max_bytes: Mapping[str, int | None]) -> dict[str, bytes]:
     """Read files that `write_files` wrote.
 
