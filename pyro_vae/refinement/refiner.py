@@ -55,11 +55,15 @@ class Refiner:
         rows = max(1, min(copies // dim, num_data))
         return rows, max(1, copies // rows)
 
+    def find(self, batch: tuple[Tensor, ...], chunk_draws: int) -> Proposal:
+        """Return the proposals of a batch."""
+        num_draws = min(self.num_samples, ROUND_DRAWS)
+        posterior = Unconstrained(self.sampler, batch)
+        return fitted(posterior, self.num_rounds, num_draws, chunk_draws)
+
     def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:
         """Return the proposals of a batch, and weighted draws that they were not fitted to."""
-        posterior = Unconstrained(self.sampler, batch)
-        num_draws = min(self.num_samples, ROUND_DRAWS)
-        proposal = fitted(posterior, self.num_rounds, num_draws, chunk_draws)
+        posterior, proposal = Unconstrained(self.sampler, batch), self.find(batch, chunk_draws)
         draws = weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
         return proposal, draws
 
