@@ -14,6 +14,7 @@ from pyro_vae.diagnostics.gaps import Gaps
 
 VERDICTS = ("safe", "inspect", "don't")
 SBC_LEVEL = 0.9
+COVERAGE_ERRORS = 3.5  # standard errors that the worst of some tens of intervals may differ by
 LATENTS, EVIDENCE, DATUM = (
     "May I use the latents?",
     "May I quote log p(x)?",
@@ -203,6 +204,7 @@ def calibration_findings(tree: xr.DataTree) -> list[Finding]:
         else "use more candidates, or compare a few data with pyro_vae.mcmc_draws"
     )
     where, worst = _worst_coverage(tree)
+    noise = math.sqrt(SBC_LEVEL * (1 - SBC_LEVEL) / tree["prior_sbc"].sizes["draw"])
     p_values = np.concatenate(
         [
             value.to_numpy().ravel()
@@ -215,7 +217,7 @@ def calibration_findings(tree: xr.DataTree) -> list[Finding]:
             "error of the 90% intervals",
             float(abs(worst - SBC_LEVEL)),
             "of coverage",
-            safe=0.05,
+            safe=max(0.05, COVERAGE_ERRORS * noise),
             dont=0.3,
             meaning=f"on data simulated from the model, {worst:.0%} of the 90% {where} contain the "
             "true value",
