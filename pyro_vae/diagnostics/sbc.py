@@ -119,7 +119,7 @@ def sbc(
         if posterior == "resampled":
             refiner = Refiner(sampler, NUM_ROUNDS, NUM_CANDIDATES)
             rows, _ = refiner.chunk_sizes(template, num_simulations)
-        has_density = refiner is not None or sampler.has_density(template)
+        has_density = refiner is not None or sampler.has_density
         reference = Reference(sampler, template)
         rows, _ = fitting(rows, num_draws, sampler.draw, template)
         found = map_chunks(

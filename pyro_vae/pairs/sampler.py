@@ -10,6 +10,7 @@ importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8). Its tail show
 estimates are.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class Sampler:
                 "put it into pyro.plate('data', len(x)), or use the joint log weight from "
                 "pyro_vae.from_pyro_svi"
             )
-        self.plate = str(self.programs.data_plate)
+        self.plate, self.few = str(self.programs.data_plate), few
         if self.programs.all_local and not self.programs.per_datum:
             with torch.no_grad(), preserved_state():
                 self._check_terms(few)
@@ -131,15 +132,15 @@ class Sampler:
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
-    @torch.no_grad()
-    def has_density(self, batch: Data) -> bool:
-        """Return whether `guide_at` gives the density of the guide's samples.
+    @functools.cached_property
+    def has_density(self) -> bool:
+        """Whether `guide_at` gives the density of the guide's samples.
 
         It does not if the guide computes its latents from auxiliary variables.
         """
-        few = tuple(rows[:2] for rows in as_arguments(batch))
-        draws = self.draw(few, PROBE_DRAWS)
-        again = self.guide_at(few, draws.latents)
+        with preserved_state(seed=0):
+            draws = self.draw(self.few, PROBE_DRAWS)
+            again = self.guide_at(self.few, draws.latents).detach()
         return bool(torch.isclose(again.expand_as(draws.log_q), draws.log_q, rtol=1e-3).all())
 
     def values(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def weighted(
             one from the prior. All draws are weighted by the mixture (Owen & Zhou 2000), so a mode
             that the proposal misses does not have unbounded weights.
     """
-    shares = defence(posterior.dim) if defended else {}
+    shares = defence(posterior) if defended else {}
     numbers = {name: int(share * num_samples) for name, share in shares.items()}
     parts = [proposal.distribution.sample((num_samples - sum(numbers.values()),))]
     if numbers.get("guide"):
@@ -115,9 +115,15 @@ def resampled(found: WeightedStates, num_samples: int) -> Tensor:
     return found.states.gather(0, index[..., None].expand(*index.shape, found.states.shape[-1]))
 
 
-def defence(dim: int) -> dict[str, float]:
-    """Return the shares of the draws that come from the guide and from the prior."""
-    return {"guide": GUIDE_SHARE, "prior": PRIOR_SHARE if _num_starts(dim) > 1 else 0.0}
+def defence(posterior: Unconstrained) -> dict[str, float]:
+    """Return the shares of the draws that come from the guide and from the prior.
+
+    A guide without a density at any value of the latents has no share.
+    """
+    return {
+        "guide": GUIDE_SHARE if posterior.sampler.has_density else 0.0,
+        "prior": PRIOR_SHARE if _num_starts(posterior.dim) > 1 else 0.0,
+    }
 
 
 def log_mixture(

@@ -145,7 +145,7 @@ class RefinedPosterior:
             start += len(r.logits)
             states = posterior.unconstrain({name: part[name] for name in posterior.transforms})
             terms = [posterior(part)[0] for part in states.split(draws)]
-            shares = defence(posterior.dim)
+            shares = defence(posterior)
             log_r = log_mixture(posterior, r, states, torch.cat(terms), shares, draws)
             return log_r - posterior.constrain(states)[1]
 
@@ -164,6 +164,20 @@ class RefinedPosterior:
         Raises:
             CheckpointError: If `path` is a link or contains other files.
             OSError: If the folder cannot be written. Its old content is kept.
+
+        Example:
+            >>> import tempfile, torch, pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(2),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+            ... )
+            >>> x = torch.ones(3, 5)
+            >>> posterior = pv.refine(vae, x, num_samples=100)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     posterior.save(folder + "/refined")
+            ...     pv.RefinedPosterior.load(folder + "/refined", vae, x).num_data
+            3
         """
         values = {name: getattr(self, name) for name in ("khat", "ess", "log_likelihood")}
         tensors = {name: torch.from_numpy(array) for name, array in values.items()}
@@ -278,14 +292,15 @@ def refine(
        distributions there, with the inverse negative Hessians as scales, are the first proposal.
     2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
        2008). A fit is kept if draws that it has not seen say that it is nearer to p(z|x).
-    3. Fresh draws, a tenth of them from the guide, are weighted by p(x, z) / r(z|x). Their k-hat
-       shows for which data the proposal is still too far from the posterior.
+    3. Fresh draws, a tenth of them from the guide if it has a density at given latents, are
+       weighted by p(x, z) / r(z|x). Their k-hat shows for which data the proposal is still too far
+       from the posterior.
 
     Memory use is bounded. Several processes share the data.
 
     Args:
         pair: Object with `.model` and `.guide`. Every latent is continuous and in the plate over
-            the data, and the guide has a density at any value of the latents.
+            the data.
         x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
             `fit`.
         num_rounds: Number of rounds of adaptation.
