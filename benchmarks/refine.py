@@ -4,8 +4,8 @@
     python benchmarks/refine.py --model runs/mnist_svi/model --out runs/refine
 
 Digits are scored in blocks. Each block is written to the output folder when it is complete, and a
-second call continues after the last one. Encoder and refined proposal take turns on each block, so
-that their times can be compared on a busy machine. `--inverted` scores digits with black and white
+second call continues after the last one. Encoder and refined proposal take turns on each block, and
+their times are those of the processor. `--inverted` scores digits with black and white
 exchanged, which are far from the training data.
 """
 
@@ -34,11 +34,11 @@ def with_error(values, statistic, seed=0):
 
 def block_scores(vae, x, num_samples, seed):
     """Score some data with both proposals; return arrays and seconds by name."""
-    start = time.perf_counter()
+    start = time.process_time()
     encoder = pv.evaluate(vae, x, num_samples=num_samples, seed=seed)
-    middle = time.perf_counter()
+    middle = time.process_time()
     refined = pv.refine(vae, x, num_samples=num_samples, seed=seed)
-    end = time.perf_counter()
+    end = time.process_time()
     return {
         "encoder_khat": encoder.khat.tolist(),
         "encoder_log_likelihood": encoder.log_likelihood.tolist(),
