@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
     from pyro_vae.diagnostics.ais import Annealed, ais, bidirectional
     from pyro_vae.diagnostics.collapse import Collapse, collapse
+    from pyro_vae.diagnostics.diagnose import diagnose
     from pyro_vae.diagnostics.gaps import Gaps, gaps
     from pyro_vae.diagnostics.mcmc import mcmc_draws
     from pyro_vae.diagnostics.sbc import sbc
-    from pyro_vae.diagnostics.trust_card import TrustCard, diagnose
+    from pyro_vae.diagnostics.trust_card import TrustCard
     from pyro_vae.distributed import DistributedError
     from pyro_vae.evaluation import Evaluation, evaluate
     from pyro_vae.models.conditional import ConditionalVAE
@@ -127,7 +128,7 @@ _MODULE_OF = {
     "bidirectional": "diagnostics.ais",
     "check": "pairs.check",
     "collapse": "diagnostics.collapse",
-    "diagnose": "diagnostics.trust_card",
+    "diagnose": "diagnostics.diagnose",
     "elpd_marginal": "datatree.elpd",
     "evaluate": "evaluation",
     "fit": "training.fit",

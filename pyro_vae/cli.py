@@ -30,6 +30,7 @@ DataRoot = Annotated[
 Run = Annotated[Path, Argument(help="Folder of a training run")]
 Seed = Annotated[int, Option(help="Random seed")]
 Device = Annotated[str, Option(help="torch device, such as cpu or cuda")]
+Refine = Annotated[bool, Option("--refine", help="Correct the posterior of each datum first")]
 NumSamples = Annotated[int, Option(help="K, the number of importance samples for log p(x)")]
 
 
@@ -95,13 +96,17 @@ def evaluate(
     run: Run,
     data_root: DataRoot = None,
     num_samples: NumSamples = 5000,
+    refine: Refine = False,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
     """Print the ELBO and log p(x) of a run's test data, with standard errors."""
     vae, metrics = _open(run, device)
     test = _test_data(metrics, data_root)
-    _print(pv.evaluate(vae, test, num_samples=num_samples, seed=seed))
+    scores = pv.evaluate(
+        vae, test, num_samples=num_samples, proposal="refined" if refine else "guide", seed=seed
+    )
+    _print(scores)
 
 
 @app.command()
@@ -112,7 +117,8 @@ def inspect(
     ] = None,
     data_root: DataRoot = None,
     num_data: Annotated[int, Option(help="Number of test data to diagnose")] = 1000,
-    num_samples: Annotated[int, Option(help="K, the number of guide samples per datum")] = 500,
+    num_samples: Annotated[int, Option(help="K, the number of samples per datum")] = 500,
+    refine: Refine = False,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
@@ -130,7 +136,7 @@ def inspect(
     writable_folder(run, ["trust.json", "model_card.md"])
     writable_folder(run if html is None else html.parent)
     x = _test_data(metrics, data_root).spread(num_data)
-    card = pv.diagnose(vae, x, num_samples=num_samples, seed=seed)
+    card = pv.diagnose(vae, x, num_samples=num_samples, refine=refine, seed=seed)
     _print(card)
     pv.distributed.from_first(lambda: card.save(run / "trust.json"))
     pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))

@@ -29,7 +29,7 @@ from pyro_vae.pairs.log_weights import check_finite, elbo, importance_bound, par
 from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler, Weighted
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.refinement.refine import NUM_ROUNDS, Refiner
+from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.tables import rendered
 
@@ -256,10 +256,13 @@ def _drawing(
     pair: PairLike, data: Dataset, num_samples: int, proposal: str
 ) -> tuple[Callable[[tuple[Tensor, ...], int], Weighted], int, int]:
     """Return how to sample for a chunk, and the numbers of data and of draws of a chunk."""
-    sampler = Sampler(pair, data.batch(slice(2)))
+    few = data.batch(slice(2))
+    sampler = Sampler(pair, few)
     if proposal == "refined":
         refiner = Refiner(sampler, NUM_ROUNDS, num_samples)
-        return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(data)
+        return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(
+            few, len(data)
+        )
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
-from pyro_vae.checkpointing.model_folder import MODEL, replaced
+from pyro_vae.checkpointing.model_folder import MODEL
 from pyro_vae.runtime import json_schema
-from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_folder, sync, unused
+from pyro_vae.runtime.files import (
+    CheckpointError,
+    foreign,
+    read_file,
+    remove_folder,
+    replaced,
+    sync,
+    unused,
+)
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"

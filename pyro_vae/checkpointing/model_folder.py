@@ -8,10 +8,9 @@ that files of this package can move. Format 2 stored the name of the file, and f
 checksums. Both can still be read, format 1 with `load(old_format=True)`.
 """
 
-import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyro_vae.arguments import FilePath, checked
-from pyro_vae.arguments.checks import MAX_NAME
 from pyro_vae.checkpointing.dry_build import check_builds, read_header
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
-    OLD,
     SUMS,
     CheckpointError,
-    check_folder,
-    foreign,
-    is_folder,
+    check_replaceable,
     json_bytes,
+    or_replaced,
     read_file,
     read_files,
-    remove_folder,
-    staged_folder,
-    sync,
-    unused,
+    replace_folder,
     writable_folder,
 )
 from pyro_vae.runtime.json_schema import Number, Plain, Record, parse
@@ -96,36 +89,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         ),
     }
-    replace_folder(path, files, "saved part")
-
-
-def replace_folder(path: Path, files: Mapping[str, bytes], what: str) -> None:
-    """Write files and their checksums to a folder, in the place of an earlier one with these files.
-
-    If the process is killed at any time, the old or the new folder is intact.
-
-    Args:
-        path: Folder to write.
-        files: Content of the files by name.
-        what: Name of such a folder in errors.
-
-    Raises:
-        CheckpointError: If `path` is a link, or contains other files, which would be lost.
-        OSError: If the folder cannot be written. Its old content is kept.
-    """
-    names = (*files, SUMS)
-    _check_replaceable(path, names, what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = replaced(path)
-    with staged_folder(path.parent, files) as staged:
-        if path.exists():
-            remove_folder(old, names)
-            if old.exists():  # a file in it is open, on NFS
-                old.rename(unused(path.parent, OLD))
-            path.rename(old)  # `load` reads it until the new folder is renamed
-        staged.rename(path)
-        sync(path.parent)
-        remove_folder(old, names)
+    replace_folder(path, files, "part")
 
 
 @checked
@@ -160,9 +124,7 @@ def load(path: FilePath, device: Device = "cpu", *, old_format: bool = False) ->
 
     See also: `VAE.save`, `pyro_vae.fit`, `pyro_vae.CheckpointError`.
     """
-    path = Path(path)
-    if not path.exists() and is_folder(replaced(path)):
-        path = replaced(path)  # a process was killed between the two renames of `save`
+    path = or_replaced(Path(path))
     _check_exists(path)
     described = _architecture(path, old_format)
     sizes = read_header(path, WEIGHTS)
@@ -240,27 +202,6 @@ def describe(part: Part) -> object:
     return _Describer().describe(part)
 
 
-def _check_replaceable(path: Path, names: Collection[str], what: str) -> None:
-    """Check that `path`, and its temporary name while it is replaced, can be replaced without loss.
-
-    Raises:
-        CheckpointError: If one of them is a link or a mount point, or contains files with other
-            names.
-    """
-    for folder in (path, replaced(path)):
-        check_folder(folder)
-        if folder.is_mount():
-            raise CheckpointError(
-                f"{folder} is a mount point, which cannot be replaced: choose another folder, such "
-                f"as {folder / MODEL}"
-            )
-        if folder.exists() and (others := foreign(folder, names)):
-            raise CheckpointError(
-                f"{folder} exists and is no {what} ({others[0]!r}): choose another folder, "
-                "because saving replaces its content"
-            )
-
-
 def results_folder(
     path: str | os.PathLike[str], files: Iterable[str], *, model: bool = True
 ) -> Path:
@@ -277,16 +218,8 @@ def results_folder(
     """
     folder = writable_folder(path, files)
     if model:
-        _check_replaceable(folder / MODEL, FILES, "saved part")
+        check_replaceable(folder / MODEL, FILES, "part")
     return folder
-
-
-def replaced(path: Path) -> Path:
-    """Return the temporary path of a saved part while a new one replaces it."""
-    name = path.name
-    if len(os.fsencode(f".{name}.old")) > MAX_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return path.with_name(f".{name}.old")
 
 
 def _tensors(part: Part) -> dict[Tensor, list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.datatree.resampler import Resampler
 from pyro_vae.datatree.writer import SAMPLE_DIMS, Group, Labels, Variables
 from pyro_vae.distributed import gather
 from pyro_vae.pairs.allocations import MORE
@@ -40,9 +41,15 @@ class GroupCollector:
     """Runs the programs batch by batch; sites outside the data plate are sampled once."""
 
     def __init__(
-        self, programs: PairRunner, labels: Labels, num_samples: int, groups: tuple[str, ...]
+        self,
+        programs: PairRunner,
+        labels: Labels,
+        num_samples: int,
+        groups: tuple[str, ...],
+        resampler: Resampler | None = None,
     ) -> None:
         self.programs, self.labels, self.num_samples = programs, labels, num_samples
+        self.resampler = resampler
         self.groups, self.plate = groups, programs.data_plate
         self.shared: Shared | None = None  # None before the first batch
         # Limits on the part of a batch that runs at once, found when memory ran out.
@@ -84,8 +91,11 @@ class GroupCollector:
 
     def _block(self, batch: Batch, step: int) -> Variables:
         """Run a batch with all samples, `step` at a time."""
+        latents, stats = None, None
+        if self.resampler is not None:
+            latents, stats = self.resampler(batch, self.num_samples)
         chunks = [
-            self._chunk(batch, slice(start, min(start + step, self.num_samples)))
+            self._chunk(batch, slice(start, min(start + step, self.num_samples)), latents)
             for start in range(0, self.num_samples, step)
         ]
         result: Variables = {}
@@ -97,6 +107,8 @@ class GroupCollector:
                 else:
                     parts = [chunk.groups[group][name][1] for chunk in chunks]
                     result[group][name] = (*SAMPLE_DIMS, *dims), np.concatenate(parts)[None]
+        if stats is not None and "sample_stats" in self.groups:
+            result["sample_stats"] = stats
         # The state changes last. A block for which memory runs out is repeated.
         if not self.programs.per_datum:
             self.log_q += torch.cat([chunk.log_q for chunk in chunks]).double().cpu().numpy()
@@ -111,9 +123,14 @@ class GroupCollector:
             }
         return result
 
-    def _chunk(self, batch: Batch, draws: slice) -> _Chunk:
+    def _chunk(self, batch: Batch, draws: slice, latents: dict[str, Tensor] | None) -> _Chunk:
         num_draws = draws.stop - draws.start
-        guide, model = self.programs.run(batch, num_draws, self._given("posterior", draws))
+        guide: Sites = {}
+        if latents is None:
+            guide, model = self.programs.run(batch, num_draws, self._given("posterior", draws))
+        else:
+            given = {name: value[draws] for name, value in latents.items()}
+            model = self.programs.run_model(batch, num_draws, given)
         shared = {"posterior": self._without_data(guide)}
         latent = {name: site for name, site in model.items() if not site.observed}
         computed = {name: site for name, site in model.items() if site.computed}
@@ -149,7 +166,7 @@ class GroupCollector:
 
     def _stats(self, log_q: Tensor, log_p: Tensor) -> Group:
         """Return log weights and log q of each datum, if the programs have them."""
-        if not self.programs.per_datum:
+        if not self.programs.per_datum or self.resampler is not None:
             return {}
         terms = {"log_weight": log_p - log_q, "log_q": log_q}
         dims: tuple[str, ...] = (str(self.plate),)

@@ -18,12 +18,17 @@ from scipy.special import logsumexp
 
 from pyro_vae.pairs.khat import khat_threshold, pareto_khat
 
+SAMPLES = ("chain", "draw", "candidate")  # dimensions of weighted draws
+
 
 def elpd_marginal(tree: xr.DataTree) -> Any:
     """Return log p(x) of each datum with its k-hat as an ArviZ ELPD object, in nats.
 
     Use it with `arviz_stats.compare`, `arviz_plots.plot_compare` and `plot_khat`. Models are
     compared on the same data, so the standard error of a difference is that of paired differences.
+    log p(x) is a lower bound that depends on the proposal. The attributes of `elpd_i` name it. For
+    a tree with `posterior="resampled"`, the `kind` of the result is `"refined"`, and ArviZ refuses
+    to compare it with bounds of a guide.
 
     Args:
         tree: Tree of `pyro_vae.from_pyro_svi` with a `log_weight` for each datum.
@@ -58,13 +63,13 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
             "sample_stats and a guide that has a density (AutoDelta has none)"
         )
     weights = stats["log_weight"]
-    data_dims = [str(dim) for dim in weights.dims if dim not in ("chain", "draw")]
+    data_dims = [str(dim) for dim in weights.dims if dim not in SAMPLES]
     if not data_dims:
         raise ValueError(
             "log_weight is joint over all data because a latent is outside the plate over the "
             "data. log p(x) of each datum is not available; use arviz_stats.loo for global latents"
         )
-    stacked = weights.transpose("chain", "draw", *data_dims)
+    stacked = weights.transpose(*(dim for dim in weights.dims if dim in SAMPLES), *data_dims)
     shape = stacked.shape[2:]
     columns = stacked.to_numpy().astype(np.float64).reshape(-1, math.prod(shape))
     num_samples, num_data = columns.shape
@@ -74,6 +79,8 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
     khat = pareto_khat(columns)
     good_k = khat_threshold(num_samples)
     coords = {dim: weights.coords[dim] for dim in data_dims}
+    proposal = tree.attrs.get("proposal", "guide")
+    source = {"proposal": proposal, "num_samples": num_samples}
     values: dict[str, Any] = {
         "elpd": float(total),
         "se": math.sqrt(num_data * variance),
@@ -83,10 +90,14 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
         "scale": "log",
         "good_k": good_k,
         "warning": bool((khat > good_k).any()),
-        "elpd_i": xr.DataArray(elpd_i.reshape(shape), coords, data_dims),
+        "elpd_i": xr.DataArray(elpd_i.reshape(shape), coords, data_dims, attrs=source),
         "pareto_k": xr.DataArray(khat.reshape(shape), coords, data_dims),
     }
     # ArviZ 1.x has a class for each kind, 0.x one class with the kind as a field.
     if hasattr(arviz_stats, "ELPDDataLOO"):
-        return arviz_stats.ELPDDataLOO(**values)
-    return arviz_stats.ELPDData(kind="loo", **values)
+        elpd = arviz_stats.ELPDDataLOO(**values)
+    else:
+        elpd = arviz_stats.ELPDData(kind="loo", **values)
+    if proposal != "guide":
+        elpd.kind = proposal  # `compare` refuses objects of different kinds
+    return elpd

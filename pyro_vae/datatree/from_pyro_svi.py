@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 import xarray as xr
@@ -12,6 +12,7 @@ from pyro_vae.arguments import Count, FilePath, Instance, Samples, Seed, checked
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.datatree.collector import PRIOR_SAMPLES, Block, GroupCollector, Shared
+from pyro_vae.datatree.resampler import Resampler
 from pyro_vae.datatree.writer import Coords, Labels, TreeWriter
 from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
@@ -44,6 +45,7 @@ def from_pyro_svi(
     model_args: ModelArgs = (),
     model_kwargs: Mapping[str, object] | None = None,
     num_samples: Samples = 500,
+    posterior: Literal["guide", "resampled"] = "guide",
     groups: Iterable[str] = GROUPS,
     obs_plate: str | None = None,
     batch_size: Count | None = None,
@@ -53,17 +55,18 @@ def from_pyro_svi(
     store: FilePath | None = None,
     progress: bool | None = None,
 ) -> xr.DataTree:
-    """Sample from a guide and collect the results in the groups of ArviZ.
+    """Sample from a guide or the posterior and collect the results in the groups of ArviZ.
 
     The dimensions are `chain` (of size one, because the samples are independent), `draw`, the names
     of the plates, and the event dimensions: `latent_dim` for the only local latent of a VAE,
     otherwise `dims`, or `{site}_dim_{i}` as in ArviZ. The groups are:
 
-    - `posterior`: latents sampled from the guide, and the values that the model computes from them:
-      `pyro.deterministic` sites and latents with a `Reparam` of Pyro;
+    - `posterior`: latents sampled from the guide or the posterior, and the values that the model
+      computes from them: `pyro.deterministic` sites and latents with a `Reparam` of Pyro;
     - `sample_stats`: `log_weight` = log p(x, z) - log q(z|x) and `log_q`, in nats. They are given
       for each datum if every latent, observation and factor is in the plate over the data,
-      otherwise jointly for all data and latents;
+      otherwise jointly for all data and latents. With `posterior="resampled"`, `log_weight` is
+      that of the candidates, and `khat` and `ess` show how good they are for each datum;
     - `log_likelihood`: log p(x|z) of each observed site and datum. Do not use it with `arviz.loo`
       if latents are local: without its datum, a latent has its prior distribution. Use
       `pyro_vae.elpd_marginal` to score held-out data;
@@ -80,7 +83,12 @@ def from_pyro_svi(
         guide: Guide of the model: a function, a module or an `AutoGuide`.
         model_args: Arguments of both: tensors, arrays, `pyro_vae` datasets, or other objects.
         model_kwargs: Keyword arguments of both.
-        num_samples: Number of guide samples.
+        num_samples: Number of samples of each latent.
+        posterior: Source of the samples. `"guide"` is q(z|x). `"resampled"` is p(z|x): the proposal
+            of each datum is refined, 1000 fresh draws from it are candidates, and the samples are
+            chosen from them by Pareto smoothed weights, as in `RefinedPosterior.sample`. If `khat`
+            of a datum is above 0.7, its samples are not from the posterior. Every latent must be
+            continuous and in the plate over the data. The attributes of the tree name the source.
         groups: Names of the groups to collect.
         obs_plate: Name of the plate over the data. The default is `"data"` or, if there is no such
             plate, the plate of the observed sites with one entry for each row of the data.
@@ -97,7 +105,8 @@ def from_pyro_svi(
         The tree.
 
     Raises:
-        PairError: If model and guide do not fit each other or their arguments.
+        PairError: If model and guide do not fit each other or their arguments, or if a latent
+            cannot be resampled.
         ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
             dimensions and coordinates conflict.
         MemoryError: If there is not enough memory for one sample of one datum.
@@ -119,7 +128,7 @@ def from_pyro_svi(
         >>> sorted(tree.children)[:3], tree["posterior/z"].dims
         (['log_likelihood', 'observed_data', 'posterior'], ('chain', 'draw', 'data', 'latent_dim'))
 
-    See also: `elpd_marginal`, `mcmc_draws`, `evaluate`.
+    See also: `elpd_marginal`, `refine`, `mcmc_draws`, `evaluate`.
     """
     groups = _check_groups(groups)
     attrs = _attributes(model, guide, model_args)
@@ -132,7 +141,11 @@ def from_pyro_svi(
         if PRIOR_SAMPLES & set(groups):
             programs.check_prior()
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
-        blocks = GroupCollector(programs, labels, num_samples, groups)
+        resampler = None
+        if posterior == "resampled":
+            resampler = Resampler(model, guide, programs.arguments)
+            attrs |= {**resampler.attributes, "seed": base}
+        blocks = GroupCollector(programs, labels, num_samples, groups, resampler)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))
@@ -198,18 +211,22 @@ def _as_tensor(value: object) -> object:
     return as_tensor(value)
 
 
-def _attributes(model: Program, guide: Program, model_args: tuple[object, ...]) -> dict[str, str]:
+def _attributes(
+    model: Program, guide: Program, model_args: tuple[object, ...]
+) -> dict[str, str | int]:
     def name_of(program: Program) -> str:
         named = program if hasattr(program, "__qualname__") else type(program)
         return f"{named.__module__}.{named.__qualname__}"
 
-    attrs = {
+    attrs: dict[str, str | int] = {
         "inference_library": "pyro",
         "inference_library_version": version("pyro-ppl"),
         "creation_library": "pyro_vae",
         "creation_library_version": version("pyro-vae"),
         "model": name_of(model),
         "guide": name_of(guide),
+        "posterior": "guide",
+        "proposal": "guide",
     }
     for data in model_args:
         if isinstance(data, Dataset):

@@ -1,4 +1,4 @@
-"""log p(x) by annealed importance sampling (AIS), independent of the guide.
+"""log p(x) by annealed importance sampling (AIS), by default independent of the guide.
 
 Neal (2001): for each datum, chains move from the prior to the posterior through
 
@@ -10,7 +10,7 @@ with Hamiltonian Monte Carlo transitions that leave each f_t invariant. Their lo
 
 The transitions must not depend on the history of the chain, or E[w] would differ from p(x). A pilot
 run therefore adapts the step sizes, one for each temperature and datum, and the chains of the
-estimate use them unchanged.
+estimate use them unchanged. Chains can also start at a refined proposal r(z|x) (`FromProposal`).
 
 E[w] = p(x), so in expectation the log-mean-exp over chains is a lower bound of log p(x). If x is
 simulated from the model, the z* that generated it is an exact sample of the posterior. A chain from
@@ -20,6 +20,7 @@ Grosse, Ancha & Roy 2016). The schedule and the transitions follow Wu et al. (20
 
 import math
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +36,11 @@ from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler, simulate
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
+from pyro_vae.refinement.proposal import Proposal
+from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 
 TARGET_ACCEPTANCE = 0.65
+PROPOSAL_DRAWS = 1000  # in a round that fits a proposal
 # Chains of the pilot run for each datum, at most.
 PILOT_CHAINS = 4
 
@@ -50,6 +54,7 @@ class Annealed:
         upper: Upper bound, from chains in the other direction; NaN if no exact sample of the
             posterior is known.
         acceptance: Acceptance rate of the transitions.
+        start: Distribution at which the chains of the lower bound start.
 
     Example:
         >>> import numpy as np, pyro_vae as pv
@@ -63,6 +68,33 @@ class Annealed:
     lower: np.ndarray
     upper: np.ndarray
     acceptance: np.ndarray
+    start: str = "prior"
+
+
+class Path(Protocol):
+    """Log densities of the path from f_0 to f_1: log f_0(z) and log f_1(z) - log f_0(z)."""
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both terms, each of shape `(samples, data)`."""
+
+    def from_prior(self, num_samples: int) -> Tensor:
+        """Sample states from f_0."""
+
+
+class FromProposal:
+    """The path from a proposal r(z|x) to the posterior: f_t(z) = r(z|x)^(1 - b_t) p(x, z)^b_t."""
+
+    def __init__(self, posterior: Unconstrained, proposal: Proposal) -> None:
+        self.posterior, self.proposal = posterior, proposal
+
+    def from_prior(self, num_samples: int) -> Tensor:
+        """Sample states from r."""
+        return self.proposal.distribution.sample((num_samples,))
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log r(z|x) and log p(x, z) - log r(z|x), each of shape `(samples, data)`."""
+        log_r = self.proposal.distribution.log_prob(states)
+        return log_r, self.posterior.log_joint(states) - log_r
 
 
 @checked
@@ -73,6 +105,7 @@ def ais(
     num_chains: Count = 4,
     num_temperatures: Count = 500,
     num_leapfrog: Count = 10,
+    start: Literal["prior", "refined"] = "prior",
     seed: Seed = 0,
     progress: bool | None = None,
 ) -> Annealed:
@@ -86,6 +119,9 @@ def ais(
         num_chains: Number of independent chains for each datum.
         num_temperatures: T, number of transitions of each chain.
         num_leapfrog: Number of leapfrog steps of each transition.
+        start: Distribution at which the chains start: the prior, or the refined proposal of each
+            datum, as in `refine`. The proposal is nearer to the posterior, so far fewer
+            temperatures suffice. The bound then depends on the proposal.
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
@@ -108,13 +144,15 @@ def ais(
         >>> bounds.lower.shape
         (3,)
 
-    See also: `bidirectional`, `evaluate`, `gaps`.
+    See also: `bidirectional`, `evaluate`, `refine`, `gaps`.
     """
     data = dataset_of(pair, x)
     rows = data_per_chunk(data.event_shape, num_chains)
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        target = Unconstrained(sampler, batch)
+        target: Path = Unconstrained(sampler, batch)
+        if start == "refined":
+            target = FromProposal(Unconstrained(sampler, batch), refiner.find(batch, chunk_draws))
         lower, accepted, _steps = _from_prior(target, num_chains, num_temperatures, num_leapfrog)
         return {"lower": lower, "acceptance": accepted}
 
@@ -125,13 +163,17 @@ def ais(
     checked = CheckedRows(pair, data, guide=False)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        refiner, chunk_draws = Refiner(sampler, NUM_ROUNDS, PROPOSAL_DRAWS), 1
+        if start == "refined":
+            fewer, chunk_draws = refiner.chunk_sizes(data.batch(slice(2)), len(data))
+            rows = min(rows, fewer)
         few = data.batch(slice(4))
         rows, _ = fitting(rows, num_chains, first_point, few, gradients=True)
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="annealing", progress=progress
         )
     bounds = found["lower"].numpy()
-    return Annealed(bounds, np.full_like(bounds, np.nan), found["acceptance"].numpy())
+    return Annealed(bounds, np.full_like(bounds, np.nan), found["acceptance"].numpy(), start)
 
 
 @checked
@@ -202,7 +244,7 @@ def schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
 
 
 def _from_prior(
-    target: Unconstrained, num_chains: int, num_temperatures: int, num_leapfrog: int
+    target: Path, num_chains: int, num_temperatures: int, num_leapfrog: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return lower bounds of log p(x), acceptance rates, and the step sizes of the pilot run."""
     pilot = target.from_prior(min(num_chains, PILOT_CHAINS))

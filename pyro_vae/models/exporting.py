@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.checkpointing.model_folder import replace_folder
 from pyro_vae.models.base import Likelihood, Posterior
 from pyro_vae.pairs.pair import PairError
+from pyro_vae.runtime.files import replace_folder
 from pyro_vae.runtime.random_state import preserved_state
 
 ENCODER, DECODER = "encoder.pt2", "decoder.pt2"

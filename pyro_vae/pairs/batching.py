@@ -55,6 +55,11 @@ class Arguments:
             if isinstance(value, Tensor) and value.dim() > 0 and len(value) == self.num_rows
         }
 
+    def all_rows(self) -> bool:
+        """Return whether all tensors of the data are positional, and nothing else is."""
+        positional = all(i in self._data for i in range(len(self.args)))
+        return positional and not self._data & self.kwargs.keys()
+
     def whole(self) -> Batch:
         """Return all of the data."""
         return Batch(self.args, self.kwargs, torch.arange(self.num_rows))

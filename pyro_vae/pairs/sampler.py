@@ -10,6 +10,7 @@ importance-weighted bound and log p(x) (Burda et al. 2015, eq. 8). Its tail show
 estimates are.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class Sampler:
                 "put it into pyro.plate('data', len(x)), or use the joint log weight from "
                 "pyro_vae.from_pyro_svi"
             )
-        self.plate = str(self.programs.data_plate)
+        self.plate, self.few = str(self.programs.data_plate), few
         if self.programs.all_local and not self.programs.per_datum:
             with torch.no_grad(), preserved_state():
                 self._check_terms(few)
@@ -116,7 +117,7 @@ class Sampler:
             batch: Data.
             latents: Values of the latents, in the shapes of `Draws.latents`.
         """
-        values, num_samples = self._values(latents)
+        values, num_samples = self.values(latents), _num_samples(latents)
         model = self.programs.run_model(batch_of(batch), num_samples, values)
         return self._sum(_latents(model)), self._sum(_data(model))
 
@@ -127,17 +128,28 @@ class Sampler:
             batch: Data.
             latents: Values of all latents, in the shapes of `Draws.latents`.
         """
-        values, num_samples = self._values(latents)
+        values, num_samples = self.values(latents), _num_samples(latents)
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
-    def _values(self, latents: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-        """Return latents in the shapes of `SiteDraws.value`, and the number of samples."""
+    @functools.cached_property
+    def has_density(self) -> bool:
+        """Whether `guide_at` gives the density of the guide's samples.
+
+        It does not if the guide computes its latents from auxiliary variables.
+        """
+        with preserved_state(seed=0):
+            draws = self.draw(self.few, PROBE_DRAWS)
+            again = self.guide_at(self.few, draws.latents).detach()
+        return bool(torch.isclose(again.expand_as(draws.log_q), draws.log_q, rtol=1e-3).all())
+
+    def values(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return latents of the shapes of `Draws.latents` in those of `SiteDraws.value`."""
         values = dict(latents)
         for name in self.programs.local_latents.keys() & latents.keys():
             plates = [frame.name for frame in self.programs.layout.frames[name]]
             values[name] = latents[name].movedim(1, 1 + plates.index(self.plate))
-        return values, len(next(iter(latents.values())))
+        return values
 
     def log_weights(
         self, batch: Data, num_samples: int, chunk_draws: int = CHUNK_DRAWS
@@ -190,6 +202,10 @@ class Sampler:
                         f"it into pyro.plate({self.plate!r}, len(x)), or use the joint log weight "
                         "from pyro_vae.from_pyro_svi"
                     )
+
+
+def _num_samples(latents: Mapping[str, Tensor]) -> int:
+    return len(next(iter(latents.values())))
 
 
 def _latents(sites: Sites) -> list[SiteDraws]:

@@ -123,7 +123,9 @@ class CheckGivenRows(Messenger):
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg) and msg["name"] in self.given:
-            _check_same_rows(str(msg["name"]), self.given.pop(str(msg["name"])), msg["value"])
+            name, value = str(msg["name"]), msg["value"]
+            assert value is not None  # after the site is sampled
+            _check_same_rows(name, self.given.pop(name), value)
 
 
 def _check_same_rows(plate: str, given: Tensor, needed: Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.khat import smoothed_log_weights
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
@@ -85,7 +86,7 @@ def weighted(
             one from the prior. All draws are weighted by the mixture (Owen & Zhou 2000), so a mode
             that the proposal misses does not have unbounded weights.
     """
-    shares = defence(posterior.dim) if defended else {}
+    shares = defence(posterior) if defended else {}
     numbers = {name: int(share * num_samples) for name, share in shares.items()}
     parts = [proposal.distribution.sample((num_samples - sum(numbers.values()),))]
     if numbers.get("guide"):
@@ -100,9 +101,30 @@ def weighted(
     return WeightedStates(log_likelihood, log_prior, log_q, states)
 
 
-def defence(dim: int) -> dict[str, float]:
-    """Return the shares of the draws that come from the guide and from the prior."""
-    return {"guide": GUIDE_SHARE, "prior": PRIOR_SHARE if _num_starts(dim) > 1 else 0.0}
+def resampled(found: WeightedStates, num_samples: int) -> Tensor:
+    """Choose states of each datum with replacement, shape `(num_samples, data, dim)`.
+
+    Their probabilities are the Pareto smoothed weights (Vehtari et al. 2024).
+
+    Args:
+        found: Weighted draws that the proposal was not fitted to.
+        num_samples: Number of states of each datum.
+    """
+    log_weights = smoothed_log_weights(found.log_weights.double().cpu().numpy())
+    share = torch.from_numpy(log_weights).to(found.states).softmax(0)
+    index = torch.multinomial(share.T, num_samples, replacement=True).T
+    return found.states.gather(0, index[..., None].expand(*index.shape, found.states.shape[-1]))
+
+
+def defence(posterior: Unconstrained) -> dict[str, float]:
+    """Return the shares of the draws that come from the guide and from the prior.
+
+    A guide without a density at any value of the latents has no share.
+    """
+    return {
+        "guide": GUIDE_SHARE if posterior.sampler.has_density else 0.0,
+        "prior": PRIOR_SHARE if _num_starts(posterior.dim) > 1 else 0.0,
+    }
 
 
 def log_mixture(

@@ -1,7 +1,9 @@
 """`refine`: a corrected posterior of each datum, with the evidence of how good it is."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
@@ -9,15 +11,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vae.arguments import Samples, Seed, Whole, checked
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.arguments import FilePath, Samples, Seed, Whole, checked
+from pyro_vae.data.dataset import Data
+from pyro_vae.distributed import from_first
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
-from pyro_vae.pairs.chunking import data_per_chunk, map_chunks, over_chunks
+from pyro_vae.pairs.chunking import map_chunks, over_chunks
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.pairs.khat import khat_threshold, smoothed_log_weights
+from pyro_vae.pairs.khat import khat_threshold
 from pyro_vae.pairs.log_weights import (
     check_finite,
     effective_sample_size,
@@ -28,50 +31,16 @@ from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
-from pyro_vae.refinement.importance import (
-    WeightedStates,
-    defence,
-    fitted,
-    log_mixture,
-    weighted,
-)
+from pyro_vae.refinement import storage
+from pyro_vae.refinement.importance import defence, log_mixture, resampled, weighted
 from pyro_vae.refinement.proposal import Proposal
+from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
+from pyro_vae.runtime.files import CheckpointError
 from pyro_vae.runtime.tables import rendered
 
-NUM_ROUNDS = 3  # of adaptation
-ROUND_DRAWS = 500  # of each datum in a round
+SETTINGS = ("num_rounds", "seed", "dataset", "binarization")  # saved with a posterior
 
 R = TypeVar("R")
-
-
-class Refiner:
-    """Finds proposals for chunks of data and draws from them.
-
-    Args:
-        sampler: Sampler of the pair.
-        num_rounds: Number of rounds of adaptation.
-        num_samples: Number of weighted draws of each datum.
-    """
-
-    def __init__(self, sampler: Sampler, num_rounds: int, num_samples: int) -> None:
-        self.sampler, self.num_rounds, self.num_samples = sampler, num_rounds, num_samples
-
-    def chunk_sizes(self, data: Dataset) -> tuple[int, int]:
-        """Return the numbers of data and of draws to evaluate together.
-
-        The Hessian of a datum evaluates one copy of it for each latent.
-        """
-        dim = Unconstrained(self.sampler, data.batch(slice(2))).dim
-        copies = data_per_chunk(data.event_shape, 1, data.values.device)
-        return max(1, copies // dim), min(copies, dim)
-
-    def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:
-        """Return the proposals of a batch, and weighted draws that they were not fitted to."""
-        posterior = Unconstrained(self.sampler, batch)
-        num_draws = min(self.num_samples, ROUND_DRAWS)
-        proposal = fitted(posterior, self.num_rounds, num_draws, chunk_draws)
-        draws = weighted(posterior, proposal, self.num_samples, chunk_draws, defended=True)
-        return proposal, draws
 
 
 @dataclass(frozen=True)
@@ -155,15 +124,11 @@ class RefinedPosterior:
             Samples by site name, shape `(num_samples, num_data, *event)`.
         """
 
-        def resampled(posterior: Unconstrained, r: Proposal, draws: int) -> dict[str, Tensor]:
+        def chosen(posterior: Unconstrained, r: Proposal, draws: int) -> dict[str, Tensor]:
             found = weighted(posterior, r, num_candidates, draws, defended=True)
-            log_weights = smoothed_log_weights(found.log_weights.double().cpu().numpy())
-            share = torch.from_numpy(log_weights).to(found.states).softmax(0)
-            index = torch.multinomial(share.T, num_samples, replacement=True).T
-            states = found.states.gather(0, index[..., None].expand(*index.shape, posterior.dim))
-            return posterior.constrain(states)[0]
+            return posterior.constrain(resampled(found, num_samples))[0]
 
-        parts = list(self._each(resampled, seed))
+        parts = list(self._each(chosen, seed))
         return {name: torch.cat([part[name].cpu() for part in parts], 1) for name in parts[0]}
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
@@ -180,19 +145,106 @@ class RefinedPosterior:
             start += len(r.logits)
             states = posterior.unconstrain({name: part[name] for name in posterior.transforms})
             terms = [posterior(part)[0] for part in states.split(draws)]
-            shares = defence(posterior.dim)
+            shares = defence(posterior)
             log_r = log_mixture(posterior, r, states, torch.cat(terms), shares, draws)
             return log_r - posterior.constrain(states)[1]
 
         return torch.cat(list(self._each(density, 0)), dim=1)
+
+    @checked
+    def save(self, path: FilePath) -> None:
+        """Save the posterior into the folder `path`, which is replaced atomically.
+
+        Model and data are not saved. A run's folder is a natural place:
+        `posterior.save("runs/mnist/refined")`.
+
+        Args:
+            path: Folder to write.
+
+        Raises:
+            CheckpointError: If `path` is a link or contains other files.
+            OSError: If the folder cannot be written. Its old content is kept.
+
+        Example:
+            >>> import tempfile, torch, pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(2),
+            ...     pv.likelihoods.Bernoulli(pv.networks.MLP(2, [4], 5)),
+            ...     pv.guides.DiagonalNormal(pv.networks.MLP(5, [4], 4)),
+            ... )
+            >>> x = torch.ones(3, 5)
+            >>> posterior = pv.refine(vae, x, num_samples=100)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     posterior.save(folder + "/refined")
+            ...     pv.RefinedPosterior.load(folder + "/refined", vae, x).num_data
+            3
+        """
+        values = {name: getattr(self, name) for name in ("khat", "ess", "log_likelihood")}
+        tensors = {name: torch.from_numpy(array) for name, array in values.items()}
+        tensors |= {"log_weights": torch.from_numpy(self.log_weights), **self._proposal.tensors()}
+        tensors["log_joint"] = self._log_joint()
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        from_first(lambda: storage.write(Path(path), settings, tensors))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], pair: PairLike, x: Data) -> "RefinedPosterior":
+        """Load a posterior that was saved for a pair and data.
+
+        Args:
+            path: Folder of the posterior.
+            pair: The pair, with the parameters that it had.
+            x: The data, as for `refine`.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged, or if log p(x, z) at the saved modes
+                shows another model or other data.
+        """
+        settings, tensors = storage.read(Path(path))
+        data = dataset_of(pair, x)
+        if len(data) != settings["num_data"]:
+            raise CheckpointError(
+                f"{path} is a posterior of {settings['num_data']} data, got {len(data)}"
+            )
+        check_data(pair, data)
+        posterior = cls(
+            log_weights=tensors["log_weights"].numpy(),
+            khat=tensors["khat"].numpy(),
+            ess=tensors["ess"].numpy(),
+            log_likelihood=tensors["log_likelihood"].numpy(),
+            **{name: settings[name] for name in SETTINGS},
+            _rows=CheckedRows(pair, data),
+            _pair=pair,
+            _proposal=Proposal.of(tensors, data.values.device),
+        )
+        few = data.batch(slice(2))
+        with torch.no_grad(), unchanged(pair.model, pair.guide):
+            dim = Unconstrained(Sampler(pair, few), few).dim
+        if dim != posterior._proposal.dim:
+            raise CheckpointError(
+                f"{path} is a posterior of {posterior._proposal.dim} unconstrained latents, and "
+                f"the model has {dim}"
+            )
+        storage.check_same(tensors["log_joint"], posterior._log_joint())
+        return posterior
+
+    def _log_joint(self) -> Tensor:
+        """Return log p(x, z) of each datum at its first mode, shape `(num_data,)`."""
+
+        def at_mode(posterior: Unconstrained, r: Proposal, _draws: int) -> Tensor:
+            return posterior.log_joint(r.loc[:, 0][None])[0].cpu()
+
+        return torch.cat(list(self._each(at_mode, 0)))
 
     def _each(self, work: Callable[[Unconstrained, Proposal, int], R], seed: int) -> Iterator[R]:
         """Yield the result of a function of the densities, proposals and draws of each chunk."""
         programs = self._pair.model, self._pair.guide
         data = self._rows.data
         with torch.no_grad(), unchanged(*programs), fast_layers(modules_of(*programs)):
-            sampler = Sampler(self._pair, data.batch(slice(2)))
-            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(data)
+            few = data.batch(slice(2))
+            sampler = Sampler(self._pair, few)
+            rows, draws = Refiner(sampler, self.num_rounds, self.num_samples).chunk_sizes(
+                few, len(data)
+            )
 
             def one(place: int, batch: tuple[Tensor, ...]) -> R:
                 part = self._proposal[place : place + len(batch[0])]
@@ -240,14 +292,15 @@ def refine(
        distributions there, with the inverse negative Hessians as scales, are the first proposal.
     2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
        2008). A fit is kept if draws that it has not seen say that it is nearer to p(z|x).
-    3. Fresh draws, a tenth of them from the guide, are weighted by p(x, z) / r(z|x). Their k-hat
-       shows for which data the proposal is still too far from the posterior.
+    3. Fresh draws, a tenth of them from the guide if it has a density at given latents, are
+       weighted by p(x, z) / r(z|x). Their k-hat shows for which data the proposal is still too far
+       from the posterior.
 
     Memory use is bounded. Several processes share the data.
 
     Args:
         pair: Object with `.model` and `.guide`. Every latent is continuous and in the plate over
-            the data, and the guide has a density at any value of the latents.
+            the data.
         x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
             `fit`.
         num_rounds: Number of rounds of adaptation.
@@ -289,9 +342,9 @@ def refine(
         }
 
     with unchanged(*programs), fast_layers(modules_of(*programs)):
-        sampler = Sampler(pair, dataset.batch(slice(2)))
-        refiner = Refiner(sampler, num_rounds, num_samples)
-        size, draws = refiner.chunk_sizes(dataset)
+        few = dataset.batch(slice(2))
+        refiner = Refiner(Sampler(pair, few), num_rounds, num_samples)
+        size, draws = refiner.chunk_sizes(few, len(dataset))
         found = map_chunks(
             rows,
             score,

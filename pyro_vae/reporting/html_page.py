@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,12 +21,15 @@ from pyro_vae.evaluation import DESCRIPTIONS
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.plots import encoded
 from pyro_vae.reporting.described import parts_of
+from pyro_vae.reporting.glossary import GLOSSARY
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
 
 TEMPLATE = "html_page.html.jinja"
 PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of an image
+UNTRUSTED = ("uncured", "improbable", "doubtful")  # statuses of data
+LISTED = 50  # number of data of a status that are listed
 SHOWN = 10  # number of data in the posterior predictive figure
 VERDICTS = {
     "safe": "No diagnostic speaks against this posterior.",
@@ -99,6 +103,12 @@ READINGS = {
         "For a datum above the line, q misses mass of the posterior, and log p(x) is too low by an "
         "unknown amount. The images below have the highest k-hat.",
     ),
+    "untrusted": Reading(
+        "Data not to be trusted",
+        "Images with k-hat above the limit after refinement, or with a low log p(x)",
+        "k-hat stays above the limit after refinement, or the image is less probable than 99.5% of "
+        "the images simulated from the model.",
+    ),
     "gaps": Reading(
         "Inference gaps",
         "Stacked bars of approximation and amortization gap for each of the first data, sorted",
@@ -162,6 +172,8 @@ def write(
         parts=parts_of(vae),
         card=card,
         verdict=VERDICTS[card.verdict],
+        listed=_listed(card),
+        glossary=GLOSSARY,
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],
         pictures=[
             (reading, base64.b64encode(pictures[name]).decode())
@@ -185,6 +197,17 @@ def _picture(run: Path, name: str) -> bytes:
     return data
 
 
+def _listed(card: TrustCard) -> list[tuple[str, str]]:
+    """Return the positions of the data that are not trusted, by their status."""
+    status = card.status()
+    places = {kind: np.flatnonzero(status == kind) for kind in UNTRUSTED}
+    return [
+        (kind, ", ".join(map(str, found[:LISTED])) + (", ..." if len(found) > LISTED else ""))
+        for kind, found in places.items()
+        if len(found)
+    ]
+
+
 def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:
     tree = from_pyro_svi(
         vae.model,
@@ -200,6 +223,9 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
     )
     elpd = SimpleNamespace(pareto_k=card.per_datum["khat"], good_k=card.khat_threshold)
     yield "khat", plots.khat(elpd, x.cpu())
+    untrusted = np.flatnonzero(np.isin(card.status(), UNTRUSTED[:2]))[:SHOWN]
+    if len(untrusted):
+        yield "untrusted", plots.image_grid(x[untrusted].cpu(), "uncured or improbable data")
     if card.gaps is not None:
         approximation, amortization = card.gaps.approximation, card.gaps.amortization
         title = f"inference gaps of the first {len(approximation)} data"

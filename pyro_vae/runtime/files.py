@@ -21,6 +21,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pyro_vae.arguments.checks import MAX_NAME
+
 JSONObject: TypeAlias = dict[str, Any]  # as `json.loads` returns it
 
 SUMS = "SHA256SUMS"
@@ -72,6 +74,75 @@ def staged_folder(parent: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
         yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def replaced(path: Path) -> Path:
+    """Return the temporary path of a folder while a new one replaces it."""
+    name = path.name
+    if len(os.fsencode(f".{name}.old")) > MAX_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.old")
+
+
+def or_replaced(path: Path) -> Path:
+    """Return the folder to read: the replaced one if a process was killed in `replace_folder`."""
+    old = replaced(path)
+    return old if not path.exists() and is_folder(old) else path
+
+
+def check_replaceable(path: Path, names: Collection[str], kind: str) -> None:
+    """Check that `path`, and the temporary name of a replaced folder, can be replaced without loss.
+
+    Args:
+        path: Folder to write.
+        names: Names of the files that it may have.
+        kind: What the files are, for the error.
+
+    Raises:
+        CheckpointError: If one of them is a link or a mount point, or contains other files.
+    """
+    for folder in (path, replaced(path)):
+        check_folder(folder)
+        if folder.is_mount():
+            raise CheckpointError(
+                f"{folder} is a mount point, which cannot be replaced: choose another folder, such "
+                f"as {folder / path.name}"
+            )
+        if folder.exists() and (others := foreign(folder, names)):
+            raise CheckpointError(
+                f"{folder} exists and is no saved {kind} ({others[0]!r}): choose another folder, "
+                "because saving replaces its content"
+            )
+
+
+def replace_folder(path: Path, files: Mapping[str, bytes], kind: str) -> None:
+    """Write files and their checksums to a folder, in the place of an earlier one with these files.
+
+    If the process is killed at any time, `or_replaced` finds either the old or the new folder.
+
+    Args:
+        path: Folder to write.
+        files: Content of the files by name.
+        kind: What the files are, for the error.
+
+    Raises:
+        CheckpointError: If `path` is a link or a mount point, or contains other files, which would
+            be lost.
+        OSError: If the folder cannot be written. Its old content is kept.
+    """
+    names = (*files, SUMS)
+    check_replaceable(path, names, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = replaced(path)
+    with staged_folder(path.parent, files) as staged:
+        if path.exists():
+            remove_folder(old, names)
+            if old.exists():  # a file in it is open, on NFS
+                old.rename(unused(path.parent, OLD))
+            path.rename(old)  # it is read until the new folder is renamed
+        staged.rename(path)
+        sync(path.parent)
+        remove_folder(old, names)
 
 
 def read_files(folder: Path, max_bytes: Mapping[str, int | None]) -> dict[str, bytes]:

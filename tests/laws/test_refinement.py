@@ -224,6 +224,23 @@ def test_the_density_of_a_proposal_integrates_to_one():
     torch.testing.assert_close(density.sum(0) * 0.01, torch.ones(4).double(), atol=2e-3, rtol=0)
 
 
+def test_weights_are_unbiased_if_the_guide_computes_its_latents():
+    """log q(z|x) of a Delta site at a given z is not its density."""
+    mean, noise, values = ONE_LATENT["cubic"]
+    pair = one_latent(mean, noise)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0 * x, 0.5), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u))
+
+    x = torch.tensor(values, dtype=torch.float64)
+    exact = by_quadrature(mean, noise, x)
+    pair = pv.Pair(pair.model, guide)
+    posterior = pv.refine(pair, x.repeat(COPIES), num_samples=200, seed=1)
+    assert_unbiased(posterior.log_weights, exact.repeat(COPIES).numpy())
+
+
 def test_discrete_latents_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):

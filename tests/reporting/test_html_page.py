@@ -18,6 +18,7 @@ import pytest
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.reporting import html_page as pages
+from pyro_vae.reporting.glossary import GLOSSARY
 
 EVIL = "<script>alert('x')</script>&\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -155,6 +156,50 @@ def test_what_a_user_named_is_text_and_never_markup(trained, tmp_path):
     assert page.text.count(EVIL) >= 9
     assert run.name in page.text
     assert len(page.images) == 5 + 4  # no gaps where none were found
+
+
+def test_the_page_of_a_refined_card_shows_the_encoder_the_answers_and_a_glossary(trained, tmp_path):
+    vae = pv.load(trained / "model")
+    metrics = json.loads((trained / "metrics.json").read_text())
+    x = pv.data.load("mnist-5k", seed=3)[1][:6]
+    settings = {"num_gap_data": 2, "num_simulations": 0}
+    card = pv.diagnose(vae, x, num_samples=200, refine=True, **settings)
+    card.per_datum["khat"][1] = 0.9  # uncured
+    pages.write(tmp_path / "page.html", trained, metrics, vae, x, card)
+    page = Page((tmp_path / "page.html").read_text())
+    for answer in card.answers:
+        for words in (answer.question, answer.short, answer.reason, answer.next_step):
+            assert words in page.text
+    assert "uncured data, by position: 1" in page.text
+    assert "Data not to be trusted" in page.text
+    assert "The encoder" in page.text
+    found = [finding.value for finding in (*card.findings, *card.encoder)]
+    assert page.values[: len(found)] == found
+    for word, meaning in GLOSSARY.items():
+        assert word in page.text
+        assert meaning in page.text
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_the_commands_pass_refine_on(trained, monkeypatch, refine):
+    calls = {}
+
+    def record(name):
+        def call(*args, **settings):
+            calls[name] = settings
+            raise ValueError("recorded")
+
+        return call
+
+    for name in ("evaluate", "diagnose"):
+        monkeypatch.setattr(pv, name, record(name), raising=False)
+        command = {"evaluate": "evaluate", "diagnose": "inspect"}[name]
+        options = ["--refine"] if refine else []
+        monkeypatch.setattr(sys, "argv", ["pyro-vae", command, str(trained), *options])
+        with pytest.raises(SystemExit, match="recorded"):
+            cli.main()
+    assert calls["evaluate"]["proposal"] == ("refined" if refine else "guide")
+    assert calls["diagnose"]["refine"] == refine
 
 
 def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
