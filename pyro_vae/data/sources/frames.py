@@ -1,9 +1,6 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
-import csv
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources import text_files, texts
+from pyro_vae.data.sources.texts import Texts
 
-SEPARATORS = ",;\t|"
-MISSING = ("?", "-")  # read as missing in text files, in addition to those of pandas
-MOSTLY = 0.9  # text of which this share is numbers or dates has faulty values, not levels
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?")
 
 
 def is_frame(source: object) -> bool:
@@ -55,8 +50,9 @@ def read(
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
+    decimal: str = ".",
 ) -> nw.DataFrame:
-    """Return a table as a frame.
+    """Return a table as a frame. Names of columns are text.
 
     Args:
         source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions.
@@ -64,12 +60,13 @@ def read(
             first line.
         encoding: Encoding of a text file.
         na: Further texts that stand for missing values in a text file.
+        decimal: Decimal point of the numbers in a text file.
 
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
     """
     if isinstance(source, str | os.PathLike):
-        frame = _file(Path(source), separator, encoding, na)
+        frame = _file(Path(source), separator, encoding, na, decimal)
     elif isinstance(source, np.ndarray):
         if source.ndim != 2:
             raise DataError(f"expected an array of rows and columns, got shape {source.shape}")
@@ -78,7 +75,7 @@ def read(
         )
     else:
         try:
-            frame = nw.from_native(source, eager_only=True)
+            frame = nw.from_native(_with_text_names(source), eager_only=True)
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
@@ -88,68 +85,50 @@ def read(
     return frame
 
 
+def _with_text_names(frame: Any) -> Any:
+    names = list(frame.columns)
+    if all(isinstance(name, str) for name in names):
+        return frame
+    return frame.set_axis([str(name) for name in names], axis="columns")
+
+
 def name_of(source: object) -> str:
     """Return a name for the data of a source."""
     return Path(source).stem if isinstance(source, str | os.PathLike) else "table"
 
 
-def _file(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
+def _file(
+    path: Path, separator: str | None, encoding: str, na: Sequence[str], decimal: str
+) -> nw.DataFrame:
     import pandas as pd
 
     reads = {".parquet": pd.read_parquet, ".feather": pd.read_feather}
     try:
         if path.suffix.lower() in reads:
-            return nw.from_native(reads[path.suffix.lower()](path), eager_only=True)
-        return _text(path, separator, encoding, na)
+            # Nullable types: integers with missing values stay integers.
+            found = reads[path.suffix.lower()](path, dtype_backend="numpy_nullable")
+        else:
+            found = text_files.read(path, separator, encoding, na, decimal)
+        return nw.from_native(_with_text_names(found), eager_only=True)
     except ImportError as error:
         raise DataError(
             f"reading {path.name} needs pyarrow: pip install 'pyro-vae[tables]'"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not {encoding} text: byte {error.start} is {error.object[error.start]:#x}. "
-            "Give its encoding, as in encoding='latin-1'"
-        ) from error
     except (DataError, OSError):
         raise
     except Exception as error:  # ParserError, ArrowInvalid, ...
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-
-
-def _text(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
-    import pandas as pd
-
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    with path.open(encoding=encoding, newline="") as file:
-        first = file.readline()
-        if not first.strip():
-            raise DataError(f"{path} is empty: expected a first line with the names of columns")
-        if "\0" in first:
-            raise DataError(f"{path} is not a text file")
-        sep = separator or max(SEPARATORS, key=first.count)
-    header = next(csv.reader([first], delimiter=sep))
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(
-            f"{path}: the column {repeated[0]!r} occurs {header.count(repeated[0])} times"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        found = pd.read_csv(
-            path,
-            sep=sep,
-            encoding=encoding,
-            na_values=[*MISSING, *na],
-            index_col=False,
-            skipinitialspace=True,
-            low_memory=False,
-        )
-    return nw.from_native(found, eager_only=True)
+        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from error
 
 
 def type_of(series: nw.Series, *, as_text: bool = False) -> str:
     """Return the type of a column: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
 
-    Text of which all values are numbers, or dates in ISO 8601 format, has their type.
+    Text of which all values are numbers, or dates in ISO 8601 format, has their type. Columns of
+    categories, as in `pandas.Categorical`, are text. So are columns without any value.
+
+    Args:
+        series: The column.
+        as_text: Whether text is not examined for numbers and dates.
 
     Raises:
         DataError: If the values are of another type, or most of a text's values are numbers or
@@ -169,27 +148,9 @@ def type_of(series: nw.Series, *, as_text: bool = False) -> str:
             f"column {series.name!r} has values of type {dtype}; expected numbers, truth values, "
             "dates or text. Leave the column out or convert it"
         )
-    texts, missing = _texts(series)
-    observed = texts[~missing]
-    if as_text or not len(observed):
+    if as_text or dtype in (nw.Categorical, nw.Enum):
         return "text"
-    if {*observed} <= {"True", "False"}:
-        return "boolean"
-    for name, mask in (
-        ("real", np.array([_is_number(text) for text in observed])),
-        ("date", np.array([bool(_DATE.fullmatch(text)) for text in observed])),
-    ):
-        if mask.all():
-            return name
-        if mask.mean() > MOSTLY:
-            row = int(np.flatnonzero(~missing)[(~mask).argmax()])
-            raise DataError(
-                f"column {series.name!r}, row {row}: {texts[row]!r} is not a "
-                f"{'number' if name == 'real' else name}, but {mask.mean():.1%} of the values are. "
-                f"Correct it, read it as missing by na=[{texts[row]!r}], or give the column's "
-                f"kind, as in columns={{{series.name!r}: 'category'}}"
-            )
-    return "text"
+    return texts.type_of(Texts.of(series))
 
 
 def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]:
@@ -205,14 +166,21 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
     Raises:
         DataError: If the values are of another type, or infinite.
     """
-    found = type_of(series, as_text=expected == "text")
     numbers = ("boolean", "integer", "real")
+    found = type_of(series, as_text=expected == "text")
     if found != expected and not (found in numbers and expected in numbers):
-        raise DataError(f"column {series.name!r}: expected values of type {expected}, got {found}")
+        if series.null_count() < len(series) and not (missing_of(series)).all():
+            raise DataError(f"column {series.name!r}: {_not_of(series, expected, found)}")
+        missing = np.ones(len(series), dtype=bool)
+        kind = {"text": object, "date": "datetime64[us]"}.get(expected, np.float64)
+        empty = {"text": "", "date": np.datetime64("NaT")}.get(expected, np.nan)
+        return np.full(len(series), empty, dtype=kind), missing
     if expected == "text":
-        return _texts(series)
+        values = Texts.of(series)
+        return values.all, values.missing
     if expected == "date":
-        return _dates(series)
+        dates = _dates(series)
+        return dates, np.isnat(dates)
     values = _numbers(series)
     if (infinite := np.isinf(values)).any():
         raise DataError(
@@ -222,44 +190,37 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
     return values, np.isnan(values)
 
 
+def _not_of(series: nw.Series, expected: str, found: str) -> str:
+    """Return why the values of a column are not of the type expected."""
+    if found == "text":
+        values = Texts.of(series)
+        wrong = ~values.missing & ~values.are(expected)
+        row = int(wrong.argmax())
+        return f"expected values of type {expected}, got {values.all[row]!r} in row {row}"
+    return f"expected values of type {expected}, got {found}"
+
+
+def missing_of(series: nw.Series) -> np.ndarray:
+    """Return the mask of missing values: null, NaN, NaT or blank text."""
+    if series.dtype.is_numeric():
+        return np.isnan(_numbers(series))
+    if series.dtype in (nw.String, nw.Categorical, nw.Enum, nw.Object):
+        return Texts.of(series).missing
+    return np.asarray(series.is_null().to_numpy(), dtype=bool)
+
+
 def _numbers(series: nw.Series) -> np.ndarray:
     if series.dtype.is_numeric() or series.dtype == nw.Boolean:
         return np.array(series.cast(nw.Float64).fill_null(float("nan")).to_numpy(), np.float64)
-    texts, missing = _texts(series)
-    known = {"True": 1.0, "False": 0.0}
-    return np.array(
-        [
-            np.nan if lost else known[text] if text in known else float(text)
-            for text, lost in zip(texts, missing, strict=True)
-        ]
-    )
+    return Texts.of(series).numbers()
 
 
-def _texts(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-    values = series.to_list()
-    missing = np.array([value is None or value != value for value in values])  # NaN != NaN
-    texts = ["" if lost else str(value) for value, lost in zip(values, missing, strict=True)]
-    return np.array(texts, dtype=object), missing
-
-
-def _dates(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-    if series.dtype in (nw.Date, nw.Datetime):
-        dates = series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
-    else:
-        texts, missing = _texts(series)
-        try:
-            dates = np.array(np.where(missing, "NaT", texts), dtype="datetime64[us]")
-        except ValueError as error:
-            raise DataError(f"column {series.name!r}: {error}") from error
-    return dates, np.isnat(dates)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _dates(series: nw.Series) -> np.ndarray:
+    if series.dtype not in (nw.Date, nw.Datetime):
+        return Texts.of(series).dates()
+    if getattr(series.dtype, "time_zone", None):
+        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
 def frame_of(columns: Mapping[str, list[object]], like: Any = None) -> Any:
