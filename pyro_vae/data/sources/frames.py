@@ -1,5 +1,6 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
+import datetime
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -223,15 +224,45 @@ def _dates(series: nw.Series) -> np.ndarray:
     return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
-def frame_of(columns: Mapping[str, list[object]], like: Any = None) -> Any:
-    """Return columns of Python values as a frame of the library of `like`, by default pandas."""
+def frame_of(columns: Mapping[str, np.ndarray], like: Any = None) -> Any:
+    """Return columns as a frame of the library of `like`, by default pandas.
+
+    Args:
+        columns: Values by name, with None or NaT for missing ones.
+        like: Frame or numpy array. For an array, the result is an array.
+    """
+    import pandas as pd
+
     if like is not None and is_frame(like):
         library = nw.from_native(like, eager_only=True).implementation
         if not library.is_pandas():
-            return nw.from_dict(columns, backend=library).to_native()
-    import pandas as pd
-
+            values = {
+                name: column.tolist() if column.dtype == object else column
+                for name, column in columns.items()
+            }
+            return nw.from_dict(values, backend=library).to_native()
     # Columns with missing values have pandas' nullable types: integers stay integers.
-    return pd.DataFrame(
-        {name: pd.array(values) if None in values else values for name, values in columns.items()}
+    found = pd.DataFrame(
+        {
+            name: pd.array(column) if column.dtype == object and None in column else column
+            for name, column in columns.items()
+        }
     )
+    return found.to_numpy() if isinstance(like, np.ndarray) else found
+
+
+def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series:
+    """Return a column with other values in some rows, in its type."""
+    dtype = series.dtype
+    if dtype in (nw.Date, nw.Datetime):
+        new: list[Any] = [value.item() for value in values]
+        if dtype == nw.Date:
+            new = [value.date() for value in new]
+        elif zone := getattr(dtype, "time_zone", None):
+            new = [value.replace(tzinfo=datetime.UTC) for value in new]
+    elif dtype in (nw.String, nw.Categorical, nw.Enum):
+        is_date = values.dtype.kind == "M"
+        new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
+    else:
+        new = (values.round() if dtype.is_integer() else values).tolist()
+    return series.scatter(rows, new)

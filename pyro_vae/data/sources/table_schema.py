@@ -281,9 +281,17 @@ class TableSchema(Part):
 
         Args:
             x: Rows of shape `(num_data, num_modelled_columns)`, NaN for missing values.
-            like: Frame that decides the library, pandas or polars; by default pandas.
+            like: Frame that decides the library, pandas or polars; by default pandas. For a numpy
+                array, the result is one.
+
+        Raises:
+            DataError: If x has another shape.
         """
         numbers = x.detach().cpu().numpy().astype(np.float64)
+        if not len(self.modelled) == numbers.shape[-1] or numbers.ndim != 2:
+            raise DataError(
+                f"expected rows of shape (num_data, {len(self.modelled)}), got {tuple(x.shape)}"
+            )
         columns: dict[str, np.ndarray] = {
             column.name: column.restored(numbers[:, i]) for i, column in enumerate(self.modelled)
         }
@@ -292,6 +300,38 @@ class TableSchema(Part):
                 columns[column.name] = np.full(len(numbers), column.levels[0])
         ordered = {c.name: columns[c.name] for c in self.columns if c.name in columns}
         return frames.frame_of(ordered, like)
+
+    def center(self, draws: Tensor) -> Tensor:
+        """Return the median of each value over draws, or the most frequent level.
+
+        Args:
+            draws: Rows of the model, shape `(num_draws, num_data, num_modelled_columns)`.
+        """
+        found = draws.median(dim=0).values
+        levels = [i for i, column in enumerate(self.modelled) if column.rule.has_levels]
+        found[:, levels] = draws[..., levels].mode(dim=0).values
+        return found
+
+    def complete(self, source: object, x: Tensor) -> Any:
+        """Return a table with its missing values replaced by those of x.
+
+        Columns that are not modelled, and observed values, are unchanged.
+
+        Args:
+            source: Table of this schema: a path, a frame or an array.
+            x: Complete rows of the model, shape `(num_data, num_modelled_columns)`.
+        """
+        is_array = isinstance(source, np.ndarray)
+        frame = self._checked_names(frames.read(source), is_array)
+        numbers = x.detach().cpu().numpy().astype(np.float64)
+        filled = []
+        for i, column in enumerate(self.modelled):
+            series = frame[column.name]
+            rows = np.flatnonzero(frames.missing_of(series))
+            if len(rows):
+                filled.append(frames.filled(series, rows, column.restored(numbers[rows, i])))
+        completed = frame.with_columns(*filled) if filled else frame
+        return completed.to_numpy() if is_array else completed.to_native()
 
     def rows(self) -> list[dict[str, str]]:
         """Return the description of the table: one row for each column."""
