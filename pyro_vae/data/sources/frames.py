@@ -1,8 +1,9 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
+import contextlib
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def read(
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
+        name = source if isinstance(source, str | os.PathLike) else "table"
         raise DataError(
-            f"{name_of(source)} is empty: it has {len(frame)} rows, and the columns {frame.columns}"
+            f"{name} is empty: it has {len(frame)} rows, and the columns {frame.columns}"
         )
     return frame
 
@@ -91,6 +93,17 @@ def _with_text_names(frame: Any) -> Any:
     if all(isinstance(name, str) for name in names):
         return frame
     return frame.set_axis([str(name) for name in names], axis="columns")
+
+
+@contextlib.contextmanager
+def errors_of(source: object) -> Iterator[None]:
+    """Name the file in errors about its data."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(source, str | os.PathLike) or str(source) in str(error):
+            raise
+        raise DataError(f"{source}: {error}") from error
 
 
 def name_of(source: object) -> str:

@@ -247,7 +247,11 @@ class TableSchema(Part):
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
-        frame = self._checked_names(frames.read(source), is_array=isinstance(source, np.ndarray))
+        with frames.errors_of(source):
+            return self._read(frames.read(source), source)
+
+    def _read(self, table: nw.DataFrame, source: object) -> Dataset:
+        frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))
         x = np.stack([column.numbers(frame[column.name]) for column in self.modelled], axis=1)
         if not self.has_missing and (lost := np.isnan(x)).any():
             row, place = (int(found[0]) for found in lost.nonzero())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import narwhals as nw
 import torch
 
 from pyro_vae.data.dataset import Dataset
@@ -47,7 +48,18 @@ def read(
     Raises:
         DataError: If the table cannot be read, or does not have the schema.
     """
-    frame = frames.read(source, separator, encoding, na, decimal)
+    with frames.errors_of(source):
+        frame = frames.read(source, separator, encoding, na, decimal)
+        return _dataset(frame, source, schema, columns, labels)
+
+
+def _dataset(
+    frame: nw.DataFrame,
+    source: object,
+    schema: TableSchema | None,
+    columns: Mapping[str, str] | None,
+    labels: str | None,
+) -> Dataset:
     classes = None
     if labels is not None:
         if labels not in frame.columns:
