@@ -64,13 +64,13 @@ def rmse(table: pd.DataFrame, filled: np.ndarray, lost: np.ndarray) -> float:
 
 
 def impute_vae(table: pd.DataFrame, seed: int, settings: dict[str, Any]) -> Result:
-    """Fill a table with the mean of draws of a VAE, and measure the coverage of their intervals."""
+    """Fill a table with the median of draws of a VAE, and measure the coverage of their intervals."""
     given, lost = incomplete(table, seed)
     estimator = pv.sklearn.VAE(random_state=seed, **settings).fit(given)
     torch.manual_seed(seed)
     draws = np.stack([f.to_numpy() for f in estimator.vae_.impute(given, NUM_DRAWS, draws=True)])
     draws = draws.astype(np.float64)
-    result = {"rmse": rmse(table, draws.mean(0), lost)}
+    result = {"rmse": rmse(table, np.median(draws, axis=0), lost)}
     for level in (50, 90):
         low, high = np.percentile(draws, [50 - level / 2, 50 + level / 2], axis=0)
         inside = (low <= table.to_numpy()) & (table.to_numpy() <= high)
