@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         objectives,
         plots,
         priors,
+        sklearn,
     )
     from pyro_vae.arguments.checks import ArgumentError
     from pyro_vae.checkpointing.model_folder import load
@@ -97,6 +98,7 @@ __all__ = [
     "report",
     "resolve_device",
     "sbc",
+    "sklearn",
     "suggest",
 ]
 __version__ = "0.1.0"

@@ -74,6 +74,11 @@ class CategoricalLevels(dist.TorchDistribution):
         return self.logits.softmax(-1) @ self._values
 
     @property
+    def mode(self) -> Tensor:
+        """The most probable value."""
+        return self._values[self.logits.argmax(-1)]
+
+    @property
     def variance(self) -> Tensor:
         """Var[x]."""
         squares = (self._values - self.mean.unsqueeze(-1)) ** 2

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.distributions.discretized import CategoricalLevels
 from pyro_vae.distributions.independent import unwrap_independent
 
 
@@ -31,6 +32,16 @@ def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
             "distribution of independent entries, combined by .to_event()"
         )
     return entries
+
+
+def point_estimate(distribution: dist.TorchDistribution) -> Tensor:
+    """Return E[x], but the most probable value of entries that are levels in no order."""
+    entries: Any = unwrap_independent(distribution)
+    if isinstance(entries, PartlyObserved):
+        return point_estimate(entries.entries)
+    if isinstance(entries, SideBySide):
+        return entries.joined([point_estimate(column) for column in entries.columns])
+    return entries.mode if isinstance(entries, CategoricalLevels) else entries.mean
 
 
 class PartlyObserved(dist.TorchDistribution):
@@ -143,7 +154,7 @@ class SideBySide(dist.TorchDistribution):
         """Return the log density of each entry in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        return self._joined(
+        return self.joined(
             [
                 column.log_prob(part)
                 for column, part in zip(self.columns, self._parts(value), strict=True)
@@ -153,17 +164,17 @@ class SideBySide(dist.TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample all columns."""
         shape = torch.Size(sample_shape)
-        return self._joined([column.sample(shape) for column in self.columns])
+        return self.joined([column.sample(shape) for column in self.columns])
 
     @property
     def mean(self) -> Tensor:
         """E[x], entry by entry."""
-        return self._joined([column.mean for column in self.columns])
+        return self.joined([column.mean for column in self.columns])
 
     @property
     def variance(self) -> Tensor:
         """Var[x], entry by entry."""
-        return self._joined([column.variance for column in self.columns])
+        return self.joined([column.variance for column in self.columns])
 
     def _places(self) -> Sequence[Sequence[int]]:
         if self.positions is not None:
@@ -176,7 +187,8 @@ class SideBySide(dist.TorchDistribution):
             return value.split(self.widths, dim=-1)
         return [value[..., places] for places in self.positions]
 
-    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return values of the distributions as values of the entries in their order."""
         joined = torch.cat(list(parts), dim=-1)
         if self.positions is None:
             return joined

@@ -95,6 +95,9 @@ class Autoencoder(Part):
     def sample(self, num_samples: Samples) -> Tensor:
         """Sample x from the prior predictive distribution p(x).
 
+        `vae.schema.restore(vae.sample(1000))` returns samples in the form of the training data, for
+        example as a frame with the types and levels of a table.
+
         Args:
             num_samples: Number of samples.
 

@@ -129,7 +129,7 @@ def _scale(columns: list[Column]) -> dict[str, Any]:
 
 def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
     decoder = MLP(width, [], len(columns), output_bias=x.nanmean(0).clamp(0.01, 0.99).logit())
-    if all(column.low > 0 and column.high < 1 for column in columns):
+    if all(column.is_open for column in columns):
         return likelihoods.Beta(decoder, "entrywise")
     return likelihoods.ContinuousBernoulli(decoder)
 
@@ -194,9 +194,7 @@ def _table(data: Dataset, latent_dim: int, hidden: Sequence[int] | None) -> tupl
     sizes = list(hidden or [HIDDEN])
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, column in enumerate(schema.modelled):
-        is_open = column.low > 0 and column.high < 1
-        variant = is_open if column.kind == "proportion" else column.num_levels
-        groups.setdefault((column.kind, variant), []).append(i)
+        groups.setdefault((column.kind, column.is_open or column.num_levels), []).append(i)
     blocks = [
         BLOCKS[str(kind)](sizes[0], [schema.modelled[i] for i in places], x[:, places])
         for (kind, _), places in groups.items()

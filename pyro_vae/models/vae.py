@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import ArgumentError, FilePath, Samples, checked
+from pyro_vae.data.sources.frames import is_source
+from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.models.base import (
     AnyPrior,
     Autoencoder,
@@ -34,6 +37,8 @@ from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
+
+CHUNK = 1024  # rows of a table that are completed at once
 
 
 class Model(nn.Module):
@@ -155,11 +160,11 @@ class VAE(Autoencoder):
             )
         return type(self)(**{**self.parts, "schema": self.schema, **parts})
 
-    def encode(self, x: Tensor) -> dist.TorchDistribution:
+    def encode(self, x: Any) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
 
         Args:
-            x: Data, shape `(num_data, *event)`.
+            x: Data, shape `(num_data, *event)`; or a table, if the VAE has the schema of a table.
 
         Example:
             >>> import torch
@@ -212,16 +217,17 @@ class VAE(Autoencoder):
             raise program_error(role, values, error, part) from error
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Any) -> Any:
         """Return E[x'|z] at z = E[z|x].
 
         If q(z|x) has no mean in closed form, as for a flow, 100 samples estimate it.
 
         Args:
-            x: Data, shape `(num_data, *event)`.
+            x: Data, shape `(num_data, *event)`; or a table, if the VAE has the schema of a table.
 
         Returns:
-            Reconstructions, of the same shape as x.
+            Reconstructions, of the same shape as x. For a table, a frame with its types, with the
+            most probable level in columns of levels.
 
         Example:
             >>> import torch
@@ -242,11 +248,13 @@ class VAE(Autoencoder):
                 z = posterior.mean
             except NotImplementedError:
                 z = posterior.sample((100,)).mean(0)
+            if (schema := self._table_schema(x)) is not None:
+                return schema.restore(point_estimate(self.decode(z)), like=x)
             return self.decode(z).mean
 
     @checked
     @torch.no_grad()
-    def impute(self, x: Tensor, num_samples: Samples = 100) -> Tensor:
+    def impute(self, x: Any, num_samples: Samples = 100, draws: bool = False) -> Any:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
         The mean of the samples is the imputation, and their standard deviation its uncertainty. The
@@ -254,11 +262,15 @@ class VAE(Autoencoder):
         p(z|x_observed).
 
         Args:
-            x: Data, shape `(num_data, *event)`, with NaN for missing entries.
+            x: Data, shape `(num_data, *event)`, with NaN for missing entries; or a table, if the
+                VAE has the schema of a table.
             num_samples: Number of samples for each datum.
+            draws: Whether to return each sample of a table. For a tensor, each one is returned.
 
         Returns:
-            Completed data, shape `(num_samples, num_data, *event)`.
+            Completed data, shape `(num_samples, num_data, *event)`. For a table, the table with
+            missing values replaced by the median of the samples, or by the most frequent level; or
+            with `draws`, a list of `num_samples` such tables, one for each sample.
 
         Raises:
             ValueError: If `num_samples` is below 1.
@@ -280,11 +292,16 @@ class VAE(Autoencoder):
 
         See also: `likelihoods.Missing`, `networks.WithMask`.
         """
-        x = as_input(self, x)
-        self.check(x)
+        schema = self._table_schema(x)
+        values = as_input(self, x)
+        self.check(values)
         with evaluating(self):
-            z = self.encode(x).sample((num_samples,))
-            return torch.where(x.isnan(), self.decode(z).sample(), x)
+            if schema is None:
+                return self._completed(values, num_samples)
+            chunks = [self._completed(part, num_samples) for part in values.split(CHUNK)]
+        if draws:
+            return [schema.complete(x, sample) for sample in torch.cat(chunks, dim=1)]
+        return schema.complete(x, torch.cat([schema.center(part) for part in chunks]))
 
     @checked
     @torch.no_grad()
@@ -326,3 +343,12 @@ class VAE(Autoencoder):
             count = max(BATCH_SIZES)
             x, z = self.sample(count), self.model.prior().sample((count,))
             export(self.model.likelihood, self.guide.posterior, x, z, Path(path))
+
+    def _completed(self, x: Tensor, num_samples: int) -> Tensor:
+        z = self.encode(x).sample((num_samples,))
+        return torch.where(x.isnan(), self.decode(z).sample(), x)
+
+    def _table_schema(self, x: object) -> TableSchema | None:
+        """Return the schema if it is one of a table, and x a table of a user."""
+        is_table = isinstance(self.schema, TableSchema) and is_source(x)
+        return self.schema if is_table else None

@@ -110,6 +110,16 @@ LIKELIHOODS: dict[str, Line] = {
             trunk=MLP(latent_dim, [], 5),
         )
     ),
+    "Columns, at positions": Line(
+        lambda latent_dim: likelihoods.Columns(
+            [
+                likelihoods.Bernoulli(MLP(5, [], 1)),
+                likelihoods.Normal(MLP(5, [], 1), shift=[2.0], unit=[3.0]),
+            ],
+            trunk=MLP(latent_dim, [], 5),
+            positions=[[1], [0]],
+        )
+    ),
     "ContinuousBernoulli": Line(
         lambda latent_dim: likelihoods.ContinuousBernoulli(decoder(latent_dim))
     ),
@@ -121,6 +131,11 @@ LIKELIHOODS: dict[str, Line] = {
     ),
     "Laplace": Line(lambda latent_dim: likelihoods.Laplace(decoder(latent_dim))),
     "LogNormal": Line(lambda latent_dim: likelihoods.LogNormal(decoder(latent_dim), scale=0.5)),
+    "LogNormal, in the unit of the data": Line(
+        lambda latent_dim: likelihoods.LogNormal(
+            decoder(latent_dim), "entrywise", shift=[1.0, -2.0], unit=[0.5, 1.5]
+        )
+    ),
     "Missing": Line(
         lambda latent_dim: likelihoods.Missing(likelihoods.Normal(decoder(latent_dim)))
     ),
@@ -150,6 +165,13 @@ LIKELIHOODS: dict[str, Line] = {
 }
 
 NETWORKS: dict[str, Line] = {
+    "ColumnInputs": Line(
+        lambda: networks.ColumnInputs(
+            networks.MLP(1 + 1 + 1 + 3 + 4, [4], 3),
+            [["identity", 0.5, 2.0], ["one_hot", 3], ["log", -1.0, 0.5], ["log1p", 0.25, 1.5]],
+            missing=True,
+        )
+    ),
     "ConvDecoder": Line(lambda: networks.ConvDecoder(3, [4, 2], (1, 5, 7))),
     "ConvEncoder": Line(lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3)),
     "MLP": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3))),

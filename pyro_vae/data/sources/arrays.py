@@ -112,6 +112,11 @@ def read(
     name = frames.name_of(source) if isinstance(source, Path) else "arrays"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
         raise DataError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        raise DataError(
+            f"{name}: expected an array of shape (num_data, ...), got {value.shape}. Numbers of one "
+            "column have the shape (num_data, 1), as in x[:, None]"
+        )
     is_table = isinstance(value, np.ndarray) and not is_stored(value) and value.ndim == 2
     if is_table and value.shape[1] <= MAX_COLUMNS and value.dtype != np.uint8:
         data = tables.read(value, columns=columns)
@@ -139,6 +144,8 @@ def _dataset(source: Any, key: str | None) -> Dataset:
 def _schema_of(data: Dataset) -> ArraySchema:
     x = data.sample()
     observed = x[~x.isnan()].double()
+    if not len(observed):
+        raise DataError(f"{data.name}: all values are missing")
     return ArraySchema(
         list(data.event_shape),
         data.values.dtype in (torch.uint8, np.uint8),

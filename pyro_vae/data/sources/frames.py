@@ -1,10 +1,9 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
-import csv
+import contextlib
+import datetime
 import os
-import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.errors import DataError
-
-SEPARATORS = ",;\t|"
-MISSING = ("?", "-")  # read as missing in text files, in addition to those of pandas
-MOSTLY = 0.9  # text of which this share is numbers or dates has faulty values, not levels
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?")
+from pyro_vae.data.sources import text_files, texts
+from pyro_vae.data.sources.texts import Texts
 
 
 def is_frame(source: object) -> bool:
@@ -60,8 +56,9 @@ def read(
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
+    decimal: str = ".",
 ) -> nw.DataFrame:
-    """Return a table as a frame.
+    """Return a table as a frame. Names of columns are text.
 
     Args:
         source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions.
@@ -69,12 +66,13 @@ def read(
             first line.
         encoding: Encoding of a text file.
         na: Further texts that stand for missing values in a text file.
+        decimal: Decimal point of the numbers in a text file.
 
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
     """
     if isinstance(source, str | os.PathLike):
-        frame = _file(Path(source), separator, encoding, na)
+        frame = _file(Path(source), separator, encoding, na, decimal)
     elif isinstance(source, np.ndarray):
         if source.ndim != 2:
             raise DataError(f"expected an array of rows and columns, got shape {source.shape}")
@@ -83,14 +81,33 @@ def read(
         )
     else:
         try:
-            frame = nw.from_native(source, eager_only=True)
+            frame = nw.from_native(_with_text_names(source), eager_only=True)
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
+        name = source if isinstance(source, str | os.PathLike) else "table"
         raise DataError(
-            f"{name_of(source)} is empty: it has {len(frame)} rows, and the columns {frame.columns}"
+            f"{name} is empty: it has {len(frame)} rows, and the columns {frame.columns}"
         )
     return frame
+
+
+def _with_text_names(frame: Any) -> Any:
+    names = list(frame.columns)
+    if all(isinstance(name, str) for name in names):
+        return frame
+    return frame.set_axis([str(name) for name in names], axis="columns")
+
+
+@contextlib.contextmanager
+def errors_of(source: object) -> Iterator[None]:
+    """Name the file in errors about its data."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(source, str | os.PathLike) or str(source) in str(error):
+            raise
+        raise DataError(f"{source}: {error}") from error
 
 
 def name_of(source: object) -> str:
@@ -98,63 +115,38 @@ def name_of(source: object) -> str:
     return Path(source).stem if isinstance(source, str | os.PathLike) else "table"
 
 
-def _file(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
+def _file(
+    path: Path, separator: str | None, encoding: str, na: Sequence[str], decimal: str
+) -> nw.DataFrame:
     import pandas as pd
 
     reads = {".parquet": pd.read_parquet, ".feather": pd.read_feather}
     try:
         if path.suffix.lower() in reads:
-            return nw.from_native(reads[path.suffix.lower()](path), eager_only=True)
-        return _text(path, separator, encoding, na)
+            # Nullable types: integers with missing values stay integers.
+            found = reads[path.suffix.lower()](path, dtype_backend="numpy_nullable")
+        else:
+            found = text_files.read(path, separator, encoding, na, decimal)
+        return nw.from_native(_with_text_names(found), eager_only=True)
     except ImportError as error:
         raise DataError(
             f"reading {path.name} needs pyarrow: pip install 'pyro-vae[tables]'"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not {encoding} text: byte {error.start} is {error.object[error.start]:#x}. "
-            "Give its encoding, as in encoding='latin-1'"
-        ) from error
     except (DataError, OSError):
         raise
     except Exception as error:  # ParserError, ArrowInvalid, ...
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-
-
-def _text(path: Path, separator: str | None, encoding: str, na: Sequence[str]) -> nw.DataFrame:
-    import pandas as pd
-
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    with path.open(encoding=encoding, newline="") as file:
-        first = file.readline()
-        if not first.strip():
-            raise DataError(f"{path} is empty: expected a first line with the names of columns")
-        if "\0" in first:
-            raise DataError(f"{path} is not a text file")
-        sep = separator or max(SEPARATORS, key=first.count)
-    header = next(csv.reader([first], delimiter=sep))
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(
-            f"{path}: the column {repeated[0]!r} occurs {header.count(repeated[0])} times"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        found = pd.read_csv(
-            path,
-            sep=sep,
-            encoding=encoding,
-            na_values=[*MISSING, *na],
-            index_col=False,
-            skipinitialspace=True,
-            low_memory=False,
-        )
-    return nw.from_native(found, eager_only=True)
+        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from error
 
 
 def type_of(series: nw.Series, *, as_text: bool = False) -> str:
     """Return the type of a column: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
 
-    Text of which all values are numbers, or dates in ISO 8601 format, has their type.
+    Text of which all values are numbers, or dates in ISO 8601 format, has their type. Columns of
+    categories, as in `pandas.Categorical`, are text. So are columns without any value.
+
+    Args:
+        series: The column.
+        as_text: Whether text is not examined for numbers and dates.
 
     Raises:
         DataError: If the values are of another type, or most of a text's values are numbers or
@@ -174,27 +166,9 @@ def type_of(series: nw.Series, *, as_text: bool = False) -> str:
             f"column {series.name!r} has values of type {dtype}; expected numbers, truth values, "
             "dates or text. Leave the column out or convert it"
         )
-    texts, missing = _texts(series)
-    observed = texts[~missing]
-    if as_text or not len(observed):
+    if as_text or dtype in (nw.Categorical, nw.Enum):
         return "text"
-    if {*observed} <= {"True", "False"}:
-        return "boolean"
-    for name, mask in (
-        ("real", np.array([_is_number(text) for text in observed])),
-        ("date", np.array([bool(_DATE.fullmatch(text)) for text in observed])),
-    ):
-        if mask.all():
-            return name
-        if mask.mean() > MOSTLY:
-            row = int(np.flatnonzero(~missing)[(~mask).argmax()])
-            raise DataError(
-                f"column {series.name!r}, row {row}: {texts[row]!r} is not a "
-                f"{'number' if name == 'real' else name}, but {mask.mean():.1%} of the values are. "
-                f"Correct it, read it as missing by na=[{texts[row]!r}], or give the column's "
-                f"kind, as in columns={{{series.name!r}: 'category'}}"
-            )
-    return "text"
+    return texts.type_of(Texts.of(series))
 
 
 def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]:
@@ -210,14 +184,21 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
     Raises:
         DataError: If the values are of another type, or infinite.
     """
-    found = type_of(series, as_text=expected == "text")
     numbers = ("boolean", "integer", "real")
+    found = type_of(series, as_text=expected == "text")
     if found != expected and not (found in numbers and expected in numbers):
-        raise DataError(f"column {series.name!r}: expected values of type {expected}, got {found}")
+        if series.null_count() < len(series) and not (missing_of(series)).all():
+            raise DataError(f"column {series.name!r}: {_not_of(series, expected, found)}")
+        missing = np.ones(len(series), dtype=bool)
+        kind = {"text": object, "date": "datetime64[us]"}.get(expected, np.float64)
+        empty = {"text": "", "date": np.datetime64("NaT")}.get(expected, np.nan)
+        return np.full(len(series), empty, dtype=kind), missing
     if expected == "text":
-        return _texts(series)
+        values = Texts.of(series)
+        return values.all, values.missing
     if expected == "date":
-        return _dates(series)
+        dates = _dates(series)
+        return dates, np.isnat(dates)
     values = _numbers(series)
     if (infinite := np.isinf(values)).any():
         raise DataError(
@@ -227,55 +208,78 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
     return values, np.isnan(values)
 
 
+def _not_of(series: nw.Series, expected: str, found: str) -> str:
+    """Return why the values of a column are not of the type expected."""
+    if found == "text":
+        values = Texts.of(series)
+        wrong = ~values.missing & ~values.are(expected)
+        row = int(wrong.argmax())
+        return f"expected values of type {expected}, got {values.all[row]!r} in row {row}"
+    return f"expected values of type {expected}, got {found}"
+
+
+def missing_of(series: nw.Series) -> np.ndarray:
+    """Return the mask of missing values: null, NaN, NaT or blank text."""
+    if series.dtype.is_numeric():
+        return np.isnan(_numbers(series))
+    if series.dtype in (nw.String, nw.Categorical, nw.Enum, nw.Object):
+        return Texts.of(series).missing
+    return np.asarray(series.is_null().to_numpy(), dtype=bool)
+
+
 def _numbers(series: nw.Series) -> np.ndarray:
     if series.dtype.is_numeric() or series.dtype == nw.Boolean:
         return np.array(series.cast(nw.Float64).fill_null(float("nan")).to_numpy(), np.float64)
-    texts, missing = _texts(series)
-    known = {"True": 1.0, "False": 0.0}
-    return np.array(
-        [
-            np.nan if lost else known[text] if text in known else float(text)
-            for text, lost in zip(texts, missing, strict=True)
-        ]
-    )
+    return Texts.of(series).numbers()
 
 
-def _texts(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-    values = series.to_list()
-    missing = np.array([value is None or value != value for value in values])  # NaN != NaN
-    texts = ["" if lost else str(value) for value, lost in zip(values, missing, strict=True)]
-    return np.array(texts, dtype=object), missing
+def _dates(series: nw.Series) -> np.ndarray:
+    if series.dtype not in (nw.Date, nw.Datetime):
+        return Texts.of(series).dates()
+    if getattr(series.dtype, "time_zone", None):
+        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
-def _dates(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-    if series.dtype in (nw.Date, nw.Datetime):
-        dates = series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
-    else:
-        texts, missing = _texts(series)
-        try:
-            dates = np.array(np.where(missing, "NaT", texts), dtype="datetime64[us]")
-        except ValueError as error:
-            raise DataError(f"column {series.name!r}: {error}") from error
-    return dates, np.isnat(dates)
+def frame_of(columns: Mapping[str, np.ndarray], like: Any = None) -> Any:
+    """Return columns as a frame of the library of `like`, by default pandas.
 
+    Args:
+        columns: Values by name, with None or NaT for missing ones.
+        like: Frame or numpy array. For an array, the result is an array.
+    """
+    import pandas as pd
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def frame_of(columns: Mapping[str, list[object]], like: Any = None) -> Any:
-    """Return columns of Python values as a frame of the library of `like`, by default pandas."""
     if like is not None and is_frame(like):
         library = nw.from_native(like, eager_only=True).implementation
         if not library.is_pandas():
-            return nw.from_dict(columns, backend=library).to_native()
-    import pandas as pd
-
+            values = {
+                name: column.tolist() if column.dtype == object else column
+                for name, column in columns.items()
+            }
+            return nw.from_dict(values, backend=library).to_native()
     # Columns with missing values have pandas' nullable types: integers stay integers.
-    return pd.DataFrame(
-        {name: pd.array(values) if None in values else values for name, values in columns.items()}
+    found = pd.DataFrame(
+        {
+            name: pd.array(column) if column.dtype == object and None in column else column
+            for name, column in columns.items()
+        }
     )
+    return found.to_numpy() if isinstance(like, np.ndarray) else found
+
+
+def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series:
+    """Return a column with other values in some rows, in its type."""
+    dtype = series.dtype
+    if dtype in (nw.Date, nw.Datetime):
+        new: list[Any] = [value.item() for value in values]
+        if dtype == nw.Date:
+            new = [value.date() for value in new]
+        elif zone := getattr(dtype, "time_zone", None):
+            new = [value.replace(tzinfo=datetime.UTC) for value in new]
+    elif dtype in (nw.String, nw.Categorical, nw.Enum):
+        is_date = values.dtype.kind == "M"
+        new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
+    else:
+        new = (values.round() if dtype.is_integer() else values).tolist()
+    return series.scatter(rows, new)

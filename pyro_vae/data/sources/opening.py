@@ -53,6 +53,18 @@ def open(source: Source, **options: object) -> Dataset:
                     f"some of {sorted(reader.options)}"
                 )
             return reader.read(source, **options)
-    given = source.name if isinstance(source, Path) else f"a {type(source).__name__}"
     known = "; ".join(f"{reader.name}: {reader.examples}" for reader in READERS)
-    raise DataError(f"cannot read {given}; expected one of these kinds. {known}")
+    raise DataError(f"cannot read {_described(source)}; expected one of these kinds. {known}")
+
+
+def _described(source: Source) -> str:
+    if isinstance(source, Path):
+        return f"the directory {source}" if source.is_dir() else str(source)
+    conversions = {
+        "collect": "call .collect() of a lazy frame",
+        "to_frame": "call .to_frame() of a series",
+        "keys": "pandas.DataFrame(...) makes a frame of a dict",
+        "append": "numpy.array(...) makes an array of a list",
+    }
+    advice = [text for method, text in conversions.items() if hasattr(source, method)]
+    return f"a {type(source).__name__}{f' ({advice[0]})' if advice else ''}"

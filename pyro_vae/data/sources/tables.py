@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import narwhals as nw
 import torch
 
 from pyro_vae.data.dataset import Dataset
@@ -30,6 +31,7 @@ def read(
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
+    decimal: str = ".",
 ) -> Dataset:
     """Read a table.
 
@@ -41,11 +43,23 @@ def read(
         separator: Separator of a text file, see `frames.read`.
         encoding: Encoding of a text file.
         na: Further texts that stand for missing values in a text file.
+        decimal: Decimal point of the numbers in a text file.
 
     Raises:
         DataError: If the table cannot be read, or does not have the schema.
     """
-    frame = frames.read(source, separator, encoding, na)
+    with frames.errors_of(source):
+        frame = frames.read(source, separator, encoding, na, decimal)
+        return _dataset(frame, source, schema, columns, labels)
+
+
+def _dataset(
+    frame: nw.DataFrame,
+    source: object,
+    schema: TableSchema | None,
+    columns: Mapping[str, str] | None,
+    labels: str | None,
+) -> Dataset:
     classes = None
     if labels is not None:
         if labels not in frame.columns:
@@ -65,6 +79,6 @@ READER = Reader(
     "table",
     _accepts,
     read,
-    frozenset({"schema", "columns", "labels", "separator", "encoding", "na"}),
+    frozenset({"schema", "columns", "labels", "separator", "encoding", "na", "decimal"}),
     "CSV, TSV, Parquet and Feather files, frames of pandas and polars",
 )

@@ -1,0 +1,192 @@
+"""The rules of kinds, and tables of careless people: each is refused with a sentence, or right."""
+
+import datetime
+import decimal
+import re
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import pyro_vae as pv
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources.kinds import KINDS, MAX_LEVELS
+from tests.support.tables import COLUMNS
+
+B = [1.0, 2.0, 3.5]  # a column of real numbers
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1.5, 2.5, -1.0], "real"),
+        ([1, 2, -1], "real"),
+        ([0, 5, 2], "count"),
+        ([0.0, 5.0, np.nan, 2.0], "count"),
+        ([0, 2**24 + 2, 4], "real"),
+        ([*range(9)], "count"),
+        ([*range(10)], "identifier"),
+        ([*range(1, 11)], "identifier"),
+        ([0.0, 0.5, 1.0], "proportion"),
+        ([0.5, 0.6, 1.5], "real"),
+        (np.exp(np.linspace(-3, 3, 50)), "positive"),
+        ([2.5, 2.5, 7.0], "binary"),
+        (["a", "b", "a"], "binary"),
+        (["a", "b", "c", "a"], "category"),
+        (["a", "b", "c"], "identifier"),
+        ([f"{i}x" for i in range(MAX_LEVELS)] * 2, "category"),
+        ([f"{i}x" for i in range(MAX_LEVELS + 1)] * 2, "identifier"),
+        (["2020-01-01", "2020-01-02", "2020-01-05"], "date"),
+        (["2020-01-01T10:00:00Z", "2020-01-02 10:00", "2020-01-05T00:00:00+02:00"], "date"),
+        ([None, "x", None], "constant"),
+        ([None, None, None], "constant"),
+        (pd.Categorical([1, 2, 3, 1]), "category"),
+        ([decimal.Decimal("1.5"), decimal.Decimal("2.5"), decimal.Decimal("-4.5")], "real"),
+        ([1, "2", -2.5], "real"),
+    ],
+)
+def test_kinds_are_found_by_the_stated_rules(values, kind):
+    frame = pd.DataFrame({"a": values})
+    schema = pv.data.open(frame.assign(b=np.linspace(-1, 1, len(frame)))).schema
+    assert schema.columns[0].kind == kind
+
+
+def test_every_kind_is_found():
+    assert set(COLUMNS) == set(KINDS)
+
+
+def test_times_with_a_zone_are_utc():
+    berlin = pd.date_range("2020-01-01", periods=5, tz="Europe/Berlin")
+    data = pv.data.open(pd.DataFrame({"a": berlin}))
+    restored = data.schema.restore(data[:])["a"].tolist()
+    assert restored[0] == datetime.datetime(2019, 12, 31, 23)
+
+
+def rows(template, count=12):
+    return "a,b\n" + "".join(template.format(i=i, j=i + 1) + f",{i * 0.7}\n" for i in range(count))
+
+
+# Files, and the sentence about each.
+FILES = [
+    ("", "first line is empty"),
+    ("\n\n", "first line is empty"),
+    ("a,b\n", "is empty: it has 0 rows"),
+    (("a,b\n1.5,2\n3,4.5\n", {"separator": ";"}), "separator=';' gives .* separator=','"),
+    ("a,b\n1.5,2\n2,3,4\n", "line 3: got 3 values, expected 2"),
+    ("a,b\n1.5,2\n2\n3,4.5\n", "line 3: got 1 values, expected 2"),
+    ("a,b\n1.5,2,7\n2,3,7\n", "line 2: got 3 values, expected 2"),
+    ('a,b\n"u,2\nw,3\n', "line 3: got 1 values"),
+    ("a,a\n1,2\n", "'a' occurs 2 times"),
+    ("1.5,x\n2.5,y\n", "first line has the number '1.5'"),
+    (rows("{i}.5") + "abc,3\n", r"column 'a', row 12: 'abc' is not a number"),
+    (rows('"{i},5"'), r"column 'a', row 0: '0,5' looks like a number with a decimal comma"),
+    (rows("{i}%"), r"column 'a', row 0: '0%' looks like a number"),
+    (rows("{j:02d}.01.2020"), r"column 'a', row 0: '01.01.2020' looks like a date"),
+    (rows("{j}/1/2020"), r"column 'a', row 0: '1/1/2020' looks like a date"),
+    (rows("2020-02-{j:02d}") + "2020-02-30,3\n", r"column 'a', row 12: '2020-02-30' is no date"),
+    ("a\ninf\n1\n2.5\n", r"column 'a', row 0: the value is infinite"),
+    ("a\n1\n-1e39\n2.5\n", r"column 'a', row 1: expected finite numbers, got -1e\+39"),
+    (b"PK\x03\x04" + bytes(200), "Excel workbook"),
+    (b"a,b\n1.5,2\n\x00\x00,3\n", "line 3: the line has a NUL byte"),
+    ("a,b\n1.5,ü\n".encode("utf-16"), "encoding='utf-16'"),
+    ("a,b\n1.5,x\n2,Müller\n".encode("latin-1"), "line 3: the byte 0xfc .*encoding='latin-1'"),
+    (("a\n1.5\n", {"encoding": "klingon"}), "unknown encoding: klingon"),
+    (("a\n1.5\n", {"columns": {"z": "real"}}), "has no column 'z'"),
+    (("a\n1.5\n2\n3\n", {"columns": {"a": "rael"}}), "unknown kind 'rael'"),
+    (("a\n1.5\n2\n3\n", {"columns": {"a": "binary"}}), "'a': .*exactly 2 different values, got 3"),
+    (("a\n1.5\n-2\n3\n", {"columns": {"a": "count"}}), "'a', row 0: expected integers from 0"),
+    (("a\n1.5\n-2\n3\n", {"columns": ["a"]}), "expected columns as kinds by name"),
+    (("a\n1.5\n-2\n3\n", {"colums": {}}), "'colums' does not apply"),
+    (("a,b\n,1.5\n,2\n,4\n", {"columns": {"a": "real"}}), "'a' has no values"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), FILES)
+def test_careless_files_are_refused_with_a_sentence(content, message, tmp_path):
+    content, options = content if isinstance(content, tuple) else (content, {})
+    path = tmp_path / "table.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=f"(?s){message}") as error:
+        pv.data.open(path, **options)
+    assert str(path) in str(error.value) or "colums" in options
+
+
+FRAMES = {
+    "lists": (pd.DataFrame({"a": [[1], [2], [3]], "b": B}), "column 'a', row 0: got a list"),
+    "dicts": (pd.DataFrame({"b": B, "a": [None, {1: 2}, {}]}), "column 'a', row 1: got a dict"),
+    "bytes": (pd.DataFrame({"b": B, "a": [b"x", b"y", b"z"]}), "column 'a', row 0: got a bytes"),
+    "lists, polars": (pl.DataFrame({"a": [[1], [2], [3]]}), "'a' has values of type List"),
+    "complex": (pd.DataFrame({"a": [1j, 2, 3]}), "'a' has values of type"),
+    "periods": (pd.DataFrame({"a": pd.period_range("2020", periods=3)}), "'a' has values of type"),
+    "durations": (pd.DataFrame({"a": pd.to_timedelta(B, unit="D")}), "'a' has values of type Dur"),
+    "infinite": (pl.DataFrame({"a": [1.0, np.inf]}), "'a', row 1: the value is infinite"),
+    "duplicates": (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "'a' 2 times"),
+    "duplicates as text": (pd.DataFrame([[1.0, 2.0]], columns=["1", 1]), "'1' 2 times"),
+    "all missing": (pd.DataFrame({"a": [np.nan] * 3}), "no column to model"),
+    "constants": (pd.DataFrame({"a": [1, 1, 1]}), "no column to model"),
+    "no rows": (pd.DataFrame({"a": []}), "0 rows"),
+    "no columns": (pd.DataFrame(), "0 rows"),
+    "lazy": (pl.DataFrame({"a": B}).lazy(), r"\.collect\(\)"),
+    "series": (pd.Series(B), r"\.to_frame\(\)"),
+    "series of polars": (pl.Series(B), r"\.to_frame\(\)"),
+    "dict": ({"a": B}, "DataFrame"),
+    "list": ([B, B], r"numpy\.array"),
+    "number": (3, "cannot read a int"),
+    "no file": ("absent.csv", "absent.csv: no such file"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), FRAMES.values(), ids=FRAMES)
+def test_careless_frames_are_refused_with_a_sentence(source, message):
+    with pytest.raises(DataError, match=message):
+        pv.data.open(source)
+
+
+def test_a_directory_is_refused(tmp_path):
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    with pytest.raises(DataError, match=re.escape(f"the directory {folder}")):
+        pv.data.open(folder)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.feather"])
+def test_damaged_files_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"PAR1 and noise")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        pv.data.open(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        ("a\n1.5\n2.5\n-3\n", {}, [1.5, 2.5, -3]),
+        ("\ufeffa\n1.5\n2.5\n-3\n", {}, [1.5, 2.5, -3]),
+        ("a;b\n1,5;x\n2,5;x\n-3;x\n", {"decimal": ","}, [1.5, 2.5, -3]),
+        ("a\n1.5\n2.5\n?\n-3\n", {}, [1.5, 2.5, np.nan, -3]),
+        ("a\n1.5\n2.5\nnone at all\n-3\n", {"na": ["none at all"]}, [1.5, 2.5, np.nan, -3]),
+        ("a\n1\n9223372036854775808\n2\n", {}, [1, 2**63, 2]),
+        ("a\n1\n1180591620717411303424\n2\n", {}, [1, 2**70, 2]),
+        ("a, b\n1.5, x\n2.5, x\n4.5, x\n", {}, [1.5, 2.5, 4.5]),
+        ('"a"\n"1.5"\n"2.5"\n"4.5"\n', {}, [1.5, 2.5, 4.5]),
+    ],
+)
+def test_unusual_files_are_read_right(content, options, expected, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(content, encoding="utf-8")
+    x = pv.data.open(path, **options)[:]
+    assert x.shape == (len(expected), 1)
+    np.testing.assert_array_equal(x[:, 0].numpy(), np.array(expected, np.float32))
+
+
+def test_10_000_levels_are_left_out_unless_they_are_a_category():
+    levels = [f"level {i % 10_000}" for i in range(20_000)]
+    frame = pd.DataFrame({"a": levels, "b": np.linspace(-1, 1, 20_000)})
+    assert pv.data.open(frame).event_shape == (1,)
+    assert pv.data.open(frame, columns={"a": "category"}).schema.columns[0].num_levels == 10_000
+
+
+def test_text_is_a_category_on_request():
+    frame = pd.DataFrame({"a": ["1,5", "2,5", "1,5"], "b": B})
+    assert pv.data.open(frame, columns={"a": "binary"}).schema.columns[0].levels == ["1,5", "2,5"]
