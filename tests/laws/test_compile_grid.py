@@ -37,11 +37,10 @@ OBJECTIVES = {
 
 def cases():
     """Every prior, guide and likelihood at least once, and every objective with default parts."""
-    pairs = fitting_pairs()
-    of_priors = dict(reversed(pairs))
-    others = set(GUIDES) - set(of_priors.values())
-    chosen = [*of_priors.items(), *(pair for pair in pairs if pair[1] in others)]
-    for (prior, guide), likelihood in zip_cycled(chosen, list(LIKELIHOODS)):
+    pairs = fitting_pairs()[::-1]
+    prior_of = {guide: prior for prior, guide in pairs}
+    chosen = dict.fromkeys([*dict(pairs).items(), *((p, g) for g, p in prior_of.items())])
+    for (prior, guide), likelihood in zip_cycled(list(chosen), list(LIKELIHOODS)):
         yield prior, guide, likelihood, "Trace_ELBO"
     for objective in OBJECTIVES:
         yield "StandardNormal", "DiagonalNormal", "Bernoulli", objective
