@@ -14,11 +14,11 @@ from pyro_vae.arguments import Seed, check_fields, checked
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.classes import classes_of
-from pyro_vae.data.conversion import as_tensor, check_layout, check_numbers
+from pyro_vae.data.containers import as_rows
+from pyro_vae.data.conversion import as_tensor, check_numbers
 from pyro_vae.data.data_loader import LoaderBatches
-from pyro_vae.data.disk_array import DiskArray, StoredArray, is_stored
+from pyro_vae.data.disk_array import StoredArray, is_stored
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.in_memory import InMemory
 from pyro_vae.data.order import held_out
 from pyro_vae.data.prefetch import read_ahead
 from pyro_vae.data.rows import Batch, Entry, Index, Order, Rows, subset
@@ -341,27 +341,6 @@ class Dataset:
         if self.binarization == "threshold":
             return threshold(x)
         return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-def as_rows(x: object) -> Rows:
-    """Return a tensor, an array on disk, a `DataLoader` or other `Rows` as `Rows`.
-
-    Raises:
-        DataError: If x is something else.
-    """
-    if isinstance(x, Rows):
-        return x
-    if isinstance(x, DataLoader):
-        return LoaderBatches(x)
-    if is_stored(x):
-        return DiskArray(x)
-    if isinstance(x, Tensor):
-        check_layout(x, "data")
-        return InMemory(x)
-    raise DataError(
-        "expected a tensor, an array on disk, a torch DataLoader or a pv.data.Dataset, got "
-        f"{type(x).__name__}: convert other arrays by torch.as_tensor"
-    )
 
 
 @checked

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pyro_vae.data.dataset import as_rows
+from pyro_vae.data.containers import as_rows
 from pyro_vae.data.sources.images import ImageFiles, ImageSchema
 from tests.support.arrays import EVENT, NUM_DATA, memmap, zarray
 

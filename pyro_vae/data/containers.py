@@ -1,0 +1,32 @@
+"""The containers of rows: tensors in memory, arrays on disk, torch loaders."""
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_vae.data.conversion import check_layout
+from pyro_vae.data.data_loader import LoaderBatches
+from pyro_vae.data.disk_array import DiskArray, is_stored
+from pyro_vae.data.errors import DataError
+from pyro_vae.data.in_memory import InMemory
+from pyro_vae.data.rows import Rows
+
+
+def as_rows(x: object) -> Rows:
+    """Return a tensor, an array on disk, a `DataLoader` or other `Rows` as `Rows`.
+
+    Raises:
+        DataError: If x is something else.
+    """
+    if isinstance(x, Rows):
+        return x
+    if isinstance(x, DataLoader):
+        return LoaderBatches(x)
+    if is_stored(x):
+        return DiskArray(x)
+    if isinstance(x, Tensor):
+        check_layout(x, "data")
+        return InMemory(x)
+    raise DataError(
+        "expected a tensor, an array on disk, a torch DataLoader or a pv.data.Dataset, got "
+        f"{type(x).__name__}: convert other arrays by torch.as_tensor"
+    )
