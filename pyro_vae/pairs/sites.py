@@ -122,8 +122,9 @@ class CheckGivenRows(Messenger):
             self.given[str(msg["name"])] = msg["value"]
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.given:
-            _check_same_rows(str(msg["name"]), self.given.pop(str(msg["name"])), msg["value"])
+        name, value = str(msg["name"]), msg["value"]
+        if site_is_subsample(msg) and value is not None and name in self.given:
+            _check_same_rows(name, self.given.pop(name), value)
 
 
 def _check_same_rows(plate: str, given: Tensor, needed: Tensor) -> None:
