@@ -122,9 +122,8 @@ class CheckGivenRows(Messenger):
             self.given[str(msg["name"])] = msg["value"]
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.given:
-            name, value = str(msg["name"]), msg["value"]
-            assert value is not None  # after the site is sampled
+        name, value = str(msg["name"]), msg["value"]
+        if site_is_subsample(msg) and value is not None and name in self.given:
             _check_same_rows(name, self.given.pop(name), value)
 
 
