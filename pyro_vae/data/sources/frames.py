@@ -277,5 +277,5 @@ def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series
         is_date = values.dtype.kind == "M"
         new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
     else:
-        new = (values.round() if dtype.is_integer() else values).tolist()
+        new = [round(value) if dtype.is_integer() else value for value in values.tolist()]
     return series.scatter(rows, new)

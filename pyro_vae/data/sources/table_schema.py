@@ -176,6 +176,10 @@ class Column(Part):
             found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
         elif self.values_type == "boolean":
             found = filled > 0.5
+        if self.kind == "proportion":
+            found = filled.clip(0, 1)
+        if self.kind == "count":
+            found = filled = filled.round()
         if self.values_type == "real":
             return np.where(missing, np.nan, found)
         return np.where(missing, None, found) if missing.any() else found
