@@ -64,7 +64,7 @@ def rmse(table: pd.DataFrame, filled: np.ndarray, lost: np.ndarray) -> float:
 
 
 def impute_vae(table: pd.DataFrame, seed: int, settings: dict[str, Any]) -> Result:
-    """Fill a table with the median of draws of a VAE, and measure the coverage of their intervals."""
+    """Fill a table with the median of draws of a VAE; measure the coverage of their intervals."""
     given, lost = incomplete(table, seed)
     estimator = pv.sklearn.VAE(random_state=seed, **settings).fit(given)
     torch.manual_seed(seed)
@@ -197,15 +197,24 @@ def main(
     """Compute the results that are not in the file, and print all."""
     torch.set_num_threads(1)
     if measure_scale:
-        return scale()
+        scale()
+        return
     settings = {"epochs": 3} if quick else {}
     out = out.with_suffix(".quick.json") if quick else out
     results = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(1 if quick else seeds):
         jobs = [
-            *((("imputation", n, m), f, t) for n, t in tables().items() for m, f in IMPUTERS.items()),
-            *((("anomalies", n, m), f, n) for n in ("breast cancer", "digits") for m, f in DETECTORS.items()),
+            *(
+                (("imputation", n, m), f, t)
+                for n, t in tables().items()
+                for m, f in IMPUTERS.items()
+            ),
+            *(
+                (("anomalies", n, m), f, n)
+                for n in ("breast cancer", "digits")
+                for m, f in DETECTORS.items()
+            ),
         ]
         for names, function, data in jobs:
             key = "/".join([*names, str(seed)])

@@ -137,7 +137,9 @@ def test_likelihoods_of_arrays_by_name(likelihood):
 def test_unknown_names_are_listed():
     x = np.zeros((4, 2)) + np.arange(4)[:, None] / 3 - 1
     for name, table in (("prior", PRIORS), ("guide", GUIDES)):
-        with pytest.raises(DataError, match=f"unknown {name} 'none'; expected one of {[*table][0]}"):
+        with pytest.raises(
+            DataError, match=f"unknown {name} 'none'; expected one of {next(iter(table))}"
+        ):
             pv.suggest(x, show=False, **{name: "none"})
 
 
@@ -146,7 +148,9 @@ def test_the_printed_code_builds_the_vae(capsys):
     torch.manual_seed(0)
     vae = pv.suggest(frame, hidden=[8])
     code = capsys.readouterr().out
-    names = {name: getattr(pv, name) for name in ("VAE", "priors", "likelihoods", "guides", "networks")}
+    names = {
+        name: getattr(pv, name) for name in ("VAE", "priors", "likelihoods", "guides", "networks")
+    }
     torch.manual_seed(0)
     exec(code, {**names, "pv": pv, "torch": torch}, scope := {})
     built = scope["vae"]

@@ -71,7 +71,7 @@ def nullable(values):
 def _categories(values):
     frame = pd.DataFrame(values)
     texts = [name for name, column in values.items() if isinstance(column[0], str)]
-    return frame.astype({name: "category" for name in texts})
+    return frame.astype(dict.fromkeys(texts, "category"))
 
 
 def _written(ending, write):

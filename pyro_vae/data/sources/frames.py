@@ -17,7 +17,6 @@ from pyro_vae.data.sources import text_files, texts
 from pyro_vae.data.sources.texts import Texts
 
 
-
 def is_frame(source: object) -> bool:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
     return nw.dependencies.is_into_dataframe(source)
@@ -186,12 +185,11 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
         if series.null_count() < len(series) and not (missing_of(series)).all():
             raise DataError(f"column {series.name!r}: {_not_of(series, expected, found)}")
         missing = np.ones(len(series), dtype=bool)
-        kind = {"text": object, "date": "datetime64[us]"}.get(expected, np.float64)
-        empty = {"text": "", "date": np.datetime64("NaT")}.get(expected, np.nan)
-        return np.full(len(series), empty, dtype=kind), missing
+        empty = {"text": np.array("", object), "date": np.datetime64("NaT", "us")}
+        return np.full(len(series), empty.get(expected, np.array(np.nan))), missing
     if expected == "text":
-        values = Texts.of(series)
-        return values.all, values.missing
+        found_texts = Texts.of(series)
+        return found_texts.all, found_texts.missing
     if expected == "date":
         dates = _dates(series)
         return dates, np.isnat(dates)
@@ -271,7 +269,7 @@ def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series
         new: list[Any] = [value.item() for value in values]
         if dtype == nw.Date:
             new = [value.date() for value in new]
-        elif zone := getattr(dtype, "time_zone", None):
+        elif getattr(dtype, "time_zone", None):
             new = [value.replace(tzinfo=datetime.UTC) for value in new]
     elif dtype in (nw.String, nw.Categorical, nw.Enum):
         is_date = values.dtype.kind == "M"

@@ -4,8 +4,8 @@ The first kind with a rule that fits is the kind of a column:
 
 - constant: at most one value. Left out.
 - binary: two values. x is 0 or 1.
-- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date. Times
-  with a time zone are converted to UTC.
+- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date.
+  Times with a time zone are converted to UTC.
 - identifier: text with more than `MAX_LEVELS` values or with different values only, or 10 or more
   integers 0, 1, 2, ... or 1, 2, 3, ... in order. Left out.
 - category: other text. x is the position in the sorted levels.
@@ -138,7 +138,9 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "count",
-            lambda v: v.is_whole and 0 <= v.distinct[0] < SMALL_COUNT and v.distinct[-1] <= MAX_COUNT,
+            lambda v: (
+                v.is_whole and 0 <= v.distinct[0] < SMALL_COUNT and v.distinct[-1] <= MAX_COUNT
+            ),
             _NUMBERS,
             scale=np.log1p,
             expected="integers from 0 on",
