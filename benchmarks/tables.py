@@ -64,7 +64,7 @@ def rmse(table: pd.DataFrame, filled: np.ndarray, lost: np.ndarray) -> float:
 
 
 def impute_vae(table: pd.DataFrame, seed: int, settings: dict[str, Any]) -> Result:
-    """Fill a table with the median of draws of a VAE, and measure the coverage of their intervals."""
+    """Fill a table with the median of draws of a VAE; measure the coverage of their intervals."""
     given, lost = incomplete(table, seed)
     estimator = pv.sklearn.VAE(random_state=seed, **settings).fit(given)
     torch.manual_seed(seed)
@@ -197,7 +197,8 @@ def main(
     """Compute the results that are not in the file, and print all."""
     torch.set_num_threads(1)
     if measure_scale:
-        return scale()
+        scale()
+        return
     settings = {"epochs": 3} if quick else {}
     out = out.with_suffix(".quick.json") if quick else out
     results = json.loads(out.read_text()) if out.exists() else {}

@@ -12,8 +12,9 @@ from pyro_vae.data.sources import frames, tables
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.evaluation import evaluate
 from pyro_vae.models.suggestion import suggest
-from pyro_vae.models.vae import VAE as Model
+from pyro_vae.models import vae
 from pyro_vae.runtime.devices import device_of
+from pyro_vae.svi import Compile
 from pyro_vae.training.fit import fit
 from pyro_vae.training.result import Fit
 
@@ -25,8 +26,6 @@ except ImportError as error:
     raise ImportError(
         "pyro_vae.sklearn needs scikit-learn: pip install 'pyro-vae[sklearn]'"
     ) from error
-
-MIN_FOR_VALIDATION = 100  # rows from which some are held out to stop early
 
 
 def seed_of(random_state: Any) -> int:
@@ -46,10 +45,10 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
         prior: Name of the prior, as for `suggest`.
         guide: Name of the guide, as for `suggest`.
-        epochs: Largest number of passes over the data.
+        epochs: Number of passes over the data.
         batch_size: Number of rows in a minibatch.
         learning_rate: Learning rate of Adam.
-        validation_fraction: Share of the rows that are held out to stop early; 0 for none.
+        validation_fraction: Share of the rows that are held out to stop early; by default none.
         patience: Number of epochs without a better validation ELBO after which training stops.
         num_samples: Number of samples of each row for `score_samples` and `impute`.
         columns: Kinds of columns by name, which override the rules. Columns of an array are named
@@ -85,16 +84,16 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         hidden: Sequence[int] | None = None,
         prior: str = "standard-normal",
         guide: str = "diagonal-normal",
-        epochs: int = 200,
-        batch_size: int = 64,
-        learning_rate: float = 2e-3,
-        validation_fraction: float = 0.1,
+        epochs: int = 300,
+        batch_size: int = 128,
+        learning_rate: float = 5e-3,
+        validation_fraction: float = 0.0,
         patience: int = 20,
         num_samples: int = 100,
         columns: Mapping[str, str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str | None = None,
-        compile: bool | str = False,
+        compile: Compile = False,
     ) -> None:
         self.latent_dim = latent_dim
         self.hidden = hidden
@@ -129,7 +128,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         seed = seed_of(self.random_state)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.vae_: Model = suggest(
+            self.vae_: vae.VAE = suggest(
                 data,
                 self.latent_dim,
                 hidden=self.hidden,
@@ -138,7 +137,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
                 show=False,
             )
         self._like = X[:0]
-        held_out = self.validation_fraction > 0 and len(data) >= MIN_FOR_VALIDATION
+        held_out = self.validation_fraction > 0
         train, validation = data.hold_out(self.validation_fraction) if held_out else (data, None)
         self.fit_: Fit = fit(
             self.vae_,
@@ -178,12 +177,13 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         z = torch.tensor(np.asarray(X, dtype=np.float64), dtype=torch.float32)
         with torch.no_grad():
             x = point_estimate(self.vae_.decode(z.to(device_of(self.vae_))))
-        return self.vae_.schema.restore(x, like=self._like)
+        return self._schema.restore(x, like=self._like)
 
     def score_samples(self, X: Any, y: object = None) -> np.ndarray:
         """Return an estimate of log p(x) for each row, in nats, in the unit of the data.
 
-        It is the importance-weighted bound with `num_samples` samples, a lower bound in expectation.
+        It is the importance-weighted bound with `num_samples` samples. Its expectation is at most
+        log p(x).
         """
         X = self._checked(X)
         scores = evaluate(
@@ -204,7 +204,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         with self._seeded(random_state):
             x = self.vae_.sample(n_samples)
-        return self.vae_.schema.restore(x, like=self._like)
+        return self._schema.restore(x, like=self._like)
 
     def impute(self, X: Any, random_state: object = None) -> Any:
         """Return X with missing values replaced by the median, or the most frequent level.
@@ -220,6 +220,10 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         (latent_dim,) = self.vae_.model.prior().event_shape
         return np.array([f"z{i}" for i in range(latent_dim)], dtype=object)
+
+    @property
+    def _schema(self) -> Any:
+        return self.vae_.schema
 
     def _checked(self, X: Any, reset: bool = False) -> Any:
         """Return X as a frame or an array of numbers, after scikit-learn's checks."""

@@ -128,10 +128,10 @@ def _scale(columns: list[Column]) -> dict[str, Any]:
 
 
 def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
+    if not all(column.is_open for column in columns):
+        return _normal(width, columns, x)  # a beta density is 0 or infinite at 0 and 1
     decoder = MLP(width, [], len(columns), output_bias=x.nanmean(0).clamp(0.01, 0.99).logit())
-    if all(column.is_open for column in columns):
-        return likelihoods.Beta(decoder, "entrywise")
-    return likelihoods.ContinuousBernoulli(decoder)
+    return likelihoods.Beta(decoder, "entrywise")
 
 
 def _counts(width: int, columns: list[Column], x: Tensor) -> Part:

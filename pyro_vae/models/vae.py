@@ -350,5 +350,5 @@ class VAE(Autoencoder):
 
     def _table_schema(self, x: object) -> TableSchema | None:
         """Return the schema if it is one of a table, and x a table of a user."""
-        is_table = isinstance(self.schema, TableSchema) and is_source(x)
-        return self.schema if is_table else None
+        schema = self.schema
+        return schema if isinstance(schema, TableSchema) and is_source(x) else None

@@ -114,8 +114,8 @@ def read(
         raise DataError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
     if isinstance(value, np.ndarray) and value.ndim == 1:
         raise DataError(
-            f"{name}: expected an array of shape (num_data, ...), got {value.shape}. Numbers of one "
-            "column have the shape (num_data, 1), as in x[:, None]"
+            f"{name}: expected an array of shape (num_data, ...), got {value.shape}. Numbers of "
+            "one column have the shape (num_data, 1), as in x[:, None]"
         )
     is_table = isinstance(value, np.ndarray) and not is_stored(value) and value.ndim == 2
     if is_table and value.shape[1] <= MAX_COLUMNS and value.dtype != np.uint8:

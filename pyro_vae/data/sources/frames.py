@@ -190,12 +190,11 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
         if series.null_count() < len(series) and not (missing_of(series)).all():
             raise DataError(f"column {series.name!r}: {_not_of(series, expected, found)}")
         missing = np.ones(len(series), dtype=bool)
-        kind = {"text": object, "date": "datetime64[us]"}.get(expected, np.float64)
-        empty = {"text": "", "date": np.datetime64("NaT")}.get(expected, np.nan)
-        return np.full(len(series), empty, dtype=kind), missing
+        empty = {"text": np.array("", object), "date": np.datetime64("NaT", "us")}
+        return np.full(len(series), empty.get(expected, np.array(np.nan))), missing
     if expected == "text":
-        values = Texts.of(series)
-        return values.all, values.missing
+        found_texts = Texts.of(series)
+        return found_texts.all, found_texts.missing
     if expected == "date":
         dates = _dates(series)
         return dates, np.isnat(dates)
@@ -275,11 +274,11 @@ def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series
         new: list[Any] = [value.item() for value in values]
         if dtype == nw.Date:
             new = [value.date() for value in new]
-        elif zone := getattr(dtype, "time_zone", None):
+        elif getattr(dtype, "time_zone", None):
             new = [value.replace(tzinfo=datetime.UTC) for value in new]
     elif dtype in (nw.String, nw.Categorical, nw.Enum):
         is_date = values.dtype.kind == "M"
         new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
     else:
-        new = (values.round() if dtype.is_integer() else values).tolist()
+        new = [round(value) if dtype.is_integer() else value for value in values.tolist()]
     return series.scatter(rows, new)

@@ -4,13 +4,13 @@ The first kind with a rule that fits is the kind of a column:
 
 - constant: at most one value. Left out.
 - binary: two values. x is 0 or 1.
-- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date. Times
-  with a time zone are converted to UTC.
+- date: dates, times, or text in ISO 8601 format. x is the number of days since the first date.
+  Times with a time zone are converted to UTC.
 - identifier: text with more than `MAX_LEVELS` values or with different values only, or 10 or more
   integers 0, 1, 2, ... or 1, 2, 3, ... in order. Left out.
 - category: other text. x is the position in the sorted levels.
-- count: integers from 0 to `MAX_COUNT`. x is the integer.
-- proportion: numbers in [0, 1].
+- count: integers from 0 to `MAX_COUNT`, some of them below `SMALL_COUNT`. x is the integer.
+- proportion: numbers in [0, 1], some of them below 1/4 and some above 3/4.
 - positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
 - real: other numbers.
 """
@@ -26,6 +26,7 @@ Level: TypeAlias = bool | int | float | str
 
 MAX_LEVELS = 50  # of a category
 MAX_COUNT = 2**24  # float32 has all integers up to it
+SMALL_COUNT = 10  # integers that are all larger, such as ages of adults, are numbers
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -137,7 +138,9 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "count",
-            lambda v: v.is_whole and v.distinct[0] >= 0 and v.distinct[-1] <= MAX_COUNT,
+            lambda v: (
+                v.is_whole and 0 <= v.distinct[0] < SMALL_COUNT and v.distinct[-1] <= MAX_COUNT
+            ),
             _NUMBERS,
             scale=np.log1p,
             expected="integers from 0 on",
@@ -145,7 +148,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "proportion",
-            lambda v: v.is_number and v.distinct[0] >= 0 and v.distinct[-1] <= 1,
+            lambda v: v.is_number and 0 <= v.distinct[0] < 0.25 and 0.75 < v.distinct[-1] <= 1,
             _NUMBERS,
             expected="numbers from 0 to 1",
             valid=lambda x: (x >= 0) & (x <= 1),

@@ -176,9 +176,16 @@ class Column(Part):
             found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
         elif self.values_type == "boolean":
             found = filled > 0.5
+        if self.kind == "proportion":
+            found = filled.clip(0, 1)
+        if self.kind == "count":
+            found = filled = filled.round()
         if self.values_type == "real":
             return np.where(missing, np.nan, found)
-        return np.where(missing, None, found) if missing.any() else found
+        if missing.any():
+            found = found.astype(object)
+            found[missing] = None
+        return found
 
 
 def _plain(value: Any) -> object:
@@ -357,8 +364,8 @@ def _shown(column: Column) -> str:
         return known + (f", and {more} more" if more > 0 else "")
     if column.kind == "date":
         first, last = kinds.dates(np.array([column.low, column.high]), column.origin)
-        unit = "s" if "T" in column.origin else "D"
-        return f"{np.datetime_as_string(first, unit)} to {np.datetime_as_string(last, unit)}"
+        unit = "datetime64[s]" if "T" in column.origin else "datetime64[D]"
+        return f"{first.astype(unit)} to {last.astype(unit)}"
     return f"{column.low:.4g} to {column.high:.4g}" if column.rule.in_model else ""
 
 
