@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources import array_files
 
 SEPARATORS = ",;\t|"
 MISSING = ("?", "-")  # read as missing in text files, in addition to those of pandas
@@ -55,19 +56,24 @@ def read(
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
+    key: str | None = None,
 ) -> nw.DataFrame:
     """Return a table as a frame.
 
     Args:
-        source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions.
+        source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions
+            or the path of its file.
         separator: Separator of a text file; by default the most frequent of `SEPARATORS` in the
             first line.
         encoding: Encoding of a text file.
-        na: Further texts that stand for missing values in a text file.
+        na: Further texts that are read as missing in a text file.
+        key: Name of the array, if the file has several.
 
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
     """
+    if isinstance(source, str | os.PathLike) and Path(source).suffix in array_files.ENDINGS:
+        source = np.asarray(array_files.load(Path(source), key))
     if isinstance(source, str | os.PathLike):
         frame = _file(Path(source), separator, encoding, na)
     elif isinstance(source, np.ndarray):
@@ -169,7 +175,7 @@ def type_of(series: nw.Series, *, as_text: bool = False) -> str:
             f"column {series.name!r} has values of type {dtype}; expected numbers, truth values, "
             "dates or text. Leave the column out or convert it"
         )
-    texts, missing = _texts(series)
+    texts, missing = texts_of(series)
     observed = texts[~missing]
     if as_text or not len(observed):
         return "text"
@@ -210,7 +216,7 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
     if found != expected and not (found in numbers and expected in numbers):
         raise DataError(f"column {series.name!r}: expected values of type {expected}, got {found}")
     if expected == "text":
-        return _texts(series)
+        return texts_of(series)
     if expected == "date":
         return _dates(series)
     values = _numbers(series)
@@ -225,7 +231,7 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
 def _numbers(series: nw.Series) -> np.ndarray:
     if series.dtype.is_numeric() or series.dtype == nw.Boolean:
         return np.array(series.cast(nw.Float64).fill_null(float("nan")).to_numpy(), np.float64)
-    texts, missing = _texts(series)
+    texts, missing = texts_of(series)
     known = {"True": 1.0, "False": 0.0}
     return np.array(
         [
@@ -235,7 +241,8 @@ def _numbers(series: nw.Series) -> np.ndarray:
     )
 
 
-def _texts(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
+def texts_of(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of any column as text, "" for missing ones, and the mask of these."""
     values = series.to_list()
     missing = np.array([value is None or value != value for value in values])  # NaN != NaN
     texts = ["" if lost else str(value) for value, lost in zip(values, missing, strict=True)]
@@ -246,7 +253,7 @@ def _dates(series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
     if series.dtype in (nw.Date, nw.Datetime):
         dates = series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
     else:
-        texts, missing = _texts(series)
+        texts, missing = texts_of(series)
         try:
             dates = np.array(np.where(missing, "NaT", texts), dtype="datetime64[us]")
         except ValueError as error:

@@ -132,6 +132,8 @@ class TableSchema(Part):
 
     Args:
         columns: The columns, including those that are left out.
+        labels: Name of a column of classes that is not among `columns`, or None.
+        class_names: Sorted values of that column, in the order of the labels.
 
     Raises:
         DataError: If no column is modelled.
@@ -153,9 +155,15 @@ class TableSchema(Part):
 
     content: ClassVar[str] = "table"
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        labels: str | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.columns = list(columns)
+        self.labels, self.class_names = labels, tuple(class_names)
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
             left_out = ", ".join(f"{column.name!r}: {column.kind}" for column in self.columns[:10])
@@ -178,16 +186,28 @@ class TableSchema(Part):
         """Return the names of the columns that are modelled."""
         return tuple(column.name for column in self.modelled)
 
-    def read(self, source: object) -> Dataset:
+    def read(
+        self,
+        source: object,
+        *,
+        separator: str | None = None,
+        encoding: str = "utf-8",
+        na: Sequence[str] = (),
+        key: str | None = None,
+    ) -> Dataset:
         """Return a table as a dataset of this schema.
 
         Args:
             source: Path of a file, a frame, or a numpy array with these columns in order.
+            separator: Separator of a text file, see `frames.read`.
+            encoding: Encoding of a text file.
+            na: Further texts that are read as missing in a text file.
+            key: Name of the array, if the file has several.
 
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
-        frame = frames.read(source)
+        frame = frames.read(source, separator, encoding, na, key)
         if absent := [name for name in self.names() if name not in frame.columns]:
             raise DataError(
                 f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
@@ -202,8 +222,21 @@ class TableSchema(Part):
                     "model had no missing values. Fill it, or train on data with missing values"
                 )
         return Dataset(
-            torch.from_numpy(numbers.astype(np.float32)), name=frames.name_of(source), schema=self
+            torch.from_numpy(numbers.astype(np.float32)),
+            self._classes(frame),
+            name=frames.name_of(source),
+            schema=self,
         )
+
+    def _classes(self, frame: nw.DataFrame) -> Tensor | None:
+        """Return the classes of rows; None if the table has none, or a class that is not known."""
+        if self.labels is None or self.labels not in frame.columns:
+            return None
+        texts, _ = frames.texts_of(frame[self.labels])
+        number = {name: i for i, name in enumerate(self.class_names)}
+        if not {*texts} <= number.keys():
+            return None
+        return torch.tensor([number[text] for text in texts])
 
     def restore(self, x: Tensor, like: object = None) -> Any:
         """Return rows of the model as a frame with the types and levels of the table.
@@ -246,12 +279,15 @@ def _shown(column: Column) -> str:
     return f"{column.low:.4g} to {column.high:.4g}" if column.rule.in_model else ""
 
 
-def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> TableSchema:
+def schema_of(
+    frame: nw.DataFrame, given: Mapping[str, str] | None = None, labels: str | None = None
+) -> TableSchema:
     """Find the kind of each column by the rules of `kinds`.
 
     Args:
         frame: The table.
         given: Kinds of columns by name, which override the rules.
+        labels: Name of a column of classes, which is not modelled.
 
     Raises:
         DataError: If a name is unknown, a kind does not apply, or no column is modelled.
@@ -262,7 +298,13 @@ def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> Ta
             f"the table has no column {unknown[0]!r}; its columns are "
             f"{', '.join(map(repr, frame.columns[:20]))}"
         )
-    return TableSchema([_column(frame[name], given.get(name)) for name in frame.columns])
+    class_names: list[str] = []
+    if labels is not None:
+        if labels not in frame.columns:
+            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
+        class_names = sorted({*frames.texts_of(frame[labels])[0]})
+    columns = [_column(frame[name], given.get(name)) for name in frame.columns if name != labels]
+    return TableSchema(columns, labels, class_names)
 
 
 def _column(series: nw.Series, kind: str | None) -> Column:

@@ -1,10 +1,9 @@
 """Read tables: CSV, TSV, Parquet and Feather files, and frames."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
@@ -40,25 +39,17 @@ def read(
         labels: Name of a column of classes, which is not modelled and colours pictures.
         separator: Separator of a text file, see `frames.read`.
         encoding: Encoding of a text file.
-        na: Further texts that stand for missing values in a text file.
+        na: Further texts that are read as missing in a text file.
 
     Raises:
         DataError: If the table cannot be read, or does not have the schema.
     """
     frame = frames.read(source, separator, encoding, na)
-    classes = None
-    if labels is not None:
-        if labels not in frame.columns:
-            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
-        texts, _ = frames.values_of(frame[labels], "text")
-        classes = torch.tensor([sorted({*texts}).index(text) for text in texts])
-        frame = frame.drop(labels)
     if schema is None:
-        schema = schema_of(frame, columns)
-    elif columns:
-        raise DataError("expected columns= or schema=, got both: edit the kinds in the schema")
-    data = schema.read(frame.to_native())
-    return Dataset(data.values, classes, name=frames.name_of(source), schema=schema)
+        schema = schema_of(frame, columns, labels)
+    elif columns or labels:
+        raise DataError("expected columns= and labels=, or schema=, got both: edit the schema")
+    return dataclasses.replace(schema.read(frame.to_native()), name=frames.name_of(source))
 
 
 READER = Reader(
