@@ -14,7 +14,10 @@ from pyro_vae.runtime.files import CheckpointError, foreign, read_file, remove_f
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
-PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
+PICTURES = (
+    "learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals",
+    "columns", "dependence", "imputation", "counts",
+)  # fmt: skip
 PRIOR_SAMPLES = "prior_samples.png"
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from pyro_vae.plots.images import displayable
+from pyro_vae.plots.images import displayable, literal
 
 
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
@@ -55,7 +55,11 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
 
 
 def latent_map(
-    points: ArrayLike, labels: ArrayLike | None, title: str, axis_labels: Sequence[str]
+    points: ArrayLike,
+    labels: ArrayLike | None,
+    title: str,
+    axis_labels: Sequence[str],
+    class_names: Sequence[str] = (),
 ) -> Figure:
     """Show a scatter plot of two-dimensional latents.
 
@@ -64,6 +68,7 @@ def latent_map(
         labels: Integer classes of shape `(num_data,)` for the colours, or None.
         title: Title of the figure.
         axis_labels: Labels of the two axes.
+        class_names: Names of the classes, in the order of their numbers; by default the numbers.
 
     Example:
         >>> import numpy as np, pyro_vae as pv
@@ -82,7 +87,8 @@ def latent_map(
         labels = np.asarray(labels)
         for label in np.unique(labels):
             chosen = points[labels == label]
-            axes.scatter(chosen[:, 0], chosen[:, 1], s=2, alpha=0.5, label=str(label))
+            name = literal(class_names[label]) if len(class_names) else str(label)
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=2, alpha=0.5, label=name)
         axes.legend(title="class", markerscale=5, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_aspect("equal", adjustable="datalim")
     return figure
