@@ -18,9 +18,9 @@ PICTURES = (
     "learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals",
     "columns", "dependence", "imputation", "counts",
 )  # fmt: skip
-PRIOR_SAMPLES = "prior_samples.png"
+OTHERS = ("prior_samples.png", "prior_samples.csv", "schema.json", "page.html")
 FILES = (
-    HISTORY, METRICS, POSTERIOR, TRUST, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)
+    HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 BEFORE = "results-before"
 

@@ -32,9 +32,10 @@ def suggest(
     latent_dim: Count | None = None,
     *,
     hidden: Sequence[Count] | None = None,
-    likelihood: str | None = None,
-    prior: str = "standard-normal",
-    guide: str = "diagonal-normal",
+    conv: bool | None = None,
+    likelihood: str | Callable[..., Part] | None = None,
+    prior: str | Callable[..., Part] = "standard-normal",
+    guide: str | Callable[..., Part] = "diagonal-normal",
     show: bool = True,
 ) -> VAE:
     """Build a VAE with parts that suit the data, and print the code that builds it.
@@ -49,9 +50,11 @@ def suggest(
         data: Data: a result of `pyro_vae.data.open`, or an argument of it.
         latent_dim: Number of latents; by default a third of the entries of a datum, from 2 to 20.
         hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
-        likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables.
-        prior: Name of a prior, a key of `PRIORS`.
-        guide: Name of a guide, a key of `GUIDES`.
+        conv: Whether networks of images are convolutional; by default from 32 x 32 pixels on.
+        likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables; or a
+            function of a decoder with the event_shape of the data.
+        prior: Name of a prior, a key of `PRIORS`, or a function with the arguments of its values.
+        guide: Name of a guide, a key of `GUIDES`, or a function with the arguments of its values.
         show: Whether to print the code.
 
     Returns:
@@ -73,11 +76,18 @@ def suggest(
     dataset = data if isinstance(data, Dataset) else open(data)
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))
-    decoded, encoder = (
-        _table(dataset, latent_dim, hidden)
-        if isinstance(dataset.schema, TableSchema)
-        else _array(dataset, latent_dim, hidden, likelihood)
-    )
+    if isinstance(dataset.schema, TableSchema):
+        decoded, encoder = _table(dataset, latent_dim, hidden)
+        if likelihood is not None:
+            if not callable(likelihood):
+                raise DataError(
+                    f"got likelihood={likelihood!r} for a table, in which each column has the "
+                    "likelihood of its kind: give other kinds, as in columns={'age': 'real'}"
+                )
+            sizes = list(hidden or [HIDDEN])[::-1]
+            decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
+    else:
+        decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv)
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
     p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
     if show:
@@ -85,7 +95,11 @@ def suggest(
     return VAE(p_z, decoded, q, schema=dataset.schema)
 
 
-def _named(table: dict[str, Callable[..., Part]], name: str, what: str) -> Callable[..., Part]:
+def _named(
+    table: dict[str, Callable[..., Part]], name: str | Callable[..., Part], what: str
+) -> Callable[..., Part]:
+    if callable(name):
+        return name
     if name not in table:
         raise DataError(f"unknown {what} {name!r}; expected one of {', '.join(table)}")
     return table[name]
@@ -221,13 +235,24 @@ def _feature(column: Column) -> list[object]:
 
 
 def _array(
-    data: Dataset, latent_dim: int, hidden: Sequence[int] | None, likelihood: str | None
+    data: Dataset,
+    latent_dim: int,
+    hidden: Sequence[int] | None,
+    likelihood: str | Callable[..., Part] | None,
+    conv: bool | None,
 ) -> tuple[Part, Encoder]:
     shape, missing = data.event_shape, bool(data.sample().isnan().any())
     convolutional = len(shape) == 3 and shape[1] * shape[2] >= CONVOLUTIONAL and hidden is None
+    if conv is not None:
+        convolutional = conv
+    if convolutional and (len(shape) != 3 or hidden is not None):
+        raise DataError(
+            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
+            f"{tuple(shape)} and hidden={hidden}"
+        )
     sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
-    name = likelihood or _likelihood_name(data)
-    outputs, build = _named_likelihood(name, data)
+    name = likelihood if isinstance(likelihood, str) else _likelihood_name(data)
+    outputs, build = (1, likelihood) if callable(likelihood) else _named_likelihood(name, data)
 
     def network(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
         if not convolutional:

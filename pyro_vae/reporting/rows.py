@@ -1,4 +1,6 @@
-"""Numbers for each row of data: moments of the latents, and the contributions of the entries."""
+"""Numbers for each row of data: moments of latents, contributions of entries, imputed entries."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,3 +46,41 @@ def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tenso
 
     rows = data_per_chunk(data.event_shape, num_samples)
     return map_chunks(data, expected, rows=rows, seed=seed)["entries"]
+
+
+@torch.no_grad()
+def imputed(
+    vae: VAE, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
+) -> dict[str, Tensor]:
+    """Summarize samples of the missing entries of vectors. Observed entries are unchanged.
+
+    Args:
+        vae: VAE for data with missing entries.
+        data: Rows of shape `(num_data, num_columns)`, NaN for missing entries.
+        num_levels: Number of levels of each column, 0 for numbers.
+        num_samples: Number of samples for each row.
+        seed: Random seed.
+
+    Returns:
+        Arrays of shape `(num_data, num_columns)`: `value`, the median, or the mode for levels;
+        `share`, the share of the samples that are equal to the mode, NaN for numbers; and the ends
+        of the central intervals of numbers, `low_50`, `high_50`, `low_90` and `high_90`.
+    """
+    levels = torch.tensor(num_levels)
+    quantiles = {"value": 0.5, "low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
+
+    def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        draws = vae.impute(batch[0], num_samples)
+        found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
+        found["share"] = torch.full_like(found["value"], torch.nan)
+        for i in levels.nonzero().flatten():
+            shares = torch.stack(
+                [(draws[..., i] == code).float().mean(0) for code in range(levels[i])]
+            )
+            found["share"][:, i], found["value"][:, i] = shares.max(dim=0)
+            for name in quantiles.keys() - {"value"}:
+                found[name][:, i] = torch.nan
+        return found
+
+    rows = data_per_chunk(data.event_shape, num_samples)
+    return map_chunks(data, summary, rows=rows, seed=seed)

@@ -33,6 +33,7 @@ from pyro_vae.runtime.json_schema import (
     MAX_BYTES,
     PLACE,
     TEXTS,
+    ListOf,
     Number,
     Record,
     Text,
@@ -44,6 +45,8 @@ from pyro_vae.training.result import Fit
 
 SHOWN = 100  # images in a picture
 
+# Where the data of a run are, recorded by the command line.
+_SOURCE = Record({"data": Text(), "sha256": ListOf(Text()), "options": Record()})
 _SCORES = {f"test_{name}{end}": Number() for name in DESCRIPTIONS for end in ("", "_se")}
 _METRICS = Record(
     {"dataset": Text(), "binarization": Text(), "seed": Number(0, 2**64, integer=True)},
@@ -54,6 +57,7 @@ _METRICS = Record(
         "best_epoch": COUNT,
         "versions": TEXTS,
         "history": HISTORY,
+        "source": _SOURCE,
     },
 )
 
@@ -109,7 +113,8 @@ def report(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     scores = pv.report(vae, fit, x, folder, num_samples=5)
         ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
-        ['columns.png', 'latents.png', 'learning_curve.png', 'metrics.json', 'model', 'posterior.nc']
+        ['columns.png', 'latents.png', 'learning_curve.png', 'metrics.json', 'model',
+         'posterior.nc']
 
     See also: `evaluate`, `fit`, `load`.
     """
