@@ -167,15 +167,26 @@ def counts_likelihood(
     bias = mean.clamp_min(1e-3).log()
     if (variance <= OVERDISPERSED * mean).all():
         return likelihoods.Poisson(decoder(len(mean), bias), library_size=library_size)
-    # The negative binomial with these moments has r = m^2 / (v - m).
-    r = mean.square() / (variance - mean).clamp_min(1e-6)
+    # The negative binomial with these moments has r = m^2 / (v - m). It is the initial value: steps
+    # of an optimizer would not reach r = 100 from r = 1.
+    r = (mean.square() / (variance - mean).clamp_min(1e-6)).clamp(0.1, 1e3)
     expected = (r * (r.log() - (r + mean).log())).exp()
     zeros = ((x == 0).float().sum(0)) / (~x.isnan()).float().sum(0)
     if (zeros - expected).max() > EXTRA_ZEROS:
         gate = torch.full_like(bias, -2.0)
         network = decoder(2 * len(mean), torch.cat([bias, gate]))
-        return likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
-    return likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
+        inflated = likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
+        return _with_dispersion(inflated, r)
+    found = likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
+    return _with_dispersion(found, r)
+
+
+def _with_dispersion(
+    likelihood: likelihoods.NegativeBinomial | likelihoods.ZeroInflatedNegativeBinomial, r: Tensor
+) -> Part:
+    raw = likelihood.inverse_dispersion.raw
+    raw.data.copy_(r + (-(-r).expm1()).log())  # softplus(raw) = r
+    return likelihood
 
 
 def _binary(width: int, columns: list[Column], x: Tensor) -> Part:

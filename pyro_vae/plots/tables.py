@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 Columns: TypeAlias = Mapping[str, ArrayLike]
 Levels: TypeAlias = Mapping[str, Sequence[object]]
 
-DATA, MODEL = "0.55", "C0"  # colours
+DATA, MODEL = "0.45", "C0"  # colours
 MAX_BARS = 25  # values of a whole number that are drawn as bars
 SHORT = 14  # characters of a level
 
@@ -122,7 +122,8 @@ def dependence(
                 + (jitter.uniform(-0.3, 0.3, np.shape(values[name])) if name in levels else 0)
                 for name in names
             )
-            axes.scatter(x, y, s=4, alpha=0.4, color=colour, linewidths=0)
+            size = min(20.0, max(4.0, 2000 / len(x)))
+            axes.scatter(x, y, s=size, alpha=0.5, color=colour, linewidths=0)
             axes.tick_params(labelsize=7)
             axes.set_ylabel(f"{'model' if row else 'data'}\n" if column == 0 else "", fontsize=9)
         shown = np.array([np.asarray(data[name], float) for name in names])

@@ -30,8 +30,11 @@ def figures(subject: Subject) -> dict[str, Figure]:
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
     if schema.has_missing and len(x) > 1:
-        errors = imputation(subject.vae, x[:IMPUTED_ROWS], [c.num_levels for c in schema.modelled])
-        title = f"{subject.title}\n{HIDDEN_SHARE:.0%} of the observed test entries hidden"
+        repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
+        rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
+        errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])
+        title = f"{subject.title}\n{HIDDEN_SHARE:.0%} of the observed entries hidden, "
+        title += f"{len(x[:IMPUTED_ROWS]):,} test data, {repeats} times"
         found["imputation"] = plots.imputation_errors(
             names[:COLUMNS],
             errors.model[:COLUMNS],
@@ -61,14 +64,18 @@ def _compared(
     subject: Subject, names: list[str], x: Tensor, levels: dict[str, list[Any]]
 ) -> dict[str, Figure]:
     """Compare columns and pairs of columns with those of samples of the model."""
-    drawn = subject.vae.sample(len(x)).cpu()
-    data, model = (dict(zip(names, v.T.double().numpy(), strict=True)) for v in (x, drawn))
+    drawn = subject.vae.sample(ROWS).cpu()
+    data, model, as_many = (
+        dict(zip(names, v.T.double().numpy(), strict=True)) for v in (x, drawn, drawn[: len(x)])
+    )
     shown = names[:COLUMNS]
-    title = f"{subject.title}\n{len(x):,} test data and as many samples of the model"
+    title = f"{subject.title}\n{len(x):,} test data and "
     first = {name: data[name] for name in shown}
-    found = {"columns": plots.marginals(first, model, title, levels)}
+    of_model = f"{title}{ROWS:,} samples of the model"
+    found = {"columns": plots.marginals(first, model, of_model, levels)}
     if pairs := most_dependent(first, {*levels}):
-        found["dependence"] = plots.dependence(pairs, data, model, title, levels)
+        title += "as many samples of the model"
+        found["dependence"] = plots.dependence(pairs, data, as_many, title, levels)
     return found
 
 
