@@ -138,10 +138,10 @@ def score(
 
     Rows with log p(x) below a threshold from the run's validation rows are marked.
     """
-    from pyro_vae.arguments import Number
     from pyro_vae.reporting.rows import contributions
 
-    Number(above=0, below=1)("false_alarms", false_alarms)
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"--false-alarms {false_alarms}: expected a share between 0 and 1")
     outputs.check(out, outputs.TABLES)
     vae, metrics = _open(run, device, module)
     rows = data_of(vae, metrics, data, data_root)

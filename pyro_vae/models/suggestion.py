@@ -142,9 +142,15 @@ def _scale(columns: list[Column]) -> dict[str, Any]:
 
 
 def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
-    decoder = MLP(width, [], len(columns), output_bias=x.nanmean(0).clamp(0.01, 0.99).logit())
+    mean = x.nanmean(0).clamp(0.01, 0.99)
+    decoder = MLP(width, [], len(columns), output_bias=mean.logit())
     if all(column.low > 0 and column.high < 1 for column in columns):
-        return likelihoods.Beta(decoder, "entrywise")
+        found = likelihoods.Beta(decoder, "entrywise")
+        variance = (x - mean).square().nanmean(0).clamp_min(1e-6)
+        # The beta distribution with these moments.
+        concentration = mean * (1 - mean) / variance - 1
+        _started(found.concentration.raw, concentration.clamp(0.1, 1e3))
+        return found
     return likelihoods.ContinuousBernoulli(decoder)
 
 
@@ -176,17 +182,16 @@ def counts_likelihood(
         gate = torch.full_like(bias, -2.0)
         network = decoder(2 * len(mean), torch.cat([bias, gate]))
         inflated = likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
-        return _with_dispersion(inflated, r)
+        _started(inflated.inverse_dispersion.raw, r)
+        return inflated
     found = likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
-    return _with_dispersion(found, r)
+    _started(found.inverse_dispersion.raw, r)
+    return found
 
 
-def _with_dispersion(
-    likelihood: likelihoods.NegativeBinomial | likelihoods.ZeroInflatedNegativeBinomial, r: Tensor
-) -> Part:
-    raw = likelihood.inverse_dispersion.raw
-    raw.data.copy_(r + (-(-r).expm1()).log())  # softplus(raw) = r
-    return likelihood
+def _started(parameter: torch.nn.Parameter, value: Tensor) -> None:
+    """Set the raw value of a positive parameter, so that softplus(raw) is the value."""
+    parameter.data.copy_(value + (-(-value).expm1()).log())
 
 
 def _binary(width: int, columns: list[Column], x: Tensor) -> Part:

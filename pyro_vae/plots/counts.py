@@ -41,7 +41,8 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     zeros.plot([0, 1], [0, 1], color="0.2", lw=1, ls="--")
     zeros.set(xlabel="share of zeros of a column, data", ylabel="share of zeros, model")
     sums, sampled = x.sum(1), drawn.sum(1)
-    bins = np.linspace(*np.quantile(np.concatenate([sums, sampled]), [0.005, 0.995]), 31)
+    first, last = np.quantile(np.concatenate([sums, sampled]), [0.005, 0.995])
+    bins = np.linspace(first, last, 31)
     if bins[-1] > bins[0]:
         totals.hist(np.clip(sums, bins[0], bins[-1]), bins, color="0.55", alpha=0.7, density=True)
         shown = np.clip(sampled, bins[0], bins[-1])

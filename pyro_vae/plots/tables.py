@@ -50,7 +50,8 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
         axes.set_title(_text(name, 28), fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
-        _compare(axes, *map(_observed, (data[name], model[name])), (levels or {}).get(name))
+        names = (levels or {}).get(name)
+        _compare(axes, _observed(data[name]), _observed(model[name]), names)
     figure.axes[0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -66,12 +67,13 @@ def _compare(
     whole = bool((values == np.round(values)).all())
     if levels is None and not (whole and values[-1] - values[0] < MAX_BARS):
         low, high = np.quantile(data, [0.005, 0.995])
-        bins = np.linspace(low, high if high > low else low + 1, 31)
+        number = int(np.clip(2 * math.sqrt(len(data)), 8, 30))
+        bins = np.linspace(low, high if high > low else low + 1, number + 1)
         for x, colour, label in ((data, DATA, "data"), (model, MODEL, "model")):
             outline = {"histtype": "step", "lw": 1.4} if label == "model" else {"alpha": 0.7}
-            shares = np.full(len(x), 1 / max(len(x), 1))
+            weights = np.full(len(x), 1 / max(len(x), 1))
             x = np.clip(x, bins[0], bins[-1])
-            axes.hist(x, bins, weights=shares, color=colour, label=label, **outline)
+            axes.hist(x, list(bins), weights=weights, color=colour, label=label, **outline)
         return
     places = np.arange(len(levels)) if levels else np.arange(values[0], values[-1] + 1)
     for x, colour, label, shift in ((data, DATA, "data", -0.2), (model, MODEL, "model", 0.2)):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,9 +111,10 @@ def _is_discrete(vae: VAE, data: Dataset) -> torch.Tensor:
     with torch.no_grad():
         entries = unwrap_independent(vae.decode(vae.encode(data[:1]).sample()))
     entries = getattr(entries, "entries", entries)  # of `Missing`
+    parts: list[tuple[Any, Any]] = [(entries, ...)]
+    if isinstance(entries, SideBySide):
+        parts = list(zip(entries.columns, map(list, entries.places), strict=True))
     found = torch.zeros(data.event_shape, dtype=torch.bool)
-    if not isinstance(entries, SideBySide):
-        return found | entries.support.is_discrete
-    for column, places in zip(entries.columns, entries.places, strict=True):
-        found[list(places)] = column.support.is_discrete
+    for part, places in parts:
+        found[places] = part.support.is_discrete
     return found

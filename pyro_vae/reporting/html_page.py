@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
@@ -172,6 +173,7 @@ def write(
         CheckpointError: If a figure in the run's folder is a link or cannot be read.
         OSError: If the file cannot be written.
     """
+    schema: Any = getattr(vae, "schema", None)
     pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
@@ -185,7 +187,7 @@ def write(
         metrics=metrics,
         model=type(vae).__name__,
         parts=_parts(vae),
-        columns=vae.schema.rows() if getattr(vae, "schema", None) is not None else [],
+        columns=schema.rows() if schema is not None else [],
         card=card,
         verdict=VERDICTS[card.verdict],
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],

@@ -162,9 +162,9 @@ def imputation(vae: VAE, x: Tensor, num_levels: list[int], seed: int = 0) -> Imp
     model, baseline = np.full(width, np.nan), np.full(width, np.nan)
     coverage = {p: np.full(width, np.nan) for p in PROBABILITIES}
     for i in range(width):
-        mask, seen = hidden[:, i].numpy(), given[:, i].double()
+        mask = hidden[:, i].numpy()
         truth, drawn = x[:, i].double().numpy()[mask], draws[:, mask, i]
-        seen = seen[~seen.isnan()].numpy()
+        seen = given[:, i][~given[:, i].isnan()].double().numpy()
         if not len(truth) or not len(seen):
             continue
         if num_levels[i]:
