@@ -117,7 +117,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             values = tomllib.loads(text)
     except ImportError as error:
         raise ValueError(
-            f"reading {path.name} needs PyYAML: pip install 'pyro-vae[config]', or write it as .toml"
+            f"reading {path.name} needs PyYAML: pip install 'pyro-vae[config]', or write "
+            "it as .toml"
         ) from error
     except OSError:
         raise

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 18  # of datasets by name, and the fewest of other data
 STEPS, MAX_EPOCHS = 3000, 300  # of other data: about this number of steps, at most these epochs
+MANY = 20_000  # rows of other data from which minibatches are larger
 PAGE_DATA = 200  # test data that the page of `train` diagnoses
 PAGE = "page.html"
 OBJECTIVES = ("elbo", "importance-weighted", "sticking-the-landing")
@@ -113,7 +114,9 @@ def train(
     conv: Annotated[
         bool | None, Option("--conv/--no-conv", help="Whether networks are convolutional")
     ] = None,
-    batch_size: Annotated[int, Option(help="Size of a minibatch")] = 128,
+    batch_size: Annotated[
+        int | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
+    ] = None,
     learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
     patience: Annotated[
         int | None,
@@ -132,11 +135,16 @@ def train(
     import torch
     from torch.optim.lr_scheduler import OneCycleLR
 
+    from pyro_vae.runtime.files import write_json
+
     if source and data and source != data:
         raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
     options = options_of(column, labels, size, key, schema, option)
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
     training, validation, held_out = origin.split()
+    if batch_size is None:
+        many = not origin.is_named and len(training) > MANY
+        batch_size = 512 if many else 128
     if training.schema is not None:
         print_schema(training)
     torch.manual_seed(seed)
@@ -166,9 +174,12 @@ def train(
         resume=resume,
     )
     fit.settings["source"] = origin.record()
-    print_first(pv.report(vae, fit, held_out, out, num_samples=num_samples, seed=seed))
+    scores = pv.report(vae, fit, held_out, out, num_samples=num_samples, seed=seed)
+    if training.schema is not None:
+        pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(training.schema)))
+    print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
-    if page:
+    if page and scores is not None:
         write_page(out, out / PAGE, vae, held_out.spread(PAGE_DATA), min(num_samples, 500), seed)
 
 

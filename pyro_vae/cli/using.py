@@ -276,4 +276,9 @@ def _open(run: Path, device: str, module: Path | None = None) -> tuple[Any, "JSO
     check_folder(run / "model")
     metrics = read_metrics(run)
     imported(module)
-    return pv.load(run / "model", pv.resolve_device(device)), metrics
+    try:
+        return pv.load(run / "model", pv.resolve_device(device)), metrics
+    except pv.CheckpointError as error:
+        if module is None and "not imported" in str(error):
+            raise ValueError(f"{error}: pass the file that defines it as --module") from error
+        raise

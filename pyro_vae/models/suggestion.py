@@ -82,7 +82,8 @@ def suggest(
             if not callable(likelihood):
                 raise DataError(
                     f"got likelihood={likelihood!r} for a table, in which each column has the "
-                    "likelihood of its kind: give other kinds, as in columns={'age': 'real'}"
+                    "likelihood of its kind: give other kinds, columns={'age': 'real'} (--column "
+                    "age=real)"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
             decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))

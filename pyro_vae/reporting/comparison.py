@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pyro_vae.data.dataset import Dataset
@@ -49,7 +49,8 @@ class Comparison:
             f"K = {shown.num_samples}, seed {shown.seed}; differences are paired"
         )
         table = Table(
-            "nats per datum", "log p(x)", "standard error", "minus best", "standard error",
+            Column("nats per datum", overflow="fold"),
+            "log p(x)", "standard error", "minus best", "standard error",
             "k-hat too high", caption=Text(caption),
         )  # fmt: skip
         for name, scores in self.scores.items():

@@ -179,14 +179,14 @@ def type_of(series: nw.Series, *, as_text: bool = False) -> str:
     observed = texts[~missing]
     if as_text or not len(observed):
         return "text"
-    if {*observed} <= {"True", "False"}:
+    distinct = {*observed}
+    if distinct <= {"True", "False"}:
         return "boolean"
-    for name, mask in (
-        ("real", np.array([_is_number(text) for text in observed])),
-        ("date", np.array([bool(_DATE.fullmatch(text)) for text in observed])),
-    ):
-        if mask.all():
+    for name, test in (("real", _is_number), ("date", _DATE.fullmatch)):
+        valid = {text for text in distinct if test(text)}
+        if valid == distinct:
             return name
+        mask = np.array([text in valid for text in observed] if valid else [False])
         if mask.mean() > MOSTLY:
             row = int(np.flatnonzero(~missing)[(~mask).argmax()])
             raise DataError(
