@@ -10,6 +10,8 @@ from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset
 from pyro_vae.data.download import DataNotFoundError
 from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.data.sources.counts import CountsSchema
+from pyro_vae.data.sources.images import ImageSchema
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import Column, TableSchema
 
@@ -17,11 +19,13 @@ __all__ = [
     "BINARIZATIONS",
     "NAMES",
     "Column",
+    "CountsSchema",
     "Data",
     "DataError",
     "DataNotFoundError",
     "DataWarning",
     "Dataset",
+    "ImageSchema",
     "Split",
     "TableSchema",
     "as_dataset",

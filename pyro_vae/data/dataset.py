@@ -344,12 +344,12 @@ class Dataset:
 
 
 def as_rows(x: object) -> Rows:
-    """Return a tensor, an array on disk or a `DataLoader` as `Rows`.
+    """Return a tensor, an array on disk, a `DataLoader` or other `Rows` as `Rows`.
 
     Raises:
         DataError: If x is something else.
     """
-    if isinstance(x, InMemory | DiskArray | LoaderBatches):
+    if isinstance(x, Rows):
         return x
     if isinstance(x, DataLoader):
         return LoaderBatches(x)

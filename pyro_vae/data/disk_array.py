@@ -8,10 +8,9 @@ sorted by class. Data of at most one window are shuffled completely, in the same
 """
 
 import contextlib
-import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
@@ -20,11 +19,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_vae.data.binarization import fixed_draw_of_rows
-from pyro_vae.data.chunks import empty_rows, spans
+from pyro_vae.data.chunks import empty_rows
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.order import draw_seed, shuffled
-from pyro_vae.data.rows import Batch, Chunk, Index
+from pyro_vae.data.random_access import RandomAccess
+from pyro_vae.data.rows import Batch, Index
 
 WINDOW_BYTES = 2**25  # two windows are held in memory
 BLOCK_BYTES = 2**18  # if the array has no chunks
@@ -81,7 +80,7 @@ class _Selected:
         return rows
 
 
-class DiskArray:
+class DiskArray(RandomAccess):
     """An array on disk that implements `Rows`.
 
     Args:
@@ -93,9 +92,6 @@ class DiskArray:
     Raises:
         DataError: If torch has no such dtype.
     """
-
-    random_access = True
-    reads_ahead = True
 
     def __init__(
         self,
@@ -128,26 +124,6 @@ class DiskArray:
         self._slot_of = torch.full((self._num_blocks,), -1)
         self._next = 0
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def unwrapped(self) -> "DiskArray":
-        """The array itself, without reading it."""
-        return self
-
-    def has_infinities(self) -> bool:
-        """Return False: rows are checked when they are read."""
-        return False
-
-    def training_batch_size(self, requested: int) -> int:
-        """Return the requested size, or the number of rows if it is smaller."""
-        return min(requested, len(self))
-
-    def num_batches(self, batch_size: int) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self) // batch_size)
-
     def to(self, device: str | torch.device) -> "DiskArray":
         """Return the array with its rows on a device."""
         return DiskArray(self._array, device, self._start, self._stop)
@@ -162,15 +138,6 @@ class DiskArray:
         rows = _Selected(self._array, numbers.cpu().numpy() + self._start, self._block)
         return DiskArray(rows, self.device)
 
-    def chunks(self, rows: int, least: int) -> Iterator[Chunk]:
-        """Yield all rows in order, as slices and functions that read them."""
-        for span in spans(len(self), rows, least):
-            yield span, functools.partial(self.take, span)
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all rows in order, `size` at a time."""
-        return (self[start : start + size] for start in range(0, len(self), size))
-
     def sample(self) -> tuple[Index, Tensor]:
         """Return evenly spaced blocks, including the first and the last, and their index."""
         places = np.linspace(0, self._num_blocks - 1, min(SAMPLED_BLOCKS, self._num_blocks))
@@ -178,10 +145,6 @@ class DiskArray:
         rows = torch.arange(len(self))
         index = torch.cat([rows[start : start + self._block] for start in starts])
         return index, torch.cat([self[start : start + self._block] for start in starts])
-
-    def fingerprint(self) -> Iterable[Tensor]:
-        """Return the sample, because reading all rows takes too long."""
-        return (self.sample()[1],)
 
     def content_samples(self) -> Iterator[Tensor]:
         """Yield up to `CONTENT_BLOCKS` short blocks of rows, spread over the array."""
@@ -191,10 +154,6 @@ class DiskArray:
             starts = np.arange(0, len(self), size)
         for start in np.unique(starts).tolist():
             yield self[start : start + size]
-
-    def binarize(self, pixels: Tensor, index: Index, seed: int) -> Tensor:
-        """Return a Bernoulli draw of each row, from the seed and the number of the row."""
-        return fixed_draw_of_rows(pixels, range(len(self)), index, seed)
 
     def take(self, index: Index) -> Batch:
         """Read the rows at an index."""

@@ -1,7 +1,7 @@
 """`Rows`: the protocol between `Dataset` and the containers that hold its rows."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ Entry: TypeAlias = Any  # an index tensor, or a batch that a loader has read
 Order: TypeAlias = Iterator[Entry]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of one array, or of x and its context if they are stored together.
 
-    Implemented by `InMemory`, `DiskArray` and `LoaderBatches`. To support another container,
-    implement this protocol and add it to `dataset.as_rows`.
+    Implemented by `InMemory`, `DiskArray`, `LoaderBatches` and `IndexedRows`. To support another
+    container, implement this protocol, or derive it from `IndexedRows`.
 
     Attributes:
         random_access: Whether rows can be read at any index. Otherwise only in one order.

@@ -39,7 +39,7 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
 def in_schema(pair: PairLike, data: Any) -> Dataset:
     """Return data as a `Dataset`, read by the schema of the pair if it has one.
 
-    Paths, frames and numpy arrays are data in the form of the source. Tensors and datasets are in
+    Paths, frames, numpy arrays, sparse matrices and AnnData are data in the form of the source. Tensors and datasets are in
     the form of the model.
 
     Raises:

@@ -28,8 +28,13 @@ def is_frame(source: object) -> bool:
 
 
 def is_source(data: object) -> bool:
-    """Return whether data are in the form of a user: a path, a frame or a numpy array."""
-    return isinstance(data, str | os.PathLike | np.ndarray) or is_frame(data)
+    """Return whether data are in the form of a user: a path, a frame or an array of no tensor."""
+    return isinstance(data, str | os.PathLike | np.ndarray) or is_frame(data) or is_matrix(data)
+
+
+def is_matrix(source: object) -> bool:
+    """Return whether an object is a sparse matrix of scipy, or AnnData."""
+    return type(source).__module__.startswith(("scipy.sparse.", "anndata."))
 
 
 def numbers_of(frame: Any) -> Tensor:

@@ -6,11 +6,11 @@ from pathlib import Path
 from pyro_vae.arguments import checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.sources import arrays, tables
+from pyro_vae.data.sources import arrays, counts, images, tables
 from pyro_vae.data.sources.reader import Reader, Source
 
 # To support another kind of source, add its reader here.
-READERS: tuple[Reader, ...] = (tables.READER, arrays.READER)
+READERS: tuple[Reader, ...] = (tables.READER, images.READER, counts.READER, arrays.READER)
 
 
 @checked

@@ -1,0 +1,364 @@
+"""Read images: a folder, a list of files, or one file."""
+
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import Count, checked
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.data.indexed_rows import IndexedRows
+from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.reader import Reader
+from pyro_vae.part import Part
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+ARRAY_STORES = (".zarr", ".zgroup", ".zarray", "zarr.json")  # folders that are arrays
+IN_MEMORY = 2**31  # bytes of pixels; more are decoded batch by batch
+SAMPLED = 64  # images that decide on the size and the channels
+NAMED = 10  # files in a message
+RUN = 16  # files that a thread decodes in turn
+NUM_THREADS = min(8, os.cpu_count() or 1)
+
+Size: TypeAlias = Count | Sequence[Count]
+Channels: TypeAlias = Literal["grey", "colour"]
+
+
+class ImageSchema(Part):
+    """Size, channels and classes of images.
+
+    Args:
+        shape: Shape of one datum, `[channels, height, width]`.
+        classes: Names of the folders of the classes, in the order of their labels.
+        resized: Whether images of other sizes are cropped and resized.
+        channels: `"grey"` or `"colour"` if images of the other kind are converted, or None.
+
+    Example:
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> schema = pv.data.ImageSchema([3, 64, 48])
+        >>> schema.restore(torch.ones(1, 3, 64, 48)).unique()
+        tensor([255], dtype=torch.uint8)
+
+    See also: `open`, `CountsSchema`, `TableSchema`.
+    """
+
+    content: ClassVar[str] = "images"
+
+    def __init__(
+        self,
+        shape: Sequence[Count],
+        classes: Sequence[str] = (),
+        resized: bool = False,
+        channels: Channels | None = None,
+    ) -> None:
+        super().__init__()
+        self._shape, self.class_names = tuple(shape), tuple(classes)
+        self.resized, self.channels = resized, channels
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum, `(channels, height, width)`."""
+        return self._shape
+
+    def read(self, source: object) -> Dataset:
+        """Return other images of this size, these channels and these classes.
+
+        Raises:
+            DataError: If an image cannot be read, has another size or other channels, or is in the
+                folder of another class.
+        """
+        source = Path(source) if isinstance(source, str | os.PathLike) else source
+        paths, labels, classes = _find(source)
+        if self.class_names and (unknown := sorted(set(classes) - set(self.class_names))):
+            raise DataError(
+                f"{_name(source)}: the class {unknown[0]!r} is unknown; expected folders of the "
+                f"classes {list(self.class_names)}"
+            )
+        if self.class_names and labels:
+            labels = [self.class_names.index(classes[label]) for label in labels]
+        return _dataset(_name(source), paths, labels, self, skip_unreadable=False)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Return images of the model, shape `(num_data, *event)`, as 8-bit pixels."""
+        return (x.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def names(self) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the properties of the images, one in a row."""
+        channels, height, width = self.event_shape
+        found = {
+            "height x width": f"{height} x {width}",
+            "channels": "grey" if channels == 1 else "colour",
+            "classes": ", ".join(self.class_names) or "none",
+        }
+        return [{"property": name, "value": value} for name, value in found.items()]
+
+
+class ImageFiles(IndexedRows):
+    """Image files that implement `Rows`. Threads decode the images of a batch.
+
+    Args:
+        paths: Paths of the images.
+        schema: Size and channels of the images.
+    """
+
+    def __init__(self, paths: Sequence[Path], schema: ImageSchema) -> None:
+        super().__init__(len(paths), schema.event_shape, torch.uint8)
+        self._paths, self._schema = paths, schema
+
+    def _read(self, numbers: np.ndarray, rows: Tensor) -> None:
+        paths = [self._paths[number] for number in numbers]
+        for path, error in zip(paths, _decode(paths, self._schema, rows.numpy()), strict=True):
+            if error is not None:
+                raise DataError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+@checked
+def read(
+    source: object,
+    *,
+    size: Size | None = None,
+    channels: Channels | None = None,
+    skip_unreadable: bool = False,
+) -> Dataset:
+    """Read images as 8-bit pixels of shape `(num_data, channels, height, width)`.
+
+    Images are rotated as their EXIF data state, and transparent pixels are shown on white.
+    Subfolders of a folder are classes, unless images lie next to them. All files are decoded once,
+    so unreadable files are found here. Pixels of more than `IN_MEMORY` bytes are decoded again for
+    each batch.
+
+    Args:
+        source: Path of a folder or an image, or a sequence of paths of images.
+        size: Height and width, or one number for both. Images of another size are cropped at the
+            centre to this aspect ratio and resized. By default all images must have one size.
+        channels: `"grey"` or `"colour"`, to which all images are converted. By default grey if all
+            sampled images are.
+        skip_unreadable: Whether unreadable files are left out, with a warning, instead of an error.
+
+    Raises:
+        DataError: If there are no images, if files cannot be read, have more than 8 bits in a
+            channel or several pictures, or if sizes or channels differ.
+
+    Warns:
+        DataWarning: If unreadable files are left out.
+    """
+    paths, labels, classes = _find(source)
+    name = _name(source)
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if len(size) != 2:
+            raise DataError(f"size must be one number or (height, width), got {size}")
+    shape = _shape_of_sample(name, paths, size, channels)
+    schema = ImageSchema(list(shape), list(classes), size is not None, channels)
+    return _dataset(name, paths, labels, schema, skip_unreadable)
+
+
+def _find(source: Any) -> tuple[list[Path], list[int], list[str]]:
+    """Return the paths of images, their labels and the classes; no labels without folders."""
+    if not isinstance(source, Path):
+        paths = [Path(path) for path in source]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise DataError(f"{missing[0]}: no such file")
+        return paths, [], []
+    if not source.is_dir():
+        return [source], [], []
+    paths = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        raise DataError(f"{source}: no images in this folder; expected files {', '.join(ENDINGS)}")
+    parts = [path.relative_to(source).parts for path in paths]
+    if min(map(len, parts)) == 1:
+        return paths, [], []
+    classes = sorted({part[0] for part in parts})
+    number = {name: i for i, name in enumerate(classes)}
+    return paths, [number[part[0]] for part in parts], classes
+
+
+def _name(source: object) -> str:
+    return frames.name_of(source) if isinstance(source, Path) else "images"
+
+
+def _shape_of_sample(
+    name: str, paths: list[Path], size: Sequence[int] | None, channels: str | None
+) -> tuple[int, ...]:
+    """Return the shape of one datum, from evenly spaced images that can be read."""
+    pictures, errors = [], []
+    for place in np.unique(np.linspace(0, len(paths) - 1, SAMPLED).astype(int)):
+        try:
+            pictures.append(_open(paths[place]))
+        except Exception as error:  # decoders raise errors of many classes
+            errors.append((paths[place], error))
+    if not pictures:
+        raise DataError(_unreadable(name, errors, len(paths)))
+    sizes = Counter(picture.size for picture in pictures)
+    if size is None and len(sizes) > 1:
+        raise _other_sizes(name, "one size", sizes)
+    width, height = pictures[0].size
+    grey = channels == "grey" or (channels is None and all(map(_is_grey, pictures)))
+    return (1 if grey else 3, *((height, width) if size is None else size))
+
+
+def _dataset(
+    name: str, paths: list[Path], labels: list[int], schema: ImageSchema, skip_unreadable: bool
+) -> Dataset:
+    """Decode all files once; return the dataset of those that can be read."""
+    fits = len(paths) * math.prod(schema.event_shape) <= IN_MEMORY
+    pixels = torch.empty((len(paths) if fits else 0, *schema.event_shape), dtype=torch.uint8)
+    errors = _decode(paths, schema, pixels.numpy() if fits else None)
+    sizes = Counter(error.size for error in errors if isinstance(error, _OtherSizeError))
+    if sizes:
+        height, width = schema.event_shape[1:]
+        sizes[width, height] += sum(error is None for error in errors)
+        raise _other_sizes(name, f"{height} x {width} pixels", sizes)
+    if bad := [(path, e) for path, e in zip(paths, errors, strict=True) if e is not None]:
+        message = _unreadable(name, bad, len(paths))
+        if not skip_unreadable or len(bad) == len(paths):
+            way_out = "repair or remove them, or pass skip_unreadable=True to leave them out"
+            raise DataError(f"{message}. Expected 8-bit images: {way_out}")
+        warnings.warn(f"{message}. They are left out", DataWarning, stacklevel=4)
+        kept = [i for i, error in enumerate(errors) if error is None]
+        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept if labels]
+        pixels = pixels[kept] if fits else pixels
+    values = pixels if fits else ImageFiles(paths, schema)
+    return Dataset(values, torch.tensor(labels) if labels else None, name=name, schema=schema)
+
+
+class _OtherSizeError(DataError):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(f"the size is {size[1]} x {size[0]} pixels")
+        self.size = size
+
+
+def _decode(
+    paths: Sequence[Path], schema: ImageSchema, rows: np.ndarray | None
+) -> list[Exception | None]:
+    """Decode images by threads into rows of pixels, if given; return the error of each image."""
+
+    def decode(start: int) -> list[Exception | None]:
+        errors: list[Exception | None] = []
+        for i in range(start, min(start + RUN, len(paths))):
+            try:
+                pixels = _pixels(_open(paths[i]), schema)
+            except Exception as error:  # decoders raise errors of many classes
+                errors.append(error)
+                continue
+            if rows is not None:
+                rows[i] = pixels
+            errors.append(None)
+        return errors
+
+    with ThreadPoolExecutor(NUM_THREADS, "pyro_vae") as pool:
+        runs = pool.map(decode, range(0, len(paths), RUN))
+        return [error for errors in runs for error in errors]
+
+
+def _open(path: Path) -> "Image":
+    """Return the picture in a file, upright and on white, as 8-bit grey or colour."""
+    from PIL import Image, ImageOps
+
+    image: Image.Image
+    with Image.open(path) as image:
+        count = getattr(image, "n_frames", 1)
+        if count > 1 and image.format != "MPO":  # photos with a preview
+            raise DataError(f"{count} pictures in one file; expected one in each file")
+        if image.mode[0] in "IF":
+            raise DataError(
+                f"pixels of more than 8 bits (mode {image.mode}); expected 8 bits. Scale and save "
+                "them with 8 bits, or open an array of floats (.npy)"
+            )
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _is_grey(image: "Image") -> bool:
+    if image.mode == "L":
+        return True
+    red, green, blue = (np.asarray(band) for band in image.split())
+    return np.array_equal(red, green) and np.array_equal(green, blue)
+
+
+def _pixels(image: "Image", schema: ImageSchema) -> np.ndarray:
+    """Return the pixels of an image, in the size and the channels of a schema."""
+    from PIL import ImageOps
+
+    channels, height, width = schema.event_shape
+    if image.size != (width, height) and not schema.resized:
+        raise _OtherSizeError(image.size)
+    if channels == 1 and schema.channels is None and not _is_grey(image):
+        raise DataError(
+            "in colour; expected grey, as the sampled images. Pass channels='colour' for all in "
+            "colour, or channels='grey' to convert them"
+        )
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height))
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _reason(error: Exception) -> str:
+    damaged = type(error).__name__ == "UnidentifiedImageError"
+    return "not an image, empty, or damaged" if damaged else str(error) or type(error).__name__
+
+
+def _unreadable(name: str, errors: list[tuple[Path, Exception]], num_files: int) -> str:
+    files = "; ".join(f"{path}: {_reason(error)}" for path, error in errors[:NAMED])
+    more = f"; and {len(errors) - NAMED:,} more" if len(errors) > NAMED else ""
+    return f"{name}: cannot read {len(errors):,} of {num_files:,} images: {files}{more}"
+
+
+def _other_sizes(name: str, expected: str, sizes: "Counter[tuple[int, int]]") -> DataError:
+    found = ", ".join(
+        f"{height} x {width} ({count:,})" for (width, height), count in (+sizes).most_common(5)
+    )
+    more = f" and {len(sizes) - 5:,} further sizes" if len(sizes) > 5 else ""
+    return DataError(
+        f"{name}: expected images of {expected}, got height x width (number of images): {found}"
+        f"{more}. Open them with size=, such as size=64 or size=(height, width), to crop and "
+        "resize them"
+    )
+
+
+def _accepts(source: Path | object) -> bool:
+    if isinstance(source, Path):
+        if source.is_dir():
+            stores = (source / name for name in ARRAY_STORES[1:])
+            return source.suffix != ARRAY_STORES[0] and not any(map(Path.exists, stores))
+        return source.suffix.lower() in ENDINGS
+    return (
+        isinstance(source, list | tuple)
+        and bool(source)
+        and all(isinstance(path, str | os.PathLike) for path in source)
+    )
+
+
+READER = Reader(
+    "image",
+    _accepts,
+    read,
+    frozenset({"size", "channels", "skip_unreadable"}),
+    "a folder or a list of PNG, JPEG, TIFF, WebP and BMP files",
+)
