@@ -44,7 +44,8 @@ def people(seed=0, rows=ROWS):
             "visits": rng.poisson(np.exp(1 + z / 2)),
             "town": np.array(["Lille", "Graz", "Turku"])[rng.integers(3, size=rows)],
             "member": np.where(z + rng.normal(size=rows) > 0, "yes", "no"),
-            "joined": pd.Timestamp("2020-03-01") + pd.to_timedelta(rng.integers(900, size=rows), "D"),
+            "joined": pd.to_datetime("2020-03-01")
+            + pd.to_timedelta(rng.integers(900, size=rows), "D"),
             "group": np.array(["control", "treated"])[(z > 0).astype(int)],
         }
     )  # fmt: skip
