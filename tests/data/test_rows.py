@@ -1,17 +1,28 @@
-"""The three containers of rows implement one protocol alike."""
+"""The containers of rows implement one protocol alike."""
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from pyro_vae.data.dataset import as_rows
+from pyro_vae.data.sources.images import ImageFiles, ImageSchema
 from tests.support.arrays import EVENT, NUM_DATA, memmap, zarray
+
+
+def image_files(path, array):
+    paths = [path / f"{i:03}.png" for i in range(len(array))]
+    for file, pixels in zip(paths, array, strict=True):
+        Image.fromarray(pixels[0]).save(file)
+    return ImageFiles(paths, ImageSchema(list(array.shape[1:])))
+
 
 CONTAINERS = {
     "memory": lambda path, array: torch.from_numpy(array),
     "memmap": memmap,
     "zarr": zarray,
+    "image files": image_files,
     "loader": lambda path, array: DataLoader(torch.from_numpy(array), batch_size=16),
 }
 
@@ -67,6 +78,9 @@ def test_fixed_draws_do_not_depend_on_how_rows_are_read(rows):
 def test_a_part_has_its_rows(rows, expected):
     if rows.random_access:
         assert torch.equal(rows.narrow(5, 50).take(slice(None))[0], expected[5:55])
+        numbers = torch.tensor([1, 5, 6, 30, 59])
+        parts = (rows.subset(numbers), rows.narrow(1, 59).subset(numbers - 1))
+        assert all(torch.equal(part.take(slice(None))[0], expected[numbers]) for part in parts)
 
 
 def test_infinities_in_memory_are_found():

@@ -9,12 +9,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zarr
+from PIL import Image
+from scipy import sparse
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources import images, matrices
 from pyro_vae.pairs import chunking
 
 NUM_DATA, WIDTH, LATENTS = 83, 5, 2
@@ -206,10 +209,23 @@ def given_batches(rows, folder):
     return DataLoader(Sized(batches, len(batches)), batch_size=None)
 
 
+def sparse_rows(rows, folder):
+    return Dataset(matrices.SparseRows(sparse.csr_array(rows[0].numpy())), context=tuple(rows[1:]))
+
+
+def image_files(rows, folder):
+    """Grey images of one row of pixels."""
+    paths = [folder / f"{i:03}.png" for i in range(len(rows[0]))]
+    for path, pixels in zip(paths, rows[0].numpy(), strict=True):
+        Image.fromarray(pixels[None]).save(path)
+    return images.ImageFiles(paths, images.ImageSchema([1, 1, WIDTH]))
+
+
 CONTAINERS = {
     "numpy": lambda rows, folder: alone([values.numpy() for values in rows]),
     "memmap": memmaps,
     "zarr": zarrs,
+    "sparse rows": sparse_rows,
     "data set": lambda rows, folder: Dataset(rows[0], context=tuple(rows[1:])),
     "data set of a loader": lambda rows, folder: Dataset(DataLoader(pairs(rows), batch_size=16)),
     "ragged loader": loader(batch_size=16),
@@ -322,6 +338,24 @@ def test_pixels_of_a_loader_are_scored_as_those_on_disk(binarization, tmp_path):
     for function in (evaluated, validated, collapsed):
         assert_same(function(vae(), loaded, tmp_path), function(vae(), stored, tmp_path))
     assert torch.equal(loaded.spread(9), stored.spread(9))
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "threshold", "none"])
+def test_image_files_are_scored_as_pixels_on_disk(binarization, tmp_path):
+    pixels = torch.randint(256, (NUM_DATA, WIDTH), dtype=torch.uint8)
+    shaped = pixels.view(NUM_DATA, 1, 1, WIDTH)
+    stored = Dataset(memmaps([shaped], tmp_path), binarization=binarization, seed=4)
+    files = Dataset(image_files([pixels], tmp_path), binarization=binarization, seed=4)
+    mlp, event = pv.networks.MLP, (1, 1, WIDTH)
+    torch.manual_seed(1)
+    pair = pv.VAE(
+        pv.priors.StandardNormal(LATENTS),
+        pv.likelihoods.Normal(mlp(LATENTS, [4], event)),
+        pv.guides.DiagonalNormal(mlp(event, [4], 2 * LATENTS)),
+    )
+    for function in (evaluated, collapsed):
+        assert_same(function(pair, files, tmp_path), function(pair, stored, tmp_path))
+    assert torch.equal(files.spread(9), stored.spread(9))
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 100])

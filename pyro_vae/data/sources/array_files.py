@@ -29,7 +29,7 @@ def load(path: Path, key: str | None = None) -> Any:
             large = path.stat().st_size > IN_MEMORY
             return np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
         if kind == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return file[_key(path, list(file.files), key)]
         if kind in (".pt", ".pth"):
             return _tensor(path, torch.load(path, weights_only=True, map_location="cpu"), key)

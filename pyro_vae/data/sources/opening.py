@@ -21,6 +21,9 @@ def open(source: Source, **options: object) -> Dataset:
         source: Path of a file or a folder, or a frame or an array in memory.
         options: Options of the kind of source. Tables: `columns`, kinds of columns by name, and
             `schema`, the schema of earlier data. Arrays: `key`, the name of an array in the file.
+            Images: `size`, `channels` (`"grey"` or `"colour"`) and `skip_unreadable`. Counts:
+            `kind` (`"counts"` or `"real"`), and of AnnData `layer`, `batch`, `covariates` and
+            `labels`.
 
     Returns:
         The data. Their schema is the attribute `schema`.

@@ -17,7 +17,7 @@ class Reader:
     Attributes:
         name: Name in messages, such as `"table"`.
         accepts: Whether a source is of this kind, decided by its name or its class. Paths are
-            given as `pathlib.Path`. The content is not read.
+            given as `pathlib.Path`. No content is read, except the names in a zip archive.
         read: Reads the source, given the options of `open` by name, as a `Dataset` with a schema.
         options: Names of the options that `read` takes.
         examples: Endings or classes of the sources, for messages.
