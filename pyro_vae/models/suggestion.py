@@ -87,6 +87,8 @@ def suggest(
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
             decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
+    elif likelihood is None and getattr(dataset.schema, "kind", None) == "counts":
+        decoded, encoder = _sparse_counts(dataset, latent_dim, hidden)
     else:
         decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv)
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
@@ -249,6 +251,22 @@ def _feature(column: Column) -> list[object]:
         return ["one_hot", column.num_levels]
     name = {"positive": "log", "count": "log1p"}.get(column.kind, "identity")
     return [name, column.shift, column.unit]
+
+
+def _sparse_counts(
+    data: Dataset, latent_dim: int, hidden: Sequence[int] | None
+) -> tuple[Part, Encoder]:
+    x, sizes = data.sample(), list(hidden or [HIDDEN])
+    logs = x.log1p()
+    features = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * x.shape[1]
+
+    def decoder(size: int, bias: Tensor) -> Part:
+        return MLP(latent_dim, sizes[::-1], size, output_bias=bias)
+
+    def encoder(num_outputs: int) -> Part:
+        return ColumnInputs(MLP(len(features), sizes, num_outputs), features)
+
+    return counts_likelihood(decoder, x), encoder
 
 
 def _array(
