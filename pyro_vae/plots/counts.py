@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 
@@ -36,6 +37,7 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     low, high = x.mean(0)[x.mean(0) > 0].min(initial=1.0), x.mean(0).max(initial=1.0)
     moments.plot([low, high], [low, high], color="0.2", lw=1, ls="--", label="variance = mean")
     moments.set(xscale="log", yscale="log", xlabel="mean of a column", ylabel="variance")
+    moments.xaxis.set_minor_formatter(NullFormatter())
     moments.legend(fontsize=8)
     zeros.scatter((x == 0).mean(0), (drawn == 0).mean(0), s=6, alpha=0.5, lw=0)
     zeros.plot([0, 1], [0, 1], color="0.2", lw=1, ls="--")
