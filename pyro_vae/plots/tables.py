@@ -25,7 +25,8 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
     """Compare the distribution of each column in data with that in samples of a model.
 
     Numbers are histograms from the 0.5% to the 99.5% quantile of the data, with the values outside
-    in the outermost bins. Columns of few whole numbers and columns with levels are bars.
+    in the outermost bins. The axis is logarithmic if positive numbers span a factor of 100. Columns
+    of few whole numbers and columns with levels are bars.
 
     Args:
         data: Values of each column by name.
@@ -69,6 +70,11 @@ def _compare(
         low, high = np.quantile(data, [0.005, 0.995])
         number = int(np.clip(2 * math.sqrt(len(data)), 8, 30))
         bins = np.linspace(low, high if high > low else low + 1, number + 1)
+        if low > 0 and high > 100 * low:
+            bins = np.geomspace(low, high, number + 1)
+            axes.set_xscale("log")
+        else:
+            axes.locator_params("x", nbins=5)
         for x, colour, label in ((data, DATA, "data"), (model, MODEL, "model")):
             outline = {"histtype": "step", "lw": 1.4} if label == "model" else {"alpha": 0.7}
             weights = np.full(len(x), 1 / max(len(x), 1))
