@@ -176,6 +176,8 @@ def code_of(value: object, indent: str = "") -> str:
             if argument is not None
         ]
         return _call(_public_name(type(value)), "()", arguments, indent)
+    if isinstance(value, list | tuple) and len(value) > 2 and all(i == value[0] for i in value):
+        return f"[{code_of(value[0], inner)}] * {len(value)}"
     if isinstance(value, list | tuple):
         return _call("", "[]", [code_of(item, inner) for item in value], indent)
     return repr(value)

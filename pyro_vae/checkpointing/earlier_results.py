@@ -21,10 +21,14 @@ from pyro_vae.runtime.files import (
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
-PICTURES = ("learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals")
+PICTURES = (
+    "learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals",
+    "columns", "dependence", "imputation", "counts",
+)  # fmt: skip
 PRIOR_SAMPLES, CARD = "prior_samples.png", "model_card.md"
+OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", CARD)
 FILES = (
-    HISTORY, METRICS, POSTERIOR, TRUST, CARD, PRIOR_SAMPLES, *(f"{name}.png" for name in PICTURES)
+    HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 BEFORE = "results-before"
 

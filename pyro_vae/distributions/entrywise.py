@@ -140,7 +140,7 @@ class SideBySide(dist.TorchDistribution):
     def support(self) -> constraints.Constraint:
         """The supports of the columns."""
         supports = [column.support for column in self.columns]
-        return _ColumnSupports(supports, self._places())  # type: ignore[arg-type]
+        return _ColumnSupports(supports, self.places)  # type: ignore[arg-type]
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SideBySide":
         """Return the distribution with this batch_shape. The last dimension must be unchanged."""
@@ -176,7 +176,9 @@ class SideBySide(dist.TorchDistribution):
         """Var[x], entry by entry."""
         return self.joined([column.variance for column in self.columns])
 
-    def _places(self) -> Sequence[Sequence[int]]:
+    @property
+    def places(self) -> Sequence[Sequence[int]]:
+        """Positions of the entries of each column in the last dimension."""
         if self.positions is not None:
             return self.positions
         ends = itertools.accumulate(self.widths)

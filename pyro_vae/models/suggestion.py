@@ -32,9 +32,10 @@ def suggest(
     latent_dim: Count | None = None,
     *,
     hidden: Sequence[Count] | None = None,
-    likelihood: str | None = None,
-    prior: str = "standard-normal",
-    guide: str = "diagonal-normal",
+    conv: bool | None = None,
+    likelihood: str | Callable[..., Part] | None = None,
+    prior: str | Callable[..., Part] = "standard-normal",
+    guide: str | Callable[..., Part] = "diagonal-normal",
     show: bool = True,
 ) -> VAE:
     """Build a VAE with parts that suit the data, and print the code that builds it.
@@ -49,9 +50,11 @@ def suggest(
         data: Data: a result of `pyro_vae.data.open`, or an argument of it.
         latent_dim: Number of latents; by default a third of the entries of a datum, from 2 to 20.
         hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
-        likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables.
-        prior: Name of a prior, a key of `PRIORS`.
-        guide: Name of a guide, a key of `GUIDES`.
+        conv: Whether networks of images are convolutional; by default from 32 x 32 pixels on.
+        likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables; or a
+            function of a decoder with the event_shape of the data.
+        prior: Name of a prior, a key of `PRIORS`, or a function with the arguments of its values.
+        guide: Name of a guide, a key of `GUIDES`, or a function with the arguments of its values.
         show: Whether to print the code.
 
     Returns:
@@ -73,11 +76,21 @@ def suggest(
     dataset = data if isinstance(data, Dataset) else open(data)
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))
-    decoded, encoder = (
-        _table(dataset, latent_dim, hidden)
-        if isinstance(dataset.schema, TableSchema)
-        else _array(dataset, latent_dim, hidden, likelihood)
-    )
+    if isinstance(dataset.schema, TableSchema):
+        decoded, encoder = _table(dataset, latent_dim, hidden)
+        if likelihood is not None:
+            if not callable(likelihood):
+                raise DataError(
+                    f"got likelihood={likelihood!r} for a table, in which each column has the "
+                    "likelihood of its kind: give other kinds, columns={'age': 'real'} (--column "
+                    "age=real)"
+                )
+            sizes = list(hidden or [HIDDEN])[::-1]
+            decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
+    elif likelihood is None and getattr(dataset.schema, "kind", None) == "counts":
+        decoded, encoder = _sparse_counts(dataset, latent_dim, hidden)
+    else:
+        decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv)
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
     p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
     if show:
@@ -85,7 +98,11 @@ def suggest(
     return VAE(p_z, decoded, q, schema=dataset.schema)
 
 
-def _named(table: dict[str, Callable[..., Part]], name: str, what: str) -> Callable[..., Part]:
+def _named(
+    table: dict[str, Callable[..., Part]], name: str | Callable[..., Part], what: str
+) -> Callable[..., Part]:
+    if callable(name):
+        return name
     if name not in table:
         raise DataError(f"unknown {what} {name!r}; expected one of {', '.join(table)}")
     return table[name]
@@ -130,8 +147,13 @@ def _scale(columns: list[Column]) -> dict[str, Any]:
 def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
     if not all(column.is_open for column in columns):
         return _normal(width, columns, x)  # a beta density is 0 or infinite at 0 and 1
-    decoder = MLP(width, [], len(columns), output_bias=x.nanmean(0).clamp(0.01, 0.99).logit())
-    return likelihoods.Beta(decoder, "entrywise")
+    mean = x.nanmean(0).clamp(0.01, 0.99)
+    found = likelihoods.Beta(MLP(width, [], len(columns), output_bias=mean.logit()), "entrywise")
+    variance = (x - mean).square().nanmean(0).clamp_min(1e-6)
+    # The beta distribution with these moments.
+    concentration = mean * (1 - mean) / variance - 1
+    _started(found.concentration.raw, concentration.clamp(0.1, 1e3))
+    return found
 
 
 def _counts(width: int, columns: list[Column], x: Tensor) -> Part:
@@ -153,15 +175,25 @@ def counts_likelihood(
     bias = mean.clamp_min(1e-3).log()
     if (variance <= OVERDISPERSED * mean).all():
         return likelihoods.Poisson(decoder(len(mean), bias), library_size=library_size)
-    # The negative binomial with these moments has r = m^2 / (v - m).
-    r = mean.square() / (variance - mean).clamp_min(1e-6)
+    # The negative binomial with these moments has r = m^2 / (v - m). It is the initial value: steps
+    # of an optimizer would not reach r = 100 from r = 1.
+    r = (mean.square() / (variance - mean).clamp_min(1e-6)).clamp(0.1, 1e3)
     expected = (r * (r.log() - (r + mean).log())).exp()
     zeros = ((x == 0).float().sum(0)) / (~x.isnan()).float().sum(0)
     if (zeros - expected).max() > EXTRA_ZEROS:
         gate = torch.full_like(bias, -2.0)
         network = decoder(2 * len(mean), torch.cat([bias, gate]))
-        return likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
-    return likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
+        inflated = likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
+        _started(inflated.inverse_dispersion.raw, r)
+        return inflated
+    found = likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
+    _started(found.inverse_dispersion.raw, r)
+    return found
+
+
+def _started(parameter: torch.nn.Parameter, value: Tensor) -> None:
+    """Set the raw value of a positive parameter, so that softplus(raw) is the value."""
+    parameter.data.copy_(value + (-(-value).expm1()).log())
 
 
 def _binary(width: int, columns: list[Column], x: Tensor) -> Part:
@@ -218,14 +250,41 @@ def _feature(column: Column) -> list[object]:
     return [name, column.shift, column.unit]
 
 
+def _sparse_counts(
+    data: Dataset, latent_dim: int, hidden: Sequence[int] | None
+) -> tuple[Part, Encoder]:
+    x, sizes = data.sample(), list(hidden or [HIDDEN])
+    logs = x.log1p()
+    features = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * x.shape[1]
+
+    def decoder(size: int, bias: Tensor) -> Part:
+        return MLP(latent_dim, sizes[::-1], size, output_bias=bias)
+
+    def encoder(num_outputs: int) -> Part:
+        return ColumnInputs(MLP(len(features), sizes, num_outputs), features)
+
+    return counts_likelihood(decoder, x), encoder
+
+
 def _array(
-    data: Dataset, latent_dim: int, hidden: Sequence[int] | None, likelihood: str | None
+    data: Dataset,
+    latent_dim: int,
+    hidden: Sequence[int] | None,
+    likelihood: str | Callable[..., Part] | None,
+    conv: bool | None,
 ) -> tuple[Part, Encoder]:
     shape, missing = data.event_shape, bool(data.sample().isnan().any())
     convolutional = len(shape) == 3 and shape[1] * shape[2] >= CONVOLUTIONAL and hidden is None
+    if conv is not None:
+        convolutional = conv
+    if convolutional and (len(shape) != 3 or hidden is not None):
+        raise DataError(
+            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
+            f"{tuple(shape)} and hidden={hidden}"
+        )
     sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
-    name = likelihood or _likelihood_name(data)
-    outputs, build = _named_likelihood(name, data)
+    name = likelihood if isinstance(likelihood, str) else _likelihood_name(data)
+    outputs, build = (1, likelihood) if callable(likelihood) else _named_likelihood(name, data)
 
     def network(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
         if not convolutional:

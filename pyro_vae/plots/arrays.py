@@ -68,7 +68,7 @@ def latent_map(
         labels: Integer classes of shape `(num_data,)` for the colours, or None.
         title: Title of the figure.
         axis_labels: Labels of the two axes.
-        class_names: Names of the classes for the legend; by default their numbers.
+        class_names: Names of the classes, in the order of their numbers; by default the numbers.
 
     Example:
         >>> import numpy as np, pyro_vae as pv
@@ -79,17 +79,20 @@ def latent_map(
     See also: `aggregate_posterior`.
     """
     points = np.asarray(points)
+    size = min(20.0, max(2.0, 2000 / len(points)))
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
     if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5)
+        axes.scatter(points[:, 0], points[:, 1], s=size, alpha=0.5)
     else:
         labels = np.asarray(labels)
         for label in np.unique(labels):
             chosen = points[labels == label]
-            name = literal(class_names[label]) if class_names else str(label)
-            axes.scatter(chosen[:, 0], chosen[:, 1], s=2, alpha=0.5, label=name)
-        axes.legend(title="class", markerscale=5, loc="center left", bbox_to_anchor=(1, 0.5))
+            name = literal(class_names[label]) if len(class_names) else str(label)
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=size, alpha=0.5, label=name)
+        axes.legend(
+            title="class", markerscale=max(1, 10 / size), loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     axes.set_aspect("equal", adjustable="datalim")
     return figure
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -79,6 +80,32 @@ READINGS = {
         "A grid of images sampled from p(x)",
         "They should look like the training data, including pixel noise.",
     ),
+    "columns": Reading(
+        "Columns of data and model",
+        "For each column a histogram or bars of test data next to samples of the model",
+        "The outline of the model should follow the data. A different spread or missing peaks show "
+        "that the likelihood of the column does not fit.",
+    ),
+    "dependence": Reading(
+        "The most dependent pairs of columns",
+        "Scatter plots of pairs of columns, test data above samples of the model",
+        "The clouds of the second row should have the shape of the first. A round cloud below a "
+        "narrow one means that the latents do not represent this dependence.",
+    ),
+    "imputation": Reading(
+        "Imputation of hidden entries",
+        "Bars of the error of imputed entries of each column next to that of the column's mean, "
+        "and the coverage of their intervals",
+        "A blue bar shorter than the grey one means that other columns predict this one. Points "
+        "left of the dashed line of their colour are intervals that are too narrow.",
+    ),
+    "counts": Reading(
+        "Moments of counts",
+        "Variance against mean of the columns, shares of zeros, and totals of the rows, for data "
+        "and model",
+        "The clouds of the first panel should coincide, and the points of the second lie on the "
+        "line. Fewer zeros in the model ask for zero inflation or more dispersion.",
+    ),
     "manifold": Reading(
         "The latent plane, decoded",
         "A square of images decoded from a grid over the two latents",
@@ -150,13 +177,14 @@ def write(
         run: Folder of the run.
         metrics: Contents of its metrics.json.
         vae: Model of the run.
-        x: Data of the card, images of shape `(num_data, [channels,] height, width)`.
+        x: Data of the card, shape `(num_data, *event)`.
         card: Result of `pyro_vae.diagnose` for these data.
 
     Raises:
         CheckpointError: If a figure in the run's folder is a link, no PNG image, or not readable.
         OSError: If the file cannot be written.
     """
+    schema: Any = getattr(vae, "schema", None)
     pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
@@ -170,6 +198,7 @@ def write(
         metrics=metrics,
         model=type(vae).__name__,
         parts=parts_of(vae),
+        columns=schema.rows() if schema is not None else [],
         card=card,
         verdict=VERDICTS[card.verdict],
         listed=_listed(card),
@@ -209,22 +238,13 @@ def _listed(card: TrustCard) -> list[tuple[str, str]]:
 
 
 def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:
-    tree = from_pyro_svi(
-        vae.model,
-        vae.guide,
-        model_args=(x[:SHOWN].to(device_of(vae)),),
-        num_samples=min(card.num_samples, 500),
-        groups=("observed_data", "posterior_predictive"),
-        seed=card.seed,
-    )
-    yield (
-        "predictive",
-        plots.predictive(tree, range(len(x[:SHOWN])), "x above its posterior predictive"),
-    )
+    images = x if x.dim() == 4 else None
+    if images is not None:
+        yield "predictive", _predictive(vae, images, card)
     elpd = SimpleNamespace(pareto_k=card.per_datum["khat"], good_k=card.khat_threshold)
-    yield "khat", plots.khat(elpd, x.cpu())
+    yield "khat", plots.khat(elpd, None if images is None else images.cpu())
     untrusted = np.flatnonzero(np.isin(card.status(), UNTRUSTED[:2]))[:SHOWN]
-    if len(untrusted):
+    if images is not None and len(untrusted):
         yield "untrusted", plots.image_grid(x[untrusted].cpu(), "uncured or improbable data")
     if card.gaps is not None:
         approximation, amortization = card.gaps.approximation, card.gaps.amortization
@@ -234,6 +254,18 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
     yield "kl", plots.kl_by_dimension(latents.kl, latents.active, "KL of each latent")
     title = "one sample of z for each datum, in prior standard deviations, against N(0, 1)"
     yield "aggregate", plots.aggregate_posterior(latents.draws, title)
+
+
+def _predictive(vae: Autoencoder, x: Tensor, card: TrustCard) -> Figure:
+    tree = from_pyro_svi(
+        vae.model,
+        vae.guide,
+        model_args=(x[:SHOWN].to(device_of(vae)),),
+        num_samples=min(card.num_samples, 500),
+        groups=("observed_data", "posterior_predictive"),
+        seed=card.seed,
+    )
+    return plots.predictive(tree, range(len(x[:SHOWN])), "x above its posterior predictive")
 
 
 def _versions(trained: dict[str, str]) -> list[tuple[str, str, str]]:

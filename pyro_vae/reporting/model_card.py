@@ -59,7 +59,7 @@ def write(run: Path, metrics: JSONObject, vae: Autoencoder, trust: JSONObject | 
         num_samples=metrics.get("num_importance_samples", "?"),
         proposal=metrics.get("proposal", "guide"),
         data=_settings(DATA, metrics),
-        schema="" if schema is None else str(schema),
+        columns=[] if schema is None else schema.rows(),
         training=_settings(TRAINING, metrics),
         scores=[
             (what, metrics[f"test_{score}"], metrics[f"test_{score}_se"])

@@ -9,7 +9,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
@@ -22,17 +21,17 @@ from pyro_vae.checkpointing.earlier_results import (
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
-from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.plots.images import literal
 from pyro_vae.reporting import model_card
-from pyro_vae.runtime.devices import device_of
+from pyro_vae.reporting.contents import FIGURES, Subject, content_of
+from pyro_vae.reporting.rows import latent_moments
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import (
     COUNT,
@@ -40,6 +39,7 @@ from pyro_vae.runtime.json_schema import (
     MAX_BYTES,
     PLACE,
     TEXTS,
+    ListOf,
     Number,
     Record,
     Text,
@@ -49,10 +49,9 @@ from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
 
 SHOWN = 100  # images in a picture
-STEPS = 11  # images along a traversed latent
-MANIFOLD = 20  # images along each side of a two-dimensional manifold
 
-
+# Where the data of a run are, recorded by the command line.
+_SOURCE = Record({"data": Text(), "sha256": ListOf(Text()), "options": Record()})
 _SCORES = {f"test_{name}{end}": Number() for name in DESCRIPTIONS for end in ("", "_se")}
 _METRICS = Record(
     {"dataset": Text(), "binarization": Text(), "seed": Number(0, 2**64, integer=True)},
@@ -63,6 +62,7 @@ _METRICS = Record(
         "best_epoch": COUNT,
         "versions": TEXTS,
         "history": HISTORY,
+        "source": _SOURCE,
     },
 )
 
@@ -81,11 +81,11 @@ def report(
 
     The folder contains `metrics.json`, a model card (`model_card.md`), the model (`model/`),
     samples of the posterior of some test data for ArviZ (`posterior.nc`) and the figures
-    `learning_curve.png` and `latents.png`. For image data it also contains `samples.png`,
-    `reconstructions.png`, and `manifold.png` for two latents (Kingma & Welling 2013, Figure 4) or
-    `traversals.png` otherwise. Several processes (`torchrun`) share the scores, and the first one
-    writes. Results of another run in the folder
-    are moved to `results-before`.
+    `learning_curve.png` and `latents.png`. Images add `samples.png`, `reconstructions.png`, and
+    `manifold.png` for two latents (Kingma & Welling 2013, Figure 4) or `traversals.png` otherwise.
+    Tables and arrays add `columns.png` and `dependence.png`, and `imputation.png` if values are
+    missing; counts add `counts.png`. Several processes (`torchrun`) share the scores, and the first
+    one writes. Results of another run in the folder are moved to `results-before`.
 
     Args:
         vae: Trained VAE.
@@ -117,8 +117,9 @@ def report(
         >>> fit = pv.fit(vae, x, epochs=1, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     scores = pv.report(vae, fit, x, folder, num_samples=5)
-        ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
-        ['latents.png', 'learning_curve.png', 'metrics.json', 'model', 'model_card.md', ...]
+        ...     names = {path.name for path in pathlib.Path(folder).iterdir()}
+        >>> {"columns.png", "latents.png", "metrics.json", "model", "posterior.nc"} <= names
+        True
 
     See also: `evaluate`, `fit`, `load`.
     """
@@ -135,14 +136,16 @@ def report(
         seed=seed,
     )
     with torch.no_grad(), unchanged(vae.model, vae.guide):
-        moments = _encoded(vae, test, seed)
+        means, scales = latent_moments(vae, test, seed)
     if not is_first():
         return scores
     for group in tree.subtree:
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
     with torch.no_grad(), unchanged(vae.model, vae.guide):
         torch.manual_seed(seed)
-        figures = _figures(vae, fit, test, shown, *moments)
+        title = f"{literal(test.name)}, binarization {test.binarization}, "
+        title += f"seed {fit.settings['seed']}"
+        figures = _figures(Subject(vae, test, shown, means, scales, title, seed), fit)
     # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
     files: dict[str, bytes | memoryview] = {POSTERIOR: tree.to_netcdf(engine="h5netcdf")}
     files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
@@ -212,54 +215,20 @@ def library_versions() -> dict[str, str]:
     return {names.get(name, name): version for name, version in found.items()}
 
 
-def _figures(
-    vae: VAE, fit: Fit, test: Dataset, shown: Tensor, means: Tensor, scales: Tensor
-) -> dict[str, Figure]:
-    title = f"{literal(test.name)}, binarization {test.binarization}, seed {fit.settings['seed']}"
-    figures = {"learning_curve": plots.learning_curve(fit.history, title)}
-    latent_dim = means.shape[1]
-    points, axis_labels = _plane(means)
-    figures["latents"] = plots.latent_map(
-        points,
-        test.labels,
-        f"{title}\nposterior means of the test data by class",
-        axis_labels,
-        test.class_names,
-    )
-    if len(test.event_shape) != 3:
-        return figures  # not image data
-    draws = vae.decode(vae.model.prior().sample((SHOWN,))).mean
-    figures["samples"] = plots.image_grid(
-        draws.cpu(), f"{title}\nE[x|z] for z drawn from the prior ({latent_dim} latents)"
-    )
-    figures["reconstructions"] = plots.reconstructions(
-        shown[:50].cpu(), vae.reconstruct(shown[:50]).cpu(), f"{title}\ntest data above E[x|z]"
-    )
-    if latent_dim == 2:
-        figures["manifold"] = _manifold(vae, title)
-    else:
-        figures["traversals"] = _traversals(vae, title, means, scales)
-    return figures
-
-
-def _encoded(vae: VAE, test: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
-
-    They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
-    """
-
-    def moments(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        q = vae.encode(batch[0])
-        try:
-            return {"mean": q.mean, "scale": q.stddev}
-        except NotImplementedError:
-            z = q.sample((100,))
-            return {"mean": z.mean(dim=0), "scale": z.std(dim=0)}
-
-    usual = data_per_chunk(test.event_shape, 1)
-    rows, _ = fitting(usual, 1, moments, test.batch(slice(4)))
-    found = map_chunks(test, moments, rows=rows, seed=seed)
-    return found["mean"], found["scale"]
+def _figures(subject: Subject, fit: Fit) -> dict[str, Figure]:
+    """Return the figures of all contents, and those of the content of the data."""
+    points, axis_labels = _plane(subject.means)
+    return {
+        "learning_curve": plots.learning_curve(fit.history, subject.title),
+        "latents": plots.latent_map(
+            points,
+            subject.test.labels,
+            f"{subject.title}\nposterior means of the test data by class",
+            axis_labels,
+            subject.test.class_names,
+        ),
+        **FIGURES[content_of(subject.test)](subject),
+    }
 
 
 def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
@@ -272,26 +241,3 @@ def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
     share = singular.square() / singular.square().sum()
     labels = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in (0, 1)]
     return (centred @ components[:2].T).cpu().numpy(), (labels[0], labels[1])
-
-
-def _manifold(vae: VAE, title: str) -> Figure:
-    """Decode a grid of N(0, I) quantiles (Kingma & Welling 2013, Figure 4)."""
-    quantiles = ndtri((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
-    z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
-    z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
-    images = vae.decode(z.to(device_of(vae))).mean
-    return plots.mosaic(images.cpu(), f"{title}\nE[x|z] over the quantiles of N(0, I)")
-
-
-def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
-    """Vary one latent at a time from -2.5 to 2.5, in descending order of KL."""
-    # KL(q(z_i|x) || N(0, 1))
-    kl = 0.5 * (means.square() + scales.square() - 1) - scales.log()
-    order = kl.mean(dim=0).argsort(descending=True)[:20]
-    values = torch.linspace(-2.5, 2.5, STEPS, device=means.device)
-    z = means[:1].expand(len(order), STEPS, -1).clone()
-    for row, latent in enumerate(order):
-        z[row, :, latent] = values
-    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
-    caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
-    return plots.mosaic(vae.decode(z.to(device_of(vae))).mean.cpu(), caption, labels)

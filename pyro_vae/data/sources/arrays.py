@@ -12,13 +12,11 @@ from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.sources import frames, tables
+from pyro_vae.data.sources import array_files, frames, tables
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
 
-ENDINGS = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".zarr")
 MAX_COLUMNS = 1000  # arrays of more columns are not described column by column
-IN_MEMORY = 2**30  # bytes of an array that is read at once
 
 
 class ArraySchema(Part):
@@ -57,13 +55,17 @@ class ArraySchema(Part):
         """Shape of one datum."""
         return self._event_shape
 
-    def read(self, source: object) -> Dataset:
+    def read(self, source: object, *, key: str | None = None) -> Dataset:
         """Return other data as a dataset of this schema.
+
+        Args:
+            source: Path of a file, a numpy array, a tensor, a dataset or a loader.
+            key: Name of the array, if the file has several.
 
         Raises:
             DataError: If a datum has another shape.
         """
-        data = _dataset(source, None)
+        data = _dataset(source, key)
         if data.event_shape != self.event_shape:
             raise DataError(
                 f"expected data of shape (num_data, {', '.join(map(str, self.event_shape))}), got "
@@ -106,7 +108,7 @@ def read(
     Raises:
         DataError: If the file is damaged, or has several arrays and `key` is None.
     """
-    value = _load(source, key) if isinstance(source, Path) else source
+    value = array_files.load(source, key) if isinstance(source, Path) else source
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     name = frames.name_of(source) if isinstance(source, Path) else "arrays"
@@ -129,7 +131,7 @@ def read(
 
 def _dataset(source: Any, key: str | None) -> Dataset:
     if isinstance(source, str | Path):
-        source = _load(Path(source), key)
+        source = array_files.load(Path(source), key)
     if isinstance(source, Dataset):
         return source
     value = source if is_stored(source) else as_tensor(source)
@@ -157,57 +159,9 @@ def _schema_of(data: Dataset) -> ArraySchema:
     )
 
 
-def _load(path: Path, key: str | None) -> Any:
-    kind = path.suffix.lower()
-    try:
-        if kind == ".npy":
-            large = path.stat().st_size > IN_MEMORY
-            return np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-        if kind == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return file[_key(path, list(file.files), key)]
-        if kind in (".pt", ".pth"):
-            return _tensor(path, torch.load(path, weights_only=True, map_location="cpu"), key)
-        if kind == ".zarr":
-            import zarr
-
-            opened = zarr.open(path, mode="r")
-            return opened if hasattr(opened, "shape") else opened[_key(path, [*opened], key)]
-        import h5py
-
-        file = h5py.File(path)
-        return file[_key(path, [name for name in file if hasattr(file[name], "shape")], key)]
-    except ImportError as error:
-        extra = "zarr" if kind == ".zarr" else "h5py"
-        raise DataError(
-            f"reading {path.name} needs {extra}: pip install 'pyro-vae[{extra}]'"
-        ) from error
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _tensor(path: Path, value: object, key: str | None) -> Tensor:
-    if isinstance(value, dict):
-        value = value[_key(path, [str(name) for name in value], key)]
-    if not isinstance(value, Tensor):
-        raise DataError(f"{path}: expected a tensor, got a {type(value).__name__}")
-    return value
-
-
-def _key(path: Path, names: list[str], key: str | None) -> str:
-    if key is None and len(names) == 1:
-        return names[0]
-    if key not in names:
-        given = f"key={key!r}" if key is not None else "no key="
-        raise DataError(f"{path} has the arrays {names}: expected the key of one, got {given}")
-    return key
-
-
 def _accepts(source: Path | object) -> bool:
     if isinstance(source, Path):
-        return source.suffix.lower() in ENDINGS
+        return source.suffix.lower() in array_files.ENDINGS
     return isinstance(source, np.ndarray | Tensor | Dataset) or is_stored(source)
 
 

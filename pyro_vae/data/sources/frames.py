@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.errors import DataError
-from pyro_vae.data.sources import text_files, texts
+from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.texts import Texts
 
 
@@ -57,20 +57,25 @@ def read(
     encoding: str = "utf-8",
     na: Sequence[str] = (),
     decimal: str = ".",
+    key: str | None = None,
 ) -> nw.DataFrame:
     """Return a table as a frame. Names of columns are text.
 
     Args:
-        source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions.
+        source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions
+            or the path of its file.
         separator: Separator of a text file; by default the most frequent of `SEPARATORS` in the
             first line.
         encoding: Encoding of a text file.
         na: Further texts that stand for missing values in a text file.
         decimal: Decimal point of the numbers in a text file.
+        key: Name of the array, if the file has several.
 
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
     """
+    if isinstance(source, str | os.PathLike) and Path(source).suffix in array_files.ENDINGS:
+        source = np.asarray(array_files.load(Path(source), key))
     if isinstance(source, str | os.PathLike):
         frame = _file(Path(source), separator, encoding, na, decimal)
     elif isinstance(source, np.ndarray):

@@ -12,184 +12,9 @@ from torch import Tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames, kinds
-from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
+from pyro_vae.data.sources.columns import SHOWN, Column
+from pyro_vae.data.sources.kinds import KINDS, Values
 from pyro_vae.part import Part
-
-SHOWN = 6  # levels in a description
-MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
-
-
-class Column(Part):
-    """A column of a table.
-
-    Args:
-        name: Name of the column.
-        kind: Kind, a key of `KINDS`.
-        type: Type of its values: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
-        levels: Sorted values of a binary column or a category; the one value of a constant.
-        shift: Mean of the observed numbers, on the scale of the kind (a logarithm for positive
-            numbers and counts).
-        unit: Their standard deviation on that scale; 1 if it is 0.
-        low: Smallest number in the data.
-        high: Largest number in the data.
-        missing: Share of missing values.
-        origin: First date, in ISO 8601 format. Dates are days since it.
-
-    Raises:
-        DataError: If the kind is unknown or does not apply to the type.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        type: str = "real",
-        levels: Sequence[Level] = (),
-        shift: float = 0.0,
-        unit: float = 1.0,
-        low: float = 0.0,
-        high: float = 0.0,
-        missing: float = 0.0,
-        origin: str = "",
-    ) -> None:
-        super().__init__()
-        if kind not in KINDS:
-            raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {[*KINDS]}")
-        if type not in KINDS[kind].accepts:
-            raise DataError(
-                f"column {name!r}: values of type {type} cannot be of kind {kind!r}; expected one "
-                f"of {[known.name for known in KINDS.values() if type in known.accepts]}"
-            )
-        if KINDS[kind].has_levels and len(levels) not in KINDS[kind].num_levels:
-            allowed = KINDS[kind].num_levels
-            count = f"{'exactly' if len(allowed) == 1 else 'at least'} {allowed.start}"
-            raise DataError(
-                f"column {name!r}: a column of kind {kind!r} has {count} different values, got "
-                f"{len(levels)}"
-            )
-        self.name, self.kind, self.values_type = name, kind, type
-        self.levels, self.origin, self.missing = list(levels), origin, missing
-        self.shift, self.unit, self.low, self.high = shift, unit, low, high
-
-    @property
-    def rule(self) -> Kind:
-        """The kind of the column, with its rules."""
-        return KINDS[self.kind]
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels of a binary column or a category, otherwise 0."""
-        return len(self.levels) if self.rule.has_levels else 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the values are numbers between 0 and 1 without 0 and 1."""
-        return self.kind == "proportion" and self.low > 0 and self.high < 1
-
-    def numbers(self, series: nw.Series) -> np.ndarray:
-        """Return the values of a column as numbers in float32, NaN for missing ones.
-
-        Raises:
-            DataError: If a value is not of this column's kind; the message has its row.
-
-        Warns:
-            DataWarning: If numbers change by their conversion to float32.
-        """
-        values, x = self.checked_values(series)
-        if not self.rule.has_levels:
-            self._say_rounding(values[~np.isnan(x)], x[~np.isnan(x)])
-        return x
-
-    def checked_values(self, series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of a column in float64 and in float32, as `numbers`.
-
-        Raises:
-            DataError: If a value is not of this column's kind; the message has its row.
-        """
-        given, missing = frames.values_of(series, self.values_type)
-        if self.rule.has_levels:
-            codes = self._codes(given, missing)
-            return codes, codes.astype(np.float32)
-        values = kinds.days(given, self.origin) if self.kind == "date" else given
-        with np.errstate(over="ignore"):
-            x = values.astype(np.float32)
-        valid = missing | (self.rule.valid(values) & self.rule.valid(x))
-        if self.is_open:
-            valid &= missing | ((x > 0) & (x < 1))
-        self._check(~valid, given, f"expected {self._expected}")
-        return values, x
-
-    @property
-    def _expected(self) -> str:
-        if self.is_open:
-            return "numbers between 0 and 1, without 0 and 1, as in the data of the schema"
-        return self.rule.expected
-
-    def _say_rounding(self, values: np.ndarray, x: np.ndarray) -> None:
-        if not len(values):
-            return
-        change = np.abs(self.rule.scale(x.astype(np.float64)) - self.rule.scale(values)).max()
-        largest = np.abs(x - values).max()
-        is_whole = self.values_type == "integer"
-        if change > MAX_ROUNDING * self.unit or (is_whole and largest > 0):
-            warnings.warn(
-                f"column {self.name!r}: values change by up to {largest:.2g} by the conversion to "
-                f"float32, for a standard deviation of {self.unit:.2g}"
-                f"{' of the logarithm' * (self.rule.scale is not kinds.identity)}. Subtract an "
-                "origin from the column, such as its first value, or convert timestamps to dates",
-                DataWarning,
-                stacklevel=2,
-            )
-
-    def _codes(self, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        import pandas as pd
-
-        codes = pd.Index(np.array(self.levels, dtype=values.dtype)).get_indexer(values)
-        known = f"the levels {', '.join(map(repr, self.levels[:SHOWN]))}"
-        more = len(self.levels) - SHOWN
-        self._check(
-            ~missing & (codes < 0),
-            values,
-            f"expected {known}{f' and {more} more' * (more > 0)}",
-        )
-        return np.where(missing, np.nan, codes)
-
-    def _check(self, invalid: np.ndarray, values: np.ndarray, expected: str) -> None:
-        if invalid.any():
-            row = int(invalid.argmax())
-            raise DataError(
-                f"column {self.name!r}, row {row}: {expected}, got {_plain(values[row])!r} "
-                f"({int(invalid.sum())} such values). Rows are counted from 0, without the header"
-            )
-
-    def restored(self, numbers: np.ndarray) -> np.ndarray:
-        """Return numbers of the model as values of the column, None for NaN."""
-        missing = np.isnan(numbers)
-        if self.kind == "date":
-            return kinds.dates(numbers, self.origin)
-        filled = np.where(missing, 0, numbers)
-        found: np.ndarray = filled
-        if self.rule.has_levels:
-            levels = np.array(self.levels, dtype=object if self.values_type == "text" else None)
-            found = levels[filled.round().clip(0, len(levels) - 1).astype(np.int64)]
-        elif self.values_type == "integer":
-            found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
-        elif self.values_type == "boolean":
-            found = filled > 0.5
-        if self.kind == "proportion":
-            found = filled.clip(0, 1)
-        if self.kind == "count":
-            found = filled = filled.round()
-        if self.values_type == "real":
-            return np.where(missing, np.nan, found)
-        if missing.any():
-            found = found.astype(object)
-            found[missing] = None
-        return found
-
-
-def _plain(value: Any) -> object:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 class TableSchema(Part):
@@ -199,6 +24,8 @@ class TableSchema(Part):
 
     Args:
         columns: The columns, including those that are left out.
+        labels: Name of a column of classes that is not among `columns`, or None.
+        class_names: Sorted values of that column, in the order of the labels.
 
     Raises:
         DataError: If no column is modelled.
@@ -220,9 +47,15 @@ class TableSchema(Part):
 
     content: ClassVar[str] = "table"
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        labels: str | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.columns = list(columns)
+        self.labels, self.class_names = labels, tuple(class_names)
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
             left_out = ", ".join(f"{column.name!r}: {column.kind}" for column in self.columns[:10])
@@ -245,17 +78,18 @@ class TableSchema(Part):
         """Return the names of the columns that are modelled."""
         return tuple(column.name for column in self.modelled)
 
-    def read(self, source: object) -> Dataset:
+    def read(self, source: object, **options: Any) -> Dataset:
         """Return a table as a dataset of this schema.
 
         Args:
             source: Path of a file, a frame, or a numpy array with these columns in order.
+            options: Options of `frames.read`, such as the separator of a text file.
 
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
         with frames.errors_of(source):
-            return self._read(frames.read(source), source)
+            return self._read(frames.read(source, **options), source)
 
     def _read(self, table: nw.DataFrame, source: object) -> Dataset:
         frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))
@@ -267,7 +101,24 @@ class TableSchema(Part):
                 "data of the model had no missing values. Fill it, or train on data with missing "
                 "values"
             )
-        return Dataset(torch.from_numpy(x), name=frames.name_of(source), schema=self)
+        labels = self._classes(frame)
+        return Dataset(
+            torch.from_numpy(x),
+            labels,
+            name=frames.name_of(source),
+            schema=self,
+            class_names=() if labels is None else self.class_names,
+        )
+
+    def _classes(self, frame: nw.DataFrame) -> Tensor | None:
+        """Return the classes of rows; None if the table has none, or a class that is not known."""
+        if self.labels is None or self.labels not in frame.columns:
+            return None
+        texts, _ = frames.values_of(frame[self.labels], "text")
+        number = {name: i for i, name in enumerate(self.class_names)}
+        if not {*texts} <= number.keys():
+            return None
+        return torch.tensor([number[text] for text in texts])
 
     def _checked_names(self, frame: nw.DataFrame, is_array: bool) -> nw.DataFrame:
         known = [column.name for column in self.columns]
@@ -279,7 +130,7 @@ class TableSchema(Part):
                 f"{', '.join(map(repr, self.names()[:10]))}, got "
                 f"{', '.join(map(repr, frame.columns[:10]))}"
             )
-        if new := [name for name in frame.columns if name not in known]:
+        if new := [name for name in frame.columns if name not in [*known, self.labels]]:
             warnings.warn(
                 f"columns that are not in the schema are ignored: {', '.join(map(repr, new[:10]))}",
                 DataWarning,
@@ -369,12 +220,15 @@ def _shown(column: Column) -> str:
     return f"{column.low:.4g} to {column.high:.4g}" if column.rule.in_model else ""
 
 
-def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> TableSchema:
+def schema_of(
+    frame: nw.DataFrame, given: Mapping[str, str] | None = None, labels: str | None = None
+) -> TableSchema:
     """Find the kind of each column by the rules of `kinds`.
 
     Args:
         frame: The table.
         given: Kinds of columns by name, which override the rules.
+        labels: Name of a column of classes, which is not modelled.
 
     Raises:
         DataError: If a name is unknown, a kind does not apply, or no column is modelled.
@@ -389,7 +243,13 @@ def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> Ta
             f"the table has no column {unknown[0]!r}; its columns are "
             f"{', '.join(map(repr, frame.columns[:20]))}"
         )
-    return TableSchema([_column(frame[name], given.get(name)) for name in frame.columns])
+    class_names: list[str] = []
+    if labels is not None:
+        if labels not in frame.columns:
+            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
+        class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
+    columns = [_column(frame[name], given.get(name)) for name in frame.columns if name != labels]
+    return TableSchema(columns, labels, class_names)
 
 
 def _column(series: nw.Series, kind: str | None) -> Column:
@@ -407,6 +267,11 @@ def _column(series: nw.Series, kind: str | None) -> Column:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
         levels = kinds.levels_of(observed) if kind_type != "date" else []
+        if rule.name == "binary" and len(levels) != 2:
+            raise DataError(
+                f"column {name!r} has {len(levels)} different values; expected two for the kind "
+                "'binary'. The kind 'category' takes any number of levels"
+            )
         return Column(name, rule.name, kind_type, levels, missing=share)
     if not rule.in_model:
         return Column(name, rule.name, kind_type, missing=share)

@@ -1,11 +1,9 @@
 """Read tables: CSV, TSV, Parquet and Feather files, and frames."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import narwhals as nw
-import torch
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
@@ -42,7 +40,7 @@ def read(
         labels: Name of a column of classes, which is not modelled and colours pictures.
         separator: Separator of a text file, see `frames.read`.
         encoding: Encoding of a text file.
-        na: Further texts that stand for missing values in a text file.
+        na: Further texts that are read as missing in a text file.
         decimal: Decimal point of the numbers in a text file.
 
     Raises:
@@ -50,29 +48,12 @@ def read(
     """
     with frames.errors_of(source):
         frame = frames.read(source, separator, encoding, na, decimal)
-        return _dataset(frame, source, schema, columns, labels)
-
-
-def _dataset(
-    frame: nw.DataFrame,
-    source: object,
-    schema: TableSchema | None,
-    columns: Mapping[str, str] | None,
-    labels: str | None,
-) -> Dataset:
-    classes = None
-    if labels is not None:
-        if labels not in frame.columns:
-            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
-        texts, _ = frames.values_of(frame[labels], "text")
-        classes = torch.tensor([sorted({*texts}).index(text) for text in texts])
-        frame = frame.drop(labels)
-    if schema is None:
-        schema = schema_of(frame, columns)
-    elif columns:
-        raise DataError("expected columns= or schema=, got both: edit the kinds in the schema")
-    data = schema.read(frame.to_native())
-    return Dataset(data.values, classes, name=frames.name_of(source), schema=schema)
+        if schema is None:
+            schema = schema_of(frame, columns, labels)
+        elif columns or labels:
+            raise DataError("expected columns= and labels=, or schema=, got both: edit the schema")
+        data = schema.read(frame.to_native())
+        return dataclasses.replace(data, name=frames.name_of(source))
 
 
 READER = Reader(

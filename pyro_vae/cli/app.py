@@ -1,0 +1,62 @@
+"""The application: its commands, and how errors and warnings are printed."""
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from typer import Option
+
+import pyro_vae as pv
+from pyro_vae.cli import training, using
+
+app = typer.Typer(
+    help="Variational autoencoders on Pyro: describe data, train, evaluate, inspect, use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    training.describe,
+    training.train,
+    using.evaluate,
+    using.inspect,
+    using.compare,
+    using.encode,
+    using.score,
+    using.impute,
+    using.sample,
+):
+    app.command()(command)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(pv.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        Option("--version", help="Print the version and exit", callback=_print_version,
+               is_eager=True),
+    ] = False,
+) -> None:  # fmt: skip
+    pass
+
+
+def main() -> None:
+    """Run the command; print expected errors and warnings as sentences, without a traceback."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app()
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError | MemoryError | pv.TrainingError):
+                raise
+            sys.exit(f"error: {error}")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,152 @@
+"""Options that several commands have, and output to the terminal."""
+
+import importlib.util
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+import pyro_vae as pv
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Dataset
+
+DataRoot = Annotated[
+    Path | None,
+    Option(help="Folder that contains the dataset [default: $PYRO_VAE_DATA or a cache folder]"),
+]
+Run = Annotated[Path, Argument(help="Folder of a training run")]
+OtherData = Annotated[
+    str | None, Argument(help="File or folder to use [default: the test rows of the run]")
+]
+Data = Annotated[str, Argument(help="File or folder, or the name of a dataset (its test data)")]
+Seed = Annotated[int, Option(help="Random seed")]
+Device = Annotated[str, Option(help="torch device, such as cpu or cuda")]
+NumSamples = Annotated[int, Option(help="K, the number of importance samples for log p(x)")]
+Refine = Annotated[bool, Option("--refine", help="Correct the posterior of each datum first")]
+Module = Annotated[
+    Path | None, Option(help="Python file that defines parts of the model; it is executed")
+]
+Columns = Annotated[
+    list[str],
+    Option("--column", "--columns", help="Kind of a column, as in age=real; may be repeated"),
+]
+Labels = Annotated[
+    str | None, Option(help="Column of classes, which is not modelled and colours figures")
+]
+Size = Annotated[str | None, Option(help="Size of images, as in 64 or 48x64 (height x width)")]
+Key = Annotated[str | None, Option(help="Name of an array in the file")]
+SchemaFile = Annotated[
+    Path | None, Option(help="schema.json of `describe --out` or of a run, with edited kinds")
+]
+Reading = Annotated[
+    list[str],
+    Option("--option", help="Option of the reader, as in encoding=latin-1; may be repeated"),
+]
+
+
+def print_first(message: object) -> None:
+    """Print in the first process only."""
+    from rich.console import Console
+
+    Console(quiet=not pv.distributed.is_first(), highlight=False).print(message, markup=False)
+
+
+def print_schema(data: "Dataset") -> None:
+    """Print the description of data."""
+    from rich.table import Table
+
+    shape = " x ".join(map(str, data.event_shape))
+    title = f"{data.name}: {len(data):,} data of shape {shape or 'one number'}"
+    if data.schema is None:
+        print_first(title)
+        return
+    rows, shown = data.schema.rows(), 100
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[:shown]:
+        table.add_row(*row.values())
+    print_first(table)
+    if len(rows) > shown:
+        print_first(f"... and {len(rows) - shown:,} more rows")
+
+
+def pairs_of(values: list[str], option: str) -> dict[str, str]:
+    """Return options of the form NAME=VALUE as a dictionary.
+
+    Raises:
+        ValueError: If a value has another form.
+    """
+    if wrong := [value for value in values if "=" not in value]:
+        raise ValueError(f"{option} {wrong[0]}: expected NAME=VALUE")
+    return dict(value.rsplit("=", 1) for value in values)
+
+
+def configured(context: typer.Context, path: Path | None) -> Path | None:
+    """Read the values of options from a file. Options of the command line replace them.
+
+    Raises:
+        ValueError: If the file cannot be read, or has the name of no option.
+    """
+    if path is None:
+        return None
+    values = _read_config(path)
+    known = {parameter.name for parameter in context.command.params}
+    named = {name.replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(named.keys() - known):
+        raise ValueError(
+            f"{path}: unknown option {unknown[0]!r}; expected some of {sorted(filter(None, known))}"
+        )
+    context.default_map = {**(context.default_map or {}), **named}
+    return path
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            values = yaml.safe_load(text)
+        elif path.suffix == ".json":
+            values = json.loads(text)
+        else:
+            values = tomllib.loads(text)
+    except ImportError as error:
+        raise ValueError(
+            f"reading {path.name} needs PyYAML: pip install 'pyro-vae[config]', or write "
+            "it as .toml"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected options by name, got a {type(values).__name__}")
+    return values
+
+
+def imported(path: Path | None) -> ModuleType | None:
+    """Execute a Python file as a module, so that it can define parts and saved ones can be loaded.
+
+    Raises:
+        ValueError: If the file does not exist or fails.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ValueError(f"--module {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--module {path}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"--module {path} fails: {type(error).__name__}: {error}") from error
+    return module

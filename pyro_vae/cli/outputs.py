@@ -1,0 +1,174 @@
+"""Write the results of commands, atomically: tables, arrays, AnnData."""
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.runtime.files import writable_folder, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyro_vae.data import Dataset
+
+TABLES = (".csv", ".tsv", ".parquet", ".feather")
+
+
+def check(path: Path, endings: Sequence[str]) -> None:
+    """Check that a file can be written, before any work.
+
+    Raises:
+        ValueError: If its ending is not one of `endings`.
+        CheckpointError: If its folder is not writable.
+    """
+    if path.suffix not in endings:
+        raise ValueError(f"--out {path}: expected a file that ends in one of {', '.join(endings)}")
+    writable_folder(path.parent, [path.name])
+
+
+def row_columns(rows: "Dataset") -> dict[str, Any]:
+    """Return the number of each row, counted from 0, and its class if there is one."""
+    columns: dict[str, Any] = {"row": range(len(rows))}
+    if rows.labels is not None:
+        names = getattr(rows.schema, "class_names", ()) or range(int(rows.labels.max()) + 1)
+        columns["class"] = [names[int(label)] for label in rows.labels]
+    return columns
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns as a table."""
+    import pandas as pd
+
+    write_frame(path, pd.DataFrame(dict(columns)))
+
+
+def write_frame(path: Path, frame: Any) -> None:
+    """Write a pandas frame as CSV, TSV, Parquet or Feather."""
+    file = io.BytesIO()
+    try:
+        if path.suffix == ".parquet":
+            frame.to_parquet(file, index=False)
+        elif path.suffix == ".feather":
+            frame.to_feather(file)
+        else:
+            frame.to_csv(file, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    except ImportError as error:
+        raise ValueError(
+            f"writing {path.name} needs pyarrow: pip install 'pyro-vae[tables]'"
+        ) from error
+    write_file(path, file.getvalue())
+
+
+def write_array(path: Path, x: Any) -> None:
+    """Write an array as `.npy`."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.save(file, np.asarray(x))
+    write_file(path, file.getvalue())
+
+
+def write_samples(path: Path, schema: Any, x: "Tensor") -> None:
+    """Write samples of a model in the form of its data."""
+    import numpy as np
+
+    restored = x if schema is None else schema.restore(x)
+    if path.suffix == ".npy":
+        write_array(path, restored)
+        return
+    check(path, (*TABLES, ".npy"))
+    if getattr(schema, "content", None) == "table":
+        write_frame(path, restored)
+        return
+    if hasattr(restored, "todense"):
+        restored = restored.todense()
+    values = np.asarray(restored).reshape(len(x), -1)
+    names = list(schema.names()) if schema is not None and x.dim() == 2 else []
+    names = names or [f"x{i}" for i in range(values.shape[1])]
+    write_table(path, dict(zip(names, values.T, strict=True)))
+
+
+def write_completed(
+    path: Path,
+    source: str,
+    options: Mapping[str, Any],
+    rows: "Dataset",
+    tables: Sequence["Tensor"],
+) -> None:
+    """Write a table with its missing values filled. Observed values are those of the source.
+
+    Args:
+        path: File to write.
+        source: Path of the table with missing values.
+        options: Options with which it is read.
+        rows: Its rows.
+        tables: Completed rows; several are written below each other, with a column `draw`.
+    """
+    import pandas as pd
+
+    original, schema = schema_frame(source, options), rows.schema
+    missing = rows[:].isnan().numpy()
+    completed = []
+    for number, values in enumerate(tables):
+        frame, restored = original.copy(), schema.restore(values)
+        for i, name in enumerate(schema.names()):
+            if missing[:, i].any():
+                filled = frame[name].astype(object).where(~missing[:, i], restored[name])
+                frame[name] = filled.infer_objects()
+        if len(tables) > 1:
+            frame.insert(0, "draw", number)
+        completed.append(frame)
+    write_frame(path, pd.concat(completed, ignore_index=True))
+
+
+def schema_frame(source: str, options: Mapping[str, Any]) -> Any:
+    """Return the table in a file as a pandas frame."""
+    from pyro_vae.data.sources import frames
+
+    known = {k: v for k, v in options.items() if k in ("separator", "encoding", "na", "key")}
+    return frames.read(source, **known).to_native()
+
+
+def write_intervals(
+    path: Path, rows: "Dataset", missing: "Tensor", found: Mapping[str, "Tensor"]
+) -> None:
+    """Write one row for each imputed value: its row, column, value and intervals."""
+    schema = rows.schema
+    names = schema.names()
+    ends = ("value", "low_50", "high_50", "low_90", "high_90")
+    if schema.content == "table":
+        restored = {end: schema.restore(found[end]) for end in ends}
+        value = lambda end, row, i: restored[end][names[i]].iloc[row]  # noqa: E731
+    else:
+        value = lambda end, row, i: float(found[end][row, i])  # noqa: E731
+    places = [(int(row), int(i)) for row, i in missing.nonzero()]
+    columns: dict[str, Any] = {
+        "row": [row for row, _ in places],
+        "column": [names[i] for _, i in places],
+        **{end: [value(end, row, i) for row, i in places] for end in ends},
+        "share": [float(found["share"][row, i]) for row, i in places],
+    }
+    write_table(path, {k: v if k == "row" else list(map(_plain, v)) for k, v in columns.items()})
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None or value != value else value
+
+
+def write_anndata(
+    path: Path, source: str, arrays: Mapping[str, Any], log_p: Any, khat: Any
+) -> None:
+    """Write a copy of an `.h5ad` file with arrays in `.obsm`, and log p(x) and k-hat in `.obs`."""
+    if not source.endswith(".h5ad"):
+        raise ValueError(f"--out {path}: .h5ad needs data in this format, got {source}")
+    import anndata
+
+    annotated = anndata.read_h5ad(source)
+    for name, values in arrays.items():
+        annotated.obsm[name] = values
+    annotated.obs["log_p"], annotated.obs["khat"] = log_p, khat
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        annotated.write_h5ad(Path(folder) / path.name)
+        (Path(folder) / path.name).replace(path)

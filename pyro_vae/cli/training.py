@@ -1,0 +1,244 @@
+"""The commands `describe` and `train`."""
+
+import functools
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+import pyro_vae as pv
+from pyro_vae.cli.options import (
+    Columns,
+    DataRoot,
+    Device,
+    Key,
+    Labels,
+    Module,
+    NumSamples,
+    Reading,
+    SchemaFile,
+    Seed,
+    Size,
+    configured,
+    imported,
+    print_first,
+    print_schema,
+)
+from pyro_vae.cli.sources import SCHEMA, Source, options_of, schema_json
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Dataset
+    from pyro_vae.models.vae import VAE
+
+EPOCHS = 18  # of datasets by name, and the fewest of other data
+STEPS, MAX_EPOCHS = 3000, 300  # of other data: about this number of steps, at most these epochs
+MANY = 20_000  # rows of other data from which minibatches are larger
+PAGE_DATA = 200  # test data that the page of `train` diagnoses
+PAGE = "page.html"
+OBJECTIVES = ("elbo", "importance-weighted", "sticking-the-landing")
+
+
+def describe(
+    data: Annotated[str, Argument(help="File or folder, or the name of a dataset")],
+    column: Columns = [],  # noqa: B006
+    labels: Labels = None,
+    size: Size = None,
+    key: Key = None,
+    schema: SchemaFile = None,
+    option: Reading = [],  # noqa: B006
+    data_root: DataRoot = None,
+    out: Annotated[
+        Path | None, Option(help="File or folder for the schema, whose kinds can be edited")
+    ] = None,
+) -> None:
+    """Print the kinds and ranges of data, and the code of a VAE that suits them."""
+    options = options_of(column, labels, size, key, schema, option)
+    rows = Source(data, options, root=data_root).open()
+    print_schema(rows)
+    if rows.schema is not None and out is not None:
+        from pyro_vae.runtime.files import writable_folder, write_json
+
+        path = out if out.suffix == ".json" else out / SCHEMA
+        writable_folder(path.parent)
+        write_json(path, schema_json(rows.schema))
+        print_first(f"Wrote the schema to {path}; train --schema {path} uses its kinds")
+    pv.suggest(rows)
+
+
+def train(
+    source: Annotated[
+        str | None,
+        Argument(metavar="DATA", help="File or folder, or a name: mnist, fashion-mnist, frey, "
+                 "mnist-5k [default: mnist]"),
+    ] = None,
+    data: Annotated[str | None, Option(help="The same as the argument DATA")] = None,
+    config: Annotated[
+        Path | None,
+        Option(help="File with values of options, .toml, .yaml or .json", is_eager=True,
+               callback=configured),
+    ] = None,
+    column: Columns = [],  # noqa: B006
+    labels: Labels = None,
+    size: Size = None,
+    key: Key = None,
+    schema: SchemaFile = None,
+    option: Reading = [],  # noqa: B006
+    test: Annotated[str | None, Option(help="Test data [default: a tenth of the rows]")] = None,
+    data_root: DataRoot = None,
+    binarize: Annotated[
+        str | None, Option(help="Binarization of pixels: dynamic, static, threshold or none")
+    ] = None,
+    likelihood: Annotated[
+        str | None, Option(help="Name of a likelihood, or of a function of --module")
+    ] = None,
+    prior: Annotated[
+        str, Option(help="Name of a prior, or of a function of --module")
+    ] = "standard-normal",
+    guide: Annotated[
+        str, Option(help="Name of a guide, or of a function of --module")
+    ] = "diagonal-normal",
+    module: Module = None,
+    objective: Annotated[str, Option(help=f"Objective: {', '.join(OBJECTIVES)}")] = "elbo",
+    particles: Annotated[int | None, Option(help="Number of samples in the objective")] = None,
+    epochs: Annotated[
+        int | None, Option(help="Number of passes over the training data [default: by their size]")
+    ] = None,
+    latent_dim: Annotated[
+        int | None, Option(help="Dimension of the latent space [default: by the data, at most 20]")
+    ] = None,
+    hidden: Annotated[
+        list[int] | None, Option(help="Number of hidden units; repeat the option for more layers")
+    ] = None,
+    conv: Annotated[
+        bool | None, Option("--conv/--no-conv", help="Whether networks are convolutional")
+    ] = None,
+    batch_size: Annotated[
+        int | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
+    ] = None,
+    learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
+    patience: Annotated[
+        int | None,
+        Option(help="Stop after this number of epochs without a better validation ELBO"),
+    ] = None,
+    num_samples: NumSamples = 500,
+    seed: Seed = 0,
+    resume: Annotated[bool, Option(help="Continue from the latest checkpoint in --out")] = False,
+    device: Device = "cpu",
+    page: Annotated[
+        bool, Option("--page/--no-page", help="Whether to diagnose the posterior and write a page")
+    ] = True,
+    out: Annotated[Path, Option(help="Output folder")] = Path("runs/train"),
+) -> None:  # fmt: skip
+    """Train a VAE that suits the data; write its scores, figures and page to a folder."""
+    import torch
+    from torch.optim.lr_scheduler import OneCycleLR
+
+    from pyro_vae.runtime.files import write_json
+
+    if source and data and source != data:
+        raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
+    options = options_of(column, labels, size, key, schema, option)
+    origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
+    training, validation, held_out = origin.split()
+    if batch_size is None:
+        many = not origin.is_named and len(training) > MANY
+        batch_size = 512 if many else 128
+    if training.schema is not None:
+        print_schema(training)
+    torch.manual_seed(seed)
+    vae = _built(
+        training,
+        imported(module),
+        latent_dim=latent_dim,
+        hidden=hidden or None,
+        conv=conv,
+        likelihood=likelihood,
+        prior=prior,
+        guide=guide,
+    )
+    fit = pv.fit(
+        vae,
+        training,
+        validation=validation,
+        objective=_objective(objective, particles),
+        epochs=epochs or _epochs(origin, len(training), batch_size),
+        batch_size=batch_size,
+        optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, fused=True),
+        schedule=lambda optimizer, steps: OneCycleLR(optimizer, learning_rate, total_steps=steps),
+        patience=patience,
+        seed=seed,
+        device=device,
+        out=out,
+        resume=resume,
+    )
+    fit.settings["source"] = origin.record()
+    scores = pv.report(vae, fit, held_out, out, num_samples=num_samples, seed=seed)
+    if training.schema is not None:
+        pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(training.schema)))
+    print_first(scores)
+    print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
+    if page and scores is not None:
+        write_page(out, out / PAGE, vae, held_out.spread(PAGE_DATA), min(num_samples, 500), seed)
+
+
+def write_page(
+    run: Path,
+    path: Path | None,
+    vae: Any,
+    x: Any,
+    num_samples: int,
+    seed: int,
+    *,
+    refine: bool = False,
+) -> None:
+    """Diagnose a run, print and write its trust card, and write the page of the run to a path."""
+    from pyro_vae.reporting import model_card
+    from pyro_vae.reporting.html_page import write
+    from pyro_vae.reporting.run_report import read_metrics
+
+    card = pv.diagnose(vae, x, num_samples=num_samples, refine=refine, seed=seed)
+    print_first(card)
+    pv.distributed.from_first(lambda: card.save(run / "trust.json"))
+    print_first(f"Wrote the trust card to {run / 'trust.json'}")
+    metrics = read_metrics(run)
+    pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
+    if path is not None:
+        write(path, run, metrics, vae, x, card)
+        print_first(f"Wrote the page to {path}")
+
+
+def _built(data: "Dataset", module: ModuleType | None, **arguments: Any) -> "VAE":
+    """Return the VAE of a user's module, or a suggested one, with parts of the module by name."""
+    if module is not None and hasattr(module, "vae"):
+        vae = module.vae(data)
+        if not isinstance(vae, pv.VAE):
+            raise ValueError(
+                f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE"
+            )
+        vae.schema = vae.schema or data.schema
+        return vae
+    for name in ("likelihood", "prior", "guide"):
+        arguments[name] = getattr(module, str(arguments[name]), arguments[name])
+    return pv.suggest(data, show=pv.distributed.is_first(), **arguments)
+
+
+def _objective(name: str, particles: int | None) -> Any:
+    """Return an objective by name; None for the ELBO with one sample, the default of `fit`."""
+    from pyro.infer import Trace_ELBO
+
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}; expected one of {', '.join(OBJECTIVES)}")
+    if name == "importance-weighted":
+        return pv.objectives.ImportanceWeighted(particles or 5)
+    if name == "sticking-the-landing":
+        return pv.objectives.StickingTheLanding(particles or 1)
+    several = particles is not None and particles > 1
+    return Trace_ELBO(particles, vectorize_particles=True) if several else None
+
+
+def _epochs(source: Source, num_data: int, batch_size: int) -> int:
+    if source.is_named:
+        return EPOCHS
+    return min(MAX_EPOCHS, max(EPOCHS, STEPS // math.ceil(num_data / batch_size)))

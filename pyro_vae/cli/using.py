@@ -1,0 +1,288 @@
+"""The commands that use trained runs."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import Argument, Option
+
+import pyro_vae as pv
+from pyro_vae.cli import outputs
+from pyro_vae.cli.options import (
+    Data,
+    DataRoot,
+    Device,
+    Module,
+    NumSamples,
+    OtherData,
+    Refine,
+    Run,
+    Seed,
+    imported,
+    print_first,
+)
+from pyro_vae.cli.sources import Source, data_of
+from pyro_vae.cli.training import write_page
+
+if TYPE_CHECKING:
+    from pyro_vae.runtime.files import JSONObject
+
+
+def evaluate(
+    run: Run,
+    data: OtherData = None,
+    data_root: DataRoot = None,
+    num_samples: NumSamples = 5000,
+    refine: Refine = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Print the ELBO and log p(x) of a run's test data, with standard errors."""
+    vae, metrics = _open(run, device, module)
+    test = data_of(vae, metrics, data, data_root)
+    proposal: Literal["refined", "guide"] = "refined" if refine else "guide"
+    print_first(pv.evaluate(vae, test, num_samples=num_samples, proposal=proposal, seed=seed))
+
+
+def inspect(
+    run: Run,
+    data: OtherData = None,
+    html: Annotated[
+        Path | None, Option(help="HTML page to write: trust card, figures, scores")
+    ] = None,
+    data_root: DataRoot = None,
+    num_data: Annotated[int, Option(help="Number of test data to diagnose")] = 1000,
+    num_samples: Annotated[int, Option(help="K, the number of samples per datum")] = 500,
+    refine: Refine = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Diagnose a run's posterior and print its trust card; with --html, also write a page."""
+    from pyro_vae.arguments import Whole
+    from pyro_vae.runtime.files import writable_folder
+
+    Whole(2)("num_data", num_data)
+    Whole(1)("num_samples", num_samples)
+    vae, metrics = _open(run, device, module)
+    if html is not None and html.is_dir():
+        raise ValueError(f"--html={html} is a folder; expected the path of a file")
+    writable_folder(run, ["trust.json", "model_card.md"])
+    writable_folder(run if html is None else html.parent)
+    x = data_of(vae, metrics, data, data_root).spread(num_data)
+    write_page(run, html, vae, x, num_samples, seed, refine=refine)
+
+
+def compare(
+    runs: Annotated[list[Path], Argument(help="Folders of training runs on the same data")],
+    data: Annotated[str | None, Option(help="Data to use instead of the runs' test rows")] = None,
+    data_root: DataRoot = None,
+    num_samples: NumSamples = 500,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Compare log p(x) of runs on the same test rows, by paired differences."""
+    from pyro_vae.reporting import comparison
+
+    if len({*runs}) < 2:
+        raise ValueError("expected at least two runs")
+    models = {}
+    for run in runs:
+        vae, metrics = _open(run, device, module)
+        models[str(run)] = (vae, data_of(vae, metrics, data, data_root))
+    print_first(comparison.compare(models, num_samples=num_samples, seed=seed))
+
+
+def encode(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, Option(help="File to write: .csv, .parquet, .feather or .h5ad")],
+    data_root: DataRoot = None,
+    num_samples: NumSamples = 500,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Write mean and standard deviation of q(z|x), log p(x) and k-hat of each row."""
+    from pyro_vae.reporting.rows import latent_moments
+
+    outputs.check(out, (*outputs.TABLES, ".h5ad"))
+    vae, metrics = _open(run, device, module)
+    rows = data_of(vae, metrics, data, data_root)
+    means, scales = (v.cpu().numpy() for v in latent_moments(vae, rows.to(device), seed))
+    scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
+    if out.suffix == ".h5ad":
+        found = {"X_vae": means, "X_vae_sd": scales}
+        outputs.write_anndata(out, data, found, scores.log_likelihood, scores.khat)
+    else:
+        columns = outputs.row_columns(rows)
+        for i in range(means.shape[1]):
+            columns |= {f"z{i}_mean": means[:, i], f"z{i}_sd": scales[:, i]}
+        columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
+        outputs.write_table(out, columns)
+    print_first(f"Wrote {len(rows):,} rows with {means.shape[1]} latents to {out}")
+
+
+def score(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, Option(help="File to write: .csv, .parquet or .feather")],
+    false_alarms: Annotated[
+        float, Option(help="Expected share of rows like the training data below the threshold")
+    ] = 0.05,
+    data_root: DataRoot = None,
+    num_samples: NumSamples = 500,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Write log p(x) and k-hat of each row, and the contribution E log p(x_c|z) of each column.
+
+    Rows with log p(x) below a threshold from the run's validation rows are marked.
+    """
+    from pyro_vae.reporting.rows import contributions
+
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"--false-alarms {false_alarms}: expected a share between 0 and 1")
+    outputs.check(out, outputs.TABLES)
+    vae, metrics = _open(run, device, module)
+    rows = data_of(vae, metrics, data, data_root)
+    scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
+    columns = outputs.row_columns(rows)
+    columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
+    threshold, words = _threshold(vae, metrics, data_root, false_alarms, num_samples, seed)
+    columns["below_threshold"] = scores.log_likelihood < threshold
+    columns["kl"] = scores.kl
+    names = rows.schema.names() if rows.schema is not None else ()
+    if names:
+        entries = contributions(vae, rows.to(device), min(num_samples, 100), seed).cpu().numpy()
+        columns |= {f"log_p_{name}": entries[:, i] for i, name in enumerate(names)}
+    outputs.write_table(out, columns)
+    print_first(f"Wrote the scores of {len(rows):,} rows to {out}")
+    print_first(words)
+    if math.isfinite(threshold):
+        marked = int(columns["below_threshold"].sum())
+        print_first(f"{marked:,} of {len(rows):,} rows are below the threshold")
+
+
+def _threshold(
+    vae: Any, metrics: "JSONObject", root: Path | None, rate: float, num_samples: int, seed: int
+) -> tuple[float, str]:
+    """Return the k-th smallest log p(x) of n validation rows, k = floor(rate (n + 1)).
+
+    A new row like them is below it with probability k / (n + 1): all n + 1 ranks of exchangeable
+    rows are equally probable.
+    """
+    try:
+        _, validation, _ = Source.of_run(metrics, root).split()
+    except ValueError as error:
+        return -math.inf, f"No threshold, since the validation rows cannot be read: {error}"
+    scores = pv.evaluate(vae, validation, num_samples=num_samples, seed=seed).log_likelihood
+    k = math.floor(rate * (len(scores) + 1))
+    if k < 1:
+        needed = math.ceil(1 / rate) - 1
+        return -math.inf, (
+            f"No threshold: {len(scores)} validation rows are too few for a false-alarm rate of "
+            f"{rate:.3g}, which needs {needed}"
+        )
+    threshold = float(sorted(scores)[k - 1])
+    return threshold, (
+        f"Threshold log p(x) = {threshold:.2f} nats, from {len(scores):,} validation rows: "
+        f"{k / (len(scores) + 1):.1%} of rows like them are expected below it"
+    )
+
+
+def impute(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, Option(help="File to write: .csv, .parquet or .feather; .npy for arrays")],
+    intervals: Annotated[
+        Path | None, Option(help="Table of the 50% and 90% intervals of each imputed value")
+    ] = None,
+    draws: Annotated[
+        int, Option(help="Write this number of complete tables of samples, instead of medians")
+    ] = 0,
+    num_samples: Annotated[int, Option(help="Number of samples for each row")] = 200,
+    seed: Seed = 0,
+    module: Module = None,
+) -> None:
+    """Fill missing values with the median, or the most frequent level, of samples."""
+    from pyro_vae.reporting.rows import imputed
+
+    vae, metrics = _open(run, "cpu", module)
+    rows = data_of(vae, metrics, data)
+    content = getattr(rows.schema, "content", "array")
+    outputs.check(out, outputs.TABLES if content == "table" else (".npy",))
+    if intervals is not None:
+        outputs.check(intervals, outputs.TABLES)
+    if len(rows.event_shape) != 1:
+        raise ValueError(f"impute fills tables and vectors, not data of shape {rows.event_shape}")
+    missing = rows[:].isnan()
+    levels = [c.num_levels for c in rows.schema.modelled] if content == "table" else None
+    levels = levels or [0] * rows.event_shape[0]
+    found = imputed(vae, rows, levels, num_samples, seed)
+    tables = [found["value"]]
+    if draws:
+        pv_rows = vae.impute(rows[:], draws)
+        tables = list(pv_rows)
+    options = metrics.get("source", {}).get("options", {})
+    if content == "table":
+        outputs.write_completed(out, data, options, rows, tables)
+    else:
+        outputs.write_array(out, tables[0])
+    print_first(f"Wrote {len(rows):,} rows with {int(missing.sum()):,} imputed values to {out}")
+    if intervals is not None:
+        outputs.write_intervals(intervals, rows, missing, found)
+        print_first(f"Wrote the intervals to {intervals}")
+
+
+def sample(
+    run: Run,
+    num_samples: Annotated[int, Option("--num-samples", "-n", help="Number of samples")] = 100,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        Option(help="File to write [default: prior_samples.png or .csv in RUN]"),
+    ] = None,
+    module: Module = None,
+) -> None:
+    """Sample x ~ p(x) from a run's model and write an image file, a table or an array."""
+    import torch
+
+    from pyro_vae.runtime.files import write_file
+
+    vae, metrics = _open(run, "cpu", module)
+    torch.manual_seed(seed)
+    x = vae.sample(num_samples)
+    is_image = x.dim() == 4
+    out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
+    if is_image and out.suffix != ".npy":
+        title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
+        figure = pv.plots.image_grid(x, title)
+        write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
+    else:
+        outputs.write_samples(out, getattr(vae, "schema", None), x)
+    print_first(f"Wrote {num_samples} samples from p(x) to {out}")
+
+
+def _open(run: Path, device: str, module: Path | None = None) -> tuple[Any, "JSONObject"]:
+    """Return the model and the metrics of a run."""
+    from pyro_vae.reporting.run_report import read_metrics
+    from pyro_vae.runtime.files import check_folder
+
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such directory")
+    for name in ("metrics.json", "model"):
+        if not (run / name).exists():
+            raise ValueError(f"{run} is not the folder of a training run: it has no {name}")
+    check_folder(run / "model")
+    metrics = read_metrics(run)
+    imported(module)
+    try:
+        return pv.load(run / "model", pv.resolve_device(device)), metrics
+    except pv.CheckpointError as error:
+        if module is None and "not imported" in str(error):
+            raise ValueError(f"{error}: pass the file that defines it as --module") from error
+        raise

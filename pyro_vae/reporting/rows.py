@@ -1,0 +1,88 @@
+"""Numbers for each row of data: moments of latents, contributions of entries, imputed entries."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.distributions.entrywise import entries_of
+from pyro_vae.models.vae import VAE
+from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
+
+
+@torch.no_grad()
+def latent_moments(vae: VAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
+
+    They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
+    """
+
+    def moments(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        q = vae.encode(batch[0])
+        try:
+            return {"mean": q.mean, "scale": q.stddev}
+        except NotImplementedError:
+            z = q.sample((100,))
+            return {"mean": z.mean(dim=0), "scale": z.std(dim=0)}
+
+    usual = data_per_chunk(data.event_shape, 1)
+    rows, _ = fitting(usual, 1, moments, data.batch(slice(4)))
+    found = map_chunks(data, moments, rows=rows, seed=seed)
+    return found["mean"], found["scale"]
+
+
+@torch.no_grad()
+def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
+    """Return E_q log p(x_i|z) of each entry in nats, shape `(num_data, *event)`; 0 for NaN.
+
+    Their sum over the entries is the term E log p(x|z) of the ELBO.
+
+    Raises:
+        ValueError: If the entries of the likelihood depend on each other.
+    """
+
+    def expected(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        z = vae.encode(batch[0]).sample((num_samples,))
+        return {"entries": entries_of(vae.decode(z)).log_prob(batch[0]).mean(dim=0)}
+
+    rows = data_per_chunk(data.event_shape, num_samples)
+    return map_chunks(data, expected, rows=rows, seed=seed)["entries"]
+
+
+@torch.no_grad()
+def imputed(
+    vae: VAE, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
+) -> dict[str, Tensor]:
+    """Summarize samples of the missing entries of vectors. Observed entries are unchanged.
+
+    Args:
+        vae: VAE for data with missing entries.
+        data: Rows of shape `(num_data, num_columns)`, NaN for missing entries.
+        num_levels: Number of levels of each column, 0 for numbers.
+        num_samples: Number of samples for each row.
+        seed: Random seed.
+
+    Returns:
+        Arrays of shape `(num_data, num_columns)`: `value`, the median, or the mode for levels;
+        `share`, the share of the samples that are equal to the mode, NaN for numbers; and the ends
+        of the central intervals of numbers, `low_50`, `high_50`, `low_90` and `high_90`.
+    """
+    levels = torch.tensor(num_levels)
+    quantiles = {"value": 0.5, "low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
+
+    def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        draws = vae.impute(batch[0], num_samples)
+        found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
+        found["share"] = torch.full_like(found["value"], torch.nan)
+        for i in levels.nonzero().flatten():
+            shares = torch.stack(
+                [(draws[..., i] == code).float().mean(0) for code in range(levels[i])]
+            )
+            found["share"][:, i], found["value"][:, i] = shares.max(dim=0)
+            for name in quantiles.keys() - {"value"}:
+                found[name][:, i] = torch.nan
+        return found
+
+    rows = data_per_chunk(data.event_shape, num_samples)
+    return map_chunks(data, summary, rows=rows, seed=seed)
