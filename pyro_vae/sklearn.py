@@ -11,8 +11,8 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames, tables
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.evaluation import evaluate
-from pyro_vae.models.suggestion import suggest
 from pyro_vae.models import vae
+from pyro_vae.models.suggestion import suggest
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.svi import Compile
 from pyro_vae.training.fit import fit

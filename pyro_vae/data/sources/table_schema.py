@@ -11,185 +11,9 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources import frames, kinds
-from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
+from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.columns import Column, column_of
 from pyro_vae.part import Part
-
-SHOWN = 6  # levels in a description
-MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
-
-
-class Column(Part):
-    """A column of a table.
-
-    Args:
-        name: Name of the column.
-        kind: Kind, a key of `KINDS`.
-        type: Type of its values: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
-        levels: Sorted values of a binary column or a category; the one value of a constant.
-        shift: Mean of the observed numbers, on the scale of the kind (a logarithm for positive
-            numbers and counts).
-        unit: Their standard deviation on that scale; 1 if it is 0.
-        low: Smallest number in the data.
-        high: Largest number in the data.
-        missing: Share of missing values.
-        origin: First date, in ISO 8601 format. Dates are days since it.
-
-    Raises:
-        DataError: If the kind is unknown or does not apply to the type.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        type: str = "real",
-        levels: Sequence[Level] = (),
-        shift: float = 0.0,
-        unit: float = 1.0,
-        low: float = 0.0,
-        high: float = 0.0,
-        missing: float = 0.0,
-        origin: str = "",
-    ) -> None:
-        super().__init__()
-        if kind not in KINDS:
-            raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {[*KINDS]}")
-        if type not in KINDS[kind].accepts:
-            raise DataError(
-                f"column {name!r}: values of type {type} cannot be of kind {kind!r}; expected one "
-                f"of {[known.name for known in KINDS.values() if type in known.accepts]}"
-            )
-        if KINDS[kind].has_levels and len(levels) not in KINDS[kind].num_levels:
-            allowed = KINDS[kind].num_levels
-            count = f"{'exactly' if len(allowed) == 1 else 'at least'} {allowed.start}"
-            raise DataError(
-                f"column {name!r}: a column of kind {kind!r} has {count} different values, got "
-                f"{len(levels)}"
-            )
-        self.name, self.kind, self.values_type = name, kind, type
-        self.levels, self.origin, self.missing = list(levels), origin, missing
-        self.shift, self.unit, self.low, self.high = shift, unit, low, high
-
-    @property
-    def rule(self) -> Kind:
-        """The kind of the column, with its rules."""
-        return KINDS[self.kind]
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels of a binary column or a category, otherwise 0."""
-        return len(self.levels) if self.rule.has_levels else 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the values are numbers between 0 and 1 without 0 and 1."""
-        return self.kind == "proportion" and self.low > 0 and self.high < 1
-
-    def numbers(self, series: nw.Series) -> np.ndarray:
-        """Return the values of a column as numbers in float32, NaN for missing ones.
-
-        Raises:
-            DataError: If a value is not of this column's kind; the message has its row.
-
-        Warns:
-            DataWarning: If numbers change by their conversion to float32.
-        """
-        values, x = self.checked_values(series)
-        if not self.rule.has_levels:
-            self._say_rounding(values[~np.isnan(x)], x[~np.isnan(x)])
-        return x
-
-    def checked_values(self, series: nw.Series) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of a column in float64 and in float32, as `numbers`.
-
-        Raises:
-            DataError: If a value is not of this column's kind; the message has its row.
-        """
-        given, missing = frames.values_of(series, self.values_type)
-        if self.rule.has_levels:
-            codes = self._codes(given, missing)
-            return codes, codes.astype(np.float32)
-        values = kinds.days(given, self.origin) if self.kind == "date" else given
-        with np.errstate(over="ignore"):
-            x = values.astype(np.float32)
-        valid = missing | (self.rule.valid(values) & self.rule.valid(x))
-        if self.is_open:
-            valid &= missing | ((x > 0) & (x < 1))
-        self._check(~valid, given, f"expected {self._expected}")
-        return values, x
-
-    @property
-    def _expected(self) -> str:
-        if self.is_open:
-            return "numbers between 0 and 1, without 0 and 1, as in the data of the schema"
-        return self.rule.expected
-
-    def _say_rounding(self, values: np.ndarray, x: np.ndarray) -> None:
-        if not len(values):
-            return
-        change = np.abs(self.rule.scale(x.astype(np.float64)) - self.rule.scale(values)).max()
-        largest = np.abs(x - values).max()
-        is_whole = self.values_type == "integer"
-        if change > MAX_ROUNDING * self.unit or (is_whole and largest > 0):
-            warnings.warn(
-                f"column {self.name!r}: values change by up to {largest:.2g} by the conversion to "
-                f"float32, for a standard deviation of {self.unit:.2g}"
-                f"{' of the logarithm' * (self.rule.scale is not kinds.identity)}. Subtract an "
-                "origin from the column, such as its first value, or convert timestamps to dates",
-                DataWarning,
-                stacklevel=2,
-            )
-
-    def _codes(self, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        import pandas as pd
-
-        codes = pd.Index(np.array(self.levels, dtype=values.dtype)).get_indexer(values)
-        known = f"the levels {', '.join(map(repr, self.levels[:SHOWN]))}"
-        more = len(self.levels) - SHOWN
-        self._check(
-            ~missing & (codes < 0),
-            values,
-            f"expected {known}{f' and {more} more' * (more > 0)}",
-        )
-        return np.where(missing, np.nan, codes)
-
-    def _check(self, invalid: np.ndarray, values: np.ndarray, expected: str) -> None:
-        if invalid.any():
-            row = int(invalid.argmax())
-            raise DataError(
-                f"column {self.name!r}, row {row}: {expected}, got {_plain(values[row])!r} "
-                f"({int(invalid.sum())} such values). Rows are counted from 0, without the header"
-            )
-
-    def restored(self, numbers: np.ndarray) -> np.ndarray:
-        """Return numbers of the model as values of the column, None for NaN."""
-        missing = np.isnan(numbers)
-        if self.kind == "date":
-            return kinds.dates(numbers, self.origin)
-        filled = np.where(missing, 0, numbers)
-        found: np.ndarray = filled
-        if self.rule.has_levels:
-            levels = np.array(self.levels, dtype=object if self.values_type == "text" else None)
-            found = levels[filled.round().clip(0, len(levels) - 1).astype(np.int64)]
-        elif self.values_type == "integer":
-            found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
-        elif self.values_type == "boolean":
-            found = filled > 0.5
-        if self.kind == "proportion":
-            found = filled.clip(0, 1)
-        if self.kind == "count":
-            found = filled = filled.round()
-        if self.values_type == "real":
-            return np.where(missing, np.nan, found)
-        if missing.any():
-            found = found.astype(object)
-            found[missing] = None
-        return found
-
-
-def _plain(value: Any) -> object:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 class TableSchema(Part):
@@ -351,22 +175,10 @@ class TableSchema(Part):
                 "column": column.name,
                 "kind": column.kind if column.rule.in_model else f"{column.kind}, left out",
                 "missing": f"{column.missing:.1%}" if column.missing else "none",
-                "values": _shown(column),
+                "values": column.shown,
             }
             for column in self.columns
         ]
-
-
-def _shown(column: Column) -> str:
-    if column.levels:
-        more = len(column.levels) - SHOWN
-        known = ", ".join(map(str, column.levels[:SHOWN]))
-        return known + (f", and {more} more" if more > 0 else "")
-    if column.kind == "date":
-        first, last = kinds.dates(np.array([column.low, column.high]), column.origin)
-        unit = "datetime64[s]" if "T" in column.origin else "datetime64[D]"
-        return f"{first.astype(unit)} to {last.astype(unit)}"
-    return f"{column.low:.4g} to {column.high:.4g}" if column.rule.in_model else ""
 
 
 def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> TableSchema:
@@ -389,45 +201,4 @@ def schema_of(frame: nw.DataFrame, given: Mapping[str, str] | None = None) -> Ta
             f"the table has no column {unknown[0]!r}; its columns are "
             f"{', '.join(map(repr, frame.columns[:20]))}"
         )
-    return TableSchema([_column(frame[name], given.get(name)) for name in frame.columns])
-
-
-def _column(series: nw.Series, kind: str | None) -> Column:
-    name, rule = series.name, None if kind is None else KINDS.get(str(kind))
-    kind_type = frames.type_of(series, as_text=rule is not None and "text" in rule.accepts)
-    if rule is not None and kind_type == "text" and "text" not in rule.accepts:
-        frames.values_of(series, "date" if rule.name == "date" else "real")  # names the row
-        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
-    values, missing = frames.values_of(series, kind_type)
-    observed = Values(kind_type, values[~missing])
-    share = float(missing.mean())
-    if kind is None:
-        rule = kinds.kind_of(observed)
-    if rule is None or kind_type not in rule.accepts:
-        return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
-    if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
-        levels = kinds.levels_of(observed) if kind_type != "date" else []
-        return Column(name, rule.name, kind_type, levels, missing=share)
-    if not rule.in_model:
-        return Column(name, rule.name, kind_type, missing=share)
-    if not len(observed.observed):
-        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
-    origin, numbers = "", observed.observed
-    if rule.name == "date":
-        origin = kinds.origin_of(numbers)
-        numbers = kinds.days(numbers, origin)
-    else:
-        # Raises an error that names the row of an invalid value.
-        Column(name, rule.name, kind_type).checked_values(series)
-    scaled = rule.scale(numbers)
-    return Column(
-        name,
-        rule.name,
-        kind_type,
-        shift=float(scaled.mean()),
-        unit=float(scaled.std()) or 1.0,
-        low=float(numbers.astype(np.float32).min()),
-        high=float(numbers.astype(np.float32).max()),
-        missing=share,
-        origin=origin,
-    )
+    return TableSchema([column_of(frame[name], given.get(name)) for name in frame.columns])
