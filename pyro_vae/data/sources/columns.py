@@ -7,6 +7,7 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 
+from pyro_vae.arguments import AtLeastZero, Finite, Positive
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames, kinds
 from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
@@ -42,11 +43,11 @@ class Column(Part):
         kind: str,
         type: str = "real",
         levels: Sequence[Level] = (),
-        shift: float = 0.0,
-        unit: float = 1.0,
-        low: float = 0.0,
-        high: float = 0.0,
-        missing: float = 0.0,
+        shift: Finite = 0.0,
+        unit: Positive = 1.0,
+        low: Finite = 0.0,
+        high: Finite = 0.0,
+        missing: AtLeastZero = 0.0,
         origin: str = "",
     ) -> None:
         super().__init__()
