@@ -10,10 +10,11 @@ from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset
 from pyro_vae.data.download import DataNotFoundError
 from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.counts import CountsSchema
 from pyro_vae.data.sources.images import ImageSchema
 from pyro_vae.data.sources.opening import open
-from pyro_vae.data.sources.table_schema import Column, TableSchema
+from pyro_vae.data.sources.table_schema import TableSchema
 
 __all__ = [
     "BINARIZATIONS",

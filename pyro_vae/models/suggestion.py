@@ -10,8 +10,9 @@ from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.arguments import Count, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
-from pyro_vae.data.sources.table_schema import Column, TableSchema
+from pyro_vae.data.sources.table_schema import TableSchema
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP, ColumnInputs
 from pyro_vae.part import Part, code_of

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from pyro_vae.engine import compiler
+from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.tolerances import check_close
 from tests.support.pyro_programs import both
 from tests.support.strided_net import TABLE, assert_equal_runs, train_net
 
@@ -72,3 +74,11 @@ def test_gradients_that_belong_to_others_stay():
         train_net(True, batch, between=critic_has_a_gradient),
         train_net(False, batch, between=critic_has_a_gradient),
     )
+
+
+def test_entries_that_are_missing_in_both_are_equal():
+    x = torch.tensor([1.0, float("nan")])
+    check_close("the updates", [x], [x.clone()], 1e-6)
+    for other in (torch.tensor([float("nan"), 1.0]), torch.tensor([2.0, float("nan")])):
+        with pytest.raises(NotCompilable):
+            check_close("the updates", [x], [other], 1e-6)

@@ -7,9 +7,10 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 
+from pyro_vae.arguments import AtLeastZero, Finite, Positive
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames, kinds
-from pyro_vae.data.sources.kinds import KINDS, Kind, Level
+from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
 from pyro_vae.part import Part
 
 SHOWN = 6  # levels in a description
@@ -42,11 +43,11 @@ class Column(Part):
         kind: str,
         type: str = "real",
         levels: Sequence[Level] = (),
-        shift: float = 0.0,
-        unit: float = 1.0,
-        low: float = 0.0,
-        high: float = 0.0,
-        missing: float = 0.0,
+        shift: Finite = 0.0,
+        unit: Positive = 1.0,
+        low: Finite = 0.0,
+        high: Finite = 0.0,
+        missing: AtLeastZero = 0.0,
         origin: str = "",
     ) -> None:
         super().__init__()
@@ -184,6 +185,74 @@ class Column(Part):
             found[missing] = None
         return found
 
+    @property
+    def shown(self) -> str:
+        """Its levels or range, for a description."""
+        if self.levels:
+            more = len(self.levels) - SHOWN
+            known = ", ".join(map(str, self.levels[:SHOWN]))
+            return known + (f", and {more} more" if more > 0 else "")
+        if self.kind == "date":
+            first, last = kinds.dates(np.array([self.low, self.high]), self.origin)
+            unit = "datetime64[s]" if "T" in self.origin else "datetime64[D]"
+            return f"{first.astype(unit)} to {last.astype(unit)}"
+        return f"{self.low:.4g} to {self.high:.4g}" if self.rule.in_model else ""
+
 
 def _plain(value: Any) -> object:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def column_of(series: nw.Series, kind: str | None) -> Column:
+    """Describe a column.
+
+    Args:
+        series: The column.
+        kind: Its kind; None to find it by the rules of `kinds`.
+
+    Raises:
+        DataError: If the kind does not apply; the message has the row of an invalid value.
+    """
+    name, rule = series.name, None if kind is None else KINDS.get(str(kind))
+    kind_type = frames.type_of(series, as_text=rule is not None and "text" in rule.accepts)
+    if rule is not None and kind_type == "text" and "text" not in rule.accepts:
+        frames.values_of(series, "date" if rule.name == "date" else "real")  # names the row
+        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
+    values, missing = frames.values_of(series, kind_type)
+    observed = Values(kind_type, values[~missing])
+    share = float(missing.mean())
+    if kind is None:
+        rule = kinds.kind_of(observed)
+    if rule is None or kind_type not in rule.accepts:
+        return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
+    if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
+        levels = kinds.levels_of(observed) if kind_type != "date" else []
+        if rule.name == "binary" and len(levels) != 2:
+            raise DataError(
+                f"column {name!r} has {len(levels)} different values; expected two for the kind "
+                "'binary'. The kind 'category' takes any number of levels"
+            )
+        return Column(name, rule.name, kind_type, levels, missing=share)
+    if not rule.in_model:
+        return Column(name, rule.name, kind_type, missing=share)
+    if not len(observed.observed):
+        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
+    origin, numbers = "", observed.observed
+    if rule.name == "date":
+        origin = kinds.origin_of(numbers)
+        numbers = kinds.days(numbers, origin)
+    else:
+        # Raises an error that names the row of an invalid value.
+        Column(name, rule.name, kind_type).checked_values(series)
+    scaled = rule.scale(numbers)
+    return Column(
+        name,
+        rule.name,
+        kind_type,
+        shift=float(scaled.mean()),
+        unit=float(scaled.std()) or 1.0,
+        low=float(numbers.astype(np.float32).min()),
+        high=float(numbers.astype(np.float32).max()),
+        missing=share,
+        origin=origin,
+    )

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources import frames, kinds
-from pyro_vae.data.sources.columns import SHOWN, Column
-from pyro_vae.data.sources.kinds import KINDS, Values
+from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.columns import Column, column_of
 from pyro_vae.part import Part
 
 
@@ -202,22 +201,10 @@ class TableSchema(Part):
                 "column": column.name,
                 "kind": column.kind if column.rule.in_model else f"{column.kind}, left out",
                 "missing": f"{column.missing:.1%}" if column.missing else "none",
-                "values": _shown(column),
+                "values": column.shown,
             }
             for column in self.columns
         ]
-
-
-def _shown(column: Column) -> str:
-    if column.levels:
-        more = len(column.levels) - SHOWN
-        known = ", ".join(map(str, column.levels[:SHOWN]))
-        return known + (f", and {more} more" if more > 0 else "")
-    if column.kind == "date":
-        first, last = kinds.dates(np.array([column.low, column.high]), column.origin)
-        unit = "datetime64[s]" if "T" in column.origin else "datetime64[D]"
-        return f"{first.astype(unit)} to {last.astype(unit)}"
-    return f"{column.low:.4g} to {column.high:.4g}" if column.rule.in_model else ""
 
 
 def schema_of(
@@ -248,51 +235,5 @@ def schema_of(
         if labels not in frame.columns:
             raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
         class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
-    columns = [_column(frame[name], given.get(name)) for name in frame.columns if name != labels]
+    columns = [column_of(frame[name], given.get(name)) for name in frame.columns if name != labels]
     return TableSchema(columns, labels, class_names)
-
-
-def _column(series: nw.Series, kind: str | None) -> Column:
-    name, rule = series.name, None if kind is None else KINDS.get(str(kind))
-    kind_type = frames.type_of(series, as_text=rule is not None and "text" in rule.accepts)
-    if rule is not None and kind_type == "text" and "text" not in rule.accepts:
-        frames.values_of(series, "date" if rule.name == "date" else "real")  # names the row
-        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
-    values, missing = frames.values_of(series, kind_type)
-    observed = Values(kind_type, values[~missing])
-    share = float(missing.mean())
-    if kind is None:
-        rule = kinds.kind_of(observed)
-    if rule is None or kind_type not in rule.accepts:
-        return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
-    if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
-        levels = kinds.levels_of(observed) if kind_type != "date" else []
-        if rule.name == "binary" and len(levels) != 2:
-            raise DataError(
-                f"column {name!r} has {len(levels)} different values; expected two for the kind "
-                "'binary'. The kind 'category' takes any number of levels"
-            )
-        return Column(name, rule.name, kind_type, levels, missing=share)
-    if not rule.in_model:
-        return Column(name, rule.name, kind_type, missing=share)
-    if not len(observed.observed):
-        raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
-    origin, numbers = "", observed.observed
-    if rule.name == "date":
-        origin = kinds.origin_of(numbers)
-        numbers = kinds.days(numbers, origin)
-    else:
-        # Raises an error that names the row of an invalid value.
-        Column(name, rule.name, kind_type).checked_values(series)
-    scaled = rule.scale(numbers)
-    return Column(
-        name,
-        rule.name,
-        kind_type,
-        shift=float(scaled.mean()),
-        unit=float(scaled.std()) or 1.0,
-        low=float(numbers.astype(np.float32).min()),
-        high=float(numbers.astype(np.float32).max()),
-        missing=share,
-        origin=origin,
-    )

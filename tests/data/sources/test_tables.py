@@ -80,7 +80,7 @@ def test_new_data_are_read_by_the_schema_of_the_old():
 TABLE = pd.DataFrame(
     {
         "age": [31.5, 42.25, 28.5, 33.75],
-        "rate": [0.25, 0.5, 0.75, 0.125],
+        "rate": [0.25, 0.5, 0.875, 0.125],
         "visits": [0, 3, 2, 5],
         "town": ["Bonn", "Köln", "Jena", "Bonn"],
         "day": pd.to_datetime(["2020-01-05", "2020-02-01", "2020-03-01", "2020-01-07"]),
