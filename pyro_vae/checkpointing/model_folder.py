@@ -89,7 +89,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         ),
     }
-    replace_folder(path, files, "part")
+    replace_folder(path, files, "saved part")
 
 
 @checked
@@ -218,7 +218,7 @@ def results_folder(
     """
     folder = writable_folder(path, files)
     if model:
-        check_replaceable(folder / MODEL, FILES, "part")
+        check_replaceable(folder / MODEL, FILES, "saved part")
     return folder
 
 

@@ -57,7 +57,7 @@ def write(path: Path, settings: JSONObject, tensors: Mapping[str, Tensor]) -> No
             {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
         ),
     }
-    replace_folder(path, files, "posterior")
+    replace_folder(path, files, "saved posterior")
 
 
 def read(path: Path) -> tuple[JSONObject, dict[str, Tensor]]:

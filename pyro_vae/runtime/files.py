@@ -110,7 +110,7 @@ def check_replaceable(path: Path, names: Collection[str], kind: str) -> None:
             )
         if folder.exists() and (others := foreign(folder, names)):
             raise CheckpointError(
-                f"{folder} exists and is no saved {kind} ({others[0]!r}): choose another folder, "
+                f"{folder} exists and is no {kind} ({others[0]!r}): choose another folder, "
                 "because saving replaces its content"
             )
 

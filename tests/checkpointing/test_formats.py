@@ -33,7 +33,8 @@ def architecture(folder):
     return json.loads((folder / checkpoints.ARCHITECTURE).read_text())
 
 
-NEWER = {pv.networks.Standardized, pv.networks.WithContext}  # not in older formats
+# Not in older formats.
+NEWER = {pv.networks.ColumnInputs, pv.networks.Standardized, pv.networks.WithContext}
 
 
 @pytest.mark.parametrize("version", OLD)

@@ -92,13 +92,13 @@ FILES = {
 }  # fmt: skip
 
 
-def check_run(done, out, dataset, *, extra):
+def check_run(done, out, dataset, *extra):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) >= KEYS
     assert metrics["dataset"] == dataset
-    assert {path.name for path in out.iterdir()} == FILES | {extra}
+    assert {path.name for path in out.iterdir()} == FILES | {*extra}
     # What an untrained model of fair coins scores is -543: one epoch is far above it.
     assert -300 < metrics["test_elbo"] < metrics["test_log_likelihood"] < -80
     assert metrics["test_elbo"] == pytest.approx(
@@ -113,7 +113,7 @@ def check_run(done, out, dataset, *, extra):
 def test_mnist_svi_without_data_or_network_says_what_it_uses(tmp_path):
     command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--latent-dim", "2"]
     done = run(command, tmp_path)
-    metrics = check_run(done, tmp_path / "runs/mnist_svi", "mnist-5k", extra="manifold.png")
+    metrics = check_run(done, tmp_path / "runs/mnist_svi", "mnist-5k", "manifold.png")
     assert metrics["num_test"] == 1000
     assert "mnist-5k" in done.stderr  # the warning
     assert "mnist-5k" in done.stdout  # the table
@@ -161,7 +161,7 @@ def test_links_between_pages_lead_somewhere(page):
 def test_mnist_svi_on_real_mnist(tmp_path, mnist_root):
     command = [ROOT / "examples" / "mnist_svi.py", *EXAMPLES["mnist_svi.py"], "--out", "run"]
     done = run(command, tmp_path, data=mnist_root)
-    metrics = check_run(done, tmp_path / "run", "mnist", extra="traversals.png")
+    metrics = check_run(done, tmp_path / "run", "mnist", "traversals.png")
     assert metrics["num_train"] == 55_000
     assert metrics["test_elbo"] > -160
 
@@ -263,7 +263,8 @@ def test_a_careless_user_gets_a_sentence(tmp_path, arguments, sentence):
 def test_the_command_trains_evaluates_and_samples(tmp_path):
     train = ["train", "--data", "mnist-5k", "--epochs", "1", "--hidden", "32", "--out", "run"]
     done = run(["-m", "pyro_vae", *train, "--num-samples", "30"], tmp_path)
-    metrics = check_run(done, tmp_path / "run", "mnist-5k", extra="traversals.png")
+    extra = ("traversals.png", "trust.json", "page.html")
+    metrics = check_run(done, tmp_path / "run", "mnist-5k", *extra)
     done = run(["-m", "pyro_vae", "evaluate", "run", "--num-samples", "30"], tmp_path)
     assert done.returncode == 0, done.stderr
     # The same model, data and seed give the same score.

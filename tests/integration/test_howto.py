@@ -28,7 +28,7 @@ PAGES = sorted(path.name for path in HOWTO.glob("*.md") if "```python" in path.r
 )
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
+    names = {"__name__": "page"}
     ran = 0
     for block, needed in blocks(page):
         if all(importlib.util.find_spec(name) for name in needed):

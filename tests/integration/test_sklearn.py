@@ -102,7 +102,7 @@ def test_missing_values_of_arrays_are_filled(x):
 
 
 def test_early_stopping_holds_rows_out(x):
-    settings = {**SMALL, "epochs": 30, "learning_rate": 1e-9}
+    settings = {**SMALL, "epochs": 30, "learning_rate": 0.1}
     estimator = pv.sklearn.VAE(**settings, validation_fraction=0.2, patience=1)
     history = estimator.fit(x).fit_.history
     assert len(history) < 30

@@ -1,6 +1,7 @@
 """Rows are scored alike in whatever container they come, or the container is refused by name."""
 
 import functools
+import importlib
 import itertools
 import random
 
@@ -19,7 +20,6 @@ import pyro_vae as pv
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import images, matrices
-from pyro_vae.diagnostics import trust_card
 from pyro_vae.pairs import chunking
 
 NUM_DATA, WIDTH, LATENTS = 83, 5, 2
@@ -34,7 +34,8 @@ def small_chunks(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def short_gaps(monkeypatch):
-    monkeypatch.setattr(trust_card, "gaps", functools.partial(pv.gaps, num_steps=2, num_samples=K))
+    diagnose = importlib.import_module("pyro_vae.diagnostics.diagnose")
+    monkeypatch.setattr(diagnose, "gaps", functools.partial(pv.gaps, num_steps=2, num_samples=K))
 
 
 @pytest.fixture(scope="module")

@@ -158,8 +158,12 @@ def test_a_linear_gaussian_posterior_is_found(latents, several):
     posterior = pv.refine(pair, pair.x.repeat(COPIES, 1), num_samples=200)
     assert_unbiased(posterior.log_weights, pair.exact.repeat(COPIES).numpy())
     assert posterior.khat.max() < 0.7
-    error = posterior.log_likelihood.reshape(COPIES, 4).mean(0) - pair.exact.numpy()
-    assert np.abs(error).max() < 0.015
+    estimates = posterior.log_likelihood.reshape(COPIES, 4)
+    standard_error = estimates.std(0) / COPIES**0.5
+    bias = estimates.var(0) / 2  # of the logarithm of a mean (Jensen's inequality)
+    error = estimates.mean(0) - pair.exact.numpy()
+    assert (np.abs(error) < 5 * standard_error + bias).all()
+    assert standard_error.max() < 0.01
     samples = posterior.sample(200, num_candidates=200)
     z = samples["z"] if not several else torch.stack([samples[f"z{i}"] for i in range(latents)], -1)
     z = z.reshape(200 * COPIES, 4, latents)

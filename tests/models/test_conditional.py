@@ -113,7 +113,7 @@ def small(likelihood="Bernoulli", guide="DiagonalNormal", prior=None):
     latent_dim = posterior(torch.zeros(1, 2), torch.zeros(1, 2)).event_shape[0]
     part = LIKELIHOODS[likelihood].build(latent_dim)
     owner = part.likelihood if likelihood == "Missing" else part
-    name = "trunk" if likelihood == "Columns" else "decoder"
+    name = "trunk" if likelihood.startswith("Columns") else "decoder"
     setattr(owner, name, with_context(getattr(owner, name), latent_dim))
     return pv.ConditionalVAE(prior or pv.priors.StandardNormal(latent_dim), part, posterior)
 

@@ -12,15 +12,15 @@ import pyro_vae as pv
 RNG = np.random.default_rng(0)
 
 
-def blocks(frame, **options):
-    vae = pv.suggest(frame, latent_dim=2, hidden=[4], show=False, **options)
+def blocks(data, **options):
+    vae = pv.suggest(data, latent_dim=2, hidden=[4], show=False, **options)
     return vae.model.likelihood.likelihoods
 
 
 @pytest.mark.parametrize(("r", "mean"), [(0.5, 3.0), (5.0, 700.0), (95.0, 400.0)])
 def test_dispersion_of_counts(r, mean):
     x = RNG.negative_binomial(r, r / (r + mean), 3000)
-    (block,) = blocks(pd.DataFrame({"n": x}))
+    (block,) = blocks(pv.data.open(pd.DataFrame({"n": x}), columns={"n": "count"}))
     v = x.var()
     expected = x.mean() ** 2 / (v - x.mean())
     assert expected == pytest.approx(r, rel=0.25)
@@ -30,7 +30,8 @@ def test_dispersion_of_counts(r, mean):
 @pytest.mark.parametrize("c", [2.0, 40.0, 300.0])
 def test_concentration_of_proportions(c):
     x = RNG.beta(0.3 * c, 0.7 * c, 3000)
-    (block,) = blocks(pd.DataFrame({"share": x}))
+    table = pd.DataFrame({"share": x})
+    (block,) = blocks(pv.data.open(table, columns={"share": "proportion"}))
     expected = x.mean() * (1 - x.mean()) / x.var() - 1
     assert expected == pytest.approx(c, rel=0.2)
     assert softplus(block.concentration.raw).item() == pytest.approx(expected, rel=1e-3)

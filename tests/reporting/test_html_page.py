@@ -123,7 +123,7 @@ def test_the_page_says_what_the_json_says(inspected):
     assert f"Verdict: {card['verdict']}" in page.text
     words = [card["latents"], *card["reasons"], *card["findings"]]
     words += [finding["meaning"] for finding in card["findings"].values()]
-    words += ["mnist-5k", "dynamic", "Bernoulli(decoder=MLP(", *metrics["versions"].values()]
+    words += ["mnist-5k", "dynamic", "pv.likelihoods.Bernoulli(", *metrics["versions"].values()]
     words += [f"{metrics['test_elbo']:.2f}", f"{metrics['test_elbo_se']:.2f}"]
     assert [word for word in words if word not in page.text] == []
 

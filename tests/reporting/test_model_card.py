@@ -66,9 +66,10 @@ def test_the_card_has_verdict_and_reasons(run, tmp_path):
 
 def test_the_card_has_the_schema_of_the_model(run, tmp_path, monkeypatch):
     _, vae, metrics = run
-    monkeypatch.setattr(type(vae), "schema", "age: real", raising=False)
+    schema = pv.data.TableSchema([pv.data.Column("age", "real", low=18.0, high=90.0)])
+    monkeypatch.setattr(vae, "schema", schema)
     model_card.write(tmp_path, metrics, vae, None)
-    assert "```\nage: real\n```" in (tmp_path / "model_card.md").read_text()
+    assert "| age | real | none | 18 to 90 |" in (tmp_path / "model_card.md").read_text()
 
 
 def test_metrics_of_an_earlier_version_make_a_card(run, tmp_path):

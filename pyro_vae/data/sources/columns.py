@@ -227,11 +227,6 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
         levels = kinds.levels_of(observed) if kind_type != "date" else []
-        if rule.name == "binary" and len(levels) != 2:
-            raise DataError(
-                f"column {name!r} has {len(levels)} different values; expected two for the kind "
-                "'binary'. The kind 'category' takes any number of levels"
-            )
         return Column(name, rule.name, kind_type, levels, missing=share)
     if not rule.in_model:
         return Column(name, rule.name, kind_type, missing=share)

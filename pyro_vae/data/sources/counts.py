@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import checked
+from pyro_vae.arguments import AtLeastZero, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
@@ -58,7 +58,7 @@ class CountsSchema(Part):
         columns: Sequence[Column] = (),
         labels: str | None = None,
         classes: Sequence[str] = (),
-        library_size: float = 0.0,
+        library_size: AtLeastZero = 0.0,
     ) -> None:
         super().__init__()
         self.genes, self.kind, self.layer = tuple(genes), kind, layer
