@@ -235,7 +235,7 @@ def test_parts_of_a_module_are_used_and_asked_for(other_kinds):
         (["train", "{table}", "--data", "mnist"], "expected DATA or --data, got both"),
         (["train", "{table}", "--column", "age"], "--column age: expected NAME=VALUE"),
         (["train", "{table}", "--column", "old=real"], "the table has no column 'old'"),
-        (["train", "{table}", "--column", "visits=binary"], "expected two for the kind 'binary'"),
+        (["train", "{table}", "--column", "visits=binary"], "exactly 2 different values"),
         (["train", "{table}", "--size", "3x"], "--size 3x: expected a number of pixels"),
         (["train", "{table}", "--key", "x"], "'key' does not apply to table data"),
         (["train", "{table}", "--likelihood", "poisson"], "for a table"),
