@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae.cli.sources import taken_by
 from pyro_vae.runtime.files import writable_folder, write_file
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def row_columns(rows: "Dataset") -> dict[str, Any]:
     """Return the number of each row, counted from 0, and its class if there is one."""
     columns: dict[str, Any] = {"row": range(len(rows))}
     if rows.labels is not None:
-        names = getattr(rows.schema, "class_names", ()) or range(int(rows.labels.max()) + 1)
+        names = rows.class_names or range(int(rows.labels.max()) + 1)
         columns["class"] = [names[int(label)] for label in rows.labels]
     return columns
 
@@ -127,8 +128,7 @@ def schema_frame(source: str, options: Mapping[str, Any]) -> Any:
     """Return the table in a file as a pandas frame."""
     from pyro_vae.data.sources import frames
 
-    known = {k: v for k, v in options.items() if k in ("separator", "encoding", "na", "key")}
-    return frames.read(source, **known).to_native()
+    return frames.read(source, **taken_by(frames.read, options)).to_native()
 
 
 def write_intervals(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,7 +56,7 @@ class Source:
                 f"datasets are {known}"
             )
         data = pv.data.open(Path(self.data), **self.options)
-        return self._binarized(data)
+        return self.binarized(data)
 
     def split(self) -> tuple["Dataset", "Dataset", "Dataset"]:
         """Return training, validation and test data."""
@@ -66,7 +66,7 @@ class Source:
         rest = self.open()
         if self.test is not None:
             test = read_by(rest.schema, self.test, self.options)
-            test = dataclasses.replace(self._binarized(test), split="test")
+            test = dataclasses.replace(self.binarized(test), split="test")
         else:
             rest, test = rest.hold_out(HELD_OUT, seed=self.seed)
             test = dataclasses.replace(test, split="test")
@@ -82,7 +82,8 @@ class Source:
         )
         return train, test
 
-    def _binarized(self, data: "Dataset") -> "Dataset":
+    def binarized(self, data: "Dataset") -> "Dataset":
+        """Return data with the binarization of the source."""
         if self.binarize in (None, "none"):
             return data
         return dataclasses.replace(data, binarization=self.binarize, seed=self.seed)
@@ -143,7 +144,7 @@ def data_of(
             raise ValueError(f"{data}: no such file or directory")
         options = metrics.get("source", {}).get("options", {})
         source = Source(data, binarize=metrics["binarization"], seed=seed)
-        return source._binarized(read_by(getattr(vae, "schema", None), data, options))
+        return source.binarized(read_by(getattr(vae, "schema", None), data, options))
     if data is not None:
         metrics = {**metrics, "dataset": data, "source": None}
     try:
@@ -166,8 +167,13 @@ def read_by(schema: Any, path: str, options: Mapping[str, Any]) -> "Dataset":
     """Read a file by a schema, with those options of the first file that the schema takes."""
     if schema is None:
         return pv.data.open(Path(path))
-    known = inspect.signature(schema.read).parameters
-    return schema.read(Path(path), **{k: v for k, v in options.items() if k in known})
+    return schema.read(Path(path), **taken_by(schema.read, options))
+
+
+def taken_by(function: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a function takes."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 def digest(path: Path) -> str:

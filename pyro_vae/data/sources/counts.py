@@ -220,7 +220,14 @@ def _dataset(counts: Counts, schema: CountsSchema, order: np.ndarray | None) -> 
     encoded = [_encoded(counts, column) for column in schema.columns]
     context = (torch.cat(encoded, -1),) if encoded else ()
     rows = SparseRows(matrix, order)
-    return Dataset(rows, labels, name=Path(counts.name).stem, schema=schema, context=context)
+    return Dataset(
+        rows,
+        labels,
+        name=Path(counts.name).stem,
+        schema=schema,
+        context=context,
+        class_names=() if labels is None else schema.class_names,
+    )
 
 
 def _accepts(source: Path | object) -> bool:

@@ -74,7 +74,7 @@ def read(
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
     """
-    if isinstance(source, str | os.PathLike) and Path(source).suffix in array_files.ENDINGS:
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in array_files.ENDINGS:
         source = np.asarray(array_files.load(Path(source), key))
     if isinstance(source, str | os.PathLike):
         frame = _file(Path(source), separator, encoding, na, decimal)

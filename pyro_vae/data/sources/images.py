@@ -240,7 +240,9 @@ def _dataset(
         paths, labels = [paths[i] for i in kept], [labels[i] for i in kept if labels]
         pixels = pixels[kept] if fits else pixels
     values = pixels if fits else ImageFiles(paths, schema)
-    return Dataset(values, torch.tensor(labels) if labels else None, name=name, schema=schema)
+    classes = schema.class_names if labels else ()
+    known = torch.tensor(labels) if labels else None
+    return Dataset(values, known, name=name, schema=schema, class_names=classes)
 
 
 class _OtherSizeError(DataError):

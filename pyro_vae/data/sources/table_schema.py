@@ -77,18 +77,32 @@ class TableSchema(Part):
         """Return the names of the columns that are modelled."""
         return tuple(column.name for column in self.modelled)
 
-    def read(self, source: object, **options: Any) -> Dataset:
+    def read(
+        self,
+        source: object,
+        *,
+        separator: str | None = None,
+        encoding: str = "utf-8",
+        na: Sequence[str] = (),
+        decimal: str = ".",
+        key: str | None = None,
+    ) -> Dataset:
         """Return a table as a dataset of this schema.
 
         Args:
             source: Path of a file, a frame, or a numpy array with these columns in order.
-            options: Options of `frames.read`, such as the separator of a text file.
+            separator: Separator of a text file, see `frames.read`.
+            encoding: Encoding of a text file.
+            na: Further texts that are read as missing in a text file.
+            decimal: Decimal point of the numbers in a text file.
+            key: Name of the array, if the file has several.
 
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
         with frames.errors_of(source):
-            return self._read(frames.read(source, **options), source)
+            table = frames.read(source, separator, encoding, na, decimal, key)
+            return self._read(table, source)
 
     def _read(self, table: nw.DataFrame, source: object) -> Dataset:
         frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))

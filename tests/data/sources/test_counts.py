@@ -164,6 +164,8 @@ def test_columns_of_obs_are_context(on_disk, tmp_path):
     columns = [number % 2 == 0, number % 2 == 1, ages, *(number % 3 == i for i in range(3))]
     np.testing.assert_allclose(context, np.stack(columns, -1), rtol=1e-5, atol=1e-6)
     assert data.labels.tolist() == (number % 3).tolist()
+    assert data.class_names == data.schema.class_names
+    assert len(data.class_names) == 3
     assert data.schema.class_names == ("b0", "b1", "b2")
     again = data.schema.read(source)
     assert torch.equal(again.context[0], context)

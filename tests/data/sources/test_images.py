@@ -66,6 +66,8 @@ def test_folders_are_classes(tmp_path):
     data = pv.data.open(tmp_path)
     assert data.schema.class_names == ("ant", "cat", "zebra")
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert data.class_names == data.schema.class_names
+    assert len(data.class_names) == 3
     assert torch.equal(data[:3][:, 0] * 255, torch.from_numpy(grey(3, 1)).float())
     shutil.rmtree(tmp_path / "ant")
     assert data.schema.read(tmp_path).labels.tolist() == [1, 1, 1, 1, 2, 2]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.sources import read_by
 from pyro_vae.data.errors import DataError, DataWarning
 from tests.support.tables import CONTAINERS, random_table
 
@@ -172,4 +173,16 @@ def test_a_schema_is_saved_with_the_model(tmp_path):
     assert schema.rows() == vae.schema.rows()
     torch.testing.assert_close(
         schema.read(frame)[:], vae.schema.read(frame)[:], equal_nan=True, rtol=0, atol=0
+    )
+
+
+def test_a_schema_reads_other_files_with_the_options_of_the_first(tmp_path):
+    options = {"encoding": "latin-1", "na": ["none"], "decimal": ",", "columns": {"size": "real"}}
+    first, other = tmp_path / "first.csv", tmp_path / "other.csv"
+    for path, rows in ((first, "2,5;Århus\nnone;Køge\n1,0;Århus\n"), (other, "none;Køge\n7,5;\n")):
+        path.write_text(f"size;city\n{rows}", encoding="latin-1")
+    schema = pv.data.open(first, separator=";", **options).schema
+    found = read_by(schema, str(other), {"separator": ";", **options})[:]
+    torch.testing.assert_close(
+        found, torch.tensor([[torch.nan, 0.0], [7.5, torch.nan]]), equal_nan=True
     )
