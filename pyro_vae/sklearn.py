@@ -12,6 +12,7 @@ from pyro_vae.data.sources import frames, tables
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.evaluation import evaluate
 from pyro_vae.models import vae
+from pyro_vae.models.base import mean_of
 from pyro_vae.models.suggestion import suggest
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.svi import Compile
@@ -158,13 +159,8 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Return the posterior means E[z|x], shape `(num_data, latent_dim)`."""
         X = self._checked(X)
-        with torch.no_grad():
-            posterior = self.vae_.encode(X)
-            try:
-                z = posterior.mean
-            except NotImplementedError:  # of a flow
-                with self._seeded(None):
-                    z = posterior.sample((self.num_samples,)).mean(0)
+        with torch.no_grad(), self._seeded(None):
+            z = mean_of(self.vae_.encode(X), self.num_samples)
         return z.cpu().double().numpy()
 
     def inverse_transform(self, X: Any) -> Any:

@@ -1,7 +1,7 @@
 """`Autoencoder`, and the `param` messages that expose the parameters of a model to Pyro."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +14,7 @@ from pyro_vae.arguments import FilePath, Samples, checked, shown
 from pyro_vae.checkpointing import model_folder
 from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.pairs.check import check
+from pyro_vae.pairs.inputs import program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.part import Part, Role
@@ -118,6 +119,39 @@ class Autoencoder(Part):
         """
         with evaluating(self):
             return self.model(num_data=num_samples)
+
+
+class ThreeParts(Autoencoder):
+    """Base class of the models with one prior, one likelihood and one guide."""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
+        return {
+            "prior": self.model.prior,
+            "likelihood": self.model.likelihood,
+            "guide": self.guide.posterior,
+        }
+
+    def _called(self, role: str, values: Tensor, *context: Tensor) -> dist.TorchDistribution:
+        """Return the distribution of the part `role` at some values, given their context.
+
+        Raises:
+            PairError: If the part fails on the values.
+        """
+        part = self.parts[role]
+        try:
+            return expect_distribution(role, part, part(values, *context))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise program_error(role, values, error, part) from error
+
+
+def mean_of(posterior: Distribution, num_samples: int = 100) -> Tensor:
+    """Return E[z], estimated from samples if it has no closed form, as for a flow."""
+    try:
+        return posterior.mean
+    except NotImplementedError:
+        return posterior.sample((num_samples,)).mean(0)
 
 
 def observed_or_drawn(x: Tensor | None) -> Tensor | None:

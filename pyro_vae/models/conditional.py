@@ -19,9 +19,10 @@ from torch.distributions import Distribution
 from pyro_vae.arguments import ArgumentError, takes
 from pyro_vae.models.base import (
     AnyPrior,
-    Autoencoder,
+    ThreeParts,
     expect_distribution,
     expose_parameters,
+    mean_of,
     observed_or_drawn,
 )
 from pyro_vae.pairs.check import check
@@ -82,7 +83,7 @@ class ConditionalGuide(nn.Module):
             return pyro.sample("z", posterior)
 
 
-class ConditionalVAE(Autoencoder):
+class ConditionalVAE(ThreeParts):
     """A VAE of x given y.
 
     The data of `fit`, `evaluate`, `refine` and `diagnose` are tuples `(x, y)`, or a `Dataset` with
@@ -138,15 +139,6 @@ class ConditionalVAE(Autoencoder):
         self.model: ConditionalModel = ConditionalModel(prior, likelihood)
         self.guide: ConditionalGuide = ConditionalGuide(guide)
 
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
-        return {
-            "prior": self.model.prior,
-            "likelihood": self.model.likelihood,
-            "guide": self.guide.posterior,
-        }
-
     def check(self, x: Tensor, y: Tensor) -> SiteTable:  # type: ignore[override]
         """Run model and guide once on x and y and return the table of their sample sites.
 
@@ -190,16 +182,13 @@ class ConditionalVAE(Autoencoder):
         return self._distribution("likelihood", as_input(self, z, "z"), y)
 
     def _distribution(self, role: str, values: Tensor, y: object) -> dist.TorchDistribution:
-        part, context = self.parts[role], as_input(self, y, "y")
+        context = as_input(self, y, "y")
         if len(values) != len(context):
             raise PairError(
                 f"expected one row of y for each of {len(values)} data, got shape "
                 f"{tuple(context.shape)}"
             )
-        try:
-            return expect_distribution(role, part, part(values, context))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise program_error(role, values, error, part) from error
+        return self._called(role, values, context)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
@@ -218,12 +207,7 @@ class ConditionalVAE(Autoencoder):
         See also: `ConditionalVAE.encode`.
         """
         with evaluating(self):
-            posterior = self.encode(x, y)
-            try:
-                z = posterior.mean
-            except NotImplementedError:
-                z = posterior.sample((100,)).mean(0)
-            return self.decode(z, y).mean
+            return self.decode(mean_of(self.encode(x, y)), y).mean
 
     @torch.no_grad()
     def sample(self, y: Tensor) -> Tensor:  # type: ignore[override]

@@ -23,16 +23,17 @@ from pyro_vae.data.sources.table_schema import TableSchema
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.models.base import (
     AnyPrior,
-    Autoencoder,
     Likelihood,
     Posterior,
     Prior,
+    ThreeParts,
     expect_distribution,
     expose_parameters,
+    mean_of,
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
-from pyro_vae.pairs.inputs import as_input, program_error
+from pyro_vae.pairs.inputs import as_input
 from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
@@ -79,7 +80,7 @@ class Guide(nn.Module):
             return pyro.sample("z", expect_distribution("guide", self.posterior, self.posterior(x)))
 
 
-class VAE(Autoencoder):
+class VAE(ThreeParts):
     """A variational autoencoder: Kingma & Welling (2013).
 
     `model` and `guide` are plain Pyro programs with the same latents. Both are modules and hold
@@ -126,15 +127,6 @@ class VAE(Autoencoder):
         self.model: Model = Model(prior, likelihood)
         self.guide: Guide = Guide(guide)
 
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
-        return {
-            "prior": self.model.prior,
-            "likelihood": self.model.likelihood,
-            "guide": self.guide.posterior,
-        }
-
     def replace(self, **parts: Prior | Likelihood | Posterior | dist.TorchDistribution) -> Self:
         """Return a new VAE with some parts replaced. The other parts are shared, not copied.
 
@@ -179,7 +171,7 @@ class VAE(Autoencoder):
 
         See also: `VAE.decode`, `VAE.reconstruct`.
         """
-        return self._distribution("guide", x)
+        return self._called("guide", as_input(self, x))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), batch_shape `z.shape[:-1]`, event_shape that of one observation.
@@ -200,21 +192,7 @@ class VAE(Autoencoder):
 
         See also: `VAE.encode`, `VAE.sample`.
         """
-        return self._distribution("likelihood", z)
-
-    def _distribution(self, role: str, values: object) -> dist.TorchDistribution:
-        """Return the distribution of the part `role` at some values.
-
-        Raises:
-            PairError: If the part fails on the values.
-        """
-        name = "z" if role == "likelihood" else "x"
-        values = as_input(self, values, name)
-        part = self.parts[role]
-        try:
-            return expect_distribution(role, part, part(values))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise program_error(role, values, error, part) from error
+        return self._called("likelihood", as_input(self, z, "z"))
 
     @torch.no_grad()
     def reconstruct(self, x: Any) -> Any:
@@ -243,11 +221,7 @@ class VAE(Autoencoder):
         See also: `VAE.encode`, `VAE.impute`.
         """
         with evaluating(self):
-            posterior = self.encode(x)
-            try:
-                z = posterior.mean
-            except NotImplementedError:
-                z = posterior.sample((100,)).mean(0)
+            z = mean_of(self.encode(x))
             if (schema := self._table_schema(x)) is not None:
                 return schema.restore(point_estimate(self.decode(z)), like=x)
             return self.decode(z).mean
