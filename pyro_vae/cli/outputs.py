@@ -109,18 +109,11 @@ def write_completed(
     """
     import pandas as pd
 
-    original, schema = schema_frame(source, options), rows.schema
-    missing = rows[:].isnan().numpy()
-    completed = []
-    for number, values in enumerate(tables):
-        frame, restored = original.copy(), schema.restore(values)
-        for i, name in enumerate(schema.names()):
-            if missing[:, i].any():
-                filled = frame[name].astype(object).where(~missing[:, i], restored[name])
-                frame[name] = filled.infer_objects()
-        if len(tables) > 1:
+    original = schema_frame(source, options)
+    completed = [rows.schema.complete(original, values) for values in tables]
+    if len(completed) > 1:
+        for number, frame in enumerate(completed):
             frame.insert(0, "draw", number)
-        completed.append(frame)
     write_frame(path, pd.concat(completed, ignore_index=True))
 
 

@@ -10,6 +10,8 @@ from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.arguments import Count, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources import arrays
+from pyro_vae.data.sources.arrays import ArraySchema
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import TableSchema
@@ -274,7 +276,9 @@ def _array(
     likelihood: str | Callable[..., Part] | None,
     conv: bool | None,
 ) -> tuple[Part, Encoder]:
-    shape, missing = data.event_shape, bool(data.sample().isnan().any())
+    shape = data.event_shape
+    known = data.schema if isinstance(data.schema, ArraySchema) else arrays.schema_of(data)
+    missing = known.missing > 0
     convolutional = len(shape) == 3 and shape[1] * shape[2] >= CONVOLUTIONAL and hidden is None
     if conv is not None:
         convolutional = conv
@@ -284,8 +288,8 @@ def _array(
             f"{tuple(shape)} and hidden={hidden}"
         )
     sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
-    name = likelihood if isinstance(likelihood, str) else _likelihood_name(data)
-    outputs, build = (1, likelihood) if callable(likelihood) else _named_likelihood(name, data)
+    name = likelihood if isinstance(likelihood, str) else _likelihood_name(data, known)
+    outputs, build = (1, likelihood) if callable(likelihood) else _named_likelihood(name, known)
 
     def network(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
         if not convolutional:
@@ -304,27 +308,21 @@ def _array(
             return networks.WithMask(network((2 * shape[0], *shape[1:]), num_outputs))
         if name != "normal":
             return network(shape, num_outputs)
-        return networks.Standardized(network(shape, num_outputs), *_moments(data))
+        return networks.Standardized(network(shape, num_outputs), known.shift, known.unit)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 
 
-def _moments(data: Dataset) -> tuple[float, float]:
-    x = data.sample()
-    x = x[~x.isnan()].double()
-    return float(x.mean()), float(x.std(unbiased=False)) or 1.0
-
-
-def _likelihood_name(data: Dataset) -> str:
+def _likelihood_name(data: Dataset, known: ArraySchema) -> str:
     if data.binarization != "none":
         return "bernoulli"
-    x = data.sample()
-    x = x[~x.isnan()]
     if data.values.dtype == torch.uint8:
         return "discretized-logistic"
-    if x.min() >= 0 and x.max() <= 1:
-        return "bernoulli" if ((x == 0) | (x == 1)).all() else "continuous-bernoulli"
-    return "normal"
+    if known.low < 0 or known.high > 1:
+        return "normal"
+    x = data.sample()
+    is_binary = ((x == 0) | (x == 1) | x.isnan()).all()
+    return "bernoulli" if is_binary else "continuous-bernoulli"
 
 
 def _bias(name: str, data: Dataset, outputs: int) -> Tensor | None:
@@ -333,12 +331,12 @@ def _bias(name: str, data: Dataset, outputs: int) -> Tensor | None:
     return data.mean() if name == "discretized-logistic" and outputs == 1 else None
 
 
-def _named_likelihood(name: str, data: Dataset) -> tuple[int, Callable[[Part], Part]]:
+def _named_likelihood(name: str, known: ArraySchema) -> tuple[int, Callable[[Part], Part]]:
     """Return the number of decoder outputs for each entry, and the likelihood of a decoder."""
     if name not in LIKELIHOODS:
         raise DataError(f"unknown likelihood {name!r}; expected one of {', '.join(LIKELIHOODS)}")
     if name == "normal":
-        shift, unit = _moments(data)
+        shift, unit = known.shift, known.unit
         return 1, lambda net: likelihoods.Normal(net, "learned", shift=shift, unit=unit)
     return LIKELIHOODS[name]
 

@@ -126,7 +126,7 @@ def read(
     if columns:
         raise DataError("columns= needs an array of two dimensions with at most 1,000 columns")
     data = _dataset(value, key)
-    return Dataset(data.values, data.labels, name=name, schema=_schema_of(data))
+    return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
 
 
 def _dataset(source: Any, key: str | None) -> Dataset:
@@ -143,7 +143,12 @@ def _dataset(source: Any, key: str | None) -> Dataset:
     return as_dataset(value)
 
 
-def _schema_of(data: Dataset) -> ArraySchema:
+def schema_of(data: Dataset) -> ArraySchema:
+    """Describe data as an array, by all rows in memory or a sample of those on disk.
+
+    Raises:
+        DataError: If all values are missing.
+    """
     x = data.sample()
     observed = x[~x.isnan()].double()
     if not len(observed):
