@@ -5,6 +5,7 @@ python benchmarks/fault_runs.py FOLDER       the run of two processes, under tor
 
 import functools
 import multiprocessing
+import subprocess
 import sys
 import time
 import warnings
@@ -117,6 +118,17 @@ def train(folder: Path, pause: float = 0.0, kind: str = "plain") -> list[Tensor]
     finally:
         run_state.RunState.count = real  # type: ignore[method-assign]
     return [parameter.detach() for parameter in vae.parameters()]
+
+
+def start_two_processes(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the run of two processes, in a process group."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, folder]
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 if __name__ == "__main__":

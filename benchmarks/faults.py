@@ -19,7 +19,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ import numpy as np
 import power_loss
 import torch
 import typer
-from fault_runs import FORK, KINDS, STEPS, taken, train
+from fault_runs import FORK, KINDS, STEPS, start_two_processes, taken, train
 from rich.console import Console
 from rich.table import Table
 from typer import Option
@@ -151,17 +150,17 @@ class Faults:
     def two_processes_killed(self) -> Outcome:
         """SIGKILL of both processes of a group, or of one of them, at a random time."""
         outcome, folder, whole = Outcome(), self.folder(), self.folder()
-        _torchrun(whole).wait()
+        start_two_processes(whole).wait()
         expected = np.load(f"{whole}.npz")
         for _ in range(max(self.kills // 20, 1)):
-            group = _torchrun(folder)
+            group = start_two_processes(folder)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 group.wait(self.draw.uniform(4.0, 30.0))
             os.killpg(group.pid, signal.SIGKILL)
             group.wait()
             outcome.tried += 1
             outcome.files_corrupt += list(wholes(folder)).count(None)
-        _torchrun(folder).wait()
+        start_two_processes(folder).wait()
         found = np.load(f"{folder}.npz") if Path(f"{folder}.npz").exists() else {}
         equal = [name in found and (found[name] == expected[name]).all() for name in expected]
         outcome.runs_lost = int(not all(equal))
@@ -320,18 +319,6 @@ class Faults:
             loaded = pv.load(folder / "model")
             outcome.runs_lost += not same(list(loaded.parameters()), self.whole)
         return outcome
-
-
-def _torchrun(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start the run of two processes, in a process group."""
-    script = Path(__file__).with_name("fault_runs.py")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 class Canary:
