@@ -1,8 +1,7 @@
 """Inject faults into training runs and their files, and count lost runs and steps.
 
     python benchmarks/faults.py                  all faults; prints a table
-    python benchmarks/faults.py --kills 20       fewer kills
-    python benchmarks/faults.py --only power     one fault
+    python benchmarks/faults.py --kills 20 --only power    fewer kills, one fault
 
 Each fault is injected into a small run that writes a checkpoint after every step. The run is then
 resumed. It counts as lost unless its final weights equal those of an undisturbed run. Child
@@ -150,12 +149,16 @@ class Faults:
     def two_processes_killed(self) -> Outcome:
         """SIGKILL of both processes of a group, or of one of them, at a random time."""
         outcome, folder, whole = Outcome(), self.folder(), self.folder()
+        started = time.perf_counter()
         start_two_processes(whole).wait()
+        duration = time.perf_counter() - started
         expected = np.load(f"{whole}.npz")
         for _ in range(max(self.kills // 20, 1)):
             group = start_two_processes(folder)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                group.wait(self.draw.uniform(4.0, 30.0))
+                group.wait(self.draw.uniform(0.3, 1.0) * duration)
+            if group.poll() is not None:  # the rest of the run took less time
+                continue
             os.killpg(group.pid, signal.SIGKILL)
             group.wait()
             outcome.tried += 1
