@@ -156,12 +156,13 @@ class Role(Check):
         return value
 
 
-def code_of(value: object, indent: str = "") -> str:
+def code_of(value: object, indent: str = "", line_length: float = LINE_LENGTH) -> str:
     """Return the constructor call of a part as code. Initial values given as tensors are omitted.
 
     Args:
         value: The part, or an argument of a part.
         indent: Indentation of the lines after the first.
+        line_length: Longest line; `math.inf` for one line.
 
     Example:
         >>> import pyro_vae as pv
@@ -171,21 +172,22 @@ def code_of(value: object, indent: str = "") -> str:
     inner = f"{indent}    "
     if isinstance(value, Part):
         arguments = [
-            f"{name}={code_of(argument, inner)}"
+            f"{name}={code_of(argument, inner, line_length)}"
             for name, argument in value.build_arguments.items()
             if argument is not None
         ]
-        return _call(_public_name(type(value)), "()", arguments, indent)
+        return _call(_public_name(type(value)), "()", arguments, indent, line_length)
     if isinstance(value, list | tuple) and len(value) > 2 and all(i == value[0] for i in value):
-        return f"[{code_of(value[0], inner)}] * {len(value)}"
+        return f"[{code_of(value[0], inner, line_length)}] * {len(value)}"
     if isinstance(value, list | tuple):
-        return _call("", "[]", [code_of(item, inner) for item in value], indent)
+        items = [code_of(item, inner, line_length) for item in value]
+        return _call("", "[]", items, indent, line_length)
     return repr(value)
 
 
-def _call(name: str, brackets: str, items: list[str], indent: str) -> str:
+def _call(name: str, brackets: str, items: list[str], indent: str, line_length: float) -> str:
     line = f"{name}{brackets[0]}{', '.join(items)}{brackets[1]}"
-    if len(indent) + len(line) <= LINE_LENGTH and "\n" not in line:
+    if len(indent) + len(line) <= line_length and "\n" not in line:
         return line
     lines = "".join(f"{indent}    {item},\n" for item in items)
     return f"{name}{brackets[0]}\n{lines}{indent}{brackets[1]}"

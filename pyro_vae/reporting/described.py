@@ -1,5 +1,7 @@
 """The parts of a model as text."""
 
+import math
+
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.part import Part, code_of
 
@@ -9,7 +11,7 @@ def parts_of(vae: Autoencoder) -> list[tuple[str, str, int]]:
     return [
         (
             name,
-            code_of(value),
+            code_of(value, line_length=math.inf),
             sum(parameter.numel() for parameter in value.parameters())
             if isinstance(value, Part)
             else 0,
