@@ -44,15 +44,20 @@ def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
     """
     passes: list[tuple[object, ...]] = []
     thread = threading.get_ident()
+    running: set[int] = set()  # under a function mode, a pass calls `Tensor.backward` again
     with _PATCHED:
         original = Tensor.backward
 
         def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
             mine = threading.get_ident() == thread
-            if mine:
+            if mine and id(tensor) not in running:
                 passes.append(_operations(tensor))
             if run or not mine:
-                original(tensor, *args, **kwargs)
+                running.add(id(tensor))
+                try:
+                    original(tensor, *args, **kwargs)
+                finally:
+                    running.discard(id(tensor))
 
         Tensor.backward = backward  # type: ignore[method-assign, assignment]
         try:

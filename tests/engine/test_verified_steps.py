@@ -171,3 +171,20 @@ def test_several_programs_do_not_compare_every_step(num_alternating, monkeypatch
     assert svi.num_compiled_steps > 450
     assert len(compared) < 30
     assert svi._compiler.verified._kept.clock > (40 if num_alternating else 400)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_between_full_comparisons_only_the_bound_is_compared(precision, monkeypatch):
+    compared = []
+    check = comparison.EagerBound.check
+    monkeypatch.setattr(
+        comparison.EagerBound, "check", lambda *args: (compared.append(args), check(*args))
+    )
+    net = Net()
+    svi = pv.SVI(net.model, net.guide, ADAM, compile=True, precision=precision)
+    full = 0
+    for _ in range(200):
+        runs = svi._compiler.verified._kept.clock
+        svi.step(TABLE[:, :6])
+        full += svi._compiler.verified._kept.clock != runs
+    assert (len(compared), full) == (3, len(compiler.CHECKED_RUNS))
