@@ -38,9 +38,13 @@ OBJECTIVES = {
 def cases():
     """Every prior, guide and likelihood at least once, and every objective with default parts."""
     pairs = fitting_pairs()[::-1]
-    prior_of = {guide: prior for prior, guide in pairs}
-    chosen = dict.fromkeys([*dict(pairs).items(), *((p, g) for g, p in prior_of.items())])
-    for (prior, guide), likelihood in zip_cycled(list(chosen), list(LIKELIHOODS)):
+    chosen: list[tuple[str, str]] = []
+    for needed in (2, 1):  # first the pairs of which neither part has been chosen
+        for pair in pairs:
+            known = [name in names for name, names in zip(pair, zip(*chosen), strict=False)]
+            if len(pair) - sum(known) >= needed:
+                chosen.append(pair)
+    for (prior, guide), likelihood in zip_cycled(chosen, list(LIKELIHOODS)):
         yield prior, guide, likelihood, "Trace_ELBO"
     for objective in OBJECTIVES:
         yield "StandardNormal", "DiagonalNormal", "Bernoulli", objective
