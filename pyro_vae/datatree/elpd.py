@@ -54,7 +54,6 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
 
     See also: `from_pyro_svi`, `evaluate`, `plots.khat`.
     """
-
     stats = tree.children.get("sample_stats", xr.DataTree())
     if "log_weight" not in stats:
         raise ValueError(

@@ -38,13 +38,13 @@ OBJECTIVES = {
 def cases():
     """Every prior, guide and likelihood at least once, and every objective with default parts."""
     pairs = fitting_pairs()[::-1]
-    chosen: list[tuple[str, str]] = []
+    chosen: dict[tuple[str, str], None] = {}
     for needed in (2, 1):  # first the pairs of which neither part has been chosen
-        for pair in pairs:
-            known = [name in names for name, names in zip(pair, zip(*chosen), strict=False)]
-            if len(pair) - sum(known) >= needed:
-                chosen.append(pair)
-    for (prior, guide), likelihood in zip_cycled(chosen, list(LIKELIHOODS)):
+        for prior, guide in pairs:
+            unseen = [prior not in dict(chosen), guide not in {other for _, other in chosen}]
+            if sum(unseen) >= needed:
+                chosen[prior, guide] = None
+    for (prior, guide), likelihood in zip_cycled(list(chosen), list(LIKELIHOODS)):
         yield prior, guide, likelihood, "Trace_ELBO"
     for objective in OBJECTIVES:
         yield "StandardNormal", "DiagonalNormal", "Bernoulli", objective
