@@ -13,7 +13,7 @@ train: $(INSTALLED)  ## train a VAE on MNIST; write scores and pictures to runs/
 	$(VENV)/bin/python examples/mnist_svi.py $(ARGS)
 
 test: lint  ## formatting, types and the test suite
-	$(VENV)/bin/pytest --numprocesses auto $(ARGS)
+	$(VENV)/bin/pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 lint: $(INSTALLED)  ## formatting and types
 	$(VENV)/bin/ruff check .

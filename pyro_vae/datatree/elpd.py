@@ -54,8 +54,6 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
 
     See also: `from_pyro_svi`, `evaluate`, `plots.khat`.
     """
-    import arviz_stats  # takes seconds
-
     stats = tree.children.get("sample_stats", xr.DataTree())
     if "log_weight" not in stats:
         raise ValueError(
@@ -93,11 +91,15 @@ def elpd_marginal(tree: xr.DataTree) -> Any:
         "elpd_i": xr.DataArray(elpd_i.reshape(shape), coords, data_dims, attrs=source),
         "pareto_k": xr.DataArray(khat.reshape(shape), coords, data_dims),
     }
-    # ArviZ 1.x has a class for each kind, 0.x one class with the kind as a field.
-    if hasattr(arviz_stats, "ELPDDataLOO"):
-        elpd = arviz_stats.ELPDDataLOO(**values)
-    else:
-        elpd = arviz_stats.ELPDData(kind="loo", **values)
-    if proposal != "guide":
-        elpd.kind = proposal  # `compare` refuses objects of different kinds
-    return elpd
+    return _elpd_data("loo" if proposal == "guide" else proposal, values)
+
+
+def _elpd_data(kind: str, values: dict[str, Any]) -> Any:
+    """Return an object of ArviZ. Its `compare` refuses objects of different kinds."""
+    import arviz_stats  # takes seconds
+
+    classes: Any = arviz_stats  # of one of two versions
+    if not hasattr(classes, "ELPDDataLOO"):  # ArviZ 0.x has one class, with the kind as a field
+        return classes.ELPDData(kind=kind, **values)
+    loo = classes.ELPDDataLOO
+    return loo(**values) if kind == "loo" else type(loo.__name__, (loo,), {"_kind": kind})(**values)

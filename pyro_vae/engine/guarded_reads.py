@@ -37,8 +37,8 @@ LARGE = 1000  # entries of a list, set or array; larger ones are data, not setti
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module
-# Results of the last call that transforms cache; they change in every step.
-CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ"}
+# Results of the last call and inverses that transforms cache; they change in every step.
+CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ", "_inv"}
 DUNDER_DATA = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__slots__",
                "__abstractmethods__", "__parameters__", "__orig_bases__", "_abc_impl",
                "__static_attributes__", "__firstlineno__", "__qualname__"}  # fmt: skip
@@ -270,8 +270,9 @@ def _reads_of_object(value: Any) -> Iterator[Read]:
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict):  # a type alias has another mapping
         if not from_library(type(value)):
+            passing = CACHES if isinstance(value, Transform) else set()
             yield operator.length_hint, attributes, 0
-            yield from ((dict.get, attributes, name) for name in attributes)
+            yield from ((dict.get, attributes, name) for name in attributes if name not in passing)
         else:  # the settings of Pyro's objects, such as an ELBO
             yield from (
                 (dict.get, attributes, n) for n, v in attributes.items() if type(v) in ATOMS

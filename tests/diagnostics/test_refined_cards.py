@@ -11,6 +11,8 @@ import pyro_vae as pv
 from pyro_vae.diagnostics.answers import SHORT
 from tests.support.linear_gaussian import ExactPosterior, linear_vae
 
+pytestmark = pytest.mark.xdist_group("refined cards")  # a module's runs are made once
+
 SETTINGS = {"num_samples": 200, "num_simulations": 400, "num_gap_data": 0}
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import warnings
+import weakref
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -119,3 +121,46 @@ def test_a_type_alias_does_not_stop_compilation():
     ours = train_net(True, batch, between=hold)
     assert_equal_runs(ours, train_net(False, batch))
     assert ours[2].num_compiled_steps == 13
+
+
+class Doubled(torch.distributions.transforms.Transform):
+    """A transform with torch's caches; some versions keep the inverse by a weak reference."""
+
+    domain = codomain = torch.distributions.constraints.real
+    bijective = True
+    sign = 1
+
+    def _call(self, x):
+        self._inv = weakref.ref(self.inv) if self._inv is None or self._inv() is None else self._inv
+        return 2 * x
+
+    @property
+    def inv(self):
+        return torch.distributions.transforms.AffineTransform(0.0, 0.5)
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.full_like(x, 2.0).log()
+
+    def _inverse(self, y):
+        return y / 2
+
+
+def test_caches_of_transforms_are_no_settings():
+    transform = Doubled(cache_size=1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(
+                "z", dist.TransformedDistribution(dist.Normal(0.0, x.new_ones(())), [transform])
+            )
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    svi = pv.SVI(model, guide, ADAM, compile=True)
+    for _ in range(10):
+        svi.step(torch.ones(5))
+    assert svi.num_compiled_steps == 9

@@ -15,8 +15,8 @@ from torch.distributions import Normal, kl_divergence
 import pyro_vae as pv
 from pyro_vae import hmc
 from pyro_vae.data import catalogue
-from tests.integration.test_examples import ROOT, run
 from tests.support.linear_gaussian import LinearDecoder, linear_vae
+from tests.support.programs import ROOT, run
 
 FOLDER = ROOT / "examples" / "aevb"
 SHARED = {

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.integration.test_examples import ROOT, run
+from tests.support.programs import ROOT, run
 
 SHORT = {
     r"epochs=\d+": "epochs=1",

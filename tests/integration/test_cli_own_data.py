@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import pyro_vae as pv
 from pyro_vae import cli
 
+pytestmark = pytest.mark.xdist_group("own data")  # a module's runs are made once
+
 TRAIN = ["--epochs", "2", "--hidden", "8", "--latent-dim", "2", "--num-samples", "30"]
 ROWS = 120
 

@@ -15,6 +15,7 @@ import torch
 from pyro_vae import distributed
 from tests.support import processes
 
+pytestmark = pytest.mark.xdist_group("distributed")  # the runs of `alone` and `together` are shared
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/support/processes.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

@@ -1,16 +1,13 @@
 """Every example runs as a user runs it; one that is not listed here fails the suite."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import xarray as xr
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import ROOT, run, run_alone
+
 # For each example the arguments that make it short.
 EXAMPLES = {
     "count_data.py": ["--quick"],
@@ -38,25 +35,6 @@ EXAMPLES = {
     "svi_to_arviz.py": [],
     "lightning_ddp.py": ["--data", "mnist-5k", "--epochs", "1"],
 }
-# A proxy that nobody listens at: the example finds no network, whatever the machine has.
-NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-
-
-def run(command, cwd, *, offline=True, data=None):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / "cache")}
-    env.pop("PYRO_VAE_DATA", None)
-    env |= {"PYTHONPATH": str(ROOT)} | (NO_NETWORK if offline else {})
-    if data is not None:
-        env["PYRO_VAE_DATA"] = data
-    return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:pyro_vae", *map(str, command)],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_no_example_is_forgotten():
@@ -230,7 +208,7 @@ def test_lightning_trains_the_pair_on_two_processes(tmp_path):
     pytest.importorskip("lightning")
     path = ROOT / "examples/lightning_ddp.py"
     assert len(path.read_text().splitlines()) < 60
-    done = run([path, *EXAMPLES["lightning_ddp.py"], "--out", "run"], tmp_path)
+    done = run_alone([path, *EXAMPLES["lightning_ddp.py"], "--out", "run"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("KL(q(z|x)") == 1  # of two processes one prints
     assert (tmp_path / "run/samples.png").stat().st_size > 5000

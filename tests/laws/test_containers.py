@@ -177,6 +177,17 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
+def every_function_and_container():
+    """All functions with all containers; a third of the functions for each is fast.
+
+    All read rows by one protocol. Each container is scored in the fast suite, too.
+    """
+    for i, function in enumerate(FUNCTIONS):
+        for j, container in enumerate(CONTAINERS):
+            fast = function is evaluated or (i + j) % 3 == 0
+            yield pytest.param(function, container, marks=() if fast else pytest.mark.slow)
+
+
 def assert_same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -184,8 +195,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(("function", "container"), [*every_function_and_container()])
 def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path, of_a_tensor):
     part = (22, 18) if function is chained else (NUM_DATA, 0)
     rows = tuple(values[part[1] : part[0]] for values in rows)

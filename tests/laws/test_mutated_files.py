@@ -20,6 +20,8 @@ from pyro_vae.runtime import files
 from tests.models.test_vae import small_vae
 from tests.support.runs import STEPS, Stop, half_a_run, stop_after, train
 
+pytestmark = pytest.mark.xdist_group("mutated files")  # a module's runs are made once
+
 SECONDS, BYTES = 2.0, 200 * 2**20
 VALUES = [
     None, True, -1, 0, 3, 10**6, 10**9, 2**63, 10**30, -(10**12), 0.5, 1e308, float("nan"),

@@ -20,6 +20,8 @@ from pyro_vae import cli
 from pyro_vae.reporting import html_page as pages
 from pyro_vae.reporting.glossary import GLOSSARY
 
+pytestmark = pytest.mark.xdist_group("html page")  # a module's runs are made once
+
 EVIL = "<script>alert('x')</script>&\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 

@@ -9,6 +9,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae.reporting import model_card
 
+pytestmark = pytest.mark.xdist_group("model card")  # a module's runs are made once
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
