@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Protocol, TypeGuard, cast
 
 MAX_NAME, MAX_PATH = 255, 4000  # bytes, of most file systems
 
@@ -46,7 +46,7 @@ class Check(ABC):
             Unfit: If the value is not accepted. The message is a hint for the user, or empty.
         """
 
-    def __call__(self, name: str, value: object) -> Any:
+    def __call__(self, name: str, value: object) -> object:
         """Return the value to use for the argument `name`.
 
         Raises:
@@ -86,33 +86,42 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
+def _shape(value: object) -> tuple[int, ...] | None:
     """Return the shape of an array; None for other values and for nested tensors."""
     try:
-        shape = value.shape
-    except (AttributeError, RuntimeError):
+        shape = getattr(value, "shape", None)
+    except RuntimeError:
         return None
     return tuple(shape) if isinstance(shape, tuple) else None
 
 
-def _scalar(value: Any) -> Any:
+class _OneNumber(Protocol):
+    def item(self) -> object: ...
+
+
+def _is_one_number(value: object) -> TypeGuard[_OneNumber]:
+    """Return whether a value is an array of no dimensions."""
+    return _shape(value) == ()
+
+
+def _scalar(value: object) -> object:
     """Return the number in an array of no dimensions, and any other value unchanged.
 
     Raises:
         Unfit: If the array has no values, as on the meta device.
     """
     try:
-        return value.item() if _shape(value) == () else value
+        return value.item() if _is_one_number(value) else value
     except RuntimeError:
         raise Unfit("it has no values") from None
 
 
-def _real(value: Any) -> Any:
+def _real(value: object) -> float:
     """Return a real number, also one in an array of no dimensions; raise `Unfit` for others."""
     value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise Unfit
-    return value
+    return cast(float, value)  # or a number with the same operations, such as a Fraction
 
 
 @dataclass(frozen=True)
@@ -225,12 +234,11 @@ class IsPath(Check):
 
     expected = "a path, a string or an os.PathLike"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the path."""
-        try:
-            text = os.fspath(value)
-        except TypeError:
-            raise Unfit from None
+        if not isinstance(value, str | os.PathLike):
+            raise Unfit
+        text = os.fspath(value)
         if not isinstance(text, str) or not text or "\0" in text:
             raise Unfit
         try:
