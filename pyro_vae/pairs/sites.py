@@ -270,6 +270,12 @@ def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
     return {name: node["value"] for name, node in nodes if node["type"] == "sample"}
 
 
+def parameters_of(trace: poutine.Trace) -> list[Tensor]:
+    """Return the unconstrained values of the parameters in a trace of these, each once."""
+    nodes: list[Node] = list(trace.nodes.values())
+    return list(dict.fromkeys(node["value"].unconstrained() for node in nodes))
+
+
 def frames_of(node: Node) -> list[CondIndepStackFrame]:
     """Return the vectorized plates of a site from left to right, without the plate of samples."""
     frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name not in PARTICLE_PLATES]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,6 +10,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pyro_vae.plots.images import displayable, literal
+
+
+class HasKHat(Protocol):
+    """An ELPD of ArviZ with a k-hat for each datum."""
+
+    pareto_k: ArrayLike
+    good_k: float
 
 
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
@@ -97,7 +104,7 @@ def latent_map(
     return figure
 
 
-def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
+def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Figure:
     """Plot k-hat of each datum above the images with the highest k-hat.
 
     Infinite values are triangles above the finite ones, and -inf, of equal weights, below them.

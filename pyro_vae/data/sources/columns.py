@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import narwhals as nw
 import numpy as np
@@ -199,7 +198,7 @@ class Column(Part):
         return f"{self.low:.4g} to {self.high:.4g}" if self.rule.in_model else ""
 
 
-def _plain(value: Any) -> object:
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
