@@ -114,6 +114,9 @@ def gaps(
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        The gaps of each datum in nats, as `Gaps`.
+
     Raises:
         PairError: If a latent is outside the plate over the data.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one

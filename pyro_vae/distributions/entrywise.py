@@ -24,6 +24,15 @@ def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
 
     Raises:
         ValueError: If the entries depend on each other.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import entries_of
+        >>> entries_of(dist.Normal(torch.zeros(2, 3), torch.ones(3)).to_event(1)).batch_shape
+        torch.Size([2, 3])
+
+    See also: `PartlyObserved`, `pyro_vae.likelihoods.Missing`.
     """
     entries = unwrap_independent(distribution)
     if entries.event_shape:
@@ -49,6 +58,16 @@ class PartlyObserved(dist.TorchDistribution):
 
     Args:
         entries: Distribution of observed entries, event_shape `()`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import PartlyObserved
+        >>> entries = PartlyObserved(dist.Normal(torch.zeros(2), torch.ones(2)))
+        >>> entries.log_prob(torch.tensor([0.0, float("nan")]))
+        tensor([-0.9189,  0.0000])
+
+    See also: `pyro_vae.likelihoods.Missing`, `SideBySide`.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -126,6 +145,16 @@ class SideBySide(dist.TorchDistribution):
         columns: Distributions of batch_shape `(*batch, width)` and event_shape `()`.
         positions: Position of each of their entries in the last dimension, one list for each
             distribution; by default in order.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import SideBySide
+        >>> columns = [dist.Normal(torch.zeros(2), torch.ones(2)), dist.Poisson(torch.ones(1))]
+        >>> SideBySide(columns).log_prob(torch.tensor([0.0, 0.0, 3.0]))
+        tensor([-0.9189, -0.9189, -2.7918])
+
+    See also: `pyro_vae.likelihoods.Columns`, `PartlyObserved`.
     """
 
     arg_constraints = {}  # noqa: RUF012

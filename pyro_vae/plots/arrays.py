@@ -26,6 +26,9 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
         history: History of a training run (`Fit.history`).
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import pyro_vae as pv
         >>> history = [{"epoch": 1, "train_elbo": -9.0}, {"epoch": 2, "train_elbo": -8.0}]
@@ -77,6 +80,9 @@ def latent_map(
         axis_labels: Labels of the two axes.
         class_names: Names of the classes, in the order of their numbers; by default the numbers.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.latent_map(np.eye(2), np.array([0, 1]), "toy", ("z1", "z2"))
@@ -113,6 +119,9 @@ def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Fig
         elpd: Result of `pyro_vae.elpd_marginal`, or an object with `pareto_k` and `good_k`.
         images: Images of all data, shape `(num_data, [channels,] height, width)`, or None.
         count: Number of images to show.
+
+    Returns:
+        The figure.
 
     Example:
         >>> from types import SimpleNamespace
@@ -168,6 +177,9 @@ def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figur
         amortization: Amortization gaps of shape `(num_data,)`.
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import pyro_vae as pv
         >>> figure = pv.plots.gaps([0.5, 1.5], [0.1, 0.3], "toy")
@@ -199,6 +211,9 @@ def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
         active: Whether each latent is active; inactive latents are grey.
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import pyro_vae as pv
         >>> figure = pv.plots.kl_by_dimension([0.0, 2.0], [False, True], "toy")
@@ -226,6 +241,9 @@ def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
         draws: Samples of shape `(num_data, latent_dim)`.
         title: Title of the figure.
         count: Number of latents to show.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv

@@ -34,6 +34,13 @@ class Column(Part):
 
     Raises:
         DataError: If the kind is unknown or does not apply to the type.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pv.data.Column("age", "real", shift=41.5, unit=12.0, low=18.0, high=90.0).shown
+        '18 to 90'
+
+    See also: `pyro_vae.data.open`, `pyro_vae.data.TableSchema`.
     """
 
     def __init__(
