@@ -16,7 +16,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -213,7 +212,9 @@ class GivenOutputs(nn.Module):
             if before is not None:
                 self.encoder.forward = before
 
-    def _remember(self, module: nn.Module, inputs: object, output: Any) -> None:
+    def _remember(
+        self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]
+    ) -> None:
         self.calls.append(output if isinstance(output, tuple) else (output,))
 
     def _encode(self, x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:

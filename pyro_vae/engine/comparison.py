@@ -10,7 +10,6 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
     with _PATCHED:
         original = Tensor.backward
 
-        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+        def backward(tensor: Tensor, *args: object, **kwargs: object) -> None:
             mine = threading.get_ident() == thread
             if mine:
                 passes.append(_operations(tensor))
@@ -63,7 +62,7 @@ def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
 
 def _operations(loss: Tensor) -> tuple[object, ...]:
     """Return the operations of the backward pass of a loss, in a fixed order."""
-    found: dict[Any, None] = {}
+    found: dict[torch.autograd.graph.Node, None] = {}
     queue = [loss.grad_fn]
     while queue:
         node = queue.pop()

@@ -158,5 +158,5 @@ def optimizers_of(optim: PyroOptim) -> list[Optimizer]:
     """Return the torch optimizers of a Pyro optimizer."""
     if isinstance(optim, TorchOptim):
         return [] if optim.optimizer is None else [optim.optimizer]
-    found: Any = getattr(optim, "optim_objs", {}).values()
+    found = getattr(optim, "optim_objs", {}).values()
     return [o.optimizer if is_scheduler(o) else o for o in found]

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +28,10 @@ class Rates:
         self._scheduler: LRScheduler | None = None
         self._num_steps = 0
         # Settings of each group before its first step.
-        self._unscheduled: list[dict[str, Any]] = []
+        self._unscheduled: list[dict[str, object]] = []
         self._sampled: tuple[int, list[list[float]]] | None = None
 
-    def advance(self, optimizer: Any, factor: float) -> None:
+    def advance(self, optimizer: Optimizer | None, factor: float) -> None:
         """Step the schedule of an optimizer with learning rates that contain a factor."""
         self._num_steps += 1
         if optimizer is not None and len(optimizer.param_groups) > len(self._unscheduled):
@@ -43,7 +42,7 @@ class Rates:
                 # A parameter has appeared. The schedule knows only the groups that it was made for.
                 self.reset(optimizer, self._num_steps, factor)
                 return
-        if self.schedule is None:
+        if self.schedule is None or optimizer is None:
             return
         scale_rates(optimizer, 1 / factor)
         if self._scheduler is None:
