@@ -5,9 +5,10 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.engine.verified_state import settings_of
 
 SAMPLED = 65  # learning rates that identify a schedule
 MAX_SAMPLED_STEPS = 100_000  # about one second
@@ -37,7 +38,7 @@ class Rates:
         if optimizer is not None and len(optimizer.param_groups) > len(self._unscheduled):
             started = bool(self._unscheduled)
             new = optimizer.param_groups[len(self._unscheduled) :]
-            self._unscheduled += map(_settings, new)
+            self._unscheduled += map(settings_of, new)
             if started and self.schedule is not None:
                 # A parameter has appeared. The schedule knows only the groups that it was made for.
                 self.reset(optimizer, self._num_steps, factor)
@@ -106,12 +107,3 @@ def scale_rates(optimizer: Optimizer, factor: float) -> None:
     if factor != 1.0:
         for group in optimizer.param_groups:
             group["lr"] *= factor
-
-
-def _settings(group: dict[str, object]) -> dict[str, object]:
-    """Copy the settings of a parameter group. A learning rate may be a tensor that changes."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }
