@@ -10,6 +10,7 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
     with _PATCHED:
         original = Tensor.backward
 
-        def backward(tensor: Tensor, *args: object, **kwargs: object) -> None:
+        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
             mine = threading.get_ident() == thread
             if mine:
                 passes.append(_operations(tensor))

@@ -1,7 +1,7 @@
 """`suggest`: a VAE with parts that suit the data."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -143,12 +143,7 @@ def _log_normal(width: int, columns: list[Column], x: Tensor) -> Part:
     return likelihoods.LogNormal(MLP(width, [], len(columns)), "entrywise", **_scale(columns))
 
 
-class _Scale(TypedDict):
-    shift: list[float]
-    unit: list[float]
-
-
-def _scale(columns: list[Column]) -> _Scale:
+def _scale(columns: list[Column]) -> dict[str, Any]:
     return {"shift": [c.shift for c in columns], "unit": [c.unit for c in columns]}
 
 

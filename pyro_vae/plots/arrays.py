@@ -12,13 +12,6 @@ from numpy.typing import ArrayLike
 from pyro_vae.plots.images import displayable, literal
 
 
-class HasKHat(Protocol):
-    """An ELPD of ArviZ with a k-hat for each datum."""
-
-    pareto_k: ArrayLike
-    good_k: float
-
-
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
     """Plot the ELBO in nats per datum against epochs, with the standard error in validation.
 
@@ -108,6 +101,13 @@ def latent_map(
         )
     axes.set_aspect("equal", adjustable="datalim")
     return figure
+
+
+class HasKHat(Protocol):
+    """An ELPD of ArviZ with a k-hat for each datum."""
+
+    pareto_k: ArrayLike
+    good_k: float
 
 
 def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Figure:
