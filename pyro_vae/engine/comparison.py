@@ -63,7 +63,7 @@ def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
 
 def _operations(loss: Tensor) -> tuple[object, ...]:
     """Return the operations of the backward pass of a loss, in a fixed order."""
-    found: dict[torch.autograd.graph.Node, None] = {}
+    found: dict[Any, None] = {}
     queue = [loss.grad_fn]
     while queue:
         node = queue.pop()
