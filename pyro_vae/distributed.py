@@ -149,8 +149,13 @@ def from_first(make: Callable[[], T]) -> T:
     """Call a function in the process of rank 0, and return its result in every process.
 
     Args:
-        make: Function without arguments. Its result must be picklable. If it raises an exception,
-            every process raises it.
+        make: Function without arguments. Its result must be picklable.
+
+    Returns:
+        The result of the function, the same in every process.
+
+    Raises:
+        Exception: The exception of the function, in every process.
 
     Example:
         >>> import pyro_vae as pv

@@ -23,6 +23,13 @@ LogDensities = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Point:
     """States `(*chains, dim)`, their log densities of shape `chains`, and the gradients.
 
+    Attributes:
+        state: States of the chains.
+        log_prior: log p(z) in nats.
+        log_likelihood: log p(x|z) in nats.
+        prior_gradient: Gradient of `log_prior` with respect to the state.
+        likelihood_gradient: Gradient of `log_likelihood` with respect to the state.
+
     Example:
         >>> import torch
         >>> import pyro_vae as pv
@@ -104,6 +111,9 @@ def jittered(step: Tensor) -> Tensor:
 
     A fixed number of equal steps may be a full period in some direction of a near-Gaussian target,
     in which the chain then does not move (Neal 2011, section 3.2).
+
+    Args:
+        step: Step sizes, one for each chain.
 
     Example:
         >>> import torch

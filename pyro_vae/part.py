@@ -74,7 +74,7 @@ class Part(nn.Module):
             return _without_validation(super().__call__(*args, **kwargs))
 
 
-def _without_validation(result: Any) -> Any:
+def _without_validation(result: object) -> object:
     """Return a copy of a distribution, and of those inside it, that does not check values."""
     if isinstance(result, list):
         return [_without_validation(item) for item in result]
@@ -137,7 +137,7 @@ class Role(Check):
         result = "a tensor" if self.role == "network" else "a distribution"
         return f"a callable of {', '.join(self.inputs) or 'no arguments'} that returns {result}"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the callable."""
         if isinstance(value, self.kinds):
             return value

@@ -2,13 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Self, TypeAlias, cast
 
 import numpy as np
 import torch
+from narwhals.typing import IntoDataFrame
+from numpy.typing import ArrayLike
 
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames, tables
+from pyro_vae.data.sources.table_schema import TableSchema
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.evaluation import evaluate
 from pyro_vae.models import vae
@@ -28,8 +31,10 @@ except ImportError as error:
         "pyro_vae.sklearn needs scikit-learn: pip install 'pyro-vae[sklearn]'"
     ) from error
 
+RandomState: TypeAlias = int | np.random.RandomState | None
 
-def seed_of(random_state: Any) -> int:
+
+def seed_of(random_state: RandomState) -> int:
     """Return a seed of torch for a random state of scikit-learn."""
     return int(check_random_state(random_state).randint(2**31 - 1))
 
@@ -92,7 +97,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         patience: int = 20,
         num_samples: int = 100,
         columns: Mapping[str, str] | None = None,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: RandomState = None,
         device: str | None = None,
         compile: Compile = False,
     ) -> None:
@@ -111,7 +116,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         self.device = device
         self.compile = compile
 
-    def fit(self, X: Any, y: object = None) -> Self:
+    def fit(self, X: ArrayLike | IntoDataFrame, y: object = None) -> Self:
         """Build and train a VAE.
 
         Args:
@@ -137,7 +142,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
                 guide=self.guide,
                 show=False,
             )
-        self._like = X[:0]
+        self._like = X[:0] if isinstance(X, np.ndarray) else frames.read(X)[:0].to_native()
         held_out = self.validation_fraction > 0
         train, validation = data.hold_out(self.validation_fraction) if held_out else (data, None)
         self.fit_: Fit = fit(
@@ -156,14 +161,14 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         self._seed = seed
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: ArrayLike | IntoDataFrame) -> np.ndarray:
         """Return the posterior means E[z|x], shape `(num_data, latent_dim)`."""
         X = self._checked(X)
         with torch.no_grad(), self._seeded(None):
             z = mean_of(self.vae_.encode(X), self.num_samples)
         return z.cpu().double().numpy()
 
-    def inverse_transform(self, X: Any) -> Any:
+    def inverse_transform(self, X: ArrayLike) -> np.ndarray | IntoDataFrame:
         """Return E[x|z] in the form of the training data, with the most probable levels.
 
         Args:
@@ -175,7 +180,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
             x = point_estimate(self.vae_.decode(z.to(device_of(self.vae_))))
         return self._schema.restore(x, like=self._like)
 
-    def score_samples(self, X: Any, y: object = None) -> np.ndarray:
+    def score_samples(self, X: ArrayLike | IntoDataFrame, y: object = None) -> np.ndarray:
         """Return an estimate of log p(x) for each row, in nats, in the unit of the data.
 
         It is the importance-weighted bound with `num_samples` samples. Its expectation is at most
@@ -191,18 +196,22 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         )
         return scores.log_likelihood.astype(np.float64)
 
-    def score(self, X: Any, y: object = None) -> float:
+    def score(self, X: ArrayLike | IntoDataFrame, y: object = None) -> float:
         """Return the mean of `score_samples`."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1, random_state: object = None) -> Any:
+    def sample(
+        self, n_samples: int = 1, random_state: RandomState = None
+    ) -> np.ndarray | IntoDataFrame:
         """Sample rows from p(x), in the form of the training data."""
         check_is_fitted(self)
         with self._seeded(random_state):
             x = self.vae_.sample(n_samples)
         return self._schema.restore(x, like=self._like)
 
-    def impute(self, X: Any, random_state: object = None) -> Any:
+    def impute(
+        self, X: ArrayLike | IntoDataFrame, random_state: RandomState = None
+    ) -> np.ndarray | IntoDataFrame:
         """Return X with missing values replaced by the median, or the most frequent level.
 
         See also: `pyro_vae.VAE.impute`.
@@ -218,10 +227,12 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         return np.array([f"z{i}" for i in range(latent_dim)], dtype=object)
 
     @property
-    def _schema(self) -> Any:
-        return self.vae_.schema
+    def _schema(self) -> TableSchema:
+        return cast(TableSchema, self.vae_.schema)
 
-    def _checked(self, X: Any, reset: bool = False) -> Any:
+    def _checked(
+        self, X: ArrayLike | IntoDataFrame, reset: bool = False
+    ) -> np.ndarray | IntoDataFrame:
         """Return X as a frame or an array of numbers, after scikit-learn's checks."""
         if not reset:
             check_is_fitted(self)
@@ -229,11 +240,12 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
             return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan")
         validate_data(self, X, reset=reset, skip_check_array=True)
         if not len(X) or not len(X.columns):
-            raise DataError(f"expected a table of at least one row and column, got {X.shape}")
+            shape = len(X), len(X.columns)
+            raise DataError(f"expected a table of at least one row and column, got {shape}")
         return X
 
     @contextlib.contextmanager
-    def _seeded(self, random_state: Any) -> Iterator[None]:
+    def _seeded(self, random_state: RandomState) -> Iterator[None]:
         """Draw from torch's generator with a seed, by default that of `fit`."""
         with torch.random.fork_rng():
             seed = self._seed if random_state is None else seed_of(random_state)

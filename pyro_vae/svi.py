@@ -4,7 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, MutableMapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeGuard
 
 import pyro.infer
 import torch
@@ -36,7 +36,7 @@ from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.particles import accepts_particles
-from pyro_vae.pairs.sites import CheckGivenRows, plate_nesting
+from pyro_vae.pairs.sites import CheckGivenRows, parameters_of, plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
 
 Compile: TypeAlias = bool | Literal["auto"]
@@ -158,11 +158,11 @@ class SVI(pyro.infer.SVI):
             compile is True or (compile == "auto" and can_compile() and is_own(model, guide))
         )
 
-    def step(self, *args: object, **kwargs: object) -> Any:
+    def step(self, *args: object, **kwargs: object) -> LossValue:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""
         return self.step_of(args, kwargs)
 
-    def step_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> Any:
+    def step_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> LossValue:
         """Take the step of `step`, possibly together with other processes.
 
         Args:
@@ -239,7 +239,7 @@ class SVI(pyro.infer.SVI):
         """Number of steps that compiled programs have taken; the others ran eagerly."""
         return self._compiler.num_steps
 
-    def evaluate_loss(self, *args: object, **kwargs: object) -> Any:
+    def evaluate_loss(self, *args: object, **kwargs: object) -> LossValue:
         """Return an estimate of the loss, a float; arguments go to model and guide."""
         self._find_plates(args, kwargs)
         with self.arithmetic():
@@ -344,13 +344,12 @@ class SVI(pyro.infer.SVI):
         model = CheckGivenRows()(self.model) if wrap else self.model
         with self.arithmetic(), poutine.trace(param_only=True) as traced:
             loss = self.loss_and_grads(model, self.guide, *args, **kwargs)
-        sites: Any = traced.trace.nodes.values()
-        parameters = dict.fromkeys(site["value"].unconstrained() for site in sites)
-        self.parameters |= parameters
+        parameters = parameters_of(traced.trace)
+        self.parameters |= dict.fromkeys(parameters)
         for parameter in parameters:
             if parameter.grad is None and (parameter in self.trained or parameter in TRAINED):
                 parameter.grad = torch.zeros_like(parameter)
-        return loss, list(parameters)
+        return loss, parameters
 
     def bound(self, args: Arguments, kwargs: Keywords) -> Loss:
         """Compute the loss as an eager step does, with its gradients but without an update."""
@@ -367,14 +366,14 @@ def is_own(*programs: Program) -> bool:
     return all(type(program).__module__.startswith("pyro_vae.") for program in programs)
 
 
-def _has_particle_plate(objective: Any) -> bool:
+def _has_particle_plate(objective: object) -> TypeGuard[pyro.infer.ELBO]:
     """Return whether an objective runs all of its particles in one plate."""
     vectorized = getattr(objective, "vectorize_particles", False)
-    return vectorized and objective.num_particles > 1
+    return vectorized and getattr(objective, "num_particles", 1) > 1
 
 
-def _needs_plates(objective: Any) -> bool:
+def _needs_plates(objective: object) -> TypeGuard[pyro.infer.ELBO]:
     """Return whether an objective needs `max_plate_nesting` and does not have it yet."""
     enumerates = isinstance(objective, pyro.infer.TraceEnum_ELBO | pyro.infer.TraceTMC_ELBO)
     needs = enumerates or getattr(objective, "vectorize_particles", False)
-    return needs and objective.max_plate_nesting == math.inf
+    return needs and getattr(objective, "max_plate_nesting", None) == math.inf

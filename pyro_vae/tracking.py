@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias, runtime_checkable
 
 from pyro_vae.arguments import ArgumentError, Check, FilePath, Unfit, checked
 
@@ -31,7 +31,7 @@ class Tracker(Protocol):
     See also: `TensorBoard`, `pyro_vae.fit`.
     """
 
-    def params(self, params: dict[str, Any]) -> None:
+    def params(self, params: dict[str, object]) -> None:
         """Receive the settings of the run: numbers, strings and None by name."""
 
     def metrics(self, metrics: dict[str, float], step: int) -> None:
@@ -94,7 +94,7 @@ class TensorBoard:
             ) from error
         self._writer = SummaryWriter(os.fspath(folder))
 
-    def params(self, params: Mapping[str, Any]) -> None:
+    def params(self, params: Mapping[str, object]) -> None:
         """Write the settings as a table, under the tab "Text"."""
         rows = "\n".join(f"| {name} | {value} |" for name, value in params.items())
         self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)

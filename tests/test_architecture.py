@@ -76,3 +76,8 @@ def test_files_are_short():
         if (lines := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert not long
+
+
+def test_every_folder_of_code_has_a_folder_of_tests():
+    folders = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    assert {f for f in folders if not (ROOT / "tests" / f / "__init__.py").is_file()} == set()

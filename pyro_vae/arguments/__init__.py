@@ -13,19 +13,8 @@ parameters of the types `bool`, `str` and `Literal`, and unions and sequences of
 import os
 from typing import Annotated, TypeAlias
 
-from pyro_vae.arguments.checks import (
-    ArgumentError,
-    Check,
-    Instance,
-    IsDevice,
-    IsPath,
-    Number,
-    OneOf,
-    Unfit,
-    Whole,
-    shown,
-    takes,
-)
+from pyro_vae.arguments.checks import ArgumentError, Check, Unfit, shown, takes
+from pyro_vae.arguments.kinds import Instance, IsDevice, IsPath, Number, OneOf, Whole
 from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
 __all__ = [

@@ -7,7 +7,6 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +98,7 @@ def _strings(constants: Iterable[object]) -> Iterator[str]:
             yield from _strings(constant)
 
 
-def owner_of(value: Any) -> str:
+def owner_of(value: object) -> str:
     """Return the package that defines a function or a class."""
     return (getattr(value, "__module__", None) or "").partition(".")[0]
 

@@ -4,7 +4,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +86,11 @@ class _Limited(TorchFunctionMode):
         self.most = SPARE_BYTES + 8 * header.file_size
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         """Call a function and check the size of its result."""
         self.left -= 1

@@ -2,9 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
@@ -64,7 +63,7 @@ def set_aside_results(folder: Path) -> None:
     )
 
 
-def set_aside_other_results(folder: Path, history: Iterable[dict[str, Any]]) -> None:
+def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]]) -> None:
     """Move the results in a folder away if they are those of a run with another history.
 
     Warns:

@@ -184,7 +184,7 @@ class _Walk:
         self.unknown.add(path)
         self._names.setdefault(path, names)
 
-    def _visit(self, path: str, value: Any, names: Names, library: bool) -> None:
+    def _visit(self, path: str, value: object, names: Names, library: bool) -> None:
         if isinstance(value, ATOMS):
             return self._put(path, text_of(value), names, library)
         if id(value) in self._seen or isinstance(value, _SKIPPED):
@@ -278,7 +278,7 @@ class _Walk:
                     near: Name = (name, frozenset())
                     self._queue.append((f"{path}.{name}", value, (*names, near), False))
 
-    def _object(self, path: str, value: Any, names: Names, library: bool) -> None:
+    def _object(self, path: str, value: object, names: Names, library: bool) -> None:
         kind, held = type(value), attributes_of(value)
         is_users = not is_known(kind)
         if held is None:

@@ -107,13 +107,15 @@ def _check_shape(name: str, parameter: Tensor, value: Tensor) -> None:
         )
 
 
-def _fits(live: dict[str, Any], entry: dict[str, Any]) -> bool:
+def _fits(live: dict[str, object], entry: dict[str, object]) -> bool:
     """Return whether a live state has the same tensors as a saved one."""
     return live.keys() == entry.keys() and all(
-        isinstance(live[key], Tensor) == isinstance(value, Tensor)
-        and (not isinstance(value, Tensor) or live[key].shape == value.shape)
-        for key, value in entry.items()
+        _shape_of(live[key]) == _shape_of(value) for key, value in entry.items()
     )
+
+
+def _shape_of(value: object) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, Tensor) else None
 
 
 def _entries(
@@ -135,7 +137,7 @@ def _entries(
     return entries
 
 
-def _encoded(value: Any, tensors: dict[str, Tensor], where: str) -> object:
+def _encoded(value: object, tensors: dict[str, Tensor], where: str) -> object:
     """Return a value as JSON data; its tensors are added to `tensors`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value

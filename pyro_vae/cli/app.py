@@ -47,7 +47,22 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; print expected errors and warnings as sentences, without a traceback."""
+    """Run the command; print expected errors and warnings as sentences, without a traceback.
+
+    Raises:
+        SystemExit: When the command ends. If it fails with an expected error, the exit status is 1.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> from pyro_vae.cli import main
+        >>> with patch("sys.argv", ["pyro-vae", "describe", "missing.csv"]):
+        ...     main()
+        Traceback (most recent call last):
+        ...
+        SystemExit: error: missing.csv: no such file or directory, and no dataset of this name; ...
+
+    See also: `pyro_vae.fit`, `pyro_vae.report`.
+    """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -4,15 +4,20 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from pyro_vae.cli.sources import taken_by
 from pyro_vae.runtime.files import writable_folder, write_file
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     from torch import Tensor
 
     from pyro_vae.data import Dataset
+    from pyro_vae.data.sources.schema import Schema
+
+    Columns: TypeAlias = dict[str, Sequence[object] | np.ndarray]
 
 TABLES = (".csv", ".tsv", ".parquet", ".feather")
 
@@ -29,23 +34,23 @@ def check(path: Path, endings: Sequence[str]) -> None:
     writable_folder(path.parent, [path.name])
 
 
-def row_columns(rows: "Dataset") -> dict[str, Any]:
+def row_columns(rows: "Dataset") -> "Columns":
     """Return the number of each row, counted from 0, and its class if there is one."""
-    columns: dict[str, Any] = {"row": range(len(rows))}
+    columns: Columns = {"row": range(len(rows))}
     if rows.labels is not None:
         names = rows.class_names or range(int(rows.labels.max()) + 1)
         columns["class"] = [names[int(label)] for label in rows.labels]
     return columns
 
 
-def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+def write_table(path: Path, columns: "Columns") -> None:
     """Write columns as a table."""
     import pandas as pd
 
     write_frame(path, pd.DataFrame(dict(columns)))
 
 
-def write_frame(path: Path, frame: Any) -> None:
+def write_frame(path: Path, frame: "pd.DataFrame") -> None:
     """Write a pandas frame as CSV, TSV, Parquet or Feather."""
     file = io.BytesIO()
     try:
@@ -62,7 +67,7 @@ def write_frame(path: Path, frame: Any) -> None:
     write_file(path, file.getvalue())
 
 
-def write_array(path: Path, x: Any) -> None:
+def write_array(path: Path, x: object) -> None:
     """Write an array as `.npy`."""
     import numpy as np
 
@@ -71,7 +76,7 @@ def write_array(path: Path, x: Any) -> None:
     write_file(path, file.getvalue())
 
 
-def write_samples(path: Path, schema: Any, x: "Tensor") -> None:
+def write_samples(path: Path, schema: "Schema | None", x: "Tensor") -> None:
     """Write samples of a model in the form of its data."""
     import numpy as np
 
@@ -94,7 +99,7 @@ def write_samples(path: Path, schema: Any, x: "Tensor") -> None:
 def write_completed(
     path: Path,
     source: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     rows: "Dataset",
     tables: Sequence["Tensor"],
 ) -> None:
@@ -117,7 +122,7 @@ def write_completed(
     write_frame(path, pd.concat(completed, ignore_index=True))
 
 
-def schema_frame(source: str, options: Mapping[str, Any]) -> Any:
+def schema_frame(source: str, options: Mapping[str, object]) -> "pd.DataFrame":
     """Return the table in a file as a pandas frame."""
     from pyro_vae.data.sources import frames
 
@@ -137,7 +142,7 @@ def write_intervals(
     else:
         value = lambda end, row, i: float(found[end][row, i])  # noqa: E731
     places = [(int(row), int(i)) for row, i in missing.nonzero()]
-    columns: dict[str, Any] = {
+    columns: dict[str, Sequence[object]] = {
         "row": [row for row, _ in places],
         "column": [names[i] for _, i in places],
         **{end: [value(end, row, i) for row, i in places] for end in ends},
@@ -146,12 +151,16 @@ def write_intervals(
     write_table(path, {k: v if k == "row" else list(map(_plain, v)) for k, v in columns.items()})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return None if value is None or value != value else value
 
 
 def write_anndata(
-    path: Path, source: str, arrays: Mapping[str, Any], log_p: Any, khat: Any
+    path: Path,
+    source: str,
+    arrays: Mapping[str, "np.ndarray"],
+    log_p: "np.ndarray",
+    khat: "np.ndarray",
 ) -> None:
     """Write a copy of an `.h5ad` file with arrays in `.obsm`, and log p(x) and k-hat in `.obs`."""
     if not source.endswith(".h5ad"):

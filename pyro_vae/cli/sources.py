@@ -13,6 +13,8 @@ from pyro_vae.cli.options import pairs_of
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
+    from pyro_vae.data.sources.schema import Schema
+    from pyro_vae.models.vae import VAE
     from pyro_vae.runtime.files import JSONObject
 
 SCHEMA = "schema.json"
@@ -34,7 +36,7 @@ class Source:
     """
 
     data: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     binarize: str | None = None
     root: Path | None = None
     test: str | None = None
@@ -125,7 +127,7 @@ class Source:
 
 
 def data_of(
-    vae: Any, metrics: "JSONObject", data: str | None, root: Path | None = None
+    vae: "VAE", metrics: "JSONObject", data: str | None, root: Path | None = None
 ) -> "Dataset":
     """Return data in the schema of a run's model: given ones, or the test rows of the run.
 
@@ -163,14 +165,14 @@ def data_of(
     return test
 
 
-def read_by(schema: Any, path: str, options: Mapping[str, Any]) -> "Dataset":
+def read_by(schema: "Schema | None", path: str, options: Mapping[str, object]) -> "Dataset":
     """Read a file by a schema, with those options of the first file that the schema takes."""
     if schema is None:
         return pv.data.open(Path(path))
     return schema.read(Path(path), **taken_by(schema.read, options))
 
 
-def taken_by(function: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
+def taken_by(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options that a function takes."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in known}
@@ -195,7 +197,7 @@ def options_of(
     key: str | None,
     schema: Path | None,
     reading: list[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the options of `pyro_vae.data.open` from those of the command line.
 
     Raises:
@@ -203,7 +205,11 @@ def options_of(
     """
     kinds, known_labels = ({}, None) if schema is None else _kinds_in(schema)
     kinds |= pairs_of(columns, "--column")
-    given: dict[str, Any] = {"labels": labels or known_labels, "key": key, "columns": kinds or None}
+    given: dict[str, object] = {
+        "labels": labels or known_labels,
+        "key": key,
+        "columns": kinds or None,
+    }
     if size is not None:
         sides = size.lower().split("x")
         if not all(side.isdigit() for side in sides) or len(sides) > 2:
@@ -233,12 +239,13 @@ def _kinds_in(path: Path) -> tuple[dict[str, str], str | None]:
         ) from error
 
 
-def schema_json(schema: Any) -> "JSONObject":
+def schema_json(schema: "Schema") -> "JSONObject":
     """Return a schema as JSON: its content, and the arguments that it was built with."""
-    return {"content": schema.content, **_plain(schema)}
+    arguments = schema.build_arguments.items()
+    return {"content": schema.content, **{name: _plain(value) for name, value in arguments}}
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "build_arguments"):
+def _plain(value: object) -> object:
+    if isinstance(value, pv.Part):
         return {name: _plain(item) for name, item in value.build_arguments.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

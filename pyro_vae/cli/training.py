@@ -29,6 +29,8 @@ from pyro_vae.cli.options import (
 from pyro_vae.cli.sources import SCHEMA, Source, options_of, schema_json
 
 if TYPE_CHECKING:
+    import torch
+
     from pyro_vae.data import Dataset
     from pyro_vae.models.vae import VAE
 
@@ -186,8 +188,8 @@ def train(
 def write_page(
     run: Path,
     path: Path | None,
-    vae: Any,
-    x: Any,
+    vae: "VAE",
+    x: "torch.Tensor",
     num_samples: int,
     seed: int,
     *,

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -25,6 +25,7 @@ from pyro_vae.cli.sources import Source, data_of
 from pyro_vae.cli.training import write_page
 
 if TYPE_CHECKING:
+    from pyro_vae.models.vae import VAE
     from pyro_vae.runtime.files import JSONObject
 
 
@@ -153,7 +154,8 @@ def score(
     columns = outputs.row_columns(rows)
     columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
     threshold, words = _threshold(vae, metrics, data_root, false_alarms, num_samples, seed)
-    columns["below_threshold"] = scores.log_likelihood < threshold
+    below = scores.log_likelihood < threshold
+    columns["below_threshold"] = below
     columns["kl"] = scores.kl
     names = rows.schema.names() if rows.schema is not None else ()
     if names:
@@ -163,12 +165,12 @@ def score(
     print_first(f"Wrote the scores of {len(rows):,} rows to {out}")
     print_first(words)
     if math.isfinite(threshold):
-        marked = int(columns["below_threshold"].sum())
+        marked = int(below.sum())
         print_first(f"{marked:,} of {len(rows):,} rows are below the threshold")
 
 
 def _threshold(
-    vae: Any, metrics: "JSONObject", root: Path | None, rate: float, num_samples: int, seed: int
+    vae: "VAE", metrics: "JSONObject", root: Path | None, rate: float, num_samples: int, seed: int
 ) -> tuple[float, str]:
     """Return the k-th smallest log p(x) of n validation rows, k = floor(rate (n + 1)).
 
@@ -267,7 +269,7 @@ def sample(
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 
-def _open(run: Path, device: str, module: Path | None = None) -> tuple[Any, "JSONObject"]:
+def _open(run: Path, device: str, module: Path | None = None) -> tuple["VAE", "JSONObject"]:
     """Return the model and the metrics of a run."""
     from pyro_vae.reporting.run_report import read_metrics
     from pyro_vae.runtime.files import check_folder

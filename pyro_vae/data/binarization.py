@@ -30,6 +30,9 @@ def bernoulli(pixels: Pixels, generator: Generator) -> Tensor:
     257 * pixel. This gives P(1) = pixel/255 * (1 - 2^-16) and is several times faster than
     `torch.bernoulli`.
 
+    Raises:
+        ArgumentError: If the pixels are of another dtype.
+
     See also: `Dataset` with `binarization="dynamic"`.
 
     Args:

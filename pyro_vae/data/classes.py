@@ -1,7 +1,7 @@
 """Labels of data: numbers of classes and their names."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 
+Labels: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[str] | None
+
 
 def classes_of(
-    labels: Any, class_names: Sequence[str], num_data: int
+    labels: Labels, class_names: Sequence[str], num_data: int
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Return the class number of each datum, and the names of the classes.
 
@@ -48,7 +50,7 @@ def classes_of(
     return labels, names
 
 
-def _numbered(labels: Any, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+def _numbered(labels: Labels, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
     """Return labels that are not a tensor as class numbers, and the names of the classes."""
     entries = labels if isinstance(labels, list | tuple) else np.asarray(labels).tolist()
     if not isinstance(entries, list | tuple) or any(isinstance(e, list | float) for e in entries):

@@ -7,6 +7,7 @@ from typing import Any, Self, TypeAlias, Union
 
 import numpy as np
 import torch
+from narwhals.typing import IntoDataFrame
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,13 @@ from pyro_vae.data.sources import frames
 Split: TypeAlias = tuple["Dataset", "Dataset"]
 Chunk: TypeAlias = tuple[int, Callable[[], Batch]]  # of `Dataset.chunks`
 Data: TypeAlias = Union[
-    "Dataset", Tensor, np.ndarray, StoredArray, DataLoader[object], tuple["Data", ...]
+    "Dataset",
+    Tensor,
+    np.ndarray,
+    StoredArray,
+    IntoDataFrame,
+    DataLoader[object],
+    tuple["Data", ...],
 ]
 
 
@@ -80,7 +87,7 @@ class Dataset:
     split: str = "train"
     binarization: str = "none"
     seed: Seed = 0
-    context: tuple[Any, ...] = ()
+    context: tuple[object, ...] = ()
     hold_out_last: bool = False
     dtype: torch.dtype | None = None
     schema: Any = None

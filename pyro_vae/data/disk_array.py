@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.order import draw_seed, shuffled
 from pyro_vae.data.random_access import RandomAccess
 from pyro_vae.data.rows import Batch, Index
+
+if TYPE_CHECKING:
+    import zarr
 
 WINDOW_BYTES = 2**25  # two windows are held in memory
 BLOCK_BYTES = 2**18  # if the array has no chunks
@@ -280,7 +283,7 @@ def _check_chunks(array: Any) -> None:
     )
 
 
-def _may_omit(array: Any) -> bool:
+def _may_omit(array: "zarr.Array") -> bool:
     """Return whether the missing chunks of a zarr array are like what is stored.
 
     Compares the chunks of the same columns. If one of them has only fill values, either all have,

@@ -117,7 +117,7 @@ def _held(value: object) -> Iterable[object]:
     return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
-def _state(source: _Source) -> Any:
+def _state(source: _Source) -> object:
     if isinstance(source, torch.Generator):
         return source.get_state().numpy().tobytes().hex()
     if isinstance(source, random.Random):
@@ -149,7 +149,7 @@ def _set_state(source: _Source, state: Any) -> None:
         source.bit_generator.state = state
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return nested dicts, tuples and arrays of numbers as JSON holds them."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}

@@ -10,7 +10,7 @@ which is the prior, and samples from the posterior cannot represent it reliably.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -18,10 +18,13 @@ from scipy.special import logsumexp
 
 from pyro_vae.pairs.khat import khat_threshold, pareto_khat
 
+if TYPE_CHECKING:
+    from arviz_stats import ELPDData
+
 SAMPLES = ("chain", "draw", "candidate")  # dimensions of weighted draws
 
 
-def elpd_marginal(tree: xr.DataTree) -> Any:
+def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
     """Return log p(x) of each datum with its k-hat as an ArviZ ELPD object, in nats.
 
     Use it with `arviz_stats.compare`, `arviz_plots.plot_compare` and `plot_khat`. Models are

@@ -104,6 +104,9 @@ def collapse(
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        The use of each latent, as a `Collapse`.
+
     Raises:
         PairError: If a latent is outside the plate over the data.
         ValueError: If there are fewer than two data or samples.

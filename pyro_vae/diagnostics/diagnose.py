@@ -69,6 +69,9 @@ def diagnose(
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        The trust card. `print` shows it as text.
+
     Raises:
         PairError: If a latent is outside the plate over the data, or cannot be refined.
         ValueError: If there are fewer than two data.

@@ -16,7 +16,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,6 +113,9 @@ def gaps(
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        The gaps of each datum in nats, as `Gaps`.
+
     Raises:
         PairError: If a latent is outside the plate over the data.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
@@ -210,7 +212,9 @@ class GivenOutputs(nn.Module):
             if before is not None:
                 self.encoder.forward = before
 
-    def _remember(self, module: nn.Module, inputs: object, output: Any) -> None:
+    def _remember(
+        self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]
+    ) -> None:
         self.calls.append(output if isinstance(output, tuple) else (output,))
 
     def _encode(self, x: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:

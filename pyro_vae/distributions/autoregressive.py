@@ -8,10 +8,11 @@ computed once, as soon as the entries that it depends on are known.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from pyro.nn import ConditionalAutoRegressiveNN
+from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
@@ -44,7 +45,9 @@ class MaskedNetwork(ConditionalAutoRegressiveNN):
         self._units = [sorted(range(len(t)), key=t.__getitem__) for t in layers]
         self._counts = [[t.count(i) for i in range(latent_dim)] for t in layers]
 
-    def forward(self, x: Tensor, context: Tensor, solve: Solve | None = None) -> Any:
+    def forward(
+        self, x: Tensor, context: Tensor, solve: Solve | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return both parameters of each entry. With `solve`, return x and the second parameter.
 
         Args:
@@ -53,10 +56,10 @@ class MaskedNetwork(ConditionalAutoRegressiveNN):
             solve: Function of y_i and the parameters of entry i that returns x_i.
         """
         if solve is None:
-            return super().forward(x, context)
+            return cast(tuple[Tensor, Tensor], super().forward(x, context))
         weights = self._sorted_weights()
         size = self.context_dim
-        layers: list[Any] = list(self.layers)
+        layers = cast(list[MaskedLinear], list(self.layers))
         # Sums of the units that are not computed yet, over the inputs that are known.
         sums = [layer.bias[units] for layer, units in zip(layers, self._units, strict=True)]
         sums[0] = linear(context, weights[0][:, :size], sums[0])
@@ -81,7 +84,7 @@ class MaskedNetwork(ConditionalAutoRegressiveNN):
 
     def _sorted_weights(self) -> list[Tensor]:
         """Return the masked weights of each layer, units and inputs in the order of their times."""
-        layers: list[Any] = list(self.layers)
+        layers = cast(list[MaskedLinear], list(self.layers))
         weights = [layer.weight * layer.mask for layer in layers]
         rows = [weight[units] for weight, units in zip(weights, self._units, strict=True)]
         inputs = zip(rows[1:], self._units[:-1], strict=True)

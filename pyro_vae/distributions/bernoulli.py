@@ -21,6 +21,20 @@ def log_sigmoid(logits: Tensor) -> Tensor:
         log sigmoid(y) = -r - log(1 + e^(-|y|))
 
     The gradient of `abs` is 0 at 0. `torch.where` has the correct one.
+
+    Args:
+        logits: Logits y, of any shape.
+
+    Returns:
+        log sigmoid(y), of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import log_sigmoid
+        >>> log_sigmoid(torch.tensor([-200.0, 0.0]))
+        tensor([-200.0000,   -0.6931])
+
+    See also: `FastBernoulli`.
     """
     below = (-logits).relu()
     return -(below + (1 + torch.where(logits < 0, logits, -logits).exp()).log())
@@ -31,6 +45,19 @@ class FastBernoulli(dist.Bernoulli):
 
     The result is that of Pyro in a fraction of the time. Pyro computes a cross entropy, which also
     accepts values between 0 and 1.
+
+    Args:
+        probs: Probabilities of 1, or None.
+        logits: Their logits, or None.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import FastBernoulli
+        >>> coins = FastBernoulli(logits=torch.zeros(3)).to_event(1)
+        >>> coins.log_prob(torch.tensor([1.0, 0.0, 1.0]))  # 3 log(1/2)
+        tensor(-2.0794)
+
+    See also: `pyro_vae.likelihoods.Bernoulli`, `ContinuousBernoulli`.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -103,6 +130,14 @@ class ContinuousBernoulli(dist.TorchDistribution):
 
     Args:
         logits: Logits η, of shape batch_shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import ContinuousBernoulli
+        >>> ContinuousBernoulli(torch.tensor(40.0)).log_prob(torch.tensor(1.0))  # log 40
+        tensor(3.6889)
+
+    See also: `pyro_vae.likelihoods.ContinuousBernoulli`, `FastBernoulli`.
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012

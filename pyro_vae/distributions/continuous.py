@@ -26,6 +26,18 @@ class Normal(dist.Normal):
 
     The squares of scale and distance overflow above 10^19 in float32 and underflow below 10^-19.
     They are computed in units of a power of 2, so that all other results are equal to Pyro's.
+
+    Args:
+        loc: Mean.
+        scale: Standard deviation, positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Normal
+        >>> Normal(torch.tensor(0.0), torch.tensor(1e-25)).log_prob(torch.tensor(0.0))
+        tensor(56.6457)
+
+    See also: `pyro_vae.likelihoods.Normal`, `StudentT`.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -38,7 +50,20 @@ class Normal(dist.Normal):
 
 
 class LogNormal(dist.LogNormal):
-    """The distribution of Pyro, with an accurate density if the scale of log x is small."""
+    """The distribution of Pyro, with an accurate density if the scale of log x is small.
+
+    Args:
+        loc: Mean of log x.
+        scale: Standard deviation of log x, positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import LogNormal
+        >>> LogNormal(torch.tensor(0.0), torch.tensor(1e-4)).variance
+        tensor(1.0000e-08)
+
+    See also: `pyro_vae.likelihoods.LogNormal`, `Normal`.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""
@@ -56,7 +81,22 @@ class LogNormal(dist.LogNormal):
 
 
 class StudentT(dist.StudentT):
-    """The distribution of Pyro, which approaches a normal distribution at large df."""
+    """The distribution of Pyro, which approaches a normal distribution at large df.
+
+    Args:
+        df: Degrees of freedom, positive.
+        loc: Location.
+        scale: Scale, positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Normal, StudentT
+        >>> x = torch.tensor(2.0)
+        >>> StudentT(torch.tensor(1e9)).log_prob(x), Normal(0.0, torch.tensor(1.0)).log_prob(x)
+        (tensor(-2.9189), tensor(-2.9189))
+
+    See also: `pyro_vae.likelihoods.StudentT`, `Normal`.
+    """
 
     def __init__(
         self,
@@ -112,6 +152,15 @@ class Beta(dist.Beta):
     Args:
         logits: Logits of the mean m.
         concentration: Concentration c of Beta(c m, c (1 - m)).
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Beta
+        >>> x = Beta(torch.tensor(0.0), torch.tensor(3.0))  # the distribution Beta(1.5, 1.5)
+        >>> x.mean, x.variance
+        (tensor(0.5000), tensor(0.0625))
+
+    See also: `pyro_vae.likelihoods.Beta`, `Dirichlet`.
     """
 
     support = _OpenUnitInterval()  # type: ignore[assignment]  # torch uses a closed interval
@@ -174,7 +223,20 @@ def _beta_slopes(logit: Tensor, logits: Tensor, total: Tensor) -> tuple[Callable
 
 
 class Dirichlet(dist.Dirichlet):
-    """The distribution of Pyro, with an accurate density at large concentrations."""
+    """The distribution of Pyro, with an accurate density at large concentrations.
+
+    Args:
+        concentration: Concentrations, shape `(*batch_shape, num_shares)`, positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Dirichlet
+        >>> shares = Dirichlet(torch.tensor([1.0, 1.0, 1.0]))  # uniform, with the density 2
+        >>> shares.log_prob(torch.tensor([0.5, 0.25, 0.25])).exp()
+        tensor(2.)
+
+    See also: `pyro_vae.priors.Dirichlet`, `Beta`.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""

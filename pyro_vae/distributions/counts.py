@@ -32,6 +32,15 @@ class Poisson(dist.Poisson):
 
     Args:
         log_mean: Logarithm of the mean.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Poisson
+        >>> count = torch.tensor(1e6)
+        >>> Poisson(count.log()).log_prob(count)  # about -log(2 pi 10^6) / 2
+        tensor(-7.8267)
+
+    See also: `pyro_vae.likelihoods.Poisson`, `NegativeBinomial`.
     """
 
     def __init__(self, log_mean: Tensor, validate_args: bool | None = None) -> None:
@@ -71,6 +80,15 @@ class NegativeBinomial(dist.NegativeBinomial):
         total_count: Number r of failures, also called inverse dispersion. The variance is
             m + m^2 / r with the mean m.
         log_mean: Logarithm of the mean.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import NegativeBinomial
+        >>> counts = NegativeBinomial(torch.tensor(2.0), log_mean=torch.tensor(4.0).log())
+        >>> counts.mean, counts.variance  # 4 + 4^2 / 2
+        (tensor(4.), tensor(12.))
+
+    See also: `pyro_vae.likelihoods.NegativeBinomial`, `ZeroInflatedNegativeBinomial`.
     """
 
     def __init__(
@@ -159,6 +177,15 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedDistribution):
         total_count: Number r of failures, as in `NegativeBinomial`.
         log_mean: Logarithm of the mean of counts without extra zeros.
         gate_logits: Logits of the probability of an extra zero.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import ZeroInflatedNegativeBinomial
+        >>> r, log_mean = torch.tensor(2.0), torch.tensor(4.0).log()
+        >>> ZeroInflatedNegativeBinomial(r, log_mean, gate_logits=torch.tensor(0.0)).mean
+        tensor(2.)
+
+    See also: `pyro_vae.likelihoods.ZeroInflatedNegativeBinomial`, `NegativeBinomial`.
     """
 
     support = constraints.nonnegative_integer
@@ -223,6 +250,17 @@ class CountsGivenTotal(dist.TorchDistribution):
             the log means.
         log_shares: Unnormalized log shares, shape `(*batch_shape, num_counts)`.
         library_size: Total count of samples and moments.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import CountsGivenTotal, Poisson
+        >>> genes = CountsGivenTotal(Poisson, torch.tensor([0.0, 0.0]), library_size=100.0)
+        >>> genes.mean
+        tensor([50.0000, 50.0000])
+        >>> genes.log_prob(torch.tensor([3.0, 1.0]))  # given their total, 4
+        tensor(-3.0192)
+
+    See also: `pyro_vae.likelihoods.Poisson`, `NegativeBinomial`.
     """
 
     arg_constraints = {}  # noqa: RUF012

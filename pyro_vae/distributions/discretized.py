@@ -13,7 +13,20 @@ from pyro_vae.distributions.special import in_float64, like
 
 
 class Levels(constraints.Constraint):
-    """The evenly spaced values 0, spacing, 2 spacing, ..., within float32 rounding error."""
+    """The evenly spaced values 0, spacing, 2 spacing, ..., within float32 rounding error.
+
+    Args:
+        num_levels: Number of levels.
+        spacing: Distance between neighbouring levels.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Levels
+        >>> Levels(3, spacing=0.5).check(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([ True, False,  True])
+
+    See also: `CategoricalLevels`, `DiscretizedLogistic`.
+    """
 
     is_discrete = True
 
@@ -37,6 +50,15 @@ class CategoricalLevels(dist.TorchDistribution):
     Args:
         logits: Unnormalized log probabilities, shape `(*batch_shape, num_levels)`.
         spacing: Distance between neighbouring levels.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import CategoricalLevels
+        >>> grey = CategoricalLevels(torch.zeros(4), spacing=0.25)
+        >>> grey.mean, grey.log_prob(torch.tensor(0.75)).exp()
+        (tensor(0.3750), tensor(0.2500))
+
+    See also: `pyro_vae.likelihoods.Categorical`, `DiscretizedLogistic`.
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
@@ -110,6 +132,15 @@ class DiscretizedLogistic(dist.TorchDistribution):
         loc: Location, in the units of x.
         scale: Scale of the logistic density, broadcastable with loc.
         num_levels: Number of levels 0, 1/(num_levels - 1), ..., 1.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import DiscretizedLogistic
+        >>> pixel = DiscretizedLogistic(torch.tensor(0.5), torch.tensor(0.1), num_levels=3)
+        >>> pixel.log_prob(torch.tensor([0.0, 0.5, 1.0])).exp()
+        tensor([0.0759, 0.8483, 0.0759])
+
+    See also: `pyro_vae.likelihoods.DiscretizedLogistic`, `CategoricalLevels`.
     """
 
     arg_constraints = {  # noqa: RUF012

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import pyro.distributions as dist
 import torch
@@ -24,6 +24,15 @@ def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
 
     Raises:
         ValueError: If the entries depend on each other.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import entries_of
+        >>> entries_of(dist.Normal(torch.zeros(2, 3), torch.ones(3)).to_event(1)).batch_shape
+        torch.Size([2, 3])
+
+    See also: `PartlyObserved`, `pyro_vae.likelihoods.Missing`.
     """
     entries = unwrap_independent(distribution)
     if entries.event_shape:
@@ -36,7 +45,7 @@ def entries_of(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
 
 def point_estimate(distribution: dist.TorchDistribution) -> Tensor:
     """Return E[x], but the most probable value of entries that are levels in no order."""
-    entries: Any = unwrap_independent(distribution)
+    entries = unwrap_independent(distribution)
     if isinstance(entries, PartlyObserved):
         return point_estimate(entries.entries)
     if isinstance(entries, SideBySide):
@@ -49,18 +58,28 @@ class PartlyObserved(dist.TorchDistribution):
 
     Args:
         entries: Distribution of observed entries, event_shape `()`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import PartlyObserved
+        >>> entries = PartlyObserved(dist.Normal(torch.zeros(2), torch.ones(2)))
+        >>> entries.log_prob(torch.tensor([0.0, float("nan")]))
+        tensor([-0.9189,  0.0000])
+
+    See also: `pyro_vae.likelihoods.Missing`, `SideBySide`.
     """
 
     arg_constraints = {}  # noqa: RUF012
 
     def __init__(self, entries: dist.TorchDistribution, validate_args: bool | None = None) -> None:
-        self.entries: Any = entries
+        self.entries = entries
         super().__init__(entries.batch_shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
         """The support of the entries, and NaN."""
-        return _OrMissing(self.entries.support)
+        return _OrMissing(support_of(self.entries))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PartlyObserved":
         """Return the distribution with this batch_shape."""
@@ -75,7 +94,8 @@ class PartlyObserved(dist.TorchDistribution):
         # multiplied by 0, so they must be finite, as they are for a value in the support. 1/2 is in
         # every common continuous support, and 0 in every common discrete one.
         half = torch.full_like(value, 0.5)
-        filler = torch.where(self.entries.support.check(half), half, torch.zeros_like(value))
+        valid = support_of(self.entries).check(half)
+        filler = torch.where(valid, half, torch.zeros_like(value))
         log_prob = self.entries.log_prob(torch.where(missing, filler, value))
         return torch.where(missing, torch.zeros_like(log_prob), log_prob)
 
@@ -92,6 +112,11 @@ class PartlyObserved(dist.TorchDistribution):
     def variance(self) -> Tensor:
         """Var[x] of complete values."""
         return self.entries.variance
+
+
+def support_of(distribution: dist.TorchDistribution) -> constraints.Constraint:
+    """Return the support of a distribution that has one."""
+    return cast(constraints.Constraint, distribution.support)  # torch's type has None
 
 
 class _OrMissing(constraints.Constraint):
@@ -120,6 +145,16 @@ class SideBySide(dist.TorchDistribution):
         columns: Distributions of batch_shape `(*batch, width)` and event_shape `()`.
         positions: Position of each of their entries in the last dimension, one list for each
             distribution; by default in order.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import SideBySide
+        >>> columns = [dist.Normal(torch.zeros(2), torch.ones(2)), dist.Poisson(torch.ones(1))]
+        >>> SideBySide(columns).log_prob(torch.tensor([0.0, 0.0, 3.0]))
+        tensor([-0.9189, -0.9189, -2.7918])
+
+    See also: `pyro_vae.likelihoods.Columns`, `PartlyObserved`.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -139,8 +174,7 @@ class SideBySide(dist.TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """The supports of the columns."""
-        supports = [column.support for column in self.columns]
-        return _ColumnSupports(supports, self.places)  # type: ignore[arg-type]
+        return _ColumnSupports([support_of(column) for column in self.columns], self.places)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SideBySide":
         """Return the distribution with this batch_shape. The last dimension must be unchanged."""

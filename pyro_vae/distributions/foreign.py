@@ -1,10 +1,11 @@
 """Distributions of other packages, such as the flows of zuko, as Pyro distributions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro  # does not import zuko
+from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -47,7 +48,7 @@ class Foreign(ZukoToPyro):
         return type(self)(self.dist.expand(torch.Size(batch_shape)))
 
 
-def as_pyro(distribution: Distribution) -> Any:
+def as_pyro(distribution: Distribution) -> TorchDistribution:
     """Return a distribution as a Pyro distribution; those of Pyro are unchanged.
 
     `ZukoToPyro` has no `sample` with a shape, no support and no moments, so it is wrapped again.
@@ -55,4 +56,4 @@ def as_pyro(distribution: Distribution) -> Any:
     if type(distribution) is ZukoToPyro:
         distribution = distribution.dist
     is_pyro = isinstance(distribution, TorchDistributionMixin)
-    return distribution if is_pyro else Foreign(distribution)
+    return cast(TorchDistribution, distribution if is_pyro else Foreign(distribution))

@@ -1,18 +1,25 @@
 """Distributions inside `Independent` and other wrappers."""
 
-from typing import Any
+from typing import Protocol, cast
 
-import torch.distributions
+from pyro.distributions import TorchDistribution
+from torch.distributions import Distribution, Independent
 
 
-def unwrap_independent(distribution: Any, *wrappers: type) -> Any:
+class Wrapper(Protocol):
+    """A distribution that is defined by another one."""
+
+    base_dist: Distribution
+
+
+def unwrap_independent(distribution: Distribution, *wrappers: type[Wrapper]) -> TorchDistribution:
     """Return the distribution inside `Independent`, the class behind `.to_event()`.
 
     Args:
         distribution: Torch or Pyro distribution.
         wrappers: Other wrapper classes to strip, each with an attribute `base_dist`.
     """
-    kinds: Any = (torch.distributions.Independent, *wrappers)
+    kinds: tuple[type[Wrapper], ...] = (Independent, *wrappers)
     while isinstance(distribution, kinds):
         distribution = distribution.base_dist
-    return distribution
+    return cast(TorchDistribution, distribution)

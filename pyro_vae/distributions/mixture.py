@@ -18,6 +18,21 @@ class Mixture(dist.MixtureSameFamily):
 
     for all z. The class of torch allocates several tensors of shape (samples, K, dimensions). The
     three terms cancel if a component is narrow, so they are computed in float64.
+
+    Args:
+        mixture_distribution: Categorical distribution of the K components.
+        component_distribution: The components, batch_shape `(*batch_shape, K)`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.distributions import Mixture
+        >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1)).to_event(1)
+        >>> mixture = Mixture(dist.Categorical(logits=torch.zeros(2)), components)
+        >>> mixture.mean, mixture.log_prob(torch.zeros(1))
+        (tensor([0.]), tensor(-1.4189))
+
+    See also: `pyro_vae.priors.MixtureOfGaussians`, `pyro_vae.priors.VampPrior`.
     """
 
     def expand(

@@ -8,10 +8,10 @@ float64: a float32 mean exp(y) of 10^6 is already rounded by 1/16.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 Value = Callable[..., Tensor]
 Slopes = Callable[..., tuple[Callable[[], Tensor], ...]]
@@ -49,6 +49,12 @@ def log1p_minus(x: Tensor) -> Tensor:
     return torch.where(small, series, far.log1p() - far)
 
 
+class _Context(FunctionCtx):
+    slopes: Slopes
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class _Fused(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -57,20 +63,22 @@ class _Fused(torch.autograd.Function):
         return value(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(
+        ctx: _Context, inputs: tuple[Value, Slopes, *tuple[Tensor, ...]], output: Tensor
+    ) -> None:
         ctx.slopes = inputs[1]
         ctx.save_for_backward(*inputs[2:])
         ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
-    def jvp(ctx: Any, value: None, slopes: None, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: _Context, value: None, slopes: None, *tangents: Tensor | None) -> Tensor:
         slopes_of = ctx.slopes(*ctx.saved_tensors)
         pairs = zip(tangents, slopes_of, strict=True)
         terms = [tangent * slope() for tangent, slope in pairs if tangent is not None]
         return torch.stack(terms).sum(0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
         slopes = ctx.slopes(*ctx.saved_tensors)
         found = (gradient * slope() if n else None for n, slope in zip(needed, slopes, strict=True))

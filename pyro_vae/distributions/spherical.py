@@ -23,6 +23,16 @@ class PowerSpherical(dist.TorchDistribution):
     Args:
         loc: Unit vectors, shape `(*batch_shape, d)`, d at least 2.
         concentration: Concentration κ, broadcastable with `loc.shape[:-1]`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import PowerSpherical
+        >>> north = torch.tensor([0.0, 0.0, 1.0])
+        >>> uniform = PowerSpherical(north, concentration=torch.tensor(0.0))
+        >>> uniform.log_prob(north)  # -log(4 pi), the area of the sphere
+        tensor(-2.5310)
+
+    See also: `pyro_vae.guides.PowerSpherical`, `pyro_vae.priors.HypersphericalUniform`.
     """
 
     arg_constraints = {  # noqa: RUF012

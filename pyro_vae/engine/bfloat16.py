@@ -1,6 +1,6 @@
 """Linear and convolutional layers in bfloat16, everything else in float32."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class LayersInBFloat16(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., Tensor],
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, object] | None = None,

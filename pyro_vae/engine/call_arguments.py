@@ -26,8 +26,8 @@ def split(args: Arguments, kwargs: Keywords) -> tuple[list[Tensor], Hashable]:
 
 # Not a nested function: a nested recursive function is part of a reference cycle, which would keep
 # the batch of each step alive until the garbage collector runs.
-def _fixed(value: Any, inputs: list[Tensor]) -> Hashable:
-    if type(value) in DENSE and value.layout is torch.strided and not value.is_nested:
+def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
+    if isinstance(value, Tensor) and _is_dense(value):
         if value.requires_grad and torch.is_grad_enabled():
             raise NotCompilable(
                 "an argument requires a gradient: the backward pass continues outside of model and "
@@ -45,6 +45,10 @@ def _fixed(value: Any, inputs: list[Tensor]) -> Hashable:
     raise NotCompilable(
         f"an argument is of type {kind}; expected dense tensors, numbers or strings"
     )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return type(tensor) in DENSE and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def join(args: Arguments, kwargs: Keywords, inputs: Iterable[Tensor]) -> tuple[Arguments, Keywords]:

@@ -70,7 +70,7 @@ class ValueReader(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., object],
         types: Iterable[type],
         args: Any = (),
         kwargs: dict[str, object] | None = None,

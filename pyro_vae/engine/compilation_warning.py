@@ -4,7 +4,19 @@ import warnings
 
 
 class CompilationWarning(UserWarning):
-    """A program that should be compiled runs eagerly; the message gives the reason."""
+    """A program that should be compiled runs eagerly; the message gives the reason.
+
+    Example:
+        >>> import warnings
+        >>> from pyro_vae.engine.compilation_warning import CompilationWarning, warn_of_eager_steps
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", CompilationWarning)
+        ...     warn_of_eager_steps("the model reads a file")
+        >>> print(caught[0].message)
+        training continues without compilation, because the model reads a file. Pass ...
+
+    See also: `pyro_vae.SVI` and its argument `compile`.
+    """
 
 
 def warn_of_eager_steps(reason: str) -> None:

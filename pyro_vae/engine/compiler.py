@@ -13,11 +13,7 @@ from torch import Tensor
 from pyro_vae.engine.call_arguments import join, split
 from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
 from pyro_vae.engine.comparison import Comparison, EagerBound
-from pyro_vae.engine.compilation_warning import (
-    CompilationWarning,
-    warn_of_eager_steps,
-    warn_of_limit,
-)
+from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.graph_optimizer import graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
@@ -28,8 +24,6 @@ from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.engine.verification import Verifier
 from pyro_vae.engine.verified_steps import Check, VerifiedSteps
 from pyro_vae.runtime.random_state import random_state, set_random_state
-
-__all__ = ["CompilationWarning", "Compiler"]
 
 log = logging.getLogger("pyro_vae")
 

@@ -17,13 +17,22 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import TypeAlias
 
 import numpy as np
 from torch import nn
 from torch.distributions import Transform
 
+Container: TypeAlias = (
+    dict[object, object]
+    | list[object]
+    | tuple[object, ...]
+    | collections.deque[object]
+    | set[object]
+    | frozenset[object]
+)
+RandomSource: TypeAlias = random.Random | np.random.Generator | np.random.RandomState
 Reader: TypeAlias = Callable[..., object]
 Read: TypeAlias = tuple[Reader, object, object]
 
@@ -53,27 +62,27 @@ def by_value(value: object) -> object:
 # -- reads of which the results are compared by value ------------------------------------------
 
 
-def entries_of(owner: Any, name: object) -> object:
+def entries_of(owner: Iterable[object], name: object) -> object:
     """Return the entries of a list, tuple or deque."""
     return tuple(map(by_value, owner))
 
 
-def items_of(owner: Any, name: object) -> object:
+def items_of(owner: Mapping[object, object], name: object) -> object:
     """Return the items of a dictionary."""
     return tuple((by_value(key), by_value(value)) for key, value in owner.items())
 
 
-def members_of(owner: Any, name: object) -> object:
+def members_of(owner: Set[object], name: object) -> object:
     """Return the members of a set."""
     return frozenset(owner)
 
 
-def content_of(owner: Any, name: object) -> object:
+def content_of(owner: np.ndarray, name: object) -> object:
     """Return the content of an array."""
     return owner.tobytes()
 
 
-def state_of(owner: Any, name: object) -> object:
+def state_of(owner: RandomSource, name: object) -> object:
     """Return the state of a random generator."""
     if isinstance(owner, random.Random):
         return owner.getstate()
@@ -82,12 +91,12 @@ def state_of(owner: Any, name: object) -> object:
     )
 
 
-def context_of(owner: Any, name: object) -> object:
+def context_of(owner: contextvars.ContextVar[object], name: object) -> object:
     """Return the value of a context variable."""
     return by_value(owner.get(None))
 
 
-def environment_of(owner: Any, name: object) -> object:
+def environment_of(owner: object, name: object) -> object:
     """Return the environment variables."""
     return tuple(os.environ.items())
 
@@ -199,7 +208,7 @@ def reads_of_class(kind: type) -> Iterator[Read]:
 # -- objects ---------------------------------------------------------------------------------------
 
 
-def reads_of(value: Any) -> Iterator[Read]:
+def reads_of(value: object) -> Iterator[Read]:
     """Yield the reads of the values that an object other than a class or module gives access to."""
     if isinstance(value, types.MethodType):
         yield getattr, value, "__self__"
@@ -230,7 +239,7 @@ def reads_of(value: Any) -> Iterator[Read]:
         yield from _reads_of_object(value)
 
 
-def _reads_of_container(value: Any) -> Iterator[Read]:
+def _reads_of_container(value: Container) -> Iterator[Read]:
     yield operator.length_hint, value, 0
     if isinstance(value, set | frozenset):
         if len(value) <= LARGE:
@@ -266,7 +275,7 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
         yield from _reads_of_slots(value)
 
 
-def _reads_of_object(value: Any) -> Iterator[Read]:
+def _reads_of_object(value: object) -> Iterator[Read]:
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict):  # a type alias has another mapping
         if not from_library(type(value)):

@@ -178,7 +178,7 @@ class _Walk:
                 return
             yield from new
 
-    def _visit(self, value: Any) -> Iterator[Read]:
+    def _visit(self, value: object) -> Iterator[Read]:
         if type(value) in ATOMS or id(value) in self._seen:
             return
         # Torch imports modules while it compiles: the table of modules is no setting.

@@ -119,7 +119,7 @@ class StepsSince:
             self._steps.clear()
             return
         scalars = [tensor.detach().clone() for tensor in self._scalars]
-        self._steps.append(Step(call, random, [*map(_settings, self._groups())], scalars))
+        self._steps.append(Step(call, random, [*map(settings_of, self._groups())], scalars))
 
     def take_again(self) -> None:
         """Take the steps eagerly, except the last one, which the caller takes."""
@@ -137,7 +137,7 @@ class StepsSince:
         return [g for optimizer in optimizers_of(self.svi.optim) for g in optimizer.param_groups]
 
 
-def _settings(group: dict[str, Any]) -> dict[str, object]:
+def settings_of(group: dict[str, Any]) -> dict[str, object]:
     """Copy the hyperparameters of a parameter group. A learning rate may be a tensor."""
     return {
         key: value.clone() if isinstance(value, Tensor) else value
@@ -158,5 +158,5 @@ def optimizers_of(optim: PyroOptim) -> list[Optimizer]:
     """Return the torch optimizers of a Pyro optimizer."""
     if isinstance(optim, TorchOptim):
         return [] if optim.optimizer is None else [optim.optimizer]
-    found: Any = getattr(optim, "optim_objs", {}).values()
+    found = getattr(optim, "optim_objs", {}).values()
     return [o.optimizer if is_scheduler(o) else o for o in found]

@@ -88,7 +88,27 @@ class Poisson(Counts):
         return distributions.Poisson(log_mean)
 
 
-class NegativeBinomial(Counts):
+class _Dispersed(Counts):
+    """Counts with a variance above the mean m, such as m + m^2 / r."""
+
+    num_params = 1  # outputs of the decoder for each entry, without r
+    inverse_dispersion: PositiveParameter
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        inverse_dispersion: Spread = "learned",
+        library_size: Positive | None = None,
+    ) -> None:
+        super().__init__(
+            decoder,
+            self.num_params,
+            library_size=library_size,
+            inverse_dispersion=(inverse_dispersion, MIN_INVERSE_DISPERSION),
+        )
+
+
+class NegativeBinomial(_Dispersed):
     """p(x|z) = NB(x; mean m = exp(decoder(z)), r), for counts of variance m + m^2 / r.
 
     Args:
@@ -107,26 +127,12 @@ class NegativeBinomial(Counts):
     See also: `Poisson`, `ZeroInflatedNegativeBinomial`.
     """
 
-    inverse_dispersion: PositiveParameter
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        inverse_dispersion: Spread = "learned",
-        library_size: Positive | None = None,
-    ) -> None:
-        super().__init__(
-            decoder,
-            library_size=library_size,
-            inverse_dispersion=(inverse_dispersion, MIN_INVERSE_DISPERSION),
-        )
-
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
         """Return negative binomial distributions with these means."""
         return distributions.NegativeBinomial(self.inverse_dispersion(outputs), log_mean)
 
 
-class ZeroInflatedNegativeBinomial(Counts):
+class ZeroInflatedNegativeBinomial(_Dispersed):
     """A negative binomial with extra zeros, for single-cell counts: Lopez et al. (2018).
 
     p(x|z) = g [x = 0] + (1 - g) NB(x; m, r). m = exp(decoder(z)) is the mean of counts without
@@ -148,20 +154,7 @@ class ZeroInflatedNegativeBinomial(Counts):
     See also: `NegativeBinomial`, `Poisson`.
     """
 
-    inverse_dispersion: PositiveParameter
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        inverse_dispersion: Spread = "learned",
-        library_size: Positive | None = None,
-    ) -> None:
-        super().__init__(
-            decoder,
-            2,
-            library_size=library_size,
-            inverse_dispersion=(inverse_dispersion, MIN_INVERSE_DISPERSION),
-        )
+    num_params = 2
 
     def counts(self, log_mean: Tensor, outputs: Tensor) -> dist.TorchDistribution:
         """Return zero-inflated negative binomial distributions with these means."""

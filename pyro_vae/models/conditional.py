@@ -8,7 +8,7 @@ variation. All bounds and scores are those of log p(x|y).
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -45,7 +45,9 @@ PosteriorGivenY: TypeAlias = Annotated[
 class ConditionalModel(nn.Module):
     """p(x, z|y), one z for each x: a Pyro model with the sites `"z"` and `"x"`."""
 
-    def __init__(self, prior: Any, likelihood: LikelihoodGivenY) -> None:
+    def __init__(
+        self, prior: Callable[..., dist.TorchDistribution], likelihood: LikelihoodGivenY
+    ) -> None:
         super().__init__()
         self.prior, self.likelihood = prior, likelihood
         self.prior_takes_y = not takes(prior, 0)

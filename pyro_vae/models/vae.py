@@ -33,7 +33,7 @@ from pyro_vae.models.base import (
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
-from pyro_vae.pairs.inputs import as_input
+from pyro_vae.pairs.inputs import UserData, as_input
 from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
@@ -152,7 +152,7 @@ class VAE(ThreeParts):
             )
         return type(self)(**{**self.parts, "schema": self.schema, **parts})
 
-    def encode(self, x: Any) -> dist.TorchDistribution:
+    def encode(self, x: UserData) -> dist.TorchDistribution:
         """Return q(z|x), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
 
         Args:
@@ -195,7 +195,7 @@ class VAE(ThreeParts):
         return self._called("likelihood", as_input(self, z, "z"))
 
     @torch.no_grad()
-    def reconstruct(self, x: Any) -> Any:
+    def reconstruct(self, x: UserData) -> Any:
         """Return E[x'|z] at z = E[z|x].
 
         If q(z|x) has no mean in closed form, as for a flow, 100 samples estimate it.
@@ -228,7 +228,7 @@ class VAE(ThreeParts):
 
     @checked
     @torch.no_grad()
-    def impute(self, x: Any, num_samples: Samples = 100, draws: bool = False) -> Any:
+    def impute(self, x: UserData, num_samples: Samples = 100, draws: bool = False) -> Any:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
         The mean of the samples is the imputation, and their standard deviation its uncertainty. The

@@ -41,7 +41,24 @@ def activation_named(name: str) -> nn.Module:
 
 
 def shape_of(shape: Shape) -> tuple[int, ...]:
-    """Convert a size or a sequence of sizes to a tuple; raise `ArgumentError` if it is empty."""
+    """Convert a size or a sequence of sizes to a tuple; raise `ArgumentError` if it is empty.
+
+    Args:
+        shape: Size, or sizes.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        ArgumentError: If the sequence is empty.
+
+    Example:
+        >>> from pyro_vae.networks import shape_of
+        >>> shape_of(784), shape_of([1, 28, 28])
+        ((784,), (1, 28, 28))
+
+    See also: `MLP`.
+    """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if not sizes:
         raise ArgumentError(f"expected a shape with sizes of at least 1, got {shape!r}")

@@ -1,6 +1,6 @@
 """Scale the log densities of a Pyro program to nats per datum."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
 from pyro.poutine.messenger import Messenger
@@ -127,7 +127,7 @@ def has_value(objective: object) -> bool:
     return not isinstance(objective, TraceTailAdaptive_ELBO) and (inner is None or has_value(inner))
 
 
-def objectives_of(svi: HasObjective) -> list[Any]:
+def objectives_of(svi: HasObjective) -> list[object]:
     """Return the objective of an SVI, followed by the objectives that it wraps."""
     found, objective = [], svi.objective
     while objective is not None:

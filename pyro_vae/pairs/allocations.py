@@ -6,7 +6,6 @@ in forward and backward passes. Scratch memory within an operation is not includ
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +30,15 @@ class Allocations(TorchDispatchMode):
         super().__init__()
         self.live: list[int] = []
         self.total = self._now = 0
-        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Run an operation and count the memory of its results."""
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):

@@ -1,7 +1,6 @@
 """The guides that Pyro generates from a model, and the auxiliary variables of guides."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -30,7 +29,7 @@ def without_observations(guide: Program) -> Program:
 
 def model_of(program: Program) -> Program:
     """Return the model of a guide that Pyro generates, and other programs unchanged."""
-    inner: Any = poutine.unwrap(program)
+    inner = poutine.unwrap(program)
     return inner.model if isinstance(inner, AutoGuide | GuideMessenger) else program
 
 

@@ -1,7 +1,7 @@
 """Data as a pair takes them: tensors on the device and in the type of its parameters."""
 
 import warnings
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from pyro_vae.data.conversion import as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
+from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.frames import is_frame, is_source
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.runtime.devices import device_of, dtype_of
+
+# Data in the form of the source, which the schema of a pair reads, or of the model.
+UserData: TypeAlias = Data | frames.Table
 
 
 def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -> Dataset:
@@ -36,7 +40,7 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
     return dataset.astype(dtype)
 
 
-def in_schema(pair: PairLike, data: Any) -> Dataset:
+def in_schema(pair: PairLike, data: UserData) -> Dataset:
     """Return data as a `Dataset`, read by the schema of the pair if it has one.
 
     Paths, frames, numpy arrays, sparse matrices and AnnData are data in the form of the source.
@@ -48,7 +52,7 @@ def in_schema(pair: PairLike, data: Any) -> Dataset:
     schema = getattr(pair, "schema", None)
     if schema is not None and is_source(data):
         return schema.read(data)
-    return as_dataset(data)
+    return as_dataset(cast(Data, data))
 
 
 def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
 from pyro_vae.arguments import Check, Unfit, check_fields
 
@@ -26,7 +26,7 @@ class IsPair(Check):
 
     expected = "a pair, an object with a .model and a .guide such as a VAE or a pv.Pair"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the pair."""
         if isinstance(value, type):
             raise Unfit(f"pass an instance, {value.__name__}(...)")
@@ -42,7 +42,7 @@ class IsProgram(Check):
 
     expected = "a Pyro program, a function or a module"
 
-    def convert(self, value: Any) -> object:
+    def convert(self, value: object) -> object:
         """Return the program."""
         if isinstance(value, type):
             raise Unfit(f"pass an instance, {value.__name__}(...)")

@@ -67,6 +67,8 @@ def _real_entries(fn: Distribution) -> Tensor | None:
     points = (-12345.5, 12345.5)
     try:
         support = unwrap_independent(fn).support
+        if support is None:
+            return None
         inside = [support.check(torch.full((1, *fn.event_shape), point)) for point in points]
     except (NotImplementedError, AttributeError, RuntimeError):
         return None

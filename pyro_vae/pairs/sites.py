@@ -14,7 +14,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import TransformedDistribution
+from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.pairs.pair import PairError
@@ -46,7 +46,7 @@ class SiteDraws:
     log_prob: Tensor
     plates: tuple[str, ...]
     observed: bool
-    distribution: Any
+    distribution: Distribution
     computed: bool = False
 
     @property
@@ -159,7 +159,7 @@ def log_density(name: str, node: Node) -> Tensor:
         ) from error
 
 
-def is_delta(distribution: Any) -> bool:
+def is_delta(distribution: Distribution) -> bool:
     """Return whether a distribution is a point mass, inside any wrappers."""
     return isinstance(unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta)
 
@@ -238,7 +238,7 @@ def is_data(node: Node) -> bool:
     return bool(node["is_observed"]) and not is_computed(node)
 
 
-def _is_masked(distribution: Any) -> bool:
+def _is_masked(distribution: Distribution) -> bool:
     return isinstance(distribution, MaskedDistribution) and distribution._mask is False
 
 
@@ -268,6 +268,12 @@ def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
     """Return the values of all sample sites of a trace, indices of subsampled plates included."""
     nodes: list[tuple[str, Node]] = list(trace.nodes.items())
     return {name: node["value"] for name, node in nodes if node["type"] == "sample"}
+
+
+def parameters_of(trace: poutine.Trace) -> list[Tensor]:
+    """Return the unconstrained values of the parameters in a trace of these, each once."""
+    nodes: list[Node] = list(trace.nodes.values())
+    return list(dict.fromkeys(node["value"].unconstrained() for node in nodes))
 
 
 def frames_of(node: Node) -> list[CondIndepStackFrame]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +18,9 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
     Args:
         history: History of a training run (`Fit.history`).
         title: Title of the figure.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import pyro_vae as pv
@@ -70,6 +73,9 @@ def latent_map(
         axis_labels: Labels of the two axes.
         class_names: Names of the classes, in the order of their numbers; by default the numbers.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.latent_map(np.eye(2), np.array([0, 1]), "toy", ("z1", "z2"))
@@ -97,7 +103,14 @@ def latent_map(
     return figure
 
 
-def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
+class HasKHat(Protocol):
+    """An ELPD of ArviZ with a k-hat for each datum."""
+
+    pareto_k: ArrayLike
+    good_k: float
+
+
+def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Figure:
     """Plot k-hat of each datum above the images with the highest k-hat.
 
     Infinite values are triangles above the finite ones, and -inf, of equal weights, below them.
@@ -106,6 +119,9 @@ def khat(elpd: Any, images: ArrayLike | None = None, count: int = 10) -> Figure:
         elpd: Result of `pyro_vae.elpd_marginal`, or an object with `pareto_k` and `good_k`.
         images: Images of all data, shape `(num_data, [channels,] height, width)`, or None.
         count: Number of images to show.
+
+    Returns:
+        The figure.
 
     Example:
         >>> from types import SimpleNamespace
@@ -161,6 +177,9 @@ def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figur
         amortization: Amortization gaps of shape `(num_data,)`.
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import pyro_vae as pv
         >>> figure = pv.plots.gaps([0.5, 1.5], [0.1, 0.3], "toy")
@@ -192,6 +211,9 @@ def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
         active: Whether each latent is active; inactive latents are grey.
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import pyro_vae as pv
         >>> figure = pv.plots.kl_by_dimension([0.0, 2.0], [False, True], "toy")
@@ -219,6 +241,9 @@ def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
         draws: Samples of shape `(num_data, latent_dim)`.
         title: Title of the figure.
         count: Number of latents to show.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv

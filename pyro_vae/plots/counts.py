@@ -17,6 +17,9 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
         model: Sampled counts with the same columns.
         title: Title of the figure.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> x = np.random.default_rng(0).poisson(3.0, (50, 4))

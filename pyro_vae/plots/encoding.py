@@ -17,6 +17,8 @@ def encoded(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
         >>> import numpy as np, pyro_vae as pv
         >>> pv.plots.encoded(pv.plots.image_grid(np.zeros((1, 2, 2)), "zeros"), dpi=30)[1:4]
         b'PNG'
+
+    See also: `image_grid`, `pyro_vae.report`.
     """
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=dpi, bbox_inches="tight")

@@ -24,6 +24,9 @@ def image_grid(images: ArrayLike, title: str, columns: int | None = None) -> Fig
         title: Title of the figure.
         columns: Number of columns; by default the grid is about square.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.image_grid(np.zeros((4, 2, 2)), "zeros")
@@ -51,6 +54,9 @@ def reconstructions(
         title: Title of the figure.
         columns: Number of columns.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.reconstructions(np.zeros((2, 2, 2)), np.ones((2, 2, 2)), "toy")
@@ -74,6 +80,9 @@ def mosaic(images: ArrayLike, title: str, row_labels: Sequence[str] | None = Non
         title: Title of the figure.
         row_labels: Labels of the rows.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.mosaic(np.zeros((1, 3, 2, 2)), "zeros", ["row"])
@@ -94,6 +103,9 @@ def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str 
         data: Indices of the data in `plate`.
         title: Title of the figure.
         plate: Name of the plate over the data.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv, xarray as xr

@@ -34,6 +34,9 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
         title: Title of the figure.
         levels: Levels of the columns that have them.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> x = {"age": np.linspace(20, 60, 50), "member": np.arange(50) % 2}
@@ -111,6 +114,9 @@ def dependence(
         title: Title of the figure.
         levels: Levels of the columns that have them.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> x = {"a": np.arange(9.0), "b": np.arange(9.0) ** 2}
@@ -165,6 +171,9 @@ def imputation_errors(
         coverage: Share of the entries inside their interval, for each nominal probability; NaN for
             columns without intervals.
         title: Title of the figure.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import pyro_vae as pv

@@ -18,6 +18,9 @@ def forest(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Fig
         data: Indices of the data in `plate`.
         plate: Name of the plate over the data.
 
+    Returns:
+        The figure.
+
     Example:
         >>> import numpy as np, pyro_vae as pv, xarray as xr
         >>> z = xr.DataArray(np.random.default_rng(0).normal(size=(1, 9, 2)),
@@ -40,6 +43,9 @@ def densities(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> 
         tree: Tree of `pyro_vae.from_pyro_svi`.
         data: Indices of the data in `plate`.
         plate: Name of the plate over the data.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv, xarray as xr
@@ -66,6 +72,9 @@ def pairs(
         datum: Index of the datum in `plate`.
         latents: Entries of `latent_dim` to show; all by default.
         plate: Name of the plate over the data.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv, xarray as xr
@@ -94,6 +103,9 @@ def calibration(tree: "xr.DataTree", coverage: bool = False) -> Figure:
         tree: Tree of `pyro_vae.sbc`.
         coverage: Whether to plot the ECDF of the smallest central intervals that contain the true
             value instead.
+
+    Returns:
+        The figure.
 
     Example:
         >>> import numpy as np, pyro_vae as pv, xarray as xr

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Self, TypeAlias, cast
 
 import pyro.distributions as dist
 import torch
@@ -290,11 +290,11 @@ class Fixed(Part):
         return self.distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.distribution = _convert(self.distribution, fn)
+        self.distribution = cast(dist.TorchDistribution, _convert(self.distribution, fn))
         return super()._apply(fn, recurse)
 
 
-def _convert(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def _convert(value: object, fn: Callable[[Tensor], Tensor]) -> object:
     """Return a copy of a distribution with `fn` applied to each of its tensors."""
     if isinstance(value, Tensor):
         return fn(value)

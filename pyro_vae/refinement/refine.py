@@ -308,6 +308,9 @@ def refine(
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        The draws, their log weights and k-hat, as a `RefinedPosterior`.
+
     Raises:
         PairError: If a latent is discrete, outside the plate over the data, or on a surface.
         ValueError: If log p(x) of a datum is not finite.

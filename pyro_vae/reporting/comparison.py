@@ -3,16 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import EllipsisType
 
 import numpy as np
 import torch
+from pyro.distributions import TorchDistribution
 from rich.table import Column, Table
 from rich.text import Text
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
-from pyro_vae.distributions.entrywise import SideBySide
+from pyro_vae.distributions.entrywise import PartlyObserved, SideBySide, support_of
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.models.vae import VAE
@@ -111,11 +112,12 @@ def _is_discrete(vae: VAE, data: Dataset) -> torch.Tensor:
     """Return whether each entry of x has a probability, not a density."""
     with torch.no_grad():
         entries = unwrap_independent(vae.decode(vae.encode(data[:1]).sample()))
-    entries = getattr(entries, "entries", entries)  # of `Missing`
-    parts: list[tuple[Any, Any]] = [(entries, ...)]
+    if isinstance(entries, PartlyObserved):
+        entries = entries.entries
+    parts: list[tuple[TorchDistribution, list[int] | EllipsisType]] = [(entries, ...)]
     if isinstance(entries, SideBySide):
         parts = list(zip(entries.columns, map(list, entries.places), strict=True))
     found = torch.zeros(data.event_shape, dtype=torch.bool)
     for part, places in parts:
-        found[places] = part.support.is_discrete
+        found[places] = support_of(part).is_discrete
     return found

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.data.sources.schema import Schema
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.diagnostics.trust_card import TrustCard
 from pyro_vae.distributed import from_first
@@ -184,7 +184,7 @@ def write(
         CheckpointError: If a figure in the run's folder is a link, no PNG image, or not readable.
         OSError: If the file cannot be written.
     """
-    schema: Any = getattr(vae, "schema", None)
+    schema: Schema | None = getattr(vae, "schema", None)
     pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():

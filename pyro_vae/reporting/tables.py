@@ -3,7 +3,6 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def figures_of_array(subject: Subject) -> dict[str, Figure]:
 
 
 def _compared(
-    subject: Subject, names: list[str], x: Tensor, levels: dict[str, list[Any]]
+    subject: Subject, names: list[str], x: Tensor, levels: dict[str, list[object]]
 ) -> dict[str, Figure]:
     """Compare columns and pairs of columns with those of samples of the model."""
     drawn = subject.vae.sample(ROWS).cpu()

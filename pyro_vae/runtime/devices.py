@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 import torch
 from torch import nn
 
-from pyro_vae.arguments import IsDevice
+from pyro_vae.arguments import IsDevice, checked
 
 Device: TypeAlias = Annotated[str | torch.device, IsDevice()]
 
@@ -29,7 +29,8 @@ def evaluating(*callables: object) -> Iterator[None]:
             module.training = True
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+@checked
+def resolve_device(device: Device) -> torch.device:
     """Return a device if it is available.
 
     Args:
@@ -48,7 +49,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     See also: `pyro_vae.fit` and its argument `device`.
     """
-    return torch.device(IsDevice()("device", device))
+    return torch.device(device)
 
 
 def device_of(*callables: object) -> torch.device:

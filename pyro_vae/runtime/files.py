@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pyro_vae.arguments.checks import MAX_NAME
+from pyro_vae.arguments.kinds import MAX_NAME
 
 JSONObject: TypeAlias = dict[str, Any]  # as `json.loads` returns it
 

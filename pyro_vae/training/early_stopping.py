@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from pyro_vae.checkpointing.snapshot import Progress
 
@@ -11,7 +10,7 @@ REACHED = 0.01  # relative difference between beta and its last value, at most, 
 
 
 def annealed_epochs(
-    objectives: list[Any], first_step: int, steps_per_epoch: int, epochs: int
+    objectives: list[object], first_step: int, steps_per_epoch: int, epochs: int
 ) -> int:
     """Return the last epoch in which the beta of an objective still changes; 0 without such.
 

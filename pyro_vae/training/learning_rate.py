@@ -3,12 +3,12 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.engine.verified_state import settings_of
 
 SAMPLED = 65  # learning rates that identify a schedule
 MAX_SAMPLED_STEPS = 100_000  # about one second
@@ -29,21 +29,21 @@ class Rates:
         self._scheduler: LRScheduler | None = None
         self._num_steps = 0
         # Settings of each group before its first step.
-        self._unscheduled: list[dict[str, Any]] = []
+        self._unscheduled: list[dict[str, object]] = []
         self._sampled: tuple[int, list[list[float]]] | None = None
 
-    def advance(self, optimizer: Any, factor: float) -> None:
+    def advance(self, optimizer: Optimizer | None, factor: float) -> None:
         """Step the schedule of an optimizer with learning rates that contain a factor."""
         self._num_steps += 1
         if optimizer is not None and len(optimizer.param_groups) > len(self._unscheduled):
             started = bool(self._unscheduled)
             new = optimizer.param_groups[len(self._unscheduled) :]
-            self._unscheduled += map(_settings, new)
+            self._unscheduled += map(settings_of, new)
             if started and self.schedule is not None:
                 # A parameter has appeared. The schedule knows only the groups that it was made for.
                 self.reset(optimizer, self._num_steps, factor)
                 return
-        if self.schedule is None:
+        if self.schedule is None or optimizer is None:
             return
         scale_rates(optimizer, 1 / factor)
         if self._scheduler is None:
@@ -107,12 +107,3 @@ def scale_rates(optimizer: Optimizer, factor: float) -> None:
     if factor != 1.0:
         for group in optimizer.param_groups:
             group["lr"] *= factor
-
-
-def _settings(group: dict[str, object]) -> dict[str, object]:
-    """Copy the settings of a parameter group. A learning rate may be a tensor that changes."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
         batch, share = own_batch(whole)
         if now.step + 1 == job.total_steps:
             svi.verify_next_step()
-        loss = svi.step_of(batch, {}, share)
+        loss = cast(float, svi.step_of(batch, {}, share))  # `fit` accepts objectives of one loss
         is_finite = math.isfinite(loss)
         if is_finite:
             state.count(loss, num_rows)

@@ -7,7 +7,6 @@ each pseudo-input.
 import contextlib
 import time
 import warnings
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -18,6 +17,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import is_first
 from pyro_vae.pairs.allocations import FEW, MORE, allocations, extrapolated_peak
 from pyro_vae.pairs.plates import MISFITS
+from pyro_vae.pairs.sites import parameters_of
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.svi import SVI
@@ -69,8 +69,7 @@ def _message(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> str:
     def step(count: int) -> list[Tensor]:
         with poutine.trace(param_only=True) as traced:
             loss = Trace_ELBO().differentiable_loss(svi.model, svi.guide, *data.batch(slice(count)))
-        sites: Any = traced.trace.nodes.values()
-        parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+        parameters = parameters_of(traced.trace)
         torch.autograd.grad(loss, parameters, allow_unused=True)
         return parameters
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_vae.engine.capture import same_strides
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.support.strided_net import LAYOUTS, TABLE, assert_equal_runs, train_net
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.models.test_vae import small_vae
 from tests.support.pyro_programs import both, counts_calls
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.engine import comparison, compiled_step, compiler, guards, verification
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
 

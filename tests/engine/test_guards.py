@@ -11,7 +11,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.engine import guards
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.support.pyro_programs import both
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 

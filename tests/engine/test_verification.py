@@ -6,7 +6,7 @@ from torch import nn
 
 from pyro_vae.engine import compiler
 from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from pyro_vae.engine.tolerances import check_close
 from tests.support.pyro_programs import both
 from tests.support.strided_net import TABLE, assert_equal_runs, train_net

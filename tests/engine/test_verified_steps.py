@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import pyro_vae as pv
 from pyro_vae.engine import comparison, compiler, verified_state
-from pyro_vae.engine.compiler import CompilationWarning
+from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
 pytestmark = pytest.mark.usefixtures("graph_only")

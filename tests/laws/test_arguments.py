@@ -19,7 +19,8 @@ from pyro_vae.arguments import (
     Whole,
     checks_of,
 )
-from pyro_vae.arguments.checks import Each, Either, IsText
+from pyro_vae.arguments.checks import Each, Either
+from pyro_vae.arguments.kinds import IsText
 from pyro_vae.pairs.pair import IsPair, IsProgram
 from pyro_vae.part import Role
 from pyro_vae.tracking import IsTracker, Tracker

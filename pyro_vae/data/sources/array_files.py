@@ -1,19 +1,20 @@
 """Load the arrays in `.npy`, `.npz`, `.pt`, `.h5` and `.zarr` files."""
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.disk_array import StoredArray
 from pyro_vae.data.errors import DataError
 
 ENDINGS = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".zarr")
 IN_MEMORY = 2**30  # bytes of an array that is read at once
 
 
-def load(path: Path, key: str | None = None) -> Any:
+def load(path: Path, key: str | None = None) -> np.ndarray | Tensor | StoredArray:
     """Return the array in a file; an array on disk if it is large, or stored in blocks.
 
     Args:
@@ -37,7 +38,9 @@ def load(path: Path, key: str | None = None) -> Any:
             import zarr
 
             opened = zarr.open(path, mode="r")
-            return opened if hasattr(opened, "shape") else opened[_key(path, [*opened], key)]
+            if isinstance(opened, zarr.Group):
+                opened = opened[_key(path, [*opened], key)]
+            return cast(StoredArray, opened)
         import h5py
 
         file = h5py.File(path)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypeGuard, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.conversion import as_tensor
-from pyro_vae.data.dataset import Dataset, as_dataset
+from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, frames, tables
@@ -96,7 +96,7 @@ class ArraySchema(Part):
 
 
 def read(
-    source: Any, *, key: str | None = None, columns: Mapping[str, str] | None = None
+    source: object, *, key: str | None = None, columns: Mapping[str, str] | None = None
 ) -> Dataset:
     """Read an array. One of two dimensions, with at most `MAX_COLUMNS` columns, is a table.
 
@@ -119,8 +119,7 @@ def read(
             f"{name}: expected an array of shape (num_data, ...), got {value.shape}. Numbers of "
             "one column have the shape (num_data, 1), as in x[:, None]"
         )
-    is_table = isinstance(value, np.ndarray) and not is_stored(value) and value.ndim == 2
-    if is_table and value.shape[1] <= MAX_COLUMNS and value.dtype != np.uint8:
+    if _is_small_table(value):
         data = tables.read(value, columns=columns)
         return Dataset(data.values, name=name, schema=data.schema)
     if columns:
@@ -129,18 +128,24 @@ def read(
     return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
 
 
-def _dataset(source: Any, key: str | None) -> Dataset:
+def _is_small_table(value: object) -> TypeGuard[np.ndarray]:
+    if not isinstance(value, np.ndarray) or isinstance(value, np.memmap) or value.ndim != 2:
+        return False
+    return value.shape[1] <= MAX_COLUMNS and value.dtype != np.uint8
+
+
+def _dataset(source: object, key: str | None) -> Dataset:
     if isinstance(source, str | Path):
         source = array_files.load(Path(source), key)
     if isinstance(source, Dataset):
         return source
-    value = source if is_stored(source) else as_tensor(source)
+    value: object = source if is_stored(source) else as_tensor(source)
     if isinstance(value, Tensor) and value.dtype == torch.uint8:
         # Height and width without a channel are images of one channel.
         return Dataset(value.unsqueeze(1) if value.dim() == 3 else value)
     if isinstance(value, Tensor):
         value = value.float()
-    return as_dataset(value)
+    return as_dataset(cast(Data, value))
 
 
 def schema_of(data: Dataset) -> ArraySchema:

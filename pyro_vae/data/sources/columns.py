@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import narwhals as nw
 import numpy as np
@@ -35,6 +34,13 @@ class Column(Part):
 
     Raises:
         DataError: If the kind is unknown or does not apply to the type.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> pv.data.Column("age", "real", shift=41.5, unit=12.0, low=18.0, high=90.0).shown
+        '18 to 90'
+
+    See also: `pyro_vae.data.open`, `pyro_vae.data.TableSchema`.
     """
 
     def __init__(
@@ -199,7 +205,7 @@ class Column(Part):
         return f"{self.low:.4g} to {self.high:.4g}" if self.rule.in_model else ""
 
 
-def _plain(value: Any) -> object:
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 

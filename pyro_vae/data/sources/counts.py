@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.matrices import Counts, SparseRows, library_sizes, load
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Kind: TypeAlias = Literal["counts", "real"]
 Column: TypeAlias = Sequence[Any]  # [name, levels], or [name, mean, standard deviation]
@@ -81,7 +84,7 @@ class CountsSchema(Part):
         library_sizes(counts, self.kind)
         return _dataset(counts, self, _order(counts, self.genes))
 
-    def restore(self, x: Tensor) -> Any:
+    def restore(self, x: Tensor) -> "sparse.csr_array":
         """Return data of the model, shape `(num_data, genes)`, as a CSR matrix of scipy.
 
         Whole numbers are int64 if the data are counts.

@@ -5,24 +5,28 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeGuard, cast
 
 import narwhals as nw
 import numpy as np
 import torch
+from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.texts import Texts
 
+# Data in the form of the user: the path of a file, an array, or a frame of pandas, polars, ....
+Table: TypeAlias = str | os.PathLike[str] | np.ndarray | IntoDataFrame
 
-def is_frame(source: object) -> bool:
+
+def is_frame(source: object) -> TypeGuard[IntoDataFrame]:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
     return nw.dependencies.is_into_dataframe(source)
 
 
-def is_source(data: object) -> bool:
+def is_source(data: object) -> TypeGuard[Table]:
     """Return whether data are in the form of a user: a path, a frame or an array of no tensor."""
     return isinstance(data, str | os.PathLike | np.ndarray) or is_frame(data) or is_matrix(data)
 
@@ -32,7 +36,7 @@ def is_matrix(source: object) -> bool:
     return type(source).__module__.startswith(("scipy.sparse.", "anndata."))
 
 
-def numbers_of(frame: Any) -> Tensor:
+def numbers_of(frame: IntoDataFrame) -> Tensor:
     """Return a frame of numbers as a float32 tensor, unchanged, with NaN for missing values.
 
     Raises:
@@ -52,7 +56,7 @@ def numbers_of(frame: Any) -> Tensor:
 
 
 def read(
-    source: Any,
+    source: object,
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
@@ -86,7 +90,7 @@ def read(
         )
     else:
         try:
-            frame = nw.from_native(_with_text_names(source), eager_only=True)
+            frame = nw.from_native(_with_text_names(cast(IntoDataFrame, source)), eager_only=True)
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
@@ -97,9 +101,9 @@ def read(
     return frame
 
 
-def _with_text_names(frame: Any) -> Any:
+def _with_text_names(frame: IntoDataFrame) -> IntoDataFrame:
     names = list(frame.columns)
-    if all(isinstance(name, str) for name in names):
+    if all(isinstance(name, str) for name in names) or not hasattr(frame, "set_axis"):
         return frame
     return frame.set_axis([str(name) for name in names], axis="columns")
 
@@ -245,7 +249,7 @@ def _dates(series: nw.Series) -> np.ndarray:
     return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
-def frame_of(columns: Mapping[str, np.ndarray], like: Any = None) -> Any:
+def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarray | IntoDataFrame:
     """Return columns as a frame of the library of `like`, by default pandas.
 
     Args:
@@ -276,11 +280,11 @@ def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series
     """Return a column with other values in some rows, in its type."""
     dtype = series.dtype
     if dtype in (nw.Date, nw.Datetime):
-        new: list[Any] = [value.item() for value in values]
+        new: list[object] = [value.item() for value in values]
         if dtype == nw.Date:
-            new = [value.date() for value in new]
+            new = [value.item().date() for value in values]
         elif getattr(dtype, "time_zone", None):
-            new = [value.replace(tzinfo=datetime.UTC) for value in new]
+            new = [value.item().replace(tzinfo=datetime.UTC) for value in values]
     elif dtype in (nw.String, nw.Categorical, nw.Enum):
         is_date = values.dtype.kind == "M"
         new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]

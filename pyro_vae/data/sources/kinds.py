@@ -18,7 +18,7 @@ The first kind with a rule that fits is the kind of a column:
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def kind_of(values: Values) -> Kind:
 
 def levels_of(values: Values) -> list[Level]:
     """Return the levels of a column, sorted, as values of JSON."""
-    convert: dict[str, Callable[[Any], Level]] = {
+    convert: dict[str, type[bool | int | float | str]] = {
         "boolean": bool,
         "integer": int,
         "real": float,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,15 @@ from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.indexed_rows import IndexedRows
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from anndata.abc import CSCDataset, CSRDataset
+    from scipy import sparse
+
+    CSR: TypeAlias = sparse.csr_array | CSRDataset
+    Matrix: TypeAlias = CSR | CSCDataset | sparse.sparray  # or dense, in memory or on disk
 
 IN_MEMORY = 2**31  # bytes of a sparse matrix; a larger one of an .h5ad file is read from disk
 BLOCK = 4096  # rows that are checked at once
@@ -29,7 +38,7 @@ class SparseRows(IndexedRows):
         order: Numbers of the columns to read, in this order; by default all.
     """
 
-    def __init__(self, matrix: Any, order: np.ndarray | None = None) -> None:
+    def __init__(self, matrix: "CSR", order: np.ndarray | None = None) -> None:
         width = matrix.shape[1] if order is None else len(order)
         super().__init__(matrix.shape[0], (width,), torch.float32)
         self._matrix, self._order = matrix, order
@@ -47,7 +56,7 @@ class SparseRows(IndexedRows):
         """Return no rows, because the fingerprint has all of them."""
         return ()
 
-    def _sparse(self, numbers: np.ndarray) -> Any:
+    def _sparse(self, numbers: np.ndarray) -> "sparse.csr_array":
         rows = self._matrix[numbers].astype(np.float32, copy=False)
         return rows if self._order is None else rows[:, self._order]
 
@@ -57,12 +66,12 @@ class Counts:
     """A matrix that was read, with the names of its genes and the columns of `.obs`, if any."""
 
     name: str
-    matrix: Any
+    matrix: "CSR"
     genes: list[str] | None = None
-    obs: Any = None
+    obs: "pd.DataFrame | None" = None
     layers: Sequence[str] = ()
 
-    def column(self, name: str) -> Any:
+    def column(self, name: str) -> "pd.Series":
         """Return a column of `.obs` without missing values."""
         if self.obs is None:
             raise DataError(f"{self.name}: the column {name!r} needs AnnData with .obs")
@@ -75,7 +84,7 @@ class Counts:
         return values
 
 
-def load(source: Any, layer: str | None) -> Counts:
+def load(source: "Path | AnnData | Matrix", layer: str | None) -> Counts:
     """Read a source as a CSR matrix, in memory or on disk."""
     if not isinstance(source, Path):
         return _counts_of(f"the {type(source).__name__}", source, None, layer)
@@ -92,7 +101,7 @@ def load(source: Any, layer: str | None) -> Counts:
         ) from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> "AnnData | Matrix":
     import scipy
 
     if path.suffix.lower() == ".npz":
@@ -116,7 +125,9 @@ def _genes_of(path: Path) -> list[str] | None:
     return [line.split("\t")[0] for line in text.decode().splitlines()]
 
 
-def _counts_of(name: str, source: Any, genes: list[str] | None, layer: str | None) -> Counts:
+def _counts_of(
+    name: str, source: "AnnData | Matrix", genes: list[str] | None, layer: str | None
+) -> Counts:
     matrix, obs, layers = source, None, []
     if hasattr(source, "var_names"):  # AnnData
         genes, obs, layers = list(map(str, source.var_names)), source.obs, [*source.layers]
@@ -142,7 +153,7 @@ def _counts_of(name: str, source: Any, genes: list[str] | None, layer: str | Non
     return Counts(name, _csr(name, matrix), genes, obs, layers)
 
 
-def _csr(name: str, matrix: Any) -> Any:
+def _csr(name: str, matrix: "Matrix") -> "CSR":
     """Return a matrix as CSR without duplicate entries; a dense one block by block."""
     from scipy import sparse
 

@@ -16,9 +16,11 @@ class Schema(Protocol):
 
     Attributes:
         content: The content of the data: `"table"`, `"images"`, `"counts"` or `"array"`.
+        build_arguments: The constructor arguments, see `pyro_vae.part.Part`.
     """
 
     content: ClassVar[str]
+    build_arguments: dict[str, object]
 
     @property
     def event_shape(self) -> tuple[int, ...]:

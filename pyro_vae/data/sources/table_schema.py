@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import narwhals as nw
 import numpy as np
 import torch
+from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
@@ -151,7 +152,7 @@ class TableSchema(Part):
             )
         return frame
 
-    def restore(self, x: Tensor, like: object = None) -> Any:
+    def restore(self, x: Tensor, like: object = None) -> np.ndarray | IntoDataFrame:
         """Return rows of the model as a frame with the types and levels of the table.
 
         Args:
@@ -187,7 +188,7 @@ class TableSchema(Part):
         found[:, levels] = draws[..., levels].mode(dim=0).values
         return found
 
-    def complete(self, source: object, x: Tensor) -> Any:
+    def complete(self, source: object, x: Tensor) -> np.ndarray | IntoDataFrame:
         """Return a table with its missing values replaced by those of x.
 
         Columns that are not modelled, and observed values, are unchanged.

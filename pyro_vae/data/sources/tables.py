@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
@@ -21,7 +20,7 @@ def _accepts(source: Path | object) -> bool:
 
 
 def read(
-    source: Any,
+    source: object,
     *,
     schema: TableSchema | None = None,
     columns: Mapping[str, str] | None = None,
