@@ -358,7 +358,7 @@ def train(name, compile):
     items, context = list(Config.items), contextvars.copy_context()
     pyro.clear_param_store()
     torch.manual_seed(0)
-    at = random.Random(name).randrange(14, 34)
+    at = random.Random(name).randrange(36, 44)  # after the runs that are always compared
 
     def run():
         net, x = NETS.get(name, Net)(), (torch.rand(8, 4) < 0.4).double()
