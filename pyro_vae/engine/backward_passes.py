@@ -101,10 +101,15 @@ def _operations(loss: Tensor) -> Operations:
         (
             id(node.variable) if hasattr(node, "variable") else node.name(),
             *(positions.get(following) for following, _ in node.next_functions),
-            isinstance(node, BackwardCFunction) and not is_trusted(node._forward_cls.__module__),
+            _is_custom(node),
         )
         for node in positions
     )
+
+
+def _is_custom(node: Any) -> bool:
+    """Return whether an operation is an `autograd.Function` outside the trusted libraries."""
+    return isinstance(node, BackwardCFunction) and not is_trusted(node._forward_cls.__module__)  # type: ignore[attr-defined]
 
 
 def has_custom_functions(passes: list[Operations]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import pyro_vae as pv
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from pyro_examples import EXAMPLES, Run, difference  # noqa: E402 - not a package
+from pyro_examples import EXAMPLES, Run, difference
 
 SLOW = {"examples/air", "examples/dmm.py --num-iafs 1", "examples/hmm.py --model 1 --tmc"}
 STEPS = 4
