@@ -40,6 +40,7 @@ Step = Callable[[Tensor], Any]
 SIZES = ["784-400-20:128", "784-500-20:100", "784-200-10:20"]
 HAND, OURS = "hand-written, fused Adam", "pv.SVI, compiled"
 adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+plain_adam = functools.partial(torch.optim.Adam, lr=1e-3)
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,16 @@ def matrix_products(size: Size) -> Step:
 
 
 def hand_written(
-    size: Size, *, compile: bool = False, bf16: bool = False, read: bool = True
+    size: Size,
+    *,
+    compile: bool = False,
+    bf16: bool = False,
+    read: bool = True,
+    optim: Callable[..., torch.optim.Optimizer] = adam,
 ) -> Step:
     """Return the step written by hand in PyTorch; it returns a float, or a tensor if not `read`."""
     encoder, decoder = size.networks()
-    optimizer = adam([*encoder.parameters(), *decoder.parameters()])
+    optimizer = optim([*encoder.parameters(), *decoder.parameters()])
 
     def loss_of(x: Tensor) -> Tensor:
         with torch.autocast(size.device, torch.bfloat16, enabled=bf16):
@@ -170,11 +176,17 @@ def stock(size: Size, name: str, *, validate: bool, loss: Any = None) -> Step:
 
 
 def ours(
-    vae: pv.VAE, *, compile: bool = True, particles: int = 1, read: bool = True, **settings: Any
+    vae: pv.VAE,
+    *,
+    compile: bool = True,
+    particles: int = 1,
+    read: bool = True,
+    optim: Callable[..., torch.optim.Optimizer] = adam,
+    **settings: Any,
 ) -> Step:
     """Return the step of `pv.SVI`; it returns a float, or a tensor if not `read`."""
     elbo = Trace_ELBO(particles, vectorize_particles=particles > 1)
-    svi = pv.SVI(vae.model, vae.guide, adam, elbo, compile=compile, **settings)
+    svi = pv.SVI(vae.model, vae.guide, optim, elbo, compile=compile, **settings)
     take = svi.step if read else svi.step_tensor
 
     def step(x: Tensor) -> Any:
@@ -191,12 +203,14 @@ def engines(size: Size) -> dict[str, Step]:
     products = {"matrix products alone": matrix_products(size)} if size.hidden else {}
     return products | {
         HAND: hand_written(size),
+        "hand-written, Adam": hand_written(size, optim=plain_adam),
         "hand-written, bf16": hand_written(size, bf16=True),
         "hand-written, torch.compile": hand_written(size, compile=True),
         "Pyro's SVI": stock(size, "validated", validate=True),
         "Pyro's SVI, validation off": stock(size, "plain", validate=False),
         "Pyro's SVI, JitTrace_ELBO": stock(size, "jit", validate=False, loss=jit),
         "pv.SVI, eager": ours(size.vae(), compile=False),
+        "pv.SVI, eager, Adam": ours(size.vae(), compile=False, optim=plain_adam),
         OURS: ours(size.vae()),
         "pv.SVI, compiled, bf16": ours(size.vae(), precision="bf16"),
     }

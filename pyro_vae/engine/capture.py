@@ -31,6 +31,8 @@ from torch.distributions import Distribution, constraints
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pyro_vae.engine.backward_passes import DATA, STOPS, is_called_by_user
+
 aten = torch.ops.aten
 
 
@@ -49,6 +51,8 @@ class Capture:
         mutated: Positions in `tensors` of the tensors that the function changed in place.
         guards: Values that the function read. The graph is valid for these values only.
         branches: Whether the function read any value other than "is some entry NaN?".
+        stops_gradients: Whether code of the user detaches tensors, disables gradients or registers
+            hooks.
     """
 
     graph: fx.GraphModule
@@ -57,6 +61,7 @@ class Capture:
     mutated: list[int]
     guards: list[bool | float]
     branches: bool
+    stops_gradients: bool
 
 
 class ValueReader(TorchFunctionMode):
@@ -66,6 +71,7 @@ class ValueReader(TorchFunctionMode):
         super().__init__()
         self.read: list[tuple[Tensor, bool | float]] = []
         self.valid: list[Tensor] = []  # results of the validation of observed values, all true
+        self.stops_gradients = False
         self._selected: dict[int, Selection] = {}
 
     def __torch_function__(
@@ -76,6 +82,8 @@ class ValueReader(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
+        if func in STOPS and is_called_by_user(sys._getframe(1)):
+            self.stops_gradients = True
         if func is Tensor.item and args[0].is_floating_point():
             # A float that enters sums stays a tensor, in double precision like a Python float.
             return args[0].detach().double()
@@ -145,7 +153,6 @@ def _is_mask(index: object, tensor: Tensor) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape
 
 
-DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 READS = {
     Tensor.item,
     Tensor.__bool__,
@@ -250,7 +257,8 @@ def _record(
     mutated = _mutated(graph, len(inputs))
     guards = [value for _, value in reader.read]
     branches = _branches(graph, len(guards))
-    return Capture(graph, tensors, used, mutated, guards + [True] * num_valid, branches)
+    guards += [True] * num_valid
+    return Capture(graph, tensors, used, mutated, guards, branches, reader.stops_gradients)
 
 
 def _validated(frame: FrameType) -> bool | None:

@@ -5,16 +5,14 @@ steps. `EagerBound` compares the losses, and how they depend on the parameters. 
 pass.
 """
 
-import contextlib
 import math
-import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pyro_vae.engine.backward_passes import backward_passes
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compiled_step import CompiledStep, Written
 from pyro_vae.engine.signatures import Call
@@ -26,56 +24,6 @@ from pyro_vae.runtime.random_state import equal_random_states, random_state
 # turn the rounding error of a gradient near zero into an update as large as any other.
 UPDATE_TOLERANCE = 0.1
 MOMENT_TOLERANCE = 10  # relative to the tolerance of losses and gradients
-
-
-_PATCHED = threading.RLock()  # held while `Tensor.backward` is patched
-
-
-@contextlib.contextmanager
-def backward_passes(*, run: bool) -> Iterator[list[tuple[object, ...]]]:
-    """Record the backward passes of this thread; yield the operations of each pass.
-
-    A program that detaches a tensor has the same loss and another backward pass. The context
-    patches `Tensor.backward`: a function mode would intercept every other operation too, at a cost
-    of a millisecond.
-
-    Args:
-        run: Whether to run the passes, too.
-    """
-    passes: list[tuple[object, ...]] = []
-    thread = threading.get_ident()
-    running: set[int] = set()  # under a function mode, a pass calls `Tensor.backward` again
-    with _PATCHED:
-        original = Tensor.backward
-
-        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
-            mine = threading.get_ident() == thread
-            if mine and id(tensor) not in running:
-                passes.append(_operations(tensor))
-            if run or not mine:
-                running.add(id(tensor))
-                try:
-                    original(tensor, *args, **kwargs)
-                finally:
-                    running.discard(id(tensor))
-
-        Tensor.backward = backward  # type: ignore[method-assign, assignment]
-        try:
-            yield passes
-        finally:
-            Tensor.backward = original  # type: ignore[method-assign]
-
-
-def _operations(loss: Tensor) -> tuple[object, ...]:
-    """Return the operations of the backward pass of a loss, in a fixed order."""
-    found: dict[Any, None] = {}
-    queue = [loss.grad_fn]
-    while queue:
-        node = queue.pop()
-        if node is not None and node not in found:
-            found[node] = None
-            queue += [following for following, _ in node.next_functions]
-    return tuple(id(node.variable) if hasattr(node, "variable") else node.name() for node in found)
 
 
 class EagerBound:
@@ -148,21 +96,22 @@ class Comparison:
         self._old = [p.detach().clone() for p in parameters]
         self._losses, self._gradients, self._written = program.on_copies(inputs)
         self._random = random_state()
-        self._eager: dict[Tensor, Tensor] = {}
+        self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
         self._finding: NotCompilable | None = None
 
     def observe(self, parameters: list[Tensor]) -> None:
-        """Note the gradients of the eager step, before its update.
+        """Note which parameters have gradients in the eager step, before its update.
 
         If the program has no optimizers and its gradients agree, the update uses them, so that the
         run does not depend on the steps that are verified.
         """
-        self._eager = {p: p.grad.clone() for p in parameters if p.grad is not None}
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        self._trained = set(gradients)
         ours = self.program.capture.parameters
-        if self.program.optimizers is not None or self.declined or set(self._eager) != set(ours):
+        if self.program.optimizers is not None or self.declined or self._trained != set(ours):
             return
         try:
-            eager = [self._eager[p] for p in ours]
+            eager = [gradients[p] for p in ours]
             check_close("the gradients", self._gradients, eager, self._tolerance)
         except NotCompilable as finding:
             self._finding = finding
@@ -197,7 +146,7 @@ class Comparison:
         """
         program, tolerance = self.program, self._tolerance
         _check_losses(program, self._losses, loss_values(loss), tolerance)
-        if set(self._eager) != set(program.capture.parameters):
+        if self._trained != set(program.capture.parameters):
             raise NotCompilable("its parameters change from step to step")
         if self._finding is not None:
             raise self._finding

@@ -11,8 +11,9 @@ from enum import Enum
 
 from torch import Tensor
 
+from pyro_vae.engine.backward_passes import backward_passes
 from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.comparison import Comparison, backward_passes
+from pyro_vae.engine.comparison import Comparison
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.guards import GuardedState, GuardKey
 from pyro_vae.engine.signatures import Call
@@ -66,7 +67,8 @@ class VerifiedSteps:
             runs: Runs of a program in which everything is compared.
             share: This process's share of the minibatch; None for a single process.
         """
-        everything = STEPS_BETWEEN_BOUNDS if share is not None else STEPS_BETWEEN_CHECKS
+        often = share is not None or program.defines_gradients
+        everything = STEPS_BETWEEN_BOUNDS if often else STEPS_BETWEEN_CHECKS
         due, self.verifies_next = self.verifies_next, False
         if (
             due

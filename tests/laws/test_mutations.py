@@ -76,9 +76,17 @@ class Hidden:
     def detaches(self):
         return DETACHES[0]
 
+    def scale(self):
+        return GRADIENTS["scale"]
+
+    def hook(self, tensor):
+        if GRADIENTS["hook"]:
+            tensor.register_hook(lambda gradient: -gradient)
+
 
 HIDDEN_BOX = [[1.0]]
 DETACHES = [False]  # a hidden value that changes gradients only
+GRADIENTS = {"scale": 1.0, "hook": False}  # these, too; the operations of the gradients stay
 HANDLES = []  # of hooks that are registered globally
 
 
@@ -121,18 +129,66 @@ class Net(nn.Module):
         )  # fmt: skip
         return float(np.prod(parts))
 
+    def decode(self, z):
+        return self.decoder(z)
+
     def model(self, x):
         pyro.module("net", self)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=self.weight()):
             z = pyro.sample("z", dist.Normal(self.prior.loc + self.tensor, 1.0).to_event(1))
             detach = self.detach or self.hidden.detaches()
-            logits = self.decoder(z.detach() if detach else z) * self.scale
+            logits = self.decode(z.detach() if detach else z) * self.scale
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
             loc, log_scale = self.encoder(x).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Scaled(Net):
+    """Scales gradients by a hidden number, by a tensor that is detached."""
+
+    def decode(self, z):
+        scale = self.hidden.scale()
+        return self.decoder(scale * z + (1 - scale) * z.detach())
+
+
+class WithoutGradients(Net):
+    """The same, by a part without gradients."""
+
+    def decode(self, z):
+        scale = self.hidden.scale()
+        with torch.no_grad():
+            constant = z * (1 - scale)
+        return self.decoder(scale * z + constant)
+
+
+class Custom(Net):
+    """The same, in the backward pass of an `autograd.Function`."""
+
+    def decode(self, z):
+        return self.decoder(Scale.apply(z, self.hidden))
+
+
+class Hooked(Net):
+    """Registers a hook if a hidden value is set."""
+
+    def decode(self, z):
+        logits = self.decoder(z)
+        self.hidden.hook(logits)
+        return logits
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, hidden):
+        ctx.hidden = hidden
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.hidden.scale(), None
 
 
 def set_global(svi, net):
@@ -277,6 +333,14 @@ MUTATIONS = {
         s, "loss_and_grads", pyro.infer.TraceMeanField_ELBO().loss_and_grads
     ),
 }
+# Changes of gradients alone, of programs that define gradients of their own.
+NETS = {
+    "hidden scale of a gradient": Scaled,
+    "hidden scale of a gradient under no_grad": WithoutGradients,
+    "hidden scale in an autograd.Function": Custom,
+    "hidden hook of a gradient": Hooked,
+}
+MUTATIONS |= dict.fromkeys(NETS, lambda s, n: GRADIENTS.update(scale=-1.0, hook=True))
 OWNERS = (Base, Config, Net, settings, settings.kl, marked)
 
 
@@ -294,10 +358,10 @@ def train(name, compile):
     items, context = list(Config.items), contextvars.copy_context()
     pyro.clear_param_store()
     torch.manual_seed(0)
-    at = random.Random(name).randrange(14, 34)
+    at = random.Random(name).randrange(36, 44)  # after the runs that are always compared
 
     def run():
-        net, x = Net(), (torch.rand(8, 4) < 0.4).double()
+        net, x = NETS.get(name, Net)(), (torch.rand(8, 4) < 0.4).double()
         optim = torch.optim.Adam(net.parameters(), lr=1e-2)
         svi = pv.SVI(net.model, net.guide, optim, compile=compile)
         noticed = None
@@ -328,13 +392,14 @@ def train(name, compile):
         Config.items[:] = items
         HIDDEN.clear()
         HIDDEN_BOX[:], DETACHES[:] = [[1.0]], [False]
+        GRADIENTS.update(scale=1.0, hook=False)
         while HANDLES:
             HANDLES.pop().remove()
         globals()["GLOBAL"] = 1.0
         os.environ.pop("PYRO_VAE_TEST_BETA", None)
 
 
-FAST = set(list(MUTATIONS)[::6])
+FAST = {*list(MUTATIONS)[::7], *NETS}
 
 
 @pytest.mark.parametrize(
