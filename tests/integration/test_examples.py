@@ -20,6 +20,7 @@ EXAMPLES = {
     "swap_parts.py": ["--quick"],
     "semi_supervised.py": ["--quick"],
     "your_own_model.py": ["--quick"],
+    "teach_encoder.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
     "posterior_arviz.py": [
         "--epochs",
