@@ -81,6 +81,12 @@ def test_an_example_runs_and_draws_its_picture(name, tmp_path):
     assert all(picture.stat().st_size > 5000 for picture in pictures)
 
 
+def test_encoders_are_taught(tmp_path):
+    done = run([ROOT / "examples/teach_encoder.py", *EXAMPLES["teach_encoder.py"]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("as trained", "sleep", "wake", "both"))
+
+
 KEYS = {
     "dataset", "binarization", "num_train", "num_test", "epochs", "seed", "engine", "precision",
     "test_elbo", "test_elbo_se", "test_reconstruction", "test_kl", "test_log_likelihood",
