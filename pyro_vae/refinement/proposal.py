@@ -94,7 +94,8 @@ class Proposal:
             precision = -E score (z - mean)^T (E (z - mean) (z - mean)^T)^-1.
 
         With weighted averages for all expectations, the errors of numerator and denominator cancel
-        if p(z|x) is nearly normal. A covariance of the draws alone needs many more of them.
+        if p(z|x) is nearly normal. A covariance of the draws alone needs many more of them. A mean
+        moves at most as far as most of the draws.
 
         Args:
             states: Draws from this proposal, shape `(samples, data, dim)`.
@@ -120,6 +121,7 @@ class Proposal:
         product = pseudo * identity - (share * (slope - mean_slope)) @ (white - mean).mT
         covariance = _inverse(torch.linalg.solve(spread, product.mT))
         move = mean + covariance @ mean_slope
+        move = move * (dim**0.5 / move.norm(dim=-2, keepdim=True)).clamp(max=1.0)
         return Proposal(
             torch.where(self.logits.isfinite(), mass.clamp(min=LEAST_SHARE).log(), -torch.inf),
             self.loc + (self.scale_tril @ move).squeeze(-1),

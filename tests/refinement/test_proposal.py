@@ -23,7 +23,7 @@ def test_a_normal_posterior_is_found_in_one_round(dim, monkeypatch):
     before, states = shifted(dim, 1, 4 * dim + 4)
     change = 0.2 * torch.randn(dim, dim).double().tril(-1) / dim**0.5
     root = 1.3 * before.scale_tril[:, 0] @ change.matrix_exp()
-    mean = before.loc[:, 0] + 0.5
+    mean = before.loc[:, 0] + 0.5 * before.scale_tril[:, 0].sum(-1)
     target = torch.distributions.MultivariateNormal(mean, scale_tril=root)
     scores = -torch.cholesky_solve((states - mean).unsqueeze(-1), root).squeeze(-1)
     log_weights = target.log_prob(states) - before.distribution.log_prob(states)
@@ -55,3 +55,15 @@ def test_weights_and_scores_that_are_not_finite_do_not_stop_a_fit(bad):
     alone = before[2:].adapted(states[:, 2:], log_weights[:, 2:], scores[:, 2:])
     torch.testing.assert_close(found.loc[2:], alone.loc)
     torch.testing.assert_close(found.scale_tril[2:], alone.scale_tril)
+
+
+def test_a_mean_moves_no_further_than_the_draws():
+    """Scores far from a mode are large, and a full Newton step from there overshoots."""
+    before, states = shifted(20, 1, 200)
+    log_weights = torch.zeros(200, 3).double()
+    log_weights[0] = 500.0
+    found = before.adapted(states, log_weights, 300 * torch.ones_like(states))
+    moved = torch.linalg.solve_triangular(
+        before.scale_tril, (found.loc - before.loc).unsqueeze(-1), upper=False
+    )
+    assert (moved.norm(dim=(-2, -1)) < 1.001 * 20**0.5).all()
