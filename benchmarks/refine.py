@@ -90,6 +90,7 @@ def annealed(vae, test, blocks, seed):
 def main(
     model: Annotated[Path, Option(help="Folder of the model")] = Path("runs/mnist_svi/model"),
     data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
+    binarize: Annotated[str, Option(help="dynamic, static or none")] = "dynamic",
     inverted: Annotated[bool, Option(help="Exchange black and white")] = False,
     num_data: Annotated[int, Option(help="Number of test data")] = 10_000,
     num_samples: Annotated[int, Option(help="K, weighted draws of each datum")] = 1000,
@@ -100,7 +101,7 @@ def main(
 ) -> None:
     """Score test data block by block; print and write a summary."""
     vae = pv.load(model)
-    _, test = pv.data.load(data, binarize="dynamic", seed=seed)
+    _, test = pv.data.load(data, binarize=binarize, seed=seed)
     if inverted:
         test = dataclasses.replace(test, values=255 - test.values, name=f"{test.name} inverted")
     folder = out / f"{test.name.replace(' ', '-')}-{num_samples}-{seed}"

@@ -2,8 +2,9 @@
 
 The proposal starts as the Laplace approximation with heavy tails: Student t distributions at the
 modes of p(z|x), with the inverse negative Hessians as scales. Rounds of adaptive importance
-sampling then fit it to its weighted draws. A fit is kept for a datum only if draws that it has not
-seen say that it is closer to p(z|x) than the proposal before it.
+sampling then fit it to its weighted draws and to the gradients of log p(x, z) there. A fit is kept
+for a datum only if draws that it has not seen say that it is closer to p(z|x) than the first
+proposal.
 """
 
 import math
@@ -16,7 +17,7 @@ from pyro_vae.pairs.khat import smoothed_log_weights
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
-from pyro_vae.refinement.newton import eigen, find_modes
+from pyro_vae.refinement.newton import eigen, find_modes, value_and_gradient
 from pyro_vae.refinement.proposal import Proposal, degrees_of_freedom
 
 NUM_CANDIDATES = 64  # draws of guide and prior from which a first state is taken
@@ -48,21 +49,22 @@ def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int
         num_draws: Number of draws of each datum in a round.
         chunk: Number of draws to evaluate together.
     """
-    proposal = _laplace(posterior)
-    draws = weighted(posterior, proposal, num_draws, chunk)
-    going = torch.ones(len(proposal.logits), dtype=torch.bool, device=draws.states.device)
+    first = proposal = fit = _laplace(posterior)
+    going = torch.ones(len(first), dtype=torch.bool, device=first.loc.device)
     for _ in range(num_rounds):
-        fit = proposal.adapted(draws.states, draws.log_weights)
+        states = fit.distribution.sample((num_draws,))
+        terms = [value_and_gradient(posterior, part) for part in states.split(chunk)]
+        log_joint, scores = (torch.cat(parts) for parts in zip(*terms, strict=True))
+        fit = fit.adapted(states, log_joint - fit.distribution.log_prob(states), scores)
         fresh = weighted(posterior, fit, num_draws, chunk)
-        going = going & _is_closer(fit, proposal, fresh)
+        going = going & _is_closer(fit, first, fresh)
         proposal = fit.where(going, proposal)
-        draws = fresh
     return proposal
 
 
-def _is_closer(fit: Proposal, before: Proposal, fresh: WeightedStates) -> Tensor:
+def _is_closer(fit: Proposal, first: Proposal, fresh: WeightedStates) -> Tensor:
     """Return whether KL(p(z|x) || r) is smaller for `fit`, estimated with draws of `fit`."""
-    gain = fresh.log_q - before.distribution.log_prob(fresh.states)
+    gain = fresh.log_q - first.distribution.log_prob(fresh.states)
     return (fresh.log_weights.softmax(0) * gain).sum(0) >= 0
 
 

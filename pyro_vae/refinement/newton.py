@@ -64,6 +64,18 @@ def find_modes(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Modes:
     return Modes(state, log_joint, precision)
 
 
+def value_and_gradient(posterior: Unconstrained, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log density `(samples, data)` and its gradient `(samples, data, dim)` at states.
+
+    Gradients that are not finite are zero.
+    """
+    states = states.detach().requires_grad_()
+    with torch.enable_grad():
+        values = posterior.log_joint(states)
+        (gradient,) = torch.autograd.grad(values.sum(), states)
+    return values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
+
 def gradient_and_hessian(posterior: Unconstrained, state: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient `(data, dim)` and the Hessian `(data, dim, dim)` of the log density.
 

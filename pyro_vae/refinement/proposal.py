@@ -7,12 +7,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-CLIPPED = 0.02  # share of the largest weights that are set to the smallest of them
-SHRINKAGE = 20.0  # effective draws per dimension at which half of a new covariance is used
+CLIPPED = 0.05  # share of the largest weights that are set to the smallest of them
+PSEUDO_DRAWS = 0.5  # effective draws per dimension that keep the precision
+PRECISIONS = 0.2, 5.0  # limits of a new precision in units of the one before
 WIDENING = 1.1  # of fitted covariances: too wide costs little, too narrow has no finite variance
 LEAST_SHARE = 0.01  # of a component
-
-
 MIN_DF, DIMENSIONS_PER_DF = 5.0, 5.0
 
 
@@ -85,33 +84,59 @@ class Proposal:
             self.df,
         )
 
-    def adapted(self, states: Tensor, log_weights: Tensor) -> "Proposal":
-        """Fit the components to weighted draws, shape `(samples, data, dim)` and `(samples, data)`.
+    def adapted(self, states: Tensor, log_weights: Tensor, scores: Tensor) -> "Proposal":
+        """Fit the components to weighted draws.
 
-        Population Monte Carlo for mixtures (Cappe et al. 2008): each component takes the mean and
-        the covariance of the draws, weighted by its responsibilities. The largest weights are
-        clipped. Few effective draws say little of a covariance in many dimensions, so means and
-        covariances are shrunk towards those of this proposal.
+        Means are those of the draws, weighted by importance weights and responsibilities as in
+        population Monte Carlo (Cappe et al. 2008). Precisions are regressions of the scores on the
+        draws. By Stein's identity, E (z - mean) score(z)^T = -I under p(z|x), and so
+
+            precision = -E score (z - mean)^T (E (z - mean) (z - mean)^T)^-1.
+
+        With weighted averages for all expectations, the errors of numerator and denominator cancel
+        if p(z|x) is nearly normal. A covariance of the draws alone needs many more of them. A mean
+        moves at most as far as most of the draws.
+
+        Args:
+            states: Draws from this proposal, shape `(samples, data, dim)`.
+            log_weights: Their log weights, shape `(samples, data)`. The largest are clipped.
+            scores: Gradients of log p(x, z) at the draws, shape `(samples, data, dim)`.
         """
         dim = states.shape[-1]
+        log_weights = log_weights.nan_to_num(nan=-torch.inf)
         cut = log_weights.topk(max(1, int(CLIPPED * len(states))), dim=0).values[-1]
         each = self.components.log_prob(states.unsqueeze(-2)) + self.logits.log_softmax(-1)
         share = log_weights.minimum(cut).softmax(0).unsqueeze(-1) * each.softmax(-1)
         mass = share.sum(0)  # (data, components)
         share = share / mass.clamp(min=1e-30)
-        effective = share.square().sum(0).clamp(min=1e-30).reciprocal()
-        trust = torch.where(mass > 0, effective / (effective + SHRINKAGE * dim), 0)
+        effective = share.square().sum(0).clamp(min=1 / len(states)).reciprocal()
+        pseudo = (PSEUDO_DRAWS * dim / effective)[..., None, None]
+        share = share.movedim(0, -1).unsqueeze(-2)  # (data, components, 1, samples)
         centred = (states.unsqueeze(-2) - self.loc).movedim(0, -1)
         white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
-        share = share.movedim(0, -1).unsqueeze(-2)  # (data, components, 1, samples)
-        mean = (share * white).sum(-1, keepdim=True)
-        spread = (share * (white - mean)) @ (white - mean).mT * (self.df - 2) / self.df
-        trust = trust[..., None, None]
+        slope = self.scale_tril.mT @ scores.unsqueeze(-2).movedim(0, -1)
+        mean, mean_slope = ((share * part).sum(-1, keepdim=True) for part in (white, slope))
         identity = torch.eye(dim, dtype=states.dtype, device=states.device)
-        scale = WIDENING * (trust * spread + (1 - trust) * identity)
+        spread = (share * (white - mean)) @ (white - mean).mT + pseudo * identity
+        product = pseudo * identity - (share * (slope - mean_slope)) @ (white - mean).mT
+        covariance = _inverse(torch.linalg.solve(spread, product.mT))
+        move = mean + covariance @ mean_slope
+        move = move * (dim**0.5 / move.norm(dim=-2, keepdim=True)).clamp(max=1.0)
         return Proposal(
             torch.where(self.logits.isfinite(), mass.clamp(min=LEAST_SHARE).log(), -torch.inf),
-            self.loc + (self.scale_tril @ mean).squeeze(-1),
-            self.scale_tril @ torch.linalg.cholesky(scale),
+            self.loc + (self.scale_tril @ move).squeeze(-1),
+            self.scale_tril @ torch.linalg.cholesky(WIDENING * covariance),
             self.df,
         )
+
+
+def _inverse(precision: Tensor) -> Tensor:
+    """Return inverses of the symmetric parts, with absolute eigenvalues in `PRECISIONS`.
+
+    A precision that is not finite becomes the identity.
+    """
+    identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    finite = precision.isfinite().all(-1).all(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite, precision + precision.mT, 2 * identity))
+    values = (values / 2).abs().clamp(*PRECISIONS)
+    return (vectors / values.unsqueeze(-2)) @ vectors.mT

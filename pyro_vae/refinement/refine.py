@@ -291,7 +291,8 @@ def refine(
     1. Newton's method finds modes of p(z|x) in the unconstrained space of the latents. Student t
        distributions there, with the inverse negative Hessians as scales, are the first proposal.
     2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
-       2008). A fit is kept if draws that it has not seen say that it is nearer to p(z|x).
+       2008) and to the gradients of log p(x, z) there. A fit is kept if draws that it has not seen
+       say that it is nearer to p(z|x).
     3. Fresh draws, a tenth of them from the guide if it has a density at given latents, are
        weighted by p(x, z) / r(z|x). Their k-hat shows for which data the proposal is still too far
        from the posterior.

@@ -12,7 +12,8 @@ from pyro_vae.refinement.importance import WeightedStates, fitted, resampled, we
 from pyro_vae.refinement.proposal import Proposal
 
 NUM_ROUNDS = 3  # of adaptation
-ROUND_DRAWS = 500  # of each datum in a round
+ROUND_DRAWS = 200  # of each datum in a round, at least
+DRAWS_PER_DIMENSION = 4
 NUM_CANDIDATES = 1000  # weighted draws of each datum from which samples are chosen
 
 
@@ -57,8 +58,8 @@ class Refiner:
 
     def find(self, batch: tuple[Tensor, ...], chunk_draws: int) -> Proposal:
         """Return the proposals of a batch."""
-        num_draws = min(self.num_samples, ROUND_DRAWS)
         posterior = Unconstrained(self.sampler, batch)
+        num_draws = min(self.num_samples, max(ROUND_DRAWS, DRAWS_PER_DIMENSION * posterior.dim))
         return fitted(posterior, self.num_rounds, num_draws, chunk_draws)
 
     def draw(self, batch: tuple[Tensor, ...], chunk_draws: int) -> tuple[Proposal, WeightedStates]:

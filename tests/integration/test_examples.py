@@ -17,6 +17,7 @@ EXAMPLES = {
     "swap_parts.py": ["--quick"],
     "semi_supervised.py": ["--quick"],
     "your_own_model.py": ["--quick"],
+    "teach_encoder.py": ["--quick"],
     "mnist_svi.py": ["--epochs", "1", "--hidden", "32", "--num-samples", "30"],
     "posterior_arviz.py": [
         "--epochs",
@@ -56,6 +57,12 @@ def test_an_example_runs_and_draws_its_picture(name, tmp_path):
     pictures = list((tmp_path / "run").glob("*.png"))
     assert pictures
     assert all(picture.stat().st_size > 5000 for picture in pictures)
+
+
+def test_encoders_are_taught(tmp_path):
+    done = run([ROOT / "examples/teach_encoder.py", *EXAMPLES["teach_encoder.py"]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("as trained", "sleep", "wake", "both"))
 
 
 KEYS = {
