@@ -19,6 +19,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.diagnostics.trust_card import TrustCard
 from pyro_vae.distributed import from_first
 from pyro_vae.evaluation import DESCRIPTIONS
+from pyro_vae.explorer import Explorer
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.plots import encoded
 from pyro_vae.reporting.described import parts_of
@@ -164,6 +165,7 @@ def write(
     vae: Autoencoder,
     x: Tensor,
     card: TrustCard,
+    explorer: Explorer | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -179,6 +181,7 @@ def write(
         vae: Model of the run.
         x: Data of the card, shape `(num_data, *event)`.
         card: Result of `pyro_vae.diagnose` for these data.
+        explorer: Explorer to add to the page, or None for a page without scripts.
 
     Raises:
         CheckpointError: If a figure in the run's folder is a link, no PNG image, or not readable.
@@ -203,6 +206,7 @@ def write(
         verdict=VERDICTS[card.verdict],
         listed=_listed(card),
         glossary=GLOSSARY,
+        explorer=None if explorer is None else explorer.section(),
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],
         pictures=[
             (reading, base64.b64encode(pictures[name]).decode())

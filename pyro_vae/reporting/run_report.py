@@ -21,6 +21,7 @@ from pyro_vae.checkpointing.earlier_results import (
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
+from pyro_vae.data.content import content_of
 from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
@@ -30,7 +31,7 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.plots.images import literal
 from pyro_vae.reporting import model_card
-from pyro_vae.reporting.contents import FIGURES, Subject, content_of
+from pyro_vae.reporting.contents import FIGURES, Subject
 from pyro_vae.reporting.rows import latent_moments
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import (
