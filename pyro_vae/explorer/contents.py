@@ -15,7 +15,7 @@ from pyro_vae.explorer.observations import observation_of, pixels
 from pyro_vae.models.base import mean_of
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk
-from pyro_vae.runtime.devices import device_of, evaluating
+from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.runtime.random_state import preserved_state
 
@@ -43,7 +43,7 @@ def contents_of(
         z = prior.sample((PRIOR_SAMPLES,))
         decoder = exported(vae, z[:64])
         rows = _rows(data, num_data)
-        x = data[rows]
+        x = data[torch.from_numpy(rows)]
         geometry = geometry_of(prior)
         means = _means(vae, x, geometry)
         scores = evaluate(vae, x, num_samples=num_samples, seed=seed)

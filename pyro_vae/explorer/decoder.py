@@ -19,6 +19,7 @@ MAX_BYTES = 4_500_000
 TOLERANCE = 1e-3  # of E[x|z], in units of the larger of 1 and its size
 
 
+@torch.no_grad()
 def exported(vae: VAE, z: Tensor) -> JSONObject:
     """Return the map from z to E[x|z] as data for `decoder.js`.
 
@@ -70,8 +71,7 @@ def _check_rounding(vae: VAE, z: Tensor) -> None:
     """
     rounded: Any = copy.deepcopy(vae.model.likelihood)
     for parameter in rounded.parameters():
-        if parameter.dim() > 1:  # as in layers; parameters of means are numbers
-            parameter.copy_(parameter.half().float())
+        parameter.copy_(parameter.half().float())
     mean, changed = vae.decode(z).mean, rounded(z).mean
     worst = ((mean - changed).abs() / mean.abs().clamp(min=1)).max().item()
     if not worst < TOLERANCE:

@@ -53,7 +53,10 @@ def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> li
     margin = MARGIN * (high - low)
     low, high = low - margin, high + margin
     if geometry in ("sphere", "simplex", "codes"):
-        low, high = torch.full_like(low, -1.0 if geometry == "sphere" else 0.0), torch.ones_like(low)
+        low, high = (
+            torch.full_like(low, -1.0 if geometry == "sphere" else 0.0),
+            torch.ones_like(low),
+        )
     return [
         {"kl": float(kl), "active": bool(active), "low": float(a), "high": float(b)}
         for kl, active, a, b in zip(use.kl, use.active, low, high, strict=True)

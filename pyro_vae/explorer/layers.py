@@ -107,7 +107,7 @@ def _convolution(layers: Layers, module: nn.Conv2d | nn.ConvTranspose2d) -> list
 def _upsample(layers: Layers, module: nn.Upsample) -> list[Layer]:
     layers.expect(module, module.mode == "nearest" and len(layers.shape) == 3)
     channels, *sides = layers.shape
-    given = module.scale_factor if module.size is None else module.size
+    given: Any = module.scale_factor if module.size is None else module.size
     pair = given if isinstance(given, tuple) else (given, given)
     layers.expect(module, all(number == int(number) for number in pair))
     if module.size is None:

@@ -112,10 +112,10 @@ export class LatentMap {
     this.axes(context);
     this.clip(context);
     if (this.tiles) this.settings.tiles(context, this, TILES);
-    this.prior(context);
     this.data(context);
-    context.restore();
+    this.prior(context);
     this.names(context);
+    context.restore();
   }
 
   clip(context) {
@@ -179,7 +179,11 @@ export class LatentMap {
       context.stroke();
       context.setLineDash([]);
       const text = this.settings.geometry === "sphere" ? "sphere" : `${radius} sd of the prior`;
-      if (!this.tiles) context.fillText(text, x, y - size - 2);
+      if (this.tiles) continue;
+      Object.assign(context, { strokeStyle: this.colour("--pv-paper"), lineWidth: 4 });
+      context.strokeText(text, x, y - size - 3);
+      context.fillText(text, x, y - size - 3);
+      Object.assign(context, { strokeStyle: this.colour("--pv-soft"), lineWidth: 1 });
     }
   }
 
