@@ -16,3 +16,11 @@ def unwrap_independent(distribution: Any, *wrappers: type) -> Any:
     while isinstance(distribution, kinds):
         distribution = distribution.base_dist
     return distribution
+
+
+def is_standard_normal(distribution: Any) -> bool:
+    """Return whether a distribution is N(0, I)."""
+    entries = unwrap_independent(distribution)
+    return isinstance(entries, torch.distributions.Normal) and bool(
+        (entries.loc == 0).all() and (entries.scale == 1).all()
+    )

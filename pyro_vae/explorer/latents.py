@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vae.diagnostics.collapse import Collapse
-from pyro_vae.distributions.independent import unwrap_independent
+from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.explorer.decoder import packed
 from pyro_vae.models.vae import VAE
 from pyro_vae.refinement.refine import refine
@@ -32,11 +32,7 @@ def geometry_of(prior: Distribution) -> str:
         return "codes"
     if type(support).__name__ == "_Sphere":  # of Pyro
         return "sphere"
-    entries = unwrap_independent(prior)
-    is_standard = isinstance(entries, torch.distributions.Normal) and bool(
-        (entries.loc == 0).all() and (entries.scale == 1).all()
-    )
-    return "normal" if is_standard else "plane"
+    return "normal" if is_standard_normal(prior) else "plane"
 
 
 def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> list[JSONObject]:

@@ -60,8 +60,8 @@ READINGS = {
     "reconstructions": Reading(
         "Test data above their reconstructions",
         "Rows of test images, each above the image decoded from its latents",
-        "Each image in an odd row is above its reconstruction. Details missing from the "
-        "reconstruction are not in the latents.",
+        "Each image is above its reconstruction; white lines separate the pairs. Details missing "
+        "from the reconstruction are not in the latents.",
     ),
     "predictive": Reading(
         "Posterior predictive against x",
@@ -116,13 +116,16 @@ READINGS = {
         "One latent varied at a time",
         "Rows of images; along each row one latent goes from -2.5 to 2.5",
         "Each row varies one latent and keeps the others. If a row does not change, the decoder "
-        "ignores the latent.",
+        "ignores the latent. The numbers of a row are its KL, in nats: the mean of the data, and "
+        "that of this datum.",
     ),
     "latents": Reading(
         "Map of the encoded test data",
         "A scatter plot of posterior means of the test data, coloured by class",
-        "Each point is a test datum. Separate clusters for the classes, without labels in "
-        "training, show that the latents represent the differences between classes.",
+        "Each point is a test datum, with the names of classes at their medians. Separate clusters "
+        "for the classes, without labels in training, show that the latents represent the "
+        "differences between classes. Nearly all samples of the prior are inside of a few standard "
+        "deviations.",
     ),
     "khat": Reading(
         "k-hat of each datum, and the data with the highest k-hat",
