@@ -4,6 +4,7 @@ import base64
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,11 @@ def write(
     page = environment.from_string(template).render(
         run=run.resolve().name,
         metrics=metrics,
+        summary=[
+            (DESCRIPTIONS[score], metrics[f"test_{score}"], metrics[f"test_{score}_se"])
+            for score in ("elbo", "log_likelihood")
+        ],
+        facts=[(name, value) for name, value in _facts(run, metrics, vae, card) if value],
         model=type(vae).__name__,
         parts=parts_of(vae),
         columns=schema.rows() if schema is not None else [],
@@ -219,6 +225,29 @@ def write(
         versions=_versions(metrics.get("versions", {})),
     )
     from_first(lambda: write_file(path, page.encode()))
+
+
+def _facts(
+    run: Path, metrics: JSONObject, vae: Autoencoder, card: TrustCard
+) -> Iterator[tuple[str, object]]:
+    """Yield name and value of the settings of the run and of the page."""
+    yield "Run", run.resolve().name
+    yield "Model", f"{type(vae).__name__}, {len(card.latents.active)} latents"
+    yield "Data", f"{metrics['dataset']}, {card.num_data:,} of its test data"
+    binarization = metrics["binarization"]
+    yield "Binarization", "" if binarization == "none" else binarization
+    yield "Objective", metrics.get("objective", "")
+    yield "Epochs, the best of them", _epochs(metrics)
+    yield "Batch size", metrics.get("batch_size", "")
+    yield "Seed of the run", str(metrics["seed"])
+    yield "K, samples for each datum", card.num_samples
+    yield "Seed of the samples", str(card.seed)
+    yield "Date of this page", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _epochs(metrics: JSONObject) -> str:
+    found = [str(metrics[name]) for name in ("epochs", "best_epoch") if name in metrics]
+    return ", ".join(found)
 
 
 def _picture(run: Path, name: str) -> bytes:
