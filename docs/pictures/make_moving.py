@@ -20,7 +20,7 @@ from PIL import Image
 import pyro_vae as pv
 
 HERE = Path(__file__).parent
-LATENTS, EPOCHS = 20, 20
+LATENTS, EPOCHS = 20, 12
 WIDTH, HEIGHT = 1180, 640  # of the screenshots
 SHOWN = 900  # width of the moving picture
 MAX_BYTES = 1_000_000

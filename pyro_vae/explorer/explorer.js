@@ -1,43 +1,31 @@
 // The latent explorer: `mount(element, contents)` builds it; anywidget calls `render`.
 
-import { arrayOf, decoderOf } from "./decoder.js";
+import { Data } from "./data.js";
+import { decoderOf } from "./decoder.js";
 import { PATHS, View, pathAt, projected, withLatent } from "./geometry.js";
 import { Rows, classColour, element, number, paint, scaleColour, textOf } from "./drawing.js";
-import { Colouring, LatentMap } from "./map.js";
+import { LatentMap } from "./map.js";
 
 const FIRST_LATENTS = 10; // sliders before the button that shows all
 const STRIP = 9; // pictures along a path
-
-/** Return rows of an array of numbers. */
-function rowsOf(array, width) {
-  return Array.from({ length: array.length / width }, (_, i) =>
-    Array.from(array.subarray(i * width, (i + 1) * width)));
-}
 
 class Explorer {
   constructor(root, contents) {
     Object.assign(this, { root, contents, geometry: contents.geometry });
     this.decode = decoderOf(contents.decoder);
-    const { data, observation, latents } = contents;
-    this.points = rowsOf(arrayOf(data.z), latents.length);
-    const scale = observation.kind === "image" ? 255 : 1; // bytes
-    const size = observation.kind === "image" ? observation.shape.reduce((a, b) => a * b)
-      : observation.columns.length;
-    const x = arrayOf(data.x);
-    this.datum = (i) => Float32Array.from(x.subarray(i * size, (i + 1) * size), (v) => v / scale);
-    this.logP = arrayOf(data.log_p);
-    this.khat = arrayOf(data.khat);
+    this.data = new Data(contents);
+    this.points = this.data.points;
+    const { latents } = contents;
     this.order = latents.map((_, i) => i).sort((a, b) => latents[b].kl - latents[a].kl);
-    this.clouds = new Map(contents.clouds.data.map((place, i) => [place, i]));
     this.z = this.points[0].slice();
     this.chosen = this.hovered = -1;
     this.ends = [null, null];
     this.t = 0;
     this.build();
     this.listen();
-    this.choose(contents.clouds.data[0] ?? 0);
+    this.choose(this.data.first);
     this.setEnd(0, this.chosen);
-    this.setEnd(1, this.farthest(this.chosen));
+    this.setEnd(1, this.data.farthest(this.chosen));
     this.resize();
   }
 
@@ -68,7 +56,7 @@ class Explorer {
     this.selects = ["Across", "Up"].map((name, place) => this.select(name,
       this.axisOptions.map((axis) => axis.title || axis.label), Math.min(place, this.axisOptions.length - 1),
       () => this.setAxes(place)));
-    this.colourings = this.buildColourings();
+    this.colourings = this.data.colourings();
     this.colourSelect = this.select("Colour", this.colourings.map(({ label }) => label), 0,
       () => this.setColour());
     const shown = only ? [this.selects[0]] : this.selects;
@@ -89,19 +77,6 @@ class Explorer {
     const found = element("select", { onchange: change },
       ...options.map((option, i) => element("option", { value: i, selected: i === index }, option)));
     element("label", {}, element("span", {}, name), found);
-    return found;
-  }
-
-  buildColourings() {
-    const { data, observation } = this.contents, found = [];
-    if (data.labels) found.push(new Colouring("class", data.labels, data.class_names));
-    found.push(new Colouring("log p(x), nats", this.logP), new Colouring("k-hat", this.khat));
-    (observation.columns || []).forEach((column, place) => {
-      const values = this.points.map((_, i) => this.datum(i)[place]);
-      const codes = column.levels && values.map((v) => (Number.isNaN(v) ? -1 : Math.round(v)));
-      found.push(codes ? new Colouring(column.name, codes, column.levels.map(String))
-        : new Colouring(column.name, values));
-    });
     return found;
   }
 
@@ -225,39 +200,17 @@ class Explorer {
 
   choose(i) {
     this.chosen = i;
-    if (this.original) paint(this.original, this.datum(i), this.contents.observation.shape);
-    this.facts.replaceChildren(...this.describe(i));
-    const found = this.clouds.has(i), { encoder, refined } = this.contents.clouds;
+    if (this.original) paint(this.original, this.data.datum(i), this.contents.observation.shape);
+    this.facts.replaceChildren(...this.data.describe(i));
+    this.draws = this.data.draws(i);
+    const found = this.draws !== null, refined = this.contents.clouds.refined;
     this.cloudBox.disabled = !found;
     this.cloudLabel.replaceChildren(...(found
       ? ["posterior: ", element("span", { class: "pv-encoder" }, "○ encoder"),
         ...(refined ? [" ", element("span", { class: "pv-refined" }, "× refined")] : [])]
-      : [`posterior: stored for ${this.clouds.size} of the data`]));
+      : [`posterior: stored for ${this.contents.clouds.data.length} of the data`]));
     this.moveTo(this.points[i]);
-    this.encoderDraws = found ? this.drawsOf(encoder, i) : [];
-    this.refinedDraws = found && refined ? this.drawsOf(refined, i) : [];
     this.said.textContent = `Datum ${this.contents.data.rows[i]} is chosen.`;
-  }
-
-  drawsOf(array, i) {
-    const { draws } = this.contents.clouds, width = this.z.length;
-    this.arrays ??= new Map();
-    if (!this.arrays.has(array)) this.arrays.set(array, arrayOf(array));
-    const size = draws * width, start = this.clouds.get(i) * size;
-    return rowsOf(this.arrays.get(array).subarray(start, start + size), width);
-  }
-
-  describe(i) {
-    const { data } = this.contents, limit = data.khat_threshold, high = this.khat[i] > limit;
-    const label = data.labels && data.labels[i] >= 0 ? `class ${data.class_names[data.labels[i]]} · ` : "";
-    return [element("strong", {}, `Datum ${data.rows[i]}`), ` · ${label}log p(x) ${number(this.logP[i], 4)} nats · `,
-      element("span", { class: high ? "pv-warning" : "" }, `k-hat ${number(this.khat[i], 2)}`
-        + (high ? `, above ${number(limit, 2)}: log p(x) is unreliable` : ""))];
-  }
-
-  farthest(i) {
-    const gaps = this.points.map((z) => z.reduce((sum, v, k) => sum + (v - this.points[i][k]) ** 2, 0));
-    return gaps.indexOf(Math.max(...gaps));
   }
 
   setEnd(place, i) {
@@ -313,13 +266,12 @@ class Explorer {
     this.waiting = false;
     this.decoded = this.decode(this.z);
     if (this.picture) paint(this.picture, this.decoded.mean, this.contents.observation.shape);
-    else this.rows.update(this.decoded, this.datum(this.chosen));
+    else this.rows.update(this.decoded, this.data.datum(this.chosen));
     for (const { i, input, value } of this.sliders) {
       input.value = this.z[i];
       value.textContent = this.z[i].toFixed(2).replace("-", "−");
     }
-    const clouds = this.cloudBox.checked ? [{ kind: "encoder", draws: this.encoderDraws },
-      { kind: "refined", draws: this.refinedDraws }] : [];
+    const clouds = this.cloudBox.checked && this.draws ? this.draws : [];
     this.map.draw({ z: this.z, path: this.path || [], clouds, hovered: this.hovered,
       ends: this.ends.map((end) => (end === null ? null : this.points[end])) });
   }
@@ -401,7 +353,7 @@ class Explorer {
     this.hovered = i;
     this.changed();
     if (i < 0) return;
-    const { observation } = this.contents, x = this.datum(i), about = [];
+    const { observation } = this.contents, x = this.data.datum(i), about = [];
     if (observation.kind === "image") {
       about.push(element("canvas", {}));
       paint(about[0], x, observation.shape);
@@ -409,7 +361,7 @@ class Explorer {
       about.push(...observation.shown.slice(0, 8).map((k) => element("div", {},
         `${observation.columns[k].name}: ${textOf(observation.columns[k], x[k])}`)));
     }
-    this.tip.replaceChildren(...about, element("div", {}, ...this.describe(i)));
+    this.tip.replaceChildren(...about, element("div", {}, ...this.data.describe(i)));
     const left = at[0] > this.map.width / 2;
     this.tip.style.left = left ? "auto" : `${at[0] + 16}px`;
     this.tip.style.right = left ? `${this.map.width - at[0] + 16}px` : "auto";

@@ -15,7 +15,7 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.files import write_file
 
 PACKAGE = "pyro_vae.explorer"
-SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "explorer.js")
+SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "data.js", "explorer.js")
 STYLE, TEMPLATE = "explorer.css", "page.html.jinja"
 
 

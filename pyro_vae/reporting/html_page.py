@@ -237,17 +237,13 @@ def _facts(
     binarization = metrics["binarization"]
     yield "Binarization", "" if binarization == "none" else binarization
     yield "Objective", metrics.get("objective", "")
-    yield "Epochs, the best of them", _epochs(metrics)
+    yield "Epochs", metrics.get("epochs", "")
+    yield "Best epoch", metrics.get("best_epoch", "")
     yield "Batch size", metrics.get("batch_size", "")
     yield "Seed of the run", str(metrics["seed"])
     yield "K, samples for each datum", card.num_samples
     yield "Seed of the samples", str(card.seed)
     yield "Date of this page", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _epochs(metrics: JSONObject) -> str:
-    found = [str(metrics[name]) for name in ("epochs", "best_epoch") if name in metrics]
-    return ", ".join(found)
 
 
 def _picture(run: Path, name: str) -> bytes:

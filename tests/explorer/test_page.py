@@ -291,4 +291,4 @@ def test_the_widget_has_the_module_and_the_contents(images):
 
 def test_the_module_has_no_imports_left():
     assert not re.search(r"^import", module(), re.MULTILINE)
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 6
