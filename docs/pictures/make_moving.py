@@ -3,12 +3,15 @@
 `training.webp` shows images of the model after each epoch, next to the validation ELBO.
 `explorer.webp` is made of screenshots of the page of `pyro_vae.explorer` in headless Chromium.
 
-    PYRO_VAE_DATA=... python docs/pictures/make_moving.py
+    python docs/pictures/make_moving.py            # trains a model and makes both
+    python docs/pictures/make_moving.py runs/mnist # the explorer of a run of examples/mnist_svi.py
 """
 
 import io
+import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,8 +45,14 @@ page.refresh();
 
 
 def main() -> None:
-    """Train a model, and write the two pictures."""
+    """Train a model and write both pictures, or write the explorer of a run."""
     torch.manual_seed(0)
+    if sys.argv[1:]:
+        run = Path(sys.argv[1])
+        name = json.loads((run / "metrics.json").read_text())["dataset"]
+        test = pv.data.load(name, binarize="dynamic")[1]
+        _write(HERE / "explorer.webp", _explorer_frames(pv.load(run / "model"), test), 130)
+        return
     train, test = pv.data.mnist(binarize="dynamic")
     train, validation = train.hold_out(1 / 12)
     vae = pv.VAE(
@@ -66,7 +75,7 @@ def main() -> None:
     pv.fit(vae, train, validation=validation, epochs=EPOCHS, callback=look)
     frames = [_training_frame(images, elbo) for images, elbo in seen]
     _write(HERE / "training.webp", [*frames, *[frames[-1]] * 4], 350)
-    _write(HERE / "explorer.webp", _explorer_frames(vae, test), 110)
+    _write(HERE / "explorer.webp", _explorer_frames(vae, test), 130)
 
 
 def _training_frame(images: np.ndarray, elbo: list[float]) -> Image.Image:
@@ -92,7 +101,7 @@ def _explorer_frames(vae: pv.VAE, test: pv.data.Dataset) -> list[Image.Image]:
     places = [i for i in explorer.contents["clouds"]["data"] if labels[i] in (0, 7)]
     start = next(i for i in places if labels[i] == 0)
     end = next(i for i in places if labels[i] == 7)
-    shares = [0.0, 0.0, *np.linspace(0, 1, 20), 1.0, *np.linspace(1, 2, 26)[1:]]
+    shares = [0.0, 0.0, *np.linspace(0, 1, 16), 1.0, *np.linspace(1, 2, 16)[1:]]
     return [_screenshot(explorer.html(), start, end, share) for share in shares]
 
 

@@ -226,10 +226,12 @@ export class LatentMap {
     };
     this.clip(context);
     for (const { draws, kind } of clouds) this.cloud(context, draws.map(at), kind);
-    Object.assign(context, { strokeStyle: this.colour("--pv-ink"), lineWidth: 2, font: FONT });
-    context.setLineDash([6, 4]);
     context.beginPath();
     path.map(at).forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+    Object.assign(context, { strokeStyle: this.colour("--pv-paper"), lineWidth: 5 });
+    context.stroke();
+    Object.assign(context, { strokeStyle: this.colour("--pv-ink"), lineWidth: 2, font: FONT });
+    context.setLineDash([6, 4]);
     context.stroke();
     context.setLineDash([]);
     context.restore();
