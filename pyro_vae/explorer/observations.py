@@ -8,7 +8,7 @@ from pyro_vae.data.content import content_of
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.runtime.files import JSONObject
 
-SHOWN = 32  # columns that are shown
+SHOWN = 24  # columns that are shown
 WIDE = 100.0  # ratio of positive numbers that are shown on a logarithmic scale
 
 
