@@ -1,14 +1,16 @@
 """Make the moving pictures of the README: training, and the latent explorer.
 
 `training.webp` shows images of the model after each epoch, next to the validation ELBO.
-`explorer.webp` is made of screenshots of the page of `pyro_vae.explorer` in headless Chromium.
+`explorer.webp` is drawn by the page of `pyro_vae.explorer` in headless Chromium.
 
     python docs/pictures/make_moving.py            # trains a model and makes both
     python docs/pictures/make_moving.py runs/mnist # the explorer of a run of examples/mnist_svi.py
 """
 
+import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,29 +20,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import pyro_vae as pv
 
 HERE = Path(__file__).parent
-LATENTS, EPOCHS = 20, 12
-WIDTH, HEIGHT = 1180, 640  # of the screenshots
-SHOWN = 900  # width of the moving picture
+LATENTS, EPOCHS = 20, 20
+WIDTH, HEIGHT = 1180, 900  # of the browser
+SHOWN, SIDE = 620, 260  # widths of map and decoded image
 MAX_BYTES = 1_000_000
-# The point goes along a path, and a slider is moved.
-STEP = """<script type="module">
-const page = document.getElementById("explorer").explorer;
+# The point goes along a path, and then around the map.
+STEPS = """<script type="module">
+const page = document.getElementById("explorer").explorer, frames = [];
 page.choose(START);
 page.setEnd(0, START);
 page.setEnd(1, END);
-if (SHARE <= 1) page.walk(SHARE);
-else {
-  page.walk(1);
-  const [across, up] = page.map.view.of(page.z), angle = 2 * Math.PI * (SHARE - 1);
+const look = () => {
+  page.refresh();
+  frames.push([page.canvas.toDataURL(), page.picture.toDataURL()]);
+};
+for (let i = 0; i <= 20; i++) { page.walk(i / 20); look(); }
+const [across, up] = page.map.view.of(page.z);
+for (let i = 1; i <= 20; i++) {
+  const angle = (2 * Math.PI * i) / 20;
   page.moveTo(page.map.view.moved(page.z,
     [across - 2.2 * Math.sin(angle), up - 1.6 * (1 - Math.cos(angle))]));
+  look();
 }
-page.refresh();
+const found = document.createElement("p");
+found.id = "frames";
+found.textContent = frames.flat().join(" ");
+document.body.append(found);
 </script>"""
 
 
@@ -101,28 +111,39 @@ def _explorer_frames(vae: pv.VAE, test: pv.data.Dataset) -> list[Image.Image]:
     places = [i for i in explorer.contents["clouds"]["data"] if labels[i] in (0, 7)]
     start = next(i for i in places if labels[i] == 0)
     end = next(i for i in places if labels[i] == 7)
-    shares = [0.0, 0.0, *np.linspace(0, 1, 16), 1.0, *np.linspace(1, 2, 16)[1:]]
-    return [_screenshot(explorer.html(), start, end, share) for share in shares]
+    return [_composed(*pair) for pair in _pictures(explorer.html(), start, end)]
 
 
-def _screenshot(page: str, start: int, end: int, share: float) -> Image.Image:
+def _pictures(page: str, start: int, end: int) -> list[tuple[Image.Image, Image.Image]]:
+    """Return the map and the decoded image of each step, drawn by the page in Chromium."""
     chromium = shutil.which("chromium") or shutil.which("chrome")
     if chromium is None:
         raise SystemExit("no chromium is on PATH")
-    script = STEP.replace("START", str(start)).replace("END", str(end))
-    script = script.replace("SHARE", f"{share:.4f}")
+    script = STEPS.replace("START", str(start)).replace("END", str(end))
     with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "page.html", Path(folder) / "page.png"
+        path = Path(folder) / "page.html"
         path.write_text(page.replace("</body>", script + "</body>"))
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/p"]
-        options += [f"--window-size={WIDTH},{HEIGHT}", "--hide-scrollbars", f"--screenshot={out}"]
-        subprocess.run(
-            [chromium, *options, "--virtual-time-budget=2000", path.as_uri()],
-            check=True,
-            capture_output=True,
+        options += [f"--window-size={WIDTH},{HEIGHT}", "--virtual-time-budget=5000", "--dump-dom"]
+        done = subprocess.run(
+            [chromium, *options, path.as_uri()], check=True, capture_output=True, text=True
         )
-        picture = Image.open(out).convert("RGB")
-    return picture.resize((SHOWN, SHOWN * HEIGHT // WIDTH), Image.Resampling.LANCZOS)
+    found = re.findall(r'id="frames">(.*?)</p>', done.stdout)[0].split()
+    images = [Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) for url in found]
+    return list(zip(images[::2], images[1::2], strict=True))
+
+
+def _composed(place: Image.Image, decoded: Image.Image) -> Image.Image:
+    """Return a frame: the map, and the decoded image next to it."""
+    height = SHOWN * place.height // place.width
+    frame = Image.new("RGB", (SHOWN + SIDE + 16, height), "white")
+    layer = place.resize((SHOWN, height), Image.Resampling.LANCZOS)
+    frame.paste(layer, (0, 0), layer)
+    top = (height - SIDE) // 2
+    frame.paste(decoded.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST), (SHOWN, top))
+    font = ImageFont.load_default(size=16)
+    ImageDraw.Draw(frame).text((SHOWN, top + SIDE + 8), "E[x|z] at the point", "#1c2330", font)
+    return frame
 
 
 def _write(path: Path, frames: list[Image.Image], milliseconds: int) -> None:
