@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyro_vae import (
         data,
         distributed,
+        explorer,
         guides,
         hmc,
         likelihoods,
@@ -82,6 +83,7 @@ __all__ = [
     "distributed",
     "elpd_marginal",
     "evaluate",
+    "explorer",
     "fit",
     "from_pyro_svi",
     "gaps",

@@ -20,6 +20,7 @@ for command in (
     training.train,
     using.evaluate,
     using.inspect,
+    using.explore,
     using.compare,
     using.encode,
     using.score,

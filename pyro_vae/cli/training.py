@@ -194,6 +194,7 @@ def write_page(
     seed: int,
     *,
     refine: bool = False,
+    explorer: Any = None,
 ) -> None:
     """Diagnose a run, print and write its trust card, and write the page of the run to a path."""
     from pyro_vae.reporting import model_card
@@ -207,7 +208,7 @@ def write_page(
     metrics = read_metrics(run)
     pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
     if path is not None:
-        write(path, run, metrics, vae, x, card)
+        write(path, run, metrics, vae, x, card, explorer)
         print_first(f"Wrote the page to {path}")
 
 

@@ -24,6 +24,8 @@ from pyro_vae.cli.options import (
 from pyro_vae.cli.sources import Source, data_of
 from pyro_vae.cli.training import write_page
 
+EXPLORER = "explorer.html"
+
 if TYPE_CHECKING:
     from pyro_vae.models.vae import VAE
     from pyro_vae.runtime.files import JSONObject
@@ -56,6 +58,9 @@ def inspect(
     num_data: Annotated[int, Option(help="Number of test data to diagnose")] = 1000,
     num_samples: Annotated[int, Option(help="K, the number of samples per datum")] = 500,
     refine: Refine = False,
+    explorer: Annotated[
+        bool, Option("--explorer", help="Add the latent explorer to the page, which needs scripts")
+    ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     module: Module = None,
@@ -67,12 +72,47 @@ def inspect(
     Whole(2)("num_data", num_data)
     Whole(1)("num_samples", num_samples)
     vae, metrics = _open(run, device, module)
-    if html is not None and html.is_dir():
-        raise ValueError(f"--html={html} is a folder; expected the path of a file")
+    if explorer and html is None:
+        raise ValueError("--explorer adds to the page of --html: pass --html page.html")
+    if html is not None:
+        _check_page(html, "--html")
     writable_folder(run, ["trust.json", "model_card.md"])
-    writable_folder(run if html is None else html.parent)
-    x = data_of(vae, metrics, data, data_root).spread(num_data)
-    write_page(run, html, vae, x, num_samples, seed, refine=refine)
+    rows = data_of(vae, metrics, data, data_root)
+    section = None
+    if explorer:
+        section = pv.explorer.Explorer(
+            vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
+        )
+    x = rows.spread(num_data)
+    write_page(run, html, vae, x, num_samples, seed, refine=refine, explorer=section)
+
+
+def explore(
+    run: Run,
+    data: OtherData = None,
+    out: Annotated[
+        Path | None, Option(help="HTML page to write [default: explorer.html in RUN]")
+    ] = None,
+    data_root: DataRoot = None,
+    num_data: Annotated[int, Option(help="Number of data on the map")] = 1000,
+    num_samples: NumSamples = 200,
+    refine: Annotated[
+        bool, Option("--refine", help="Also show draws of the refined posterior of some data")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    module: Module = None,
+) -> None:
+    """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
+    path = out or run / EXPLORER
+    vae, metrics = _open(run, device, module)
+    _check_page(path, "--out")
+    rows = data_of(vae, metrics, data, data_root)
+    explorer = pv.explorer.Explorer(
+        vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
+    )
+    explorer.save(path)
+    print_first(f"Wrote the explorer to {path}")
 
 
 def compare(
@@ -267,6 +307,15 @@ def sample(
     else:
         outputs.write_samples(out, getattr(vae, "schema", None), x)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
+
+
+def _check_page(path: Path, option: str) -> None:
+    """Check that a page can be written, before any work."""
+    from pyro_vae.runtime.files import writable_folder
+
+    if path.is_dir():
+        raise ValueError(f"{option}={path} is a folder; expected the path of a file")
+    writable_folder(path.parent, [path.name])
 
 
 def _open(run: Path, device: str, module: Path | None = None) -> tuple["VAE", "JSONObject"]:

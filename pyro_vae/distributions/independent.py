@@ -3,7 +3,7 @@
 from typing import Protocol, cast
 
 from pyro.distributions import TorchDistribution
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, Normal
 
 
 class Wrapper(Protocol):
@@ -23,3 +23,11 @@ def unwrap_independent(distribution: Distribution, *wrappers: type[Wrapper]) -> 
     while isinstance(distribution, kinds):
         distribution = distribution.base_dist
     return cast(TorchDistribution, distribution)
+
+
+def is_standard_normal(distribution: Distribution) -> bool:
+    """Return whether a distribution is N(0, I)."""
+    entries = unwrap_independent(distribution)
+    return isinstance(entries, Normal) and bool(
+        (entries.loc == 0).all() and (entries.scale == 1).all()
+    )

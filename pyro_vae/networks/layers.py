@@ -174,7 +174,7 @@ class ConvEncoder(Part):
         for inner, outer in itertools.pairwise([self.in_shape[0], *sizes]):
             layers += [
                 nn.Conv2d(inner, outer, 3, stride=2, padding=1),
-                _ResidualBlock(outer, activation),
+                ResidualBlock(outer, activation),
             ]
         height, width = _halved(self.in_shape[1:], len(sizes))[-1]
         head = nn.Linear(sizes[-1] * height * width, math.prod(self.out_shape))
@@ -233,7 +233,7 @@ class ConvDecoder(Part):
             itertools.pairwise([*sizes, self.out_shape[0]]), reversed(larger), strict=True
         ):
             layers += [
-                _ResidualBlock(inner, activation),
+                ResidualBlock(inner, activation),
                 activation_named(activation),
                 nn.Upsample(size=size),
                 nn.Conv2d(inner, outer, 3, padding=1),
@@ -248,7 +248,9 @@ class ConvDecoder(Part):
         return self.layers(flat).reshape(*batch, *self.out_shape)
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions and the identity: He et al. (2016), with pre-activation."""
+
     def __init__(self, channels: int, activation: str) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -259,6 +261,7 @@ class _ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features to features of the same shape."""
         # The sum of two signals of equal variance has twice that variance.
         return (features + self.layers(features)) / math.sqrt(2)
 

@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pyro_vae.plots.images import displayable, literal
+from pyro_vae.plots.palette import BLUE, CLASSES, DARK, ORANGE, VERMILION
+
+MAX_NAMED = 12  # classes with their names on a map
 
 
 def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
@@ -30,31 +36,46 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
 
     See also: `pyro_vae.fit`, `pyro_vae.report`.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="ELBO (nats per datum)")
     epochs = [entry["epoch"] for entry in history]
     is_elbo = all("train_elbo" in entry for entry in history)
     train = [entry["train_elbo" if is_elbo else "train_objective"] for entry in history]
     what = "training" if is_elbo else "training objective, not the ELBO"
-    axes.plot(epochs, train, marker=".", label=f"{what} (running mean of the epoch)")
-    values = list(train)
+    curves = [(f"{what} (running mean of the epoch)", BLUE, np.array(train), np.zeros(len(train)))]
     if all("validation_elbo" in entry for entry in history):
         validation = np.array([entry["validation_elbo"] for entry in history])
         error = np.array([entry["validation_elbo_se"] for entry in history])
-        (line,) = axes.plot(epochs, validation, marker=".", label="validation ± standard error")
-        axes.fill_between(
-            epochs, validation - error, validation + error, color=line.get_color(), alpha=0.25, lw=0
-        )
-        values += list(validation)
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) > 4:
-        # The large increase of the first epoch would flatten the rest of the curve.
-        top, low = max(finite), float(np.quantile(finite, 0.1))
-        axes.set_ylim(low - 0.2 * (top - low), top + 0.1 * (top - low))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
+        curves.append(("validation ± standard error", VERMILION, validation, error))
+    _draw_curves(axes, epochs, curves)
+    values = np.concatenate([values for _, _, values, _ in curves])
+    finite = values[np.isfinite(values)]
+    if len(epochs) > 4:
+        # The large increase of the first epochs flattens the rest, which is shown again enlarged.
+        top, low = finite.max(), np.quantile(finite, 0.25, method="higher")
+        if finite.min() < low - 2 * (top - low):
+            inset = axes.inset_axes((0.42, 0.1, 0.55, 0.6))
+            _draw_curves(inset, epochs, curves)
+            inset.set_ylim(low - 0.2 * (top - low), top + 0.1 * (top - low))
+            inset.set_title("enlarged", fontsize=9)
+            inset.tick_params(labelsize=8)
+            inset.locator_params("y", nbins=4)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _draw_curves(
+    axes: Axes, epochs: list[float], curves: Sequence[tuple[str, str, np.ndarray, np.ndarray]]
+) -> None:
+    """Draw curves of a label, a colour, values and their standard errors."""
+    for label, colour, values, error in curves:
+        axes.plot(epochs, values, marker=".", color=colour, label=label)
+        if error.any():
+            axes.fill_between(
+                epochs, values - error, values + error, color=colour, alpha=0.25, lw=0
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
 
 
 def latent_map(
@@ -63,6 +84,7 @@ def latent_map(
     title: str,
     axis_labels: Sequence[str],
     class_names: Sequence[str] = (),
+    prior_centre: ArrayLike | None = None,
 ) -> Figure:
     """Show a scatter plot of two-dimensional latents.
 
@@ -72,6 +94,8 @@ def latent_map(
         title: Title of the figure.
         axis_labels: Labels of the two axes.
         class_names: Names of the classes, in the order of their numbers; by default the numbers.
+        prior_centre: Place of the mean of a standard normal prior. Circles around it have radii of
+            one and two standard deviations.
 
     Returns:
         The figure.
@@ -89,18 +113,37 @@ def latent_map(
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
     if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=size, alpha=0.5)
+        axes.scatter(points[:, 0], points[:, 1], s=size, alpha=0.5, color=BLUE)
     else:
         labels = np.asarray(labels)
-        for label in np.unique(labels):
+        for place, label in enumerate(np.unique(labels)):
             chosen = points[labels == label]
             name = literal(class_names[label]) if len(class_names) else str(label)
-            axes.scatter(chosen[:, 0], chosen[:, 1], s=size, alpha=0.5, label=name)
+            colour = CLASSES[place % len(CLASSES)]
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=size, alpha=0.5, color=colour, label=name)
+            if len(np.unique(labels)) <= MAX_NAMED:
+                _name(axes, np.median(chosen, axis=0), name, colour)
         axes.legend(
             title="class", markerscale=max(1, 10 / size), loc="center left", bbox_to_anchor=(1, 0.5)
         )
+    if prior_centre is not None:
+        x, y = np.asarray(prior_centre)
+        for radius in (1, 2):
+            axes.add_patch(Circle((x, y), radius, fill=False, color=DARK, ls="--", lw=1))
+            _name(axes, np.array([x, y + radius]), f"{radius} sd of the prior", DARK, 8, "normal")
     axes.set_aspect("equal", adjustable="datalim")
     return figure
+
+
+def _name(
+    axes: Axes, place: np.ndarray, text: str, colour: str, size: float = 12, weight: str = "bold"
+) -> None:
+    """Write a text with a white outline at a place of the data."""
+    outline = [withStroke(linewidth=3, foreground="white")]
+    axes.annotate(
+        text, tuple(place), ha="center", va="center", color=colour, fontsize=size, weight=weight,
+        path_effects=outline,
+    )  # fmt: skip
 
 
 class HasKHat(Protocol):
@@ -143,10 +186,10 @@ def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Fig
     low, top = finite.min(initial=0), finite.max(initial=elpd.good_k)
     shown = np.clip(values, low - 0.1 * (top - low), top + 0.1 * (top - low))
     kinds = [
-        (~high & ~infinite, "C0", "o", "reliable"),
-        (high & ~infinite, "C3", "o", "unreliable"),
-        (~high & infinite, "C0", "v", "equal weights"),
-        (high & infinite, "C3", "^", "infinite"),
+        (~high & ~infinite, BLUE, "o", "reliable"),
+        (high & ~infinite, VERMILION, "o", "unreliable"),
+        (~high & infinite, BLUE, "v", "equal weights"),
+        (high & infinite, VERMILION, "^", "infinite"),
     ]
     for chosen, colour, marker, label in kinds:
         if chosen.any() or marker == "o":
@@ -163,7 +206,7 @@ def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Fig
         below.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         width = strip.shape[1] / len(worst)
         labels = [f"{i}: {values[i]:.2f}" for i in worst]
-        below.set_xticks([(i + 0.5) * width for i in range(len(worst))], labels, fontsize=7)
+        below.set_xticks([(i + 0.5) * width for i in range(len(worst))], labels, fontsize=8)
         below.set_yticks([])
         below.set_title("highest k-hat", fontsize=9)
     return figure
@@ -193,12 +236,12 @@ def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figur
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="data, sorted", ylabel="nats")
     place = np.arange(len(order))
-    for values, base, name in (
-        (approximation, 0, "approximation gap"),
-        (amortization, approximation[order], "amortization gap"),
+    for values, base, name, colour in (
+        (approximation, 0, "approximation gap", BLUE),
+        (amortization, approximation[order], "amortization gap", ORANGE),
     ):
         label = f"{name}, mean {values.mean():.2f}"
-        axes.bar(place, values[order], bottom=base, width=1.0, label=label)
+        axes.bar(place, values[order], bottom=base, width=1.0, label=label, color=colour)
     axes.legend(loc="upper left")
     return figure
 
@@ -226,9 +269,9 @@ def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
     order = np.argsort(-kl)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="latent", ylabel="KL (nats)")
-    colours = ["C0" if active[i] else "0.7" for i in order]
+    colours = [BLUE if active[i] else "0.7" for i in order]
     axes.bar(range(len(order)), kl[order], color=colours)
-    axes.set_xticks(range(len(order)), [str(i) for i in order], fontsize=7)
+    axes.set_xticks(range(len(order)), [str(i) for i in order], fontsize=8)
     return figure
 
 
@@ -264,7 +307,7 @@ def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
     for place, i in enumerate(chosen):
         axes = figure.add_subplot(rows, columns, place + 1)
         shown = np.clip(draws[:, i], -4, 4)  # outliers are counted in the outermost bins
-        axes.hist(shown, bins=40, range=(-4, 4), density=True, alpha=0.6)
+        axes.hist(shown, bins=40, range=(-4, 4), density=True, alpha=0.6, color=BLUE)
         axes.plot(grid, normal, color="0.2", lw=1)
         axes.set_title(
             f"z[{i}]: mean {draws[:, i].mean():.2f}, sd {draws[:, i].std():.2f}", fontsize=8

@@ -5,6 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
+from pyro_vae.plots.palette import BLUE, GREY
+
 
 def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     """Compare variances, zeros and totals of counts with those of samples of a model.
@@ -31,7 +33,7 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     x, drawn = np.asarray(data, float), np.asarray(model, float)
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     moments, zeros, totals = figure.subplots(1, 3)
-    for values, colour, label in ((x, "0.55", "data"), (drawn, "C0", "model")):
+    for values, colour, label in ((x, GREY, "data"), (drawn, BLUE, "model")):
         mean, variance = values.mean(0), values.var(0)
         shown = (mean > 0) & (variance > 0)
         moments.scatter(
@@ -42,16 +44,16 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     moments.set(xscale="log", yscale="log", xlabel="mean of a column", ylabel="variance")
     moments.xaxis.set_minor_formatter(NullFormatter())
     moments.legend(fontsize=8)
-    zeros.scatter((x == 0).mean(0), (drawn == 0).mean(0), s=6, alpha=0.5, lw=0)
+    zeros.scatter((x == 0).mean(0), (drawn == 0).mean(0), s=6, alpha=0.5, lw=0, color=BLUE)
     zeros.plot([0, 1], [0, 1], color="0.2", lw=1, ls="--")
     zeros.set(xlabel="share of zeros of a column, data", ylabel="share of zeros, model")
     sums, sampled = x.sum(1), drawn.sum(1)
     first, last = np.quantile(np.concatenate([sums, sampled]), [0.005, 0.995])
     bins = np.linspace(first, last, 31)
     if bins[-1] > bins[0]:
-        totals.hist(np.clip(sums, bins[0], bins[-1]), bins, color="0.55", alpha=0.7, density=True)
+        totals.hist(np.clip(sums, bins[0], bins[-1]), bins, color=GREY, alpha=0.7, density=True)
         shown = np.clip(sampled, bins[0], bins[-1])
-        totals.hist(shown, bins, color="C0", histtype="step", lw=1.4, density=True)
+        totals.hist(shown, bins, color=BLUE, histtype="step", lw=1.4, density=True)
     totals.set(xlabel="total of a row", ylabel="density")
     figure.suptitle(title, fontsize=10)
     return figure

@@ -6,6 +6,7 @@ Images are arrays of shape `(..., height, width)` or `(..., channels, height, wi
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,8 @@ def reconstructions(
 ) -> Figure:
     """Show originals in odd rows, with each reconstruction below its original.
 
+    White lines separate the pairs of rows.
+
     Args:
         originals: Images of shape `(num_images, [channels,] height, width)`.
         reconstructed: Reconstructions of the same shape.
@@ -69,16 +72,26 @@ def reconstructions(
     pairs = pairs[:, : pairs.shape[1] // columns * columns or None]
     columns = min(columns, pairs.shape[1])
     blocks = pairs.reshape(2, -1, columns, *pairs.shape[2:]).swapaxes(0, 1)
-    return _canvas(blocks.reshape(-1, columns, *pairs.shape[2:]), title)
+    cells = blocks.reshape(-1, columns, *pairs.shape[2:])
+    labels = ["x", "E[x|z]"] * len(blocks)
+    return _canvas(cells, title, Labels(labels), group=2)
 
 
-def mosaic(images: ArrayLike, title: str, row_labels: Sequence[str] | None = None) -> Figure:
+def mosaic(
+    images: ArrayLike,
+    title: str,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    axis_labels: tuple[str, str] = ("", ""),
+) -> Figure:
     """Show images in given rows and columns.
 
     Args:
         images: Images of shape `(rows, columns, [channels,] height, width)`.
         title: Title of the figure.
-        row_labels: Labels of the rows.
+        row_labels: Labels of the rows, from the top. Empty ones have no tick.
+        column_labels: Labels of the columns.
+        axis_labels: Labels of the horizontal and the vertical axis.
 
     Returns:
         The figure.
@@ -92,7 +105,7 @@ def mosaic(images: ArrayLike, title: str, row_labels: Sequence[str] | None = Non
     See also: `image_grid`.
     """
     cells = np.stack([displayable(row) for row in np.asarray(images)])
-    return _canvas(cells, title, row_labels)
+    return _canvas(cells, title, Labels(row_labels, column_labels, axis_labels))
 
 
 def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str = "data") -> Figure:
@@ -126,6 +139,12 @@ def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str 
     return mosaic(np.stack([x, drawn.mean(0), *drawn[:3]]), title, rows)
 
 
+def title_of(dataset: str, binarization: str, seed: int) -> str:
+    """Return the first line of the titles of a run."""
+    binarized = "" if binarization == "none" else f", {binarization} binarization"
+    return f"{literal(dataset)}{binarized}, seed {seed}"
+
+
 def literal(text: str) -> str:
     """Return text that matplotlib shows unchanged. It typesets text between dollar signs."""
     return text.replace("$", r"\$")
@@ -139,21 +158,55 @@ def displayable(images: ArrayLike) -> np.ndarray:
     return array
 
 
-def _canvas(cells: np.ndarray, title: str, row_labels: Sequence[str] | None = None) -> Figure:
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the rows and columns of a canvas, and of its axes."""
+
+    rows: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
+    axes: tuple[str, str] = ("", "")
+
+
+def _canvas(cells: np.ndarray, title: str, labels: Labels = Labels(), group: int = 0) -> Figure:
+    """Show images in rows and columns, in frames of one pixel.
+
+    Args:
+        cells: Images of shape `(rows, columns, height, width[, 3])`.
+        title: Title of the figure.
+        labels: Labels of rows, columns and axes.
+        group: Number of rows between white lines; 0 for none.
+    """
     rows, columns, height, width = cells.shape[:4]
     padded = np.pad(cells, [(0, 0), (0, 0), (1, 1), (1, 1), *[(0, 0)] * (cells.ndim - 4)])
-    picture = padded.swapaxes(1, 2).reshape(
-        rows * (height + 2), columns * (width + 2), *cells.shape[4:]
+    strips = padded.swapaxes(1, 2).reshape(
+        rows, height + 2, columns * (width + 2), *cells.shape[4:]
     )
+    gap = max(2, height // 6)
+    tops, parts = [], []
+    for row, strip in enumerate(strips):
+        if group and row and row % group == 0:
+            parts.append(np.ones((gap, *strip.shape[1:])))
+        tops.append(sum(map(len, parts)))
+        parts.append(strip)
+    picture = np.concatenate(parts)
     scale = min(0.5, 10 / columns, 14 / rows)
+    size = scale / height  # inches of a pixel
     figure = Figure(
-        figsize=(max(columns * scale * width / height, 4), rows * scale + 0.4), layout="constrained"
+        figsize=(max(columns * scale * width / height, 4), size * len(picture) + 0.4),
+        layout="constrained",
     )
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=9)
+    axes = figure.add_subplot(xlabel=labels.axes[0], ylabel=labels.axes[1])
+    axes.set_title(title, fontsize=10)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if row_labels is not None:
-        axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], row_labels, fontsize=7)
+    places = [top + (height + 2) / 2 - 0.5 for top in tops]
+    axes.set_yticks(*_shown(places, labels.rows), fontsize=9)
+    places = [(column + 0.5) * (width + 2) - 0.5 for column in range(columns)]
+    axes.set_xticks(*_shown(places, labels.columns), fontsize=9)
+    axes.tick_params(length=0)
     return figure
+
+
+def _shown(places: list[float], names: Sequence[str] | None) -> tuple[list[float], list[str]]:
+    """Return the places with a name, and their names."""
+    found = [(place, name) for place, name in zip(places, names or (), strict=False) if name]
+    return [place for place, _ in found], [name for _, name in found]

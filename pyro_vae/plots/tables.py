@@ -4,6 +4,7 @@ A column is an array of numbers with NaN for missing values. If it has levels, i
 positions in their list.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -13,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from pyro_vae.plots.palette import BLUE, ORANGE, VERMILION
+
 Columns: TypeAlias = Mapping[str, ArrayLike]
 Levels: TypeAlias = Mapping[str, Sequence[object]]
 
-DATA, MODEL = "0.45", "C0"  # colours
+DATA, MODEL = "0.45", BLUE  # colours
 MAX_BARS = 25  # values of a whole number that are drawn as bars
 SHORT = 14  # characters of a level
 
@@ -52,11 +55,11 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
     for place, name in enumerate(data):
         axes = figure.add_subplot(height, width, place + 1)
         axes.set_title(_text(name, 28), fontsize=9)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=8)
         axes.set_yticks([])
         names = (levels or {}).get(name)
         _compare(axes, _observed(data[name]), _observed(model[name]), names)
-    figure.axes[0].legend(fontsize=7)
+    figure.axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -138,7 +141,7 @@ def dependence(
             )
             size = min(20.0, max(4.0, 2000 / len(x)))
             axes.scatter(x, y, s=size, alpha=0.5, color=colour, linewidths=0)
-            axes.tick_params(labelsize=7)
+            axes.tick_params(labelsize=8)
             axes.set_ylabel(f"{'model' if row else 'data'}\n" if column == 0 else "", fontsize=9)
         shown = np.array([np.asarray(data[name], float) for name in names])
         low, high = np.nanquantile(shown, [0.0, 1.0], axis=1)
@@ -192,9 +195,11 @@ def imputation_errors(
     left.invert_yaxis()
     left.set_xlabel("RMSE in standard deviations; error rate of levels", fontsize=9)
     left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1 + 0.9 / len(names)), ncols=2)
-    for i, (nominal, shares) in enumerate(coverage.items()):
-        right.axvline(nominal, color=f"C{i + 1}", lw=1, ls="--")
-        right.scatter(shares, places, color=f"C{i + 1}", s=16, label=f"{nominal:.0%} interval")
+    for (nominal, shares), colour in zip(
+        coverage.items(), itertools.cycle((VERMILION, ORANGE)), strict=False
+    ):
+        right.axvline(nominal, color=colour, lw=1, ls="--")
+        right.scatter(shares, places, color=colour, s=16, label=f"{nominal:.0%} interval")
     right.set_xlim(0, 1.02)
     right.set_xlabel("share of hidden values inside their interval", fontsize=9)
     right.legend(

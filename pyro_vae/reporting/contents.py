@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from pyro_vae.data.dataset import Dataset
 from pyro_vae.reporting import counts, images, tables
 from pyro_vae.reporting.subject import Subject
 
@@ -15,9 +14,3 @@ FIGURES: dict[str, Callable[[Subject], dict[str, Figure]]] = {
     "counts": counts.figures,
     "array": tables.figures_of_array,
 }
-
-
-def content_of(data: Dataset) -> str:
-    """Return the content of data: that of the schema, or images for three dimensions."""
-    content = getattr(data.schema, "content", "array")
-    return "images" if content == "array" and len(data.event_shape) == 3 else content

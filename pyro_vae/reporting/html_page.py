@@ -4,6 +4,7 @@ import base64
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.diagnostics.trust_card import TrustCard
 from pyro_vae.distributed import from_first
 from pyro_vae.evaluation import DESCRIPTIONS
+from pyro_vae.explorer import Explorer
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.plots import encoded
 from pyro_vae.reporting.described import parts_of
@@ -59,8 +61,8 @@ READINGS = {
     "reconstructions": Reading(
         "Test data above their reconstructions",
         "Rows of test images, each above the image decoded from its latents",
-        "Each image in an odd row is above its reconstruction. Details missing from the "
-        "reconstruction are not in the latents.",
+        "Each image is above its reconstruction; white lines separate the pairs. Details missing "
+        "from the reconstruction are not in the latents.",
     ),
     "predictive": Reading(
         "Posterior predictive against x",
@@ -115,13 +117,16 @@ READINGS = {
         "One latent varied at a time",
         "Rows of images; along each row one latent goes from -2.5 to 2.5",
         "Each row varies one latent and keeps the others. If a row does not change, the decoder "
-        "ignores the latent.",
+        "ignores the latent. The numbers of a row are its KL, in nats: the mean of the data, and "
+        "that of this datum.",
     ),
     "latents": Reading(
         "Map of the encoded test data",
         "A scatter plot of posterior means of the test data, coloured by class",
-        "Each point is a test datum. Separate clusters for the classes, without labels in "
-        "training, show that the latents represent the differences between classes.",
+        "Each point is a test datum, with the names of classes at their medians. Separate clusters "
+        "for the classes, without labels in training, show that the latents represent the "
+        "differences between classes. Nearly all samples of the prior are inside of a few standard "
+        "deviations.",
     ),
     "khat": Reading(
         "k-hat of each datum, and the data with the highest k-hat",
@@ -164,6 +169,7 @@ def write(
     vae: Autoencoder,
     x: Tensor,
     card: TrustCard,
+    explorer: Explorer | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -179,6 +185,7 @@ def write(
         vae: Model of the run.
         x: Data of the card, shape `(num_data, *event)`.
         card: Result of `pyro_vae.diagnose` for these data.
+        explorer: Explorer to add to the page, or None for a page without scripts.
 
     Raises:
         CheckpointError: If a figure in the run's folder is a link, no PNG image, or not readable.
@@ -196,6 +203,11 @@ def write(
     page = environment.from_string(template).render(
         run=run.resolve().name,
         metrics=metrics,
+        summary=[
+            (DESCRIPTIONS[score], metrics[f"test_{score}"], metrics[f"test_{score}_se"])
+            for score in ("elbo", "log_likelihood")
+        ],
+        facts=[(name, value) for name, value in _facts(run, metrics, vae, card) if value],
         model=type(vae).__name__,
         parts=parts_of(vae),
         columns=schema.rows() if schema is not None else [],
@@ -203,6 +215,7 @@ def write(
         verdict=VERDICTS[card.verdict],
         listed=_listed(card),
         glossary=GLOSSARY,
+        explorer=None if explorer is None else explorer.section(),
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],
         pictures=[
             (reading, base64.b64encode(pictures[name]).decode())
@@ -212,6 +225,25 @@ def write(
         versions=_versions(metrics.get("versions", {})),
     )
     from_first(lambda: write_file(path, page.encode()))
+
+
+def _facts(
+    run: Path, metrics: JSONObject, vae: Autoencoder, card: TrustCard
+) -> Iterator[tuple[str, object]]:
+    """Yield name and value of the settings of the run and of the page."""
+    yield "Run", run.resolve().name
+    yield "Model", f"{type(vae).__name__}, {len(card.latents.active)} latents"
+    yield "Data", f"{metrics['dataset']}, {card.num_data:,} of its test data"
+    binarization = metrics["binarization"]
+    yield "Binarization", "" if binarization == "none" else binarization
+    yield "Objective", metrics.get("objective", "")
+    yield "Epochs", metrics.get("epochs", "")
+    yield "Best epoch", metrics.get("best_epoch", "")
+    yield "Batch size", metrics.get("batch_size", "")
+    yield "Seed of the run", str(metrics["seed"])
+    yield "K, samples for each datum", card.num_samples
+    yield "Seed of the samples", str(card.seed)
+    yield "Date of this page", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _picture(run: Path, name: str) -> bytes:

@@ -40,7 +40,15 @@ def _manifold(vae: VAE, title: str) -> Figure:
     z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
     z = torch.tensor(np.stack([z1, z2], axis=-1), dtype=torch.float32)
     images = vae.decode(z.to(device_of(vae))).mean
-    return plots.mosaic(images.cpu(), f"{title}\nE[x|z] over the quantiles of N(0, I)")
+    marked = {0, MANIFOLD // 4, MANIFOLD // 2 - 1, MANIFOLD // 2, 3 * MANIFOLD // 4, MANIFOLD - 1}
+    names = [f"{value:.1f}" if i in marked else "" for i, value in enumerate(quantiles)]
+    return plots.mosaic(
+        images.cpu(),
+        f"{title}\nE[x|z] over the quantiles of N(0, I)",
+        names[::-1],
+        names,
+        ("z[0]", "z[1]"),
+    )
 
 
 def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
@@ -52,6 +60,12 @@ def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
     z = means[:1].expand(len(order), STEPS, -1).clone()
     for row, latent in enumerate(order):
         z[row, :, latent] = values
-    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f} nats" for i in order]
-    caption = f"{title}\nE[x|z] for the first test datum, one latent varied, and its KL to N(0, 1)"
-    return plots.mosaic(vae.decode(z.to(device_of(vae))).mean.cpu(), caption, labels)
+    labels = [f"z[{int(i)}]: {kl[:, i].mean():.1f}; {kl[0, i]:.1f}" for i in order]
+    caption = f"{title}\nE[x|z] for the first test datum, with one latent varied in each row"
+    return plots.mosaic(
+        vae.decode(z.to(device_of(vae))).mean.cpu(),
+        caption,
+        labels,
+        [f"{value:.1f}" for value in values],
+        ("value of the latent", "KL to N(0, 1) in nats\n(mean of the data; this datum)"),
+    )

@@ -21,16 +21,18 @@ from pyro_vae.checkpointing.earlier_results import (
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
+from pyro_vae.data.content import content_of
 from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
+from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.plots.images import literal
+from pyro_vae.plots.images import title_of
 from pyro_vae.reporting import model_card
-from pyro_vae.reporting.contents import FIGURES, Subject, content_of
+from pyro_vae.reporting.contents import FIGURES, Subject
 from pyro_vae.reporting.rows import latent_moments
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
 from pyro_vae.runtime.json_schema import (
@@ -143,8 +145,7 @@ def report(
         group.attrs |= {"dataset": test.name, "binarization": test.binarization}
     with torch.no_grad(), unchanged(vae.model, vae.guide):
         torch.manual_seed(seed)
-        title = f"{literal(test.name)}, binarization {test.binarization}, "
-        title += f"seed {fit.settings['seed']}"
+        title = title_of(test.name, test.binarization, fit.settings["seed"])
         figures = _figures(Subject(vae, test, shown, means, scales, title, seed), fit)
     # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
     files: dict[str, bytes | memoryview] = {POSTERIOR: tree.to_netcdf(engine="h5netcdf")}
@@ -217,7 +218,8 @@ def library_versions() -> dict[str, str]:
 
 def _figures(subject: Subject, fit: Fit) -> dict[str, Figure]:
     """Return the figures of all contents, and those of the content of the data."""
-    points, axis_labels = _plane(subject.means)
+    points, axis_labels, origin = _plane(subject.means)
+    has_circle = is_standard_normal(subject.vae.model.prior()) and subject.means.shape[1] > 1
     return {
         "learning_curve": plots.learning_curve(fit.history, subject.title),
         "latents": plots.latent_map(
@@ -226,18 +228,23 @@ def _figures(subject: Subject, fit: Fit) -> dict[str, Figure]:
             f"{subject.title}\nposterior means of the test data by class",
             axis_labels,
             subject.test.class_names,
+            origin if has_circle else None,
         ),
         **FIGURES[content_of(subject.test)](subject),
     }
 
 
-def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
-    """Return the first two principal components, or the latents if there are at most two."""
+def _plane(means: Tensor) -> tuple[np.ndarray, tuple[str, str], np.ndarray]:
+    """Return points in a plane, the labels of its axes, and the place of z = 0.
+
+    The axes are the first two principal components, or the latents if there are at most two.
+    """
     if means.shape[1] <= 2:
         padded = torch.nn.functional.pad(means, (0, 2 - means.shape[1]))
-        return padded.cpu().numpy(), ("z₁", "z₂")
-    centred = means - means.mean(dim=0)
-    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+        return padded.cpu().numpy(), ("z[0]", "z[1]"), np.zeros(2)
+    centre = means.mean(dim=0)
+    _, singular, components = torch.linalg.svd(means - centre, full_matrices=False)
     share = singular.square() / singular.square().sum()
     labels = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in (0, 1)]
-    return (centred @ components[:2].T).cpu().numpy(), (labels[0], labels[1])
+    points = (means - centre) @ components[:2].T
+    return points.cpu().numpy(), (labels[0], labels[1]), (-components[:2] @ centre).cpu().numpy()

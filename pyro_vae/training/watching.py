@@ -61,9 +61,10 @@ def send_curve(job: Job, history: list[Entry]) -> None:
     if tracker is None or not history:
         return
     from pyro_vae.plots.arrays import learning_curve  # only needed here: matplotlib loads slowly
+    from pyro_vae.plots.images import title_of
 
     settings, step = job.settings, int(history[-1]["step"])
-    title = f"{settings['dataset']}, binarization {settings['binarization']}"
     with preserved_state():
-        figure = learning_curve(history, f"{title}, seed {settings['seed']}")
+        title = title_of(*(settings[name] for name in ("dataset", "binarization", "seed")))
+        figure = learning_curve(history, title)
         tracker.figure("learning_curve", figure, step)

@@ -11,8 +11,9 @@ import torch
 from scipy import sparse
 
 import pyro_vae as pv
+from pyro_vae.data.content import content_of
 from pyro_vae.reporting import tables
-from pyro_vae.reporting.contents import FIGURES, content_of
+from pyro_vae.reporting.contents import FIGURES
 
 
 def counts_vae(data):

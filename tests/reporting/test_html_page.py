@@ -182,6 +182,20 @@ def test_the_page_of_a_refined_card_shows_the_encoder_the_answers_and_a_glossary
         assert meaning in page.text
 
 
+def test_the_explorer_is_a_section_of_the_page(trained, tmp_path):
+    vae = pv.load(trained / "model")
+    metrics = json.loads((trained / "metrics.json").read_text())
+    x = pv.data.load("mnist-5k", seed=3)[1][:5]
+    card = pv.diagnose(vae, x, num_samples=30, num_gap_data=0, num_simulations=0)
+    explorer = pv.explorer.Explorer(vae, x, num_samples=5)
+    pages.write(tmp_path / "page.html", trained, metrics, vae, x, card, explorer)
+    text = (tmp_path / "page.html").read_text()
+    assert explorer.section() in text
+    assert "Latent space" in Page(text).text
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert len(text) < 8_000_000
+
+
 @pytest.mark.parametrize("refine", [False, True])
 def test_the_commands_pass_refine_on(trained, monkeypatch, refine):
     calls = {}

@@ -1,0 +1,113 @@
+"""The contents of an explorer: decoder, data, latents and draws, as JSON."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.diagnostics.collapse import collapse
+from pyro_vae.evaluation import evaluate
+from pyro_vae.explorer.decoder import checkpoint, exported, packed
+from pyro_vae.explorer.latents import clouds_of, geometry_of, latents_of, principal_axes
+from pyro_vae.explorer.observations import observation_of, pixels
+from pyro_vae.models.base import mean_of
+from pyro_vae.models.vae import VAE
+from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.files import JSONObject
+from pyro_vae.runtime.random_state import preserved_state
+
+MAX_DATA_BYTES = 2_000_000  # of x in a page
+PRIOR_SAMPLES = 1000
+CLOUDS, DRAWS = 60, 60  # data with draws of their posterior, and draws of each
+
+
+@torch.no_grad()
+def contents_of(
+    vae: VAE, data: Dataset, *, num_data: int, num_samples: int, refine: bool, seed: int
+) -> JSONObject:
+    """Return the contents of an explorer of a VAE.
+
+    Args:
+        vae: The VAE.
+        data: Data, on its device and in its floating-point type.
+        num_data: Number of data on the map, from evenly spaced places.
+        num_samples: K, number of samples for log p(x) and k-hat.
+        refine: Whether to store draws of the refined posterior, too.
+        seed: Random seed.
+    """
+    with evaluating(vae), preserved_state(seed):
+        prior = vae.model.prior()
+        z = prior.sample((PRIOR_SAMPLES,))
+        decoder = exported(vae, z[:64])
+        rows = _rows(data, num_data)
+        x = data[torch.from_numpy(rows)]
+        geometry = geometry_of(prior)
+        means = _means(vae, x, geometry)
+        scores = evaluate(vae, x, num_samples=num_samples, seed=seed)
+        use = collapse(vae, x, num_samples=20, seed=seed, progress=False)
+        spread = np.linspace(0, len(x) - 1, min(CLOUDS, len(x))).astype(int).tolist()
+        clouds = clouds_of(vae, x[spread], spread, DRAWS, refine, seed)
+        check = checkpoint(vae, z[0])
+    values = x.cpu().float().numpy()
+    observation = observation_of(data, values)
+    stored = pixels(values) if observation["kind"] == "image" else values.astype(np.float32)
+    return {
+        "title": f"Latent space of {data.name}",
+        "notes": _notes(data, rows, num_samples, decoder["weights"]["dtype"]),
+        "geometry": geometry,
+        "latents": latents_of(use, means, z.cpu(), geometry),
+        "axes": principal_axes(means),
+        "observation": observation,
+        "decoder": decoder,
+        "check": check,
+        "data": {
+            "rows": rows.tolist(),
+            "z": packed(means.numpy()),
+            "x": packed(stored),
+            "log_p": packed(np.asarray(scores.log_likelihood, dtype=np.float32)),
+            "khat": packed(np.asarray(scores.khat, dtype=np.float32)),
+            "khat_threshold": float(scores.khat_threshold),
+            **_classes(data, rows),
+        },
+        "clouds": clouds,
+    }
+
+
+def _rows(data: Dataset, num_data: int) -> np.ndarray:
+    """Return evenly spaced positions, as many as the page holds."""
+    size = max(1, int(np.prod(data.event_shape)))
+    size *= 1 if len(data.event_shape) == 3 else 4
+    count = max(2, min(num_data, len(data), MAX_DATA_BYTES // size))
+    step = max(1, len(data) // count)
+    return np.arange(0, len(data), step)[:count]
+
+
+def _means(vae: VAE, x: Tensor, geometry: str) -> Tensor:
+    """Return E[z|x], on the support of the prior, shape `(num_data, latent_dim)`."""
+    parts = x.split(data_per_chunk(x.shape[1:], 1))
+    means = torch.cat([mean_of(vae.encode(part)) for part in parts]).cpu().float()
+    if geometry == "sphere":
+        return means / means.norm(dim=1, keepdim=True)
+    return means
+
+
+def _classes(data: Dataset, rows: np.ndarray) -> JSONObject:
+    if data.labels is None:
+        return {"labels": None, "class_names": []}
+    labels = data.labels[torch.from_numpy(rows)].tolist()
+    names: Any = data.class_names or range(int(data.labels.max()) + 1)
+    return {"labels": labels, "class_names": [str(name) for name in names]}
+
+
+def _notes(data: Dataset, rows: np.ndarray, num_samples: int, dtype: str) -> list[str]:
+    notes = [f"{len(rows):,} of {len(data):,} data of {data.name}"]
+    if data.binarization != "none":
+        notes[0] += f", {data.binarization} binarization"
+    notes[0] += "."
+    notes.append(f"log p(x) and k-hat are estimated with K = {num_samples} samples of the encoder.")
+    if dtype == "float16":
+        notes.append("The weights of the decoder are stored in float16.")
+    return notes

@@ -1,0 +1,89 @@
+"""The decoder of a VAE as data: layers, and their weights in base64."""
+
+import base64
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.explorer.layers import Layers
+from pyro_vae.explorer.means import layers_of
+from pyro_vae.models.vae import VAE
+from pyro_vae.pairs.pair import PairError
+from pyro_vae.runtime.files import JSONObject
+
+FLOAT32_BYTES = 3_000_000  # larger decoders are stored in float16
+MAX_BYTES = 4_500_000
+TOLERANCE = 1e-3  # of E[x|z], in units of the larger of 1 and its size
+
+
+@torch.no_grad()
+def exported(vae: VAE, z: Tensor) -> JSONObject:
+    """Return the map from z to E[x|z] as data for `decoder.js`.
+
+    Weights are stored in float32, and in float16 if they would need more than 3 MB and E[x|z]
+    changes by less than 0.001.
+
+    Args:
+        vae: The VAE.
+        z: Samples of the prior, shape `(num_samples, latent_dim)`, to compare means at.
+
+    Raises:
+        PairError: If a module cannot be run in a page, or the decoder is too large for one.
+    """
+    likelihood = vae.model.likelihood
+    layers = Layers(tuple(z.shape[1:]))
+    program = layers_of(likelihood, layers)
+    dtype = "float32"
+    if 4 * _size(layers.tensors) > FLOAT32_BYTES:
+        dtype = "float16"
+        if 2 * _size(layers.tensors) > MAX_BYTES:
+            raise PairError(
+                f"the decoder has {_size(layers.tensors):,} weights; a page holds at most "
+                f"{MAX_BYTES // 2:,}. Train a smaller decoder to explore it"
+            )
+        _check_rounding(vae, z)
+    weights = [tensor.flatten().numpy().astype(dtype) for tensor in layers.tensors]
+    return {
+        "layers": program,
+        "shapes": [list(tensor.shape) for tensor in layers.tensors],
+        "weights": packed(np.concatenate(weights) if weights else np.zeros(0, dtype)),
+    }
+
+
+def packed(array: np.ndarray) -> JSONObject:
+    """Return an array as its dtype and its bytes in base64, in little-endian order."""
+    plain = array.astype(array.dtype.newbyteorder("<"))
+    return {"dtype": array.dtype.name, "data": base64.b64encode(plain.tobytes()).decode()}
+
+
+def _size(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _check_rounding(vae: VAE, z: Tensor) -> None:
+    """Check that weights in float16 do not change E[x|z].
+
+    Raises:
+        PairError: If it changes by 0.001 or more.
+    """
+    rounded: Any = copy.deepcopy(vae.model.likelihood)
+    for parameter in rounded.parameters():
+        parameter.copy_(parameter.half().float())
+    mean, changed = vae.decode(z).mean, rounded(z).mean
+    worst = ((mean - changed).abs() / mean.abs().clamp(min=1)).max().item()
+    if not worst < TOLERANCE:
+        raise PairError(
+            f"the decoder is stored in float16 above {FLOAT32_BYTES // 4:,} weights, which changes "
+            f"E[x|z] by {worst:.2g}; expected at most {TOLERANCE}. Train a smaller decoder to "
+            "explore it"
+        )
+
+
+@torch.no_grad()
+def checkpoint(vae: VAE, z: Tensor) -> JSONObject:
+    """Return z and E[x|z], which the page compares with its decoder."""
+    mean = vae.decode(z[None]).mean[0].flatten()
+    return {"z": z.tolist(), "mean": mean.tolist()}

@@ -1,0 +1,134 @@
+"""The decoder of the page computes E[x|z] of `vae.decode`, for each likelihood and network."""
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import explorer, likelihoods
+from pyro_vae.explorer import decoder as decoders
+from pyro_vae.networks import MLP
+from tests.explorer.cases import (
+    DECODERS,
+    LATENTS,
+    NETWORKS,
+    NODE,
+    OF_IMAGES,
+    compared,
+    programs,
+    vae_of,
+)
+from tests.support.catalogue import LIKELIHOODS
+
+NAMES = [*LIKELIHOODS, *(f"network: {name}" for name in NETWORKS)]
+NAMES += [f"images: {name}, {network}" for name in OF_IMAGES for network in DECODERS]
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory):
+    if NODE is None:
+        pytest.skip("no node is on PATH to run the script of the page with")
+    return compared(programs(), tmp_path_factory.mktemp("node"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_script_computes_the_mean(differences, name):
+    assert differences[name] < TOLERANCE / 50  # float32 is far below the tolerance of float16
+
+
+@pytest.mark.skipif(NODE is None, reason="no node is on PATH to run the script of the page with")
+def test_a_wrong_weight_is_seen(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    vae = vae_of(likelihoods.Normal(MLP(LATENTS, [5], 4)))
+    honest = decoders.packed
+    monkeypatch.setattr(decoders, "packed", lambda array: honest(1.01 * array))
+    assert compared({"mlp": vae}, tmp_path)["mlp"] > TOLERANCE
+
+
+@pytest.mark.skipif(NODE is None, reason="no node is on PATH to run the script of the page with")
+def test_a_large_decoder_is_stored_in_float16(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    vae = vae_of(likelihoods.Bernoulli(MLP(LATENTS, [40], 30)))
+    monkeypatch.setattr(decoders, "FLOAT32_BYTES", 1000)
+    assert decoders.exported(vae, torch.zeros(1, LATENTS))["weights"]["dtype"] == "float16"
+    assert 0 < compared({"mlp": vae}, tmp_path)["mlp"] < TOLERANCE
+
+
+def test_a_decoder_that_float16_would_change_is_refused(monkeypatch):
+    torch.manual_seed(0)
+    network = MLP(LATENTS, [40], 30)
+    with torch.no_grad():
+        network.layers[2].weight.mul_(1000)
+        network.layers[0].weight.mul_(20)
+    vae = vae_of(likelihoods.Normal(network))
+    monkeypatch.setattr(decoders, "FLOAT32_BYTES", 1000)
+    with pytest.raises(pv.PairError, match=r"changes E\[x\|z\] by .* at most 0\.001"):
+        decoders.exported(vae, torch.randn(20, LATENTS))
+
+
+def test_a_decoder_that_no_page_holds_is_refused(monkeypatch):
+    monkeypatch.setattr(decoders, "MAX_BYTES", 100)
+    monkeypatch.setattr(decoders, "FLOAT32_BYTES", 100)
+    vae = vae_of(likelihoods.Bernoulli(MLP(LATENTS, [40], 30)))
+    with pytest.raises(pv.PairError, match="1,390 weights; a page holds at most 50"):
+        decoders.exported(vae, torch.zeros(1, LATENTS))
+
+
+class Own(nn.Module):
+    def forward(self, z):
+        return torch.cat([z, z], -1)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, z):
+        return 2 * super().forward(z)
+
+
+class OwnNormal(likelihoods.Normal):
+    def loc(self, outputs):
+        return 2 * super().loc(outputs)
+
+
+def hooked():
+    layer = nn.Linear(LATENTS, 4)
+    layer.register_forward_hook(lambda module, given, found: 2 * found)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: likelihoods.Normal(Own()), "cannot run a Own in the page; expected a chain"),
+        (lambda: likelihoods.Normal(OwnLinear(3, 4)), "cannot run a OwnLinear"),
+        (lambda: likelihoods.Normal(nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1))), "a Softmax"),
+        (lambda: likelihoods.Normal(hooked()), "a Linear with hooks"),
+        (lambda: OwnNormal(MLP(3, [4], 2)), "does not know E\\[x\\|z\\] of a OwnNormal"),
+        (lambda: lambda z: likelihoods.Normal(MLP(3, [4], 2))(z), "E\\[x\\|z\\] of a function"),
+        (lambda: likelihoods.StudentT(MLP(3, [4], 2), df=1.0), "a StudentT with df=1.0 has not"),
+        (
+            lambda: likelihoods.Normal(
+                nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)), nn.Linear(2, 2))
+            ),
+            "cannot run Linear.* on an input of shape \\(2, 2, 2\\)",
+        ),
+        (
+            lambda: likelihoods.Normal(
+                nn.Sequential(
+                    nn.Linear(3, 8),
+                    nn.Unflatten(1, (2, 2, 2)),
+                    nn.Upsample(scale_factor=2, mode="bilinear"),
+                )
+            ),
+            "cannot run Upsample",
+        ),
+    ],
+)
+def test_what_the_page_would_compute_otherwise_is_refused(build, sentence):
+    with pytest.raises(pv.PairError, match=sentence):
+        decoders.exported(vae_of(build()), torch.zeros(1, LATENTS))
+
+
+def test_other_models_are_refused_by_a_sentence():
+    with pytest.raises(pv.ArgumentError, match="vae must be a VAE"):
+        explorer.Explorer(pv.Pair(print, print), torch.zeros(3, 2))
