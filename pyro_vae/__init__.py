@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         objectives,
         plots,
         priors,
+        recipes,
+        schedules,
         sklearn,
     )
     from pyro_vae.arguments.checks import ArgumentError
@@ -94,10 +96,12 @@ __all__ = [
     "objectives",
     "plots",
     "priors",
+    "recipes",
     "refine",
     "report",
     "resolve_device",
     "sbc",
+    "schedules",
     "sklearn",
     "suggest",
 ]
