@@ -135,8 +135,8 @@ class Recipe:
         return f"pv.objectives.Beta({linear}{', ' if bound else ''}{bound})"
 
 
-def _deep_flow(latent_dim: int, guide: Part, data: Dataset) -> Part:
-    return Flow(latent_dim, ["spline_coupling", "affine_autoregressive"] * 2)
+def _autoregressive(latent_dim: int, guide: Part, data: Dataset) -> Part:
+    return Flow(latent_dim, ["affine_autoregressive"] * 3)
 
 
 _VAMP: Callable[..., Part] = functools.partial(suggestion.vamp, num_pseudo_inputs=500)
@@ -151,7 +151,8 @@ _CONVOLUTIONAL: dict[str, Any] = {
     "latent_dim": 64,
     "conv": True,
     "network": {"channels": [64, 64, 128], "stem": 32},
-    "prior": _deep_flow,
+    "prior": _autoregressive,
+    "guide": "flow",
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -213,7 +214,7 @@ RECIPES: dict[str, Recipe] = {
         warmup=0.1,
     ),
     "conv-flow": Recipe(
-        description="residual convolutions, 64 latents, a flow as the prior; for a GPU",
+        description="residual convolutions, 64 latents, flows as prior and guide; for a GPU",
         parts=_CONVOLUTIONAL,
         epochs=400,
         batch_size=200,
