@@ -209,7 +209,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "gated-flow": Recipe(
         description="the same network, a flow as the prior",
-        parts={**_GATED, "prior": "flow"},
+        parts={**_GATED, "prior": _autoregressive},
         epochs=300,
         warmup=0.1,
     ),
@@ -222,8 +222,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "quick": Recipe(
         description="1 x 500 tanh, 40 latents, a flow as the prior: for minutes on one core",
-        parts={"latent_dim": 40, "hidden": [500], "conv": False, "prior": "flow"},
+        parts={"latent_dim": 40, "hidden": [500], "conv": False, "prior": _autoregressive},
         epochs=30,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
     ),
 }
