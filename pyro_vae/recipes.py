@@ -150,7 +150,7 @@ _RELU: dict[str, Any] = {
 _CONVOLUTIONAL: dict[str, Any] = {
     "latent_dim": 64,
     "conv": True,
-    "network": {"channels": [64, 64, 128], "stem": 32},
+    "network": {"channels": [64, 64, 128], "stem": 16},
     "prior": _autoregressive,
     "guide": "flow",
 }
