@@ -218,7 +218,6 @@ RECIPES: dict[str, Recipe] = {
         parts=_CONVOLUTIONAL,
         epochs=400,
         batch_size=200,
-        warmup=0.1,
     ),
     "quick": Recipe(
         description="1 x 500 tanh, 40 latents, a flow as the prior: for minutes on one core",
