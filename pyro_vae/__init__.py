@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         objectives,
         plots,
         priors,
+        recipes,
+        schedules,
         sklearn,
     )
     from pyro_vae.arguments.checks import ArgumentError
@@ -96,10 +98,12 @@ __all__ = [
     "objectives",
     "plots",
     "priors",
+    "recipes",
     "refine",
     "report",
     "resolve_device",
     "sbc",
+    "schedules",
     "sklearn",
     "suggest",
 ]

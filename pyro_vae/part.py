@@ -8,9 +8,10 @@ stored.
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, get_args
 
 import pyro
 import torch
@@ -156,13 +157,19 @@ class Role(Check):
         return value
 
 
-def code_of(value: object, indent: str = "", line_length: float = LINE_LENGTH) -> str:
+def code_of(
+    value: object,
+    indent: str = "",
+    line_length: float = LINE_LENGTH,
+    names: Mapping[nn.Module, str] | None = None,
+) -> str:
     """Return the constructor call of a part as code. Initial values given as tensors are omitted.
 
     Args:
         value: The part, or an argument of a part.
         indent: Indentation of the lines after the first.
         line_length: Longest line; `math.inf` for one line.
+        names: Names of variables that contain some of the parts.
 
     Example:
         >>> import pyro_vae as pv
@@ -171,18 +178,28 @@ def code_of(value: object, indent: str = "", line_length: float = LINE_LENGTH) -
     """
     inner = f"{indent}    "
     if isinstance(value, Part):
+        if names and value in names:
+            return names[value]
+        parameters = inspect.signature(type(value).__init__).parameters
         arguments = [
-            f"{name}={code_of(argument, inner, line_length)}"
+            f"{name}={code_of(argument, inner, line_length, names)}"
             for name, argument in value.build_arguments.items()
-            if argument is not None
+            if argument is not None or _is_choice(parameters.get(name))
         ]
         return _call(_public_name(type(value)), "()", arguments, indent, line_length)
     if isinstance(value, list | tuple) and len(value) > 2 and all(i == value[0] for i in value):
-        return f"[{code_of(value[0], inner, line_length)}] * {len(value)}"
+        return f"[{code_of(value[0], inner, line_length, names)}] * {len(value)}"
     if isinstance(value, list | tuple):
-        items = [code_of(item, inner, line_length) for item in value]
+        items = [code_of(item, inner, line_length, names) for item in value]
         return _call("", "[]", items, indent, line_length)
     return repr(value)
+
+
+def _is_choice(parameter: inspect.Parameter | None) -> bool:
+    """Return whether None is an accepted value of a parameter, and not its default."""
+    if parameter is None or parameter.default is None:
+        return False
+    return NoneType in get_args(parameter.annotation)
 
 
 def _call(name: str, brackets: str, items: list[str], indent: str, line_length: float) -> str:

@@ -1,7 +1,9 @@
 """The commands `describe` and `train`."""
 
+import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
 
     from pyro_vae.data import Dataset
     from pyro_vae.models.vae import VAE
+    from pyro_vae.recipes import Recipe
 
 EPOCHS = 18  # of datasets by name, and the fewest of other data
 STEPS, MAX_EPOCHS = 3000, 300  # of other data: about this number of steps, at most these epochs
 MANY = 20_000  # rows of other data from which minibatches are larger
+LEARNING_RATE = 3e-3
 PAGE_DATA = 200  # test data that the page of `train` diagnoses
 PAGE = "page.html"
 OBJECTIVES = ("elbo", "importance-weighted", "sticking-the-landing")
@@ -95,14 +99,23 @@ def train(
     likelihood: Annotated[
         str | None, Option(help="Name of a likelihood, or of a function of --module")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        Option(help="Name of a recipe, as in gated-vamp: parts, objective and schedule. Other "
+               "options replace its values"),
+    ] = None,
     prior: Annotated[
-        str, Option(help="Name of a prior, or of a function of --module")
-    ] = "standard-normal",
+        str | None,
+        Option(help="Name of a prior, or of a function of --module [default: standard-normal]"),
+    ] = None,
     guide: Annotated[
-        str, Option(help="Name of a guide, or of a function of --module")
-    ] = "diagonal-normal",
+        str | None,
+        Option(help="Name of a guide, or of a function of --module [default: diagonal-normal]"),
+    ] = None,
     module: Module = None,
-    objective: Annotated[str, Option(help=f"Objective: {', '.join(OBJECTIVES)}")] = "elbo",
+    objective: Annotated[
+        str | None, Option(help=f"Objective: {', '.join(OBJECTIVES)} [default: elbo]")
+    ] = None,
     particles: Annotated[int | None, Option(help="Number of samples in the objective")] = None,
     epochs: Annotated[
         int | None, Option(help="Number of passes over the training data [default: by their size]")
@@ -119,7 +132,9 @@ def train(
     batch_size: Annotated[
         int | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
     ] = None,
-    learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
+    learning_rate: Annotated[
+        float | None, Option(help="Maximum of the one-cycle schedule [default: 0.003]")
+    ] = None,
     patience: Annotated[
         int | None,
         Option(help="Stop after this number of epochs without a better validation ELBO"),
@@ -135,7 +150,6 @@ def train(
 ) -> None:  # fmt: skip
     """Train a VAE that suits the data; write its scores, figures and page to a folder."""
     import torch
-    from torch.optim.lr_scheduler import OneCycleLR
 
     from pyro_vae.runtime.files import write_json
 
@@ -144,15 +158,14 @@ def train(
     options = options_of(column, labels, size, key, schema, option)
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
     training, validation, held_out = origin.split()
-    if batch_size is None:
-        many = not origin.is_named and len(training) > MANY
-        batch_size = 512 if many else 128
     if training.schema is not None:
         print_schema(training)
+    followed = _recipe(recipe, objective, particles, learning_rate)
     torch.manual_seed(seed)
     vae = _built(
         training,
         imported(module),
+        parts=followed.parts if followed else {},
         latent_dim=latent_dim,
         hidden=hidden or None,
         conv=conv,
@@ -160,20 +173,28 @@ def train(
         prior=prior,
         guide=guide,
     )
+    if followed is None:
+        many = not origin.is_named and len(training) > MANY
+        batch_size = batch_size or (512 if many else 128)
+        settings = _settings(learning_rate or LEARNING_RATE) | {
+            "objective": _objective(objective or "elbo", particles),
+            "epochs": epochs or _epochs(origin, len(training), batch_size),
+            "batch_size": batch_size,
+        }
+    else:
+        sizes = {"epochs": epochs, "batch_size": batch_size}
+        settings = followed.settings(len(training), **sizes)
+        print_first(followed.code(len(training), **sizes))
     fit = pv.fit(
         vae,
         training,
         validation=validation,
-        objective=_objective(objective, particles),
-        epochs=epochs or _epochs(origin, len(training), batch_size),
-        batch_size=batch_size,
-        optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, fused=True),
-        schedule=lambda optimizer, steps: OneCycleLR(optimizer, learning_rate, total_steps=steps),
         patience=patience,
         seed=seed,
         device=device,
         out=out,
         resume=resume,
+        **settings,
     )
     fit.settings["source"] = origin.record()
     scores = pv.report(vae, fit, held_out, out, num_samples=num_samples, seed=seed)
@@ -212,8 +233,17 @@ def write_page(
         print_first(f"Wrote the page to {path}")
 
 
-def _built(data: "Dataset", module: ModuleType | None, **arguments: Any) -> "VAE":
-    """Return the VAE of a user's module, or a suggested one, with parts of the module by name."""
+def _built(
+    data: "Dataset", module: ModuleType | None, parts: Mapping[str, Any], **given: Any
+) -> "VAE":
+    """Return the VAE of a user's module, or a suggested one, with parts of the module by name.
+
+    Args:
+        data: Training data.
+        module: The user's module.
+        parts: Arguments of `suggest` from a recipe.
+        **given: Arguments of `suggest` from the command line, None for those of the recipe.
+    """
     if module is not None and hasattr(module, "vae"):
         vae = module.vae(data)
         if not isinstance(vae, pv.VAE):
@@ -223,8 +253,43 @@ def _built(data: "Dataset", module: ModuleType | None, **arguments: Any) -> "VAE
         vae.schema = vae.schema or data.schema
         return vae
     for name in ("likelihood", "prior", "guide"):
-        arguments[name] = getattr(module, str(arguments[name]), arguments[name])
-    return pv.suggest(data, show=pv.distributed.is_first(), **arguments)
+        given[name] = getattr(module, str(given[name]), given[name])
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return pv.suggest(data, show=pv.distributed.is_first(), **{**parts, **chosen})
+
+
+def _recipe(
+    name: str | None, objective: str | None, particles: int | None, learning_rate: float | None
+) -> "Recipe | None":
+    """Return a recipe by name with the given values in place of its values.
+
+    Raises:
+        ValueError: If the name is unknown, or an objective is given.
+    """
+    if name is None:
+        return None
+    if name not in pv.recipes.RECIPES:
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(pv.recipes.RECIPES)}"
+        )
+    if objective is not None:
+        raise ValueError(
+            f"expected --recipe or --objective, got both: {name} and {objective}. Give --particles "
+            "to change the number of samples in the objective of a recipe"
+        )
+    changes = {"num_particles": particles, "learning_rate": learning_rate}
+    chosen: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(pv.recipes.RECIPES[name], **chosen)
+
+
+def _settings(learning_rate: float) -> dict[str, Any]:
+    """Return optimizer and schedule of a run without a recipe, as arguments of `fit`."""
+    import torch
+
+    return {
+        "optimizer": functools.partial(torch.optim.Adam, lr=learning_rate, fused=True),
+        "schedule": pv.schedules.one_cycle,
+    }
 
 
 def _objective(name: str, particles: int | None) -> Any:

@@ -135,6 +135,23 @@ function affine(x, scale, shift) {
   return { data, shape: x.shape };
 }
 
+// The first half of the outputs times the sigmoid of the second.
+function glu(x, shape) {
+  const half = x.data.length / 2;
+  const data = x.data.slice(0, half).map((value, i) => value * sigmoid(x.data[half + i]));
+  return { data, shape };
+}
+
+function layerNorm(x, weight, bias, eps) {
+  const count = x.data.length;
+  const centre = x.data.reduce((sum, value) => sum + value, 0) / count;
+  const variance = x.data.reduce((sum, value) => sum + (value - centre) ** 2, 0) / count;
+  const scale = 1 / Math.sqrt(variance + eps);
+  const data = x.data.map((value, i) => (value - centre) * scale * (weight ? weight[i] : 1)
+    + (bias ? bias[i] : 0));
+  return { data, shape: x.shape };
+}
+
 // Means. The K outputs of an entry are stacked: output k of entry i is at k * count + i.
 
 const entry = (values, i) => values[values.length === 1 ? 0 : i];
@@ -242,6 +259,8 @@ export function decoderOf(spec) {
       case "upsample": return upsample(x, op);
       case "reshape": return { data: x.data, shape: op.shape };
       case "affine": return affine(x, tensor(op.scale), tensor(op.shift));
+      case "glu": return glu(x, op.shape);
+      case "layer_norm": return layerNorm(x, tensor(op.weight), tensor(op.bias), op.eps);
       case "residual": {
         const inner = run(op.layers, x, shares).data;
         const data = inner.map((value, i) => (value + x.data[i]) / op.divisor);

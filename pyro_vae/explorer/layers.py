@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardized
-from pyro_vae.networks.layers import ResidualBlock
+from pyro_vae.networks.blocks import Gated, Residual
 from pyro_vae.pairs.pair import PairError
 
 Layer: TypeAlias = dict[str, Any]
@@ -44,7 +44,7 @@ class Layers:
         if export is None:
             raise PairError(
                 f"the explorer cannot run a {type(module).__name__} in the page; expected a chain "
-                f"of {', '.join(sorted({kind.__name__ for kind in EXPORTS} - {HIDDEN}))}"
+                f"of {', '.join(sorted({kind.__name__ for kind in EXPORTS} - HIDDEN))}"
             )
         if module._forward_hooks or module._forward_pre_hooks:
             raise PairError(
@@ -166,7 +166,20 @@ def _chain(layers: Layers, module: nn.Sequential) -> list[Layer]:
     return [layer for inner in module for layer in layers.of(inner)]
 
 
-def _residual(layers: Layers, module: ResidualBlock) -> list[Layer]:
+def _gated(layers: Layers, module: Gated) -> list[Layer]:
+    inner = layers.of(module.layer)
+    outputs, *sides = layers.shape
+    layers.expect(module, len(layers.shape) == -module.dim and outputs % 2 == 0)
+    layers.shape = (outputs // 2, *sides)
+    return [*inner, {"op": "glu", "shape": list(layers.shape)}]
+
+
+def _layer_normalized(layers: Layers, module: nn.LayerNorm) -> list[Layer]:
+    layers.expect(module, tuple(module.normalized_shape) == layers.shape)
+    return [_weighted(layers, "layer_norm", module, eps=module.eps)]
+
+
+def _residual(layers: Layers, module: Residual) -> list[Layer]:
     return [{"op": "residual", "layers": layers.of(module.layers), "divisor": math.sqrt(2)}]
 
 
@@ -183,7 +196,7 @@ def _nothing(_: Layers, __: nn.Module) -> list[Layer]:
     return []
 
 
-HIDDEN = "ResidualBlock"  # a part of ConvDecoder
+HIDDEN = {"Gated", "Residual"}  # parts of MLP and ConvDecoder
 
 # To support another module, add its export here and its operation in explorer.js.
 EXPORTS: dict[type, Callable[[Layers, Any], list[Layer]]] = {
@@ -191,7 +204,8 @@ EXPORTS: dict[type, Callable[[Layers, Any], list[Layer]]] = {
     ConvDecoder: _network,
     ConvEncoder: _network,
     Standardized: _standardized,
-    ResidualBlock: _residual,
+    Gated: _gated,
+    Residual: _residual,
     nn.Sequential: _chain,
     nn.Linear: _linear,
     nn.Conv2d: _convolution,
@@ -199,6 +213,7 @@ EXPORTS: dict[type, Callable[[Layers, Any], list[Layer]]] = {
     nn.Upsample: _upsample,
     nn.Unflatten: _unflatten,
     nn.Flatten: _flatten,
+    nn.LayerNorm: _layer_normalized,
     nn.BatchNorm1d: _normalized,
     nn.BatchNorm2d: _normalized,
     nn.ELU: _function("elu", "alpha"),

@@ -1,10 +1,12 @@
 """`suggest`: a VAE with parts that suit the data."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.arguments import Count, checked
@@ -36,6 +38,7 @@ def suggest(
     *,
     hidden: Sequence[Count] | None = None,
     conv: bool | None = None,
+    network: Mapping[str, Any] | None = None,
     likelihood: str | Callable[..., Part] | None = None,
     prior: str | Callable[..., Part] = "standard-normal",
     guide: str | Callable[..., Part] = "diagonal-normal",
@@ -54,6 +57,8 @@ def suggest(
         latent_dim: Number of latents; by default a third of the entries of a datum, from 2 to 20.
         hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
         conv: Whether networks of images are convolutional; by default from 32 x 32 pixels on.
+        network: Further arguments of the networks, such as `{"block": "gated"}`: those of
+            `networks.MLP`, or of `networks.ConvEncoder` for convolutional ones.
         likelihood: Name of a likelihood, a key of `LIKELIHOODS`, for data other than tables; or a
             function of a decoder with the event_shape of the data.
         prior: Name of a prior, a key of `PRIORS`, or a function with the arguments of its values.
@@ -77,10 +82,16 @@ def suggest(
     See also: `pyro_vae.data.open`, `VAE.replace`.
     """
     dataset = data if isinstance(data, Dataset) else open(data)
+    if conv and (len(dataset.event_shape) != 3 or hidden is not None):
+        raise DataError(
+            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
+            f"{tuple(dataset.event_shape)} and hidden={hidden}"
+        )
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))
+    dense: Callable[..., Part] = functools.partial(MLP, **(network or {}))
     if isinstance(dataset.schema, TableSchema):
-        decoded, encoder = _table(dataset, latent_dim, hidden)
+        decoded, encoder = _table(dataset, latent_dim, hidden, dense)
         if likelihood is not None:
             if not callable(likelihood):
                 raise DataError(
@@ -89,15 +100,19 @@ def suggest(
                     "age=real)"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
-            decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
+            decoded = likelihood(dense(latent_dim, sizes, dataset.event_shape))
     elif likelihood is None and getattr(dataset.schema, "kind", None) == "counts":
-        decoded, encoder = _sparse_counts(dataset, latent_dim, hidden)
+        decoded, encoder = _sparse_counts(dataset, latent_dim, hidden, dense)
     else:
-        decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv)
+        decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv, network or {})
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
     p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
     if show:
-        print(f"vae = {code_of(VAE(p_z, decoded, q))}")
+        # A prior may share the guide.
+        names: dict[Module, str] = {q: "guide"} if q in p_z.modules() else {}
+        for part in names:
+            print(f"guide = {code_of(part)}")
+        print(f"vae = {code_of(VAE(p_z, decoded, q), names=names)}")
     return VAE(p_z, decoded, q, schema=dataset.schema)
 
 
@@ -122,15 +137,16 @@ GUIDES: dict[str, Callable[[Encoder, int], Part]] = {
 }
 
 
-def _vamp(latent_dim: int, guide: Part, data: Dataset) -> Part:
-    x = data.spread(200)
+def vamp(latent_dim: int, guide: Part, data: Dataset, num_pseudo_inputs: int = 200) -> Part:
+    """Return a VampPrior with data as the first pseudo-inputs."""
+    x = data.spread(num_pseudo_inputs)
     return priors.VampPrior(guide, len(x), data.event_shape, bounds=None, pseudo_inputs=x)
 
 
 PRIORS: dict[str, Callable[[int, Part, Dataset], Part]] = {
     "standard-normal": lambda latent_dim, guide, data: priors.StandardNormal(latent_dim),
     "mixture": lambda latent_dim, guide, data: priors.MixtureOfGaussians(latent_dim, 10),
-    "vamp": _vamp,
+    "vamp": vamp,
     "flow": lambda latent_dim, guide, data: priors.Flow(latent_dim),
 }
 
@@ -224,7 +240,9 @@ BLOCKS: dict[str, Block] = {
 }
 
 
-def _table(data: Dataset, latent_dim: int, hidden: Sequence[int] | None) -> tuple[Part, Encoder]:
+def _table(
+    data: Dataset, latent_dim: int, hidden: Sequence[int] | None, network: Callable[..., Part]
+) -> tuple[Part, Encoder]:
     schema, x = data.schema, data.sample()
     sizes = list(hidden or [HIDDEN])
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -234,14 +252,14 @@ def _table(data: Dataset, latent_dim: int, hidden: Sequence[int] | None) -> tupl
         BLOCKS[str(kind)](sizes[0], [schema.modelled[i] for i in places], x[:, places])
         for (kind, _), places in groups.items()
     ]
-    trunk = MLP(latent_dim, sizes[::-1], sizes[0])
+    trunk = network(latent_dim, sizes[::-1], sizes[0])
     decoded: Part = likelihoods.Columns(blocks, trunk, list(groups.values()))
     features = [_feature(column) for column in schema.modelled]
     missing = schema.has_missing
 
     def encoder(num_outputs: int) -> Part:
         num_features = ColumnInputs.num_features_of(features, missing)
-        return ColumnInputs(MLP(num_features, sizes, num_outputs), features, missing)
+        return ColumnInputs(network(num_features, sizes, num_outputs), features, missing)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 
@@ -254,17 +272,17 @@ def _feature(column: Column) -> list[object]:
 
 
 def _sparse_counts(
-    data: Dataset, latent_dim: int, hidden: Sequence[int] | None
+    data: Dataset, latent_dim: int, hidden: Sequence[int] | None, network: Callable[..., Part]
 ) -> tuple[Part, Encoder]:
     x, sizes = data.sample(), list(hidden or [HIDDEN])
     logs = x.log1p()
     features = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * x.shape[1]
 
     def decoder(size: int, bias: Tensor) -> Part:
-        return MLP(latent_dim, sizes[::-1], size, output_bias=bias)
+        return network(latent_dim, sizes[::-1], size, output_bias=bias)
 
     def encoder(num_outputs: int) -> Part:
-        return ColumnInputs(MLP(len(features), sizes, num_outputs), features)
+        return ColumnInputs(network(len(features), sizes, num_outputs), features)
 
     return counts_likelihood(decoder, x), encoder
 
@@ -275,6 +293,7 @@ def _array(
     hidden: Sequence[int] | None,
     likelihood: str | Callable[..., Part] | None,
     conv: bool | None,
+    network: Mapping[str, Any],
 ) -> tuple[Part, Encoder]:
     shape = data.event_shape
     known = data.schema if isinstance(data.schema, ArraySchema) else arrays.schema_of(data)
@@ -282,33 +301,32 @@ def _array(
     convolutional = len(shape) == 3 and shape[1] * shape[2] >= CONVOLUTIONAL and hidden is None
     if conv is not None:
         convolutional = conv
-    if convolutional and (len(shape) != 3 or hidden is not None):
-        raise DataError(
-            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
-            f"{tuple(shape)} and hidden={hidden}"
-        )
     sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
     name = likelihood if isinstance(likelihood, str) else _likelihood_name(data, known)
     outputs, build = (1, likelihood) if callable(likelihood) else _named_likelihood(name, known)
 
-    def network(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
+    network = {"channels": list(CHANNELS), **network} if convolutional else {**network}
+    channels = network.pop("channels", [])
+
+    def encoding(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
         if not convolutional:
-            return MLP(inputs, sizes, num_outputs)
-        return networks.ConvEncoder(inputs, list(CHANNELS), num_outputs)
+            return MLP(inputs, sizes, num_outputs, **network)
+        return networks.ConvEncoder(inputs, channels, num_outputs, **network)
 
     stacked = (outputs * shape[0], *shape[1:])
     if convolutional:
-        decoder: Part = networks.ConvDecoder(latent_dim, list(CHANNELS[::-1]), stacked)
+        decoder: Part = networks.ConvDecoder(latent_dim, channels[::-1], stacked, **network)
     else:
-        decoder = MLP(latent_dim, sizes[::-1], stacked, output_bias=_bias(name, data, outputs))
+        bias = _bias(name, data, outputs)
+        decoder = MLP(latent_dim, sizes[::-1], stacked, output_bias=bias, **network)
     decoded = build(decoder)
 
     def encoder(num_outputs: int) -> Part:
         if missing:
-            return networks.WithMask(network((2 * shape[0], *shape[1:]), num_outputs))
+            return networks.WithMask(encoding((2 * shape[0], *shape[1:]), num_outputs))
         if name != "normal":
-            return network(shape, num_outputs)
-        return networks.Standardized(network(shape, num_outputs), known.shift, known.unit)
+            return encoding(shape, num_outputs)
+        return networks.Standardized(encoding(shape, num_outputs), known.shift, known.unit)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 

@@ -1,9 +1,9 @@
 """Neural networks: plain modules that return tensors, not distributions."""
 
+from pyro_vae.networks.blocks import ACTIVATIONS, NORMS
 from pyro_vae.networks.context import WithContext
 from pyro_vae.networks.inputs import ColumnInputs, Standardized, WithMask
 from pyro_vae.networks.layers import (
-    ACTIVATIONS,
     MLP,
     ConvDecoder,
     ConvEncoder,
@@ -15,6 +15,7 @@ from pyro_vae.networks.layers import (
 __all__ = [
     "ACTIVATIONS",
     "MLP",
+    "NORMS",
     "ColumnInputs",
     "ConvDecoder",
     "ConvEncoder",

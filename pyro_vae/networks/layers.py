@@ -5,39 +5,32 @@ accepts any number of leading batch dimensions, for the plates and particles of 
 flattened before the layers and restored after them.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import ArgumentError, Count, Instance, OneOf
+from pyro_vae.arguments import ArgumentError, Count, Instance
+from pyro_vae.networks.blocks import (
+    Activation,
+    Block,
+    ConvBlock,
+    Norm,
+    activation_named,
+    gated_conv,
+    hidden_layers,
+    initialize,
+    residual_conv,
+)
 from pyro_vae.part import Part, Role
 
 Shape: TypeAlias = Count | Sequence[Count]
 Module: TypeAlias = Annotated[nn.Module, Role("network", ("x",))]
 Initial: TypeAlias = Annotated[Tensor, Instance((Tensor,), "a tensor")]
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
-
-
-Activation: TypeAlias = Annotated[str, OneOf(tuple(ACTIVATIONS))]
-
-
-def activation_named(name: str) -> nn.Module:
-    """Build the activation called `name`, a key of `ACTIVATIONS`."""
-    return ACTIVATIONS[name]()
 
 
 def shape_of(shape: Shape) -> tuple[int, ...]:
@@ -83,13 +76,20 @@ class MLP(Part):
         in_shape: Event shape of the input, an integer or a tuple.
         hidden: Sizes of the hidden layers.
         out_shape: Event shape of the output.
-        activation: Name of the activation between layers (a key of `ACTIVATIONS`).
+        activation: Name of the activation in dense and residual blocks (a key of `ACTIVATIONS`).
+            Gated blocks do not use it.
         output_bias: Initial bias of the last layer, shape `out_shape`. A decoder that starts at the
             mean of the data saves the first epochs.
+        block: Kind of a hidden layer. `"dense"` is a linear layer and an activation; `"gated"` is
+            h * sigmoid(g) with linear h and g (Dauphin et al. 2017), as in Tomczak & Welling
+            (2018); `"residual"` is two linear layers with activations before them and a skip
+            connection (He et al. 2016), after a linear layer if the size changes.
+        norm: Normalization of the features in each hidden layer: `"layer"`, or `"batch"`. With
+            `"batch"`, the output for a datum depends on the other data of its minibatch in
+            training, and not in evaluation.
 
     Raises:
-        ValueError: If a size is below 1, the activation is unknown, or `output_bias` has another
-            shape.
+        ValueError: If a size is below 1, a name is unknown, or `output_bias` has another shape.
 
     Example:
         >>> import torch
@@ -107,13 +107,17 @@ class MLP(Part):
         out_shape: Shape,
         activation: Activation = "tanh",
         output_bias: Initial | None = None,
+        block: Block = "dense",
+        norm: Norm | None = None,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = shape_of(in_shape), shape_of(out_shape)
         sizes = [math.prod(self.in_shape), *(shape_of(hidden) if hidden else ())]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), activation_named(activation)]
+            layers += hidden_layers(fan_in, fan_out, block, activation, norm)
+        if hidden:
+            layers += _activated(block, activation)
         output = nn.Linear(sizes[-1], math.prod(self.out_shape))
         self.layers = nn.Sequential(*layers, output)
         initialize(self)
@@ -137,19 +141,25 @@ class ConvEncoder(Part):
     """A residual convolutional encoder; each level halves height and width.
 
     Maps images `(*batch, channels, height, width)` of any size to `(*batch, *out_shape)`. A level
-    is a convolution of stride 2, which rounds odd sizes up, and a residual block (He et al. 2016,
-    pre-activation). There is no batch normalization: the output for a datum does not depend on
-    other data, in training and in evaluation.
+    is a convolution of stride 2, which rounds odd sizes up, and residual blocks (He et al. 2016,
+    pre-activation) or gated convolutions. There is no batch normalization: the output for a datum
+    does not depend on other data, in training and in evaluation.
 
     Args:
         in_shape: Shape `(channels, height, width)` of the images.
         channels: Number of channels at each level, from the image inwards.
         out_shape: Event shape of the output.
-        activation: Name of the activation (a key of `ACTIVATIONS`).
+        activation: Name of the activation in residual blocks (a key of `ACTIVATIONS`). Gated blocks
+            do not use it.
+        block: Kind of the blocks: `"residual"`, or `"gated"` for convolutions h * sigmoid(g), as in
+            Tomczak & Welling (2018).
+        num_blocks: Number of blocks in a level.
+        stem: Number of channels of a further level at the size of the images, before the
+            first level. By default there is none.
 
     Raises:
-        ValueError: If `in_shape` is not an image shape, there is no level, a size is below 1, or
-            the activation is unknown.
+        ValueError: If `in_shape` is not an image shape, there is no level, a size is below 1, or a
+            name is unknown.
 
     Example:
         >>> import torch
@@ -166,19 +176,25 @@ class ConvEncoder(Part):
         channels: Sequence[Count],
         out_shape: Shape,
         activation: Activation = "silu",
+        block: ConvBlock = "residual",
+        num_blocks: Count = 1,
+        stem: Count | None = None,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shape_of(in_shape), shape_of(out_shape)
         sizes = shape_of(channels)
+        strides = [2] * len(sizes) if stem is None else [1] + [2] * len(sizes)
+        chain = [self.in_shape[0], *([] if stem is None else [stem]), *sizes]
         layers: list[nn.Module] = []
-        for inner, outer in itertools.pairwise([self.in_shape[0], *sizes]):
-            layers += [
-                nn.Conv2d(inner, outer, 3, stride=2, padding=1),
-                ResidualBlock(outer, activation),
-            ]
+        for (inner, outer), stride in zip(itertools.pairwise(chain), strides, strict=True):
+            gated = block == "gated"
+            conv = gated_conv if gated else functools.partial(nn.Conv2d, kernel_size=3, padding=1)
+            layers += [conv(inner, outer, stride=stride)]
+            layers += _features(block, activation, num_blocks, outer)
+        layers += _activated(block, activation)
         height, width = _halved(self.in_shape[1:], len(sizes))[-1]
         head = nn.Linear(sizes[-1] * height * width, math.prod(self.out_shape))
-        self.layers = nn.Sequential(*layers, activation_named(activation), nn.Flatten(), head)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), head)
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -191,7 +207,7 @@ class ConvDecoder(Part):
     """A residual convolutional decoder, the mirror image of `ConvEncoder`.
 
     Maps `(*batch, *in_shape)` to images `(*batch, channels, height, width)` of any size. A level is
-    a residual block, nearest-neighbour upsampling, and a convolution. In contrast to transposed
+    some blocks, nearest-neighbour upsampling, and a convolution. In contrast to transposed
     convolutions, this leaves no checkerboard artifacts (Odena et al. 2016).
 
     Args:
@@ -199,11 +215,17 @@ class ConvDecoder(Part):
         channels: Number of channels at each level, from the vector outwards: those of the
             `ConvEncoder` reversed.
         out_shape: Shape `(channels, height, width)` of the images.
-        activation: Name of the activation (a key of `ACTIVATIONS`).
+        activation: Name of the activation in residual blocks (a key of `ACTIVATIONS`). Gated blocks
+            do not use it.
+        block: Kind of the blocks: `"residual"`, or `"gated"` for convolutions h * sigmoid(g), as in
+            Tomczak & Welling (2018).
+        num_blocks: Number of blocks in a level.
+        stem: Number of channels of a further level at the size of the images, after the
+            last level. By default there is none.
 
     Raises:
-        ValueError: If `out_shape` is not an image shape, there is no level, a size is below 1, or
-            the activation is unknown.
+        ValueError: If `out_shape` is not an image shape, there is no level, a size is below 1, or a
+            name is unknown.
 
     Example:
         >>> import torch
@@ -220,6 +242,9 @@ class ConvDecoder(Part):
         channels: Sequence[Count],
         out_shape: Shape,
         activation: Activation = "silu",
+        block: ConvBlock = "residual",
+        num_blocks: Count = 1,
+        stem: Count | None = None,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = shape_of(in_shape), image_shape_of(out_shape)
@@ -229,15 +254,15 @@ class ConvDecoder(Part):
             nn.Linear(math.prod(self.in_shape), sizes[0] * height * width),
             nn.Unflatten(1, (sizes[0], height, width)),
         ]
+        features = functools.partial(_features, block, activation, num_blocks)
         for (inner, outer), size in zip(
-            itertools.pairwise([*sizes, self.out_shape[0]]), reversed(larger), strict=True
+            itertools.pairwise([*sizes, stem or self.out_shape[0]]), reversed(larger), strict=True
         ):
-            layers += [
-                ResidualBlock(inner, activation),
-                activation_named(activation),
-                nn.Upsample(size=size),
-                nn.Conv2d(inner, outer, 3, padding=1),
-            ]
+            layers += [*features(inner), *_activated(block, activation)]
+            layers += [nn.Upsample(size=size), nn.Conv2d(inner, outer, 3, padding=1)]
+        if stem is not None:
+            layers += [*features(stem), *_activated(block, activation)]
+            layers.append(nn.Conv2d(stem, self.out_shape[0], 3, padding=1))
         self.layers = nn.Sequential(*layers)
         initialize(self)
 
@@ -248,22 +273,16 @@ class ConvDecoder(Part):
         return self.layers(flat).reshape(*batch, *self.out_shape)
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions and the identity: He et al. (2016), with pre-activation."""
+def _features(block: str, activation: str, num_blocks: int, channels: int) -> list[nn.Module]:
+    """Return the blocks of a level."""
+    if block == "gated":
+        return [gated_conv(channels, channels) for _ in range(num_blocks)]
+    return [residual_conv(channels, activation) for _ in range(num_blocks)]
 
-    def __init__(self, channels: int, activation: str) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            activation_named(activation),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            activation_named(activation),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features to features of the same shape."""
-        # The sum of two signals of equal variance has twice that variance.
-        return (features + self.layers(features)) / math.sqrt(2)
+def _activated(block: str, activation: str) -> list[nn.Module]:
+    """Return the activation after the last residual block; gated blocks have none."""
+    return [activation_named(activation)] if block == "residual" else []
 
 
 def _halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
@@ -274,22 +293,6 @@ def _halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
         height, width = -(-height // 2), -(-width // 2)
         sizes.append((height, width))
     return sizes
-
-
-def initialize(network: nn.Module) -> None:
-    """Initialize the layers of a network to preserve the variance of signals, with zero biases.
-
-    Linear layers use Glorot & Bengio (2010), derived for tanh; the default of torch is a third of
-    it. Convolutions use He et al. (2015), derived for rectifiers.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
 
 
 def batch_shape(values: Tensor, event_shape: tuple[int, ...]) -> torch.Size:

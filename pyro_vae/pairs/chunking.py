@@ -25,8 +25,8 @@ CHUNK_DRAWS = 128
 # Bytes that the tensors of a chunk may take, and twice as many with gradients. Usual programs take
 # less in chunks of CHUNK_ELEMENTS. A prior of many components or a flow multiplies the elements.
 CHUNK_BYTES = 2**27
-# Part of CHUNK_BYTES for programs that need smaller chunks. Their tensors have many sizes, and the
-# allocator of the C library keeps up to four times the memory that is in use.
+# Part of CHUNK_BYTES on a CPU for programs that need smaller chunks. Their tensors have many sizes,
+# and the allocator of the C library keeps up to four times the memory that is in use.
 REDUCED = 1 / 4
 # A GPU starts a small operation no faster than a large one, and its allocator keeps freed memory.
 GPU_FACTOR = 2**6
@@ -101,7 +101,7 @@ def fitting(
     device = batch[0].device
     most = data_that_fit(lambda count: work(tuple(x[:count] for x in batch), draws), device)
     most *= 2 if gradients else 1
-    if most < rows:
+    if most < rows and device.type == "cpu":
         most *= REDUCED
     return int(min(rows, max(1.0, most))), max(1, int(draws * min(1.0, most)))
 

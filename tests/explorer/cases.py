@@ -12,8 +12,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.explorer.decoder import exported
 from pyro_vae.explorer.explorer import module
-from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardized
-from pyro_vae.networks.layers import ACTIVATIONS
+from pyro_vae.networks import ACTIVATIONS, MLP, ConvDecoder, ConvEncoder, Standardized
 from tests.support.catalogue import LIKELIHOODS
 
 NODE = shutil.which("node")
@@ -35,6 +34,11 @@ def normalized():
 NETWORKS = {
     **{f"MLP, {name}": lambda name=name: MLP(LATENTS, [7], 4, name) for name in ACTIVATIONS},
     "MLP, linear": lambda: MLP(LATENTS, [], (2, 3)),
+    "MLP, gated": lambda: MLP(LATENTS, [7, 6], 4, block="gated"),
+    "MLP, residual, normalized": lambda: MLP(LATENTS, [7, 6], 4, block="residual", norm="layer"),
+    "ConvDecoder, gated, with a stem": lambda: ConvDecoder(
+        LATENTS, [4, 3], (2, 8, 6), block="gated", num_blocks=2, stem=3
+    ),
     "MLP, images": lambda: MLP((LATENTS,), [5, 6], (1, 4, 3), "relu"),
     "Standardized": lambda: Standardized(MLP(LATENTS, [5], 4), [1.0, -2.0, 0.5], [2.0, 0.5, 3.0]),
     "ConvDecoder": lambda: ConvDecoder(LATENTS, [4, 3, 2], (2, 9, 7)),

@@ -173,8 +173,18 @@ NETWORKS: dict[str, Line] = {
         )
     ),
     "ConvDecoder": Line(lambda: networks.ConvDecoder(3, [4, 2], (1, 5, 7))),
+    "ConvDecoder, gated, with a stem": Line(
+        lambda: networks.ConvDecoder(3, [4, 2], (1, 5, 7), block="gated", num_blocks=2, stem=3)
+    ),
     "ConvEncoder": Line(lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3)),
+    "ConvEncoder, gated, with a stem": Line(
+        lambda: networks.ConvEncoder((2, 5, 7), [2, 4], 3, block="gated", num_blocks=2, stem=3)
+    ),
     "MLP": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3))),
+    "MLP, gated": Line(lambda: networks.MLP((3, 2), [5, 4], (2, 3), block="gated")),
+    "MLP, residual, with layer norm": Line(
+        lambda: networks.MLP((3, 2), [5, 5], (2, 3), block="residual", norm="layer")
+    ),
     "Standardized": Line(lambda: networks.Standardized(networks.MLP(4, [3], 2), [0.0] * 4, 2.0)),
     "WithContext": Line(lambda: networks.WithContext(networks.MLP(2 * 3 + 4, [5], 3), (2, 3))),
     "WithContext, of images": Line(
