@@ -7,6 +7,12 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
+from pyro_vae.pairs.latents import (
+    check_masks,
+    check_names,
+    check_not_enumerated,
+    check_not_observed,
+)
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.sites import Node, is_delta, sample_sites, values_of
 
@@ -31,6 +37,27 @@ def model_of(program: Program) -> Program:
     """Return the model of a guide that Pyro generates, and other programs unchanged."""
     inner = poutine.unwrap(program)
     return inner.model if isinstance(inner, AutoGuide | GuideMessenger) else program
+
+
+def check_latents(
+    traces: tuple[poutine.Trace, ...],
+    run_guide: Callable[[dict[str, Tensor]], poutine.Trace],
+) -> None:
+    """Check that the guide samples the latents of the model, so that samples have weights.
+
+    Args:
+        traces: Traces of the guide and of the model.
+        run_guide: Function that traces the guide with given values.
+
+    Raises:
+        PairError: If it does not.
+    """
+    guide, model = (dict(sample_sites(trace)) for trace in traces)
+    check_not_enumerated(model, guide)
+    check_names(model, guide)
+    check_not_observed(model, guide)
+    check_masks(model, guide)
+    check_auxiliary(model, traces[0], lambda values: dict(sample_sites(run_guide(values))))
 
 
 def check_auxiliary(

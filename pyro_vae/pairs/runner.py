@@ -13,6 +13,7 @@ log densities on a few data, so programs need no annotation.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -28,14 +29,9 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.comparison import latents_of, same_densities
-from pyro_vae.pairs.guides import check_auxiliary, is_automatic, without_observations
+from pyro_vae.pairs.guides import check_latents, is_automatic, without_observations
 from pyro_vae.pairs.inputs import explanation
-from pyro_vae.pairs.latents import (
-    check_masks,
-    check_names,
-    check_not_enumerated,
-    check_not_observed,
-)
+from pyro_vae.pairs.latents import check_masks
 from pyro_vae.pairs.ownership import check_own_parameters
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import MISFITS, data_frame
@@ -272,24 +268,11 @@ class PairRunner:
             self.num_data, self.subsample_size = full_size_of(frame), frame.size
         return next(self.batches(1))
 
-    def _check_latents(self, traces: Traces, batch: Batch) -> None:
-        """Check that the guide samples the latents of the model, so that samples have weights."""
-        guide, model = (dict(sample_sites(trace)) for trace in traces)
-        check_not_enumerated(model, guide)
-        check_names(model, guide)
-        check_not_observed(model, guide)
-        check_masks(model, guide)
-
-        def rerun(values: dict[str, Tensor]) -> dict[str, Node]:
-            return dict(sample_sites(self._trace(self.guide, batch, values)))
-
-        check_auxiliary(model, traces[0], rerun)
-
     def _set_plates(
         self, traces: Traces, batch: Batch, obs_plate: str | None
     ) -> CondIndepStackFrame | None:
         """Set all attributes about plates, and return the plate over the data, if there is one."""
-        self._check_latents(traces, batch)
+        check_latents(traces, lambda values: self._trace(self.guide, batch, values))
         guide, model = (dict(sample_sites(trace)) for trace in traces)
         observed_sites(traces[1])  # at least one
         computed = dict(deterministic_sites(traces[1]) if self.deterministic else ())
@@ -369,17 +352,31 @@ class PairRunner:
         }
 
     def _draws_agree(self, batch: Batch) -> bool:
-        """Return whether a sample has the same log densities in a run of two and in a run alone."""
+        """Return whether a sample has the same log densities among others and in a run alone.
+
+        The number of samples is no size of another dimension. Otherwise, a program could take the
+        samples for rows or entries and run without an error.
+        """
+        given: dict[str, Tensor] = {}
         try:
-            together = self.run(batch, 2)
+            sites = [site for sites in self._one_by_one(batch, given) for site in sites.values()]
+            sizes = {size for site in sites for size in site.value.shape}
+            num_draws = next(n for n in itertools.count(2) if n not in sizes)
+            together = self.run(batch, num_draws)
         except MISFITS:
             return False
-        given = {name: site.value[1:] for name, site in latents_of(together[0]).items()}
+        given = {name: site.value[-1:] for name, site in latents_of(together[0]).items()}
+        alone = self._one_by_one(batch, given)
+        return same_densities(together, alone, lambda values, site: values[-1:])
+
+    def _one_by_one(self, batch: Batch, given: Mapping[str, Tensor]) -> tuple[Sites, Sites]:
+        """Return the sites of a run of one sample, without a dimension of samples."""
         at_once = self.layout.vectorized, self.layout.tiled
         self.layout.vectorized = self.layout.tiled = False
-        alone = self.run(batch, 1, given)
-        self.layout.vectorized, self.layout.tiled = at_once
-        return same_densities(together, alone, lambda values, site: values[1:])
+        try:
+            return self.run(batch, 1, given)
+        finally:
+            self.layout.vectorized, self.layout.tiled = at_once
 
     def _try(self, batch: Batch) -> Traces:
         role = "guide"

@@ -37,6 +37,33 @@ def test_how_a_pair_can_be_run_is_found_out(kind):
     assert (programs.data_plate, programs.num_data) == (pair.plate, pair.num_data)
 
 
+@pytest.mark.parametrize("num_columns", range(1, 5))
+@pytest.mark.parametrize("num_data", range(1, 5))
+def test_samples_are_never_taken_for_rows_or_columns(num_data, num_columns):
+    # The shapes are fixed, and the rows that would show a difference are masked.
+    shape, seen = (num_data, num_columns), torch.arange(num_data).unsqueeze(-1) == num_data - 1
+
+    def model(x):
+        with pyro.plate("columns", num_columns, dim=-1):
+            w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            likelihood = dist.Normal(w, 1.0).expand(shape).mask(seen)
+            pyro.sample("x", likelihood.to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("columns", num_columns, dim=-1):
+            pyro.sample("w", dist.Normal(x.mean(0), 1.0))
+
+    x = torch.randn(shape)
+    programs = PairRunner(model, guide, (x,))
+    for num_draws in range(1, 6):
+        (batch,) = programs.batches(10)
+        draws, sites = programs.run(batch, num_draws)
+        w = draws["w"].value.reshape(num_draws, num_columns)
+        expected = torch.distributions.Normal(w, 1.0).log_prob(x[-1]).sum(-1)
+        torch.testing.assert_close(sites["x"].log_prob.sum(-1).expand(num_draws), expected)
+
+
 @pytest.mark.parametrize("kind", EXACT_PAIRS)
 @pytest.mark.parametrize("size", [2, 100])
 def test_batches_hold_every_datum_once(kind, size):
