@@ -351,8 +351,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
 
     Args:
         x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
-            disk, a frame of numbers, a `DataLoader`, a `Dataset`, or a tuple of one of these and
-            its context: tensors or arrays of as many rows.
+            disk, a frame of numbers, a sparse matrix of scipy, AnnData, a `DataLoader`, a `Dataset`,
+            or a tuple of one of these and its context: tensors or arrays of as many rows.
         name: Name of the dataset in results.
 
     Raises:
@@ -369,6 +369,10 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         return x
     if frames.is_frame(x):
         return Dataset(frames.numbers_of(x), name=name)
+    if frames.is_matrix(x):
+        from pyro_vae.data.sources import counts  # imports this module
+
+        return dataclasses.replace(counts.read(x, kind="real"), name=name)
     if isinstance(x, tuple) and x:
         data, *context = x
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]

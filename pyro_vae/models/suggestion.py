@@ -304,11 +304,12 @@ def _array(
     decoded = build(decoder)
 
     def encoder(num_outputs: int) -> Part:
-        if missing:
-            return networks.WithMask(network((2 * shape[0], *shape[1:]), num_outputs))
+        inputs = (2 * shape[0], *shape[1:]) if missing else shape
+        found = network(inputs, num_outputs)
+        found = networks.WithMask(found) if missing else found
         if name != "normal":
-            return network(shape, num_outputs)
-        return networks.Standardized(network(shape, num_outputs), known.shift, known.unit)
+            return found
+        return networks.Standardized(found, known.shift, known.unit)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 

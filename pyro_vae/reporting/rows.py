@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.sources.table_schema import center
 from pyro_vae.distributions.entrywise import entries_of
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
@@ -68,20 +69,17 @@ def imputed(
         `share`, the share of the samples that are equal to the mode, NaN for numbers; and the ends
         of the central intervals of numbers, `low_50`, `high_50`, `low_90` and `high_90`.
     """
-    levels = torch.tensor(num_levels)
-    quantiles = {"value": 0.5, "low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
+    levels = torch.tensor(num_levels).nonzero().flatten()
+    quantiles = {"low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
 
     def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         draws = vae.impute(batch[0], num_samples)
         found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
+        for interval in found.values():
+            interval[:, levels] = torch.nan
+        found["value"] = center(draws, num_levels)
         found["share"] = torch.full_like(found["value"], torch.nan)
-        for i in levels.nonzero().flatten():
-            shares = torch.stack(
-                [(draws[..., i] == code).float().mean(0) for code in range(levels[i])]
-            )
-            found["share"][:, i], found["value"][:, i] = shares.max(dim=0)
-            for name in quantiles.keys() - {"value"}:
-                found[name][:, i] = torch.nan
+        found["share"][:, levels] = (draws == found["value"]).float().mean(dim=0)[:, levels]
         return found
 
     rows = data_per_chunk(data.event_shape, num_samples)

@@ -177,15 +177,12 @@ class TableSchema(Part):
         return frames.frame_of(ordered, like)
 
     def center(self, draws: Tensor) -> Tensor:
-        """Return the median of each value over draws, or the most frequent level.
+        """Return the median of each value over draws, or the most frequent level, as `center`.
 
         Args:
             draws: Rows of the model, shape `(num_draws, num_data, num_modelled_columns)`.
         """
-        found = draws.median(dim=0).values
-        levels = [i for i, column in enumerate(self.modelled) if column.rule.has_levels]
-        found[:, levels] = draws[..., levels].mode(dim=0).values
-        return found
+        return center(draws, [column.num_levels for column in self.modelled])
 
     def complete(self, source: object, x: Tensor) -> Any:
         """Return a table with its missing values replaced by those of x.
@@ -219,6 +216,26 @@ class TableSchema(Part):
             }
             for column in self.columns
         ]
+
+
+def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
+    """Return the median of numbers over draws, or the most frequent level.
+
+    The median of an even number of draws is the mean of the two in the middle. Of two levels that
+    are equally frequent, the smaller one is returned.
+
+    Args:
+        draws: Rows of numbers without NaN, shape `(num_draws, num_data, num_columns)`.
+        num_levels: Number of levels of each column, 0 for numbers.
+
+    Returns:
+        Rows of shape `(num_data, num_columns)`.
+    """
+    ordered, count = draws.sort(dim=0).values, len(draws)
+    found = ordered[(count - 1) // 2].lerp(ordered[count // 2], 0.5)
+    has_levels = torch.tensor(num_levels) > 0
+    found[:, has_levels] = draws[..., has_levels].mode(dim=0).values
+    return found
 
 
 def schema_of(
