@@ -26,9 +26,11 @@ from pyro_vae.arguments.checks import (
     shown,
     takes,
 )
+from pyro_vae.arguments.settings import ANY, setting, settings_written_by
 from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
 __all__ = [
+    "ANY",
     "MAX_SAMPLES",
     "ArgumentError",
     "AtLeastZero",
@@ -51,6 +53,8 @@ __all__ = [
     "check_of",
     "checked",
     "checks_of",
+    "setting",
+    "settings_written_by",
     "shown",
     "takes",
 ]

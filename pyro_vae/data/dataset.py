@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.arguments import Seed, check_fields, checked
+from pyro_vae.arguments import Seed, check_fields, checked, setting
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.classes import classes_of
@@ -113,7 +113,7 @@ class Dataset:
             raise DataError(f"dataset {self.name!r} is empty: shape {tuple(shape)}")
         if self.binarization not in BINARIZATIONS:
             raise DataError(
-                f"unknown binarize={self.binarization!r}; expected one of {BINARIZATIONS}"
+                f"unknown {setting('binarize', self.binarization)}; expected one of {BINARIZATIONS}"
             )
         if dtype not in (torch.uint8, torch.int64) and not dtype.is_floating_point:
             raise DataError(
@@ -121,7 +121,8 @@ class Dataset:
             )
         if dtype != torch.uint8 and self.binarization in ("dynamic", "threshold"):
             raise DataError(
-                f"binarize={self.binarization!r} needs 8-bit pixels (uint8, 0..255), got {dtype}"
+                f"{setting('binarize', self.binarization)} needs 8-bit pixels (uint8, 0..255), got "
+                f"{dtype}"
             )
         if self._rows.device.type == "meta":
             raise DataError(
@@ -351,8 +352,9 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
 
     Args:
         x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
-            disk, a frame of numbers, a sparse matrix of scipy, AnnData, a `DataLoader`, a `Dataset`,
-            or a tuple of one of these and its context: tensors or arrays of as many rows.
+            disk, a frame of numbers, a sparse matrix of scipy, AnnData, a `DataLoader`, a
+            `Dataset`, or a tuple of one of these and its context: tensors or arrays of as many
+            rows.
         name: Name of the dataset in results.
 
     Raises:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import guides, likelihoods, networks, priors
-from pyro_vae.arguments import Count, checked
+from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import arrays
@@ -84,9 +84,9 @@ def suggest(
         if likelihood is not None:
             if not callable(likelihood):
                 raise DataError(
-                    f"got likelihood={likelihood!r} for a table, in which each column has the "
-                    "likelihood of its kind: give other kinds, columns={'age': 'real'} (--column "
-                    "age=real)"
+                    f"got {setting('likelihood', likelihood)} for a table, in which each column "
+                    "has the likelihood of its kind: give other kinds, as in "
+                    f"{setting('columns', {'age': 'real'})}"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
             decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
@@ -284,8 +284,8 @@ def _array(
         convolutional = conv
     if convolutional and (len(shape) != 3 or hidden is not None):
         raise DataError(
-            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
-            f"{tuple(shape)} and hidden={hidden}"
+            f"{setting('conv', True)} needs images of shape (channels, height, width) and no "
+            f"{setting('hidden')}, got shape {tuple(shape)} and {setting('hidden', hidden)}"
         )
     sizes = list(hidden or [HIDDEN_OF_IMAGES if len(shape) == 3 else HIDDEN])
     name = likelihood if isinstance(likelihood, str) else _likelihood_name(data, known)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
@@ -124,7 +125,9 @@ def read(
         data = tables.read(value, columns=columns)
         return Dataset(data.values, name=name, schema=data.schema)
     if columns:
-        raise DataError("columns= needs an array of two dimensions with at most 1,000 columns")
+        raise DataError(
+            f"{setting('columns')} needs an array of two dimensions with at most 1,000 columns"
+        )
     data = _dataset(value, key)
     return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import Count, checked
+from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.indexed_rows import IndexedRows
@@ -233,7 +233,10 @@ def _dataset(
     if bad := [(path, e) for path, e in zip(paths, errors, strict=True) if e is not None]:
         message = _unreadable(name, bad, len(paths))
         if not skip_unreadable or len(bad) == len(paths):
-            way_out = "repair or remove them, or pass skip_unreadable=True to leave them out"
+            way_out = (
+                "repair or remove them, or pass "
+                f"{setting('skip_unreadable', True)} to leave them out"
+            )
             raise DataError(f"{message}. Expected 8-bit images: {way_out}")
         warnings.warn(f"{message}. They are left out", DataWarning, stacklevel=4)
         kept = [i for i, error in enumerate(errors) if error is None]
@@ -311,8 +314,9 @@ def _pixels(image: "Image", schema: ImageSchema) -> np.ndarray:
         raise _OtherSizeError(image.size)
     if channels == 1 and schema.channels is None and not _is_grey(image):
         raise DataError(
-            "in colour; expected grey, as the sampled images. Pass channels='colour' for all in "
-            "colour, or channels='grey' to convert them"
+            "in colour; expected grey, as the sampled images. Pass "
+            f"{setting('channels', 'colour')} for all in colour, or "
+            f"{setting('channels', 'grey')} to convert them"
         )
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
@@ -339,8 +343,8 @@ def _other_sizes(name: str, expected: str, sizes: "Counter[tuple[int, int]]") ->
     more = f" and {len(sizes) - 5:,} further sizes" if len(sizes) > 5 else ""
     return DataError(
         f"{name}: expected images of {expected}, got height x width (number of images): {found}"
-        f"{more}. Open them with size=, such as size=64 or size=(height, width), to crop and "
-        "resize them"
+        f"{more}. Open them with a height and a width, such as {setting('size', (64, 48))} or "
+        f"{setting('size', 64)} for both, to crop and resize them"
     )
 
 

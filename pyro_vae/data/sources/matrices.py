@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.indexed_rows import IndexedRows
 
@@ -124,9 +125,9 @@ def _counts_of(name: str, source: Any, genes: list[str] | None, layer: str | Non
             raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
         matrix = source.X if layer is None else source.layers[layer]
         if matrix is None:
-            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
+            raise DataError(f"{name} has no X; pass {setting('layer')}, one of {layers}")
     elif layer is not None:
-        raise DataError(f"{name}: layer= needs AnnData")
+        raise DataError(f"{name}: {setting('layer')} needs AnnData")
     elif genes is not None and len(genes) == matrix.shape[0]:
         matrix = matrix.T
     if len(matrix.shape) != 2 or 0 in matrix.shape:
@@ -177,11 +178,13 @@ def library_sizes(counts: Counts, kind: str) -> np.ndarray:
             row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
             column = int(part.indices[place])
             gene = f" ({counts.genes[column]})" if counts.genes else ""
-            layers = f", or layer=, one of {list(counts.layers)}" if counts.layers else ""
+            layers = (
+                f", or {setting('layer')}, one of {list(counts.layers)}" if counts.layers else ""
+            )
             expected = (
                 f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
             )
-            expected += f"pass kind='real' for other numbers{layers}"
+            expected += f"pass {setting('kind', 'real')} for other numbers{layers}"
             if kind == "real" or not np.isfinite(values[place]):
                 expected = "expected a finite number of float32: leave out the row or the column"
             raise DataError(

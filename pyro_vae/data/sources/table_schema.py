@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
@@ -58,10 +59,11 @@ class TableSchema(Part):
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
             left_out = ", ".join(f"{column.name!r}: {column.kind}" for column in self.columns[:10])
-            raise DataError(
-                f"the table has no column to model ({left_out}). Give the kind of a column, as in "
-                "columns={'name': 'category'}"
-            )
+            message = f"the table has no column to model ({left_out})"
+            if varied := [c.name for c in self.columns if c.kind != "constant"]:
+                way_out = setting("columns", {varied[0]: "category"})
+                message += f". Give the kind of a column, as in {way_out}"
+            raise DataError(message)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -264,7 +266,9 @@ def schema_of(
     class_names: list[str] = []
     if labels is not None:
         if labels not in frame.columns:
-            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
+            raise DataError(
+                f"{setting('labels', labels)} is not a column; expected one of {frame.columns}"
+            )
         class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
     columns = [column_of(frame[name], given.get(name)) for name in frame.columns if name != labels]
     return TableSchema(columns, labels, class_names)

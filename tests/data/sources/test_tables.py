@@ -203,10 +203,7 @@ def test_one_rule_summarizes_draws_everywhere(num_draws):
     expected = np.stack(
         [
             np.median(draws[..., 0].numpy(), axis=0),
-            *(
-                [np.bincount(column).argmax() for column in codes.T]
-                for codes in (levels, truth)
-            ),
+            *([np.bincount(column).argmax() for column in codes.T] for codes in (levels, truth)),
         ],
         axis=-1,
     )
