@@ -68,7 +68,10 @@ class Source:
         return self.binarized(data)
 
     def split(self) -> tuple["Dataset", "Dataset", "Dataset"]:
-        """Return training, validation and test data."""
+        """Return training, validation and test data.
+
+        Kinds and levels are found on all rows; shift and unit on the training rows only.
+        """
         if self.is_named:
             full, test = self._named()
             return (*full.hold_out(len(full) // 12), test)
@@ -80,7 +83,14 @@ class Source:
             rest, test = rest.hold_out(HELD_OUT, seed=self.seed)
             test = dataclasses.replace(test, split="test")
         share = HELD_OUT if self.test is not None else HELD_OUT / (1 - HELD_OUT)
-        return (*rest.hold_out(share, seed=self.seed), test)
+        training, validation = rest.hold_out(share, seed=self.seed)
+        if rest.schema is None:
+            return training, validation, test
+        schema = rest.schema.standardized_by(training)
+        training, validation, test = (
+            dataclasses.replace(rows, schema=schema) for rows in (training, validation, test)
+        )
+        return training, validation, test
 
     def _named(self) -> tuple["Dataset", "Dataset"]:
         if self.options or self.test:

@@ -196,7 +196,12 @@ class Dataset:
 
         The first data may all be of one class: the test data of static MNIST are sorted.
         """
-        return self[:: max(1, len(self) // count)][:count]
+        return self.spread_batch(count)[0]
+
+    def spread_batch(self, count: int) -> Batch:
+        """Return the arguments of model and guide for the data of `spread`: x and its context."""
+        step = max(1, len(self) // count)
+        return self.batch(slice(0, step * count, step))
 
     def sample(self) -> Tensor:
         """Return data as they are scored: all if they are in memory, or else some of them."""

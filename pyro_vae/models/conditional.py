@@ -29,7 +29,7 @@ from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Role
+from pyro_vae.part import Part, Role
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 
@@ -95,6 +95,9 @@ class ConditionalVAE(ThreeParts):
             that returns p(z|y), such as a guide of `pyro_vae.guides` with a network of y.
         likelihood: Callable of z and y that returns p(x|z, y).
         guide: Callable of x and y that returns q(z|x, y).
+        schema: Description of the data by `pyro_vae.data.open`, or None. With a schema, functions
+            that take data also take new data in the form of the source, such as AnnData, with their
+            context.
 
     Raises:
         ArgumentError: If the network of a part does not take y.
@@ -123,9 +126,14 @@ class ConditionalVAE(ThreeParts):
     """
 
     def __init__(
-        self, prior: AnyPrior | GivenY, likelihood: LikelihoodGivenY, guide: PosteriorGivenY
+        self,
+        prior: AnyPrior | GivenY,
+        likelihood: LikelihoodGivenY,
+        guide: PosteriorGivenY,
+        schema: Part | None = None,
     ) -> None:
         super().__init__()
+        self.schema = schema
         named = (("likelihood", likelihood, "decoder"), ("guide", guide, "encoder"))
         for role, part, name in named:
             network = getattr(part, name, None)
@@ -157,8 +165,10 @@ class ConditionalVAE(ThreeParts):
         """Return q(z|x, y), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
 
         Args:
-            x: Data, shape `(num_data, *event)`.
-            y: Context of each datum, shape `(num_data, *context)`.
+            x: Data, shape `(num_data, *event)`; or data in the form of the source, such as AnnData,
+                if the VAE has a schema.
+            y: Context of each datum, shape `(num_data, *context)`. For AnnData, see
+                `pyro_vae.data.CountsSchema.context`.
 
         Raises:
             PairError: If the guide fails on them.

@@ -15,6 +15,7 @@ from pyro_vae.data.sources.arrays import ArraySchema
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP, ColumnInputs
 from pyro_vae.part import Part, code_of
@@ -40,13 +41,14 @@ def suggest(
     prior: str | Callable[..., Part] = "standard-normal",
     guide: str | Callable[..., Part] = "diagonal-normal",
     show: bool = True,
-) -> VAE:
+) -> VAE | ConditionalVAE:
     """Build a VAE with parts that suit the data, and print the code that builds it.
 
     Tables get a `likelihoods.Columns` with a likelihood for each kind of column; 8-bit pixels a
     `likelihoods.DiscretizedLogistic`; binarized pixels a `likelihoods.Bernoulli`; numbers in [0, 1]
     a `likelihoods.ContinuousBernoulli`; counts a negative binomial or Poisson likelihood; other
-    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Shift and
+    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Counts
+    with context, such as the batch of each cell, get a `ConditionalVAE` of it. Shift and
     unit of the data are arguments of the parts, so log p(x) is a density in the unit of the data.
 
     Args:
@@ -77,6 +79,12 @@ def suggest(
     See also: `pyro_vae.data.open`, `VAE.replace`.
     """
     dataset = data if isinstance(data, Dataset) else open(data)
+    is_counts = likelihood is None and getattr(dataset.schema, "kind", None) == "counts"
+    if dataset.context and not is_counts:
+        raise DataError(
+            "suggest builds a ConditionalVAE of counts only. Build one for other data with "
+            "context, from networks.WithContext"
+        )
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))
     if isinstance(dataset.schema, TableSchema):
@@ -90,15 +98,16 @@ def suggest(
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
             decoded = likelihood(MLP(latent_dim, sizes, dataset.event_shape))
-    elif likelihood is None and getattr(dataset.schema, "kind", None) == "counts":
+    elif is_counts:
         decoded, encoder = _sparse_counts(dataset, latent_dim, hidden)
     else:
         decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv)
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
     p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
+    built = ConditionalVAE if dataset.context else VAE
     if show:
-        print(f"vae = {code_of(VAE(p_z, decoded, q))}")
-    return VAE(p_z, decoded, q, schema=dataset.schema)
+        print(f"vae = {code_of(built(p_z, decoded, q))}")
+    return built(p_z, decoded, q, schema=dataset.schema)
 
 
 def _named(
@@ -258,13 +267,17 @@ def _sparse_counts(
 ) -> tuple[Part, Encoder]:
     x, sizes = data.sample(), list(hidden or [HIDDEN])
     logs = x.log1p()
-    features = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * x.shape[1]
+    width, context = x.shape[1], sum(y.shape[-1] for y in data.context)
+    features: list[list[object]] = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * width
+    features += [["identity", 0.0, 1.0]] * context
 
     def decoder(size: int, bias: Tensor) -> Part:
-        return MLP(latent_dim, sizes[::-1], size, output_bias=bias)
+        network = MLP(latent_dim + context, sizes[::-1], size, output_bias=bias)
+        return networks.WithContext(network, latent_dim) if context else network
 
     def encoder(num_outputs: int) -> Part:
-        return ColumnInputs(MLP(len(features), sizes, num_outputs), features)
+        network = ColumnInputs(MLP(len(features), sizes, num_outputs), features)
+        return networks.WithContext(network, width) if context else network
 
     return counts_likelihood(decoder, x), encoder
 

@@ -8,19 +8,20 @@ from torch import Tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.sources.table_schema import center
 from pyro_vae.distributions.entrywise import entries_of
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 
 
 @torch.no_grad()
-def latent_moments(vae: VAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+def latent_moments(vae: VAE | ConditionalVAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
 
     They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
     """
 
     def moments(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        q = vae.encode(batch[0])
+        q = vae.encode(*batch)
         try:
             return {"mean": q.mean, "scale": q.stddev}
         except NotImplementedError:
@@ -33,8 +34,16 @@ def latent_moments(vae: VAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     return found["mean"], found["scale"]
 
 
+def sampled(vae: VAE | ConditionalVAE, data: Dataset, count: int) -> Tensor:
+    """Sample x from a model; from p(x|y) in the contexts y of some data if it is conditional."""
+    if isinstance(vae, VAE):
+        return vae.sample(count)
+    _, y = data.spread_batch(count)
+    return vae.sample(y[torch.arange(count, device=y.device) % len(y)])
+
+
 @torch.no_grad()
-def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
+def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
     """Return E_q log p(x_i|z) of each entry in nats, shape `(num_data, *event)`; 0 for NaN.
 
     Their sum over the entries is the term E log p(x|z) of the ELBO.
@@ -44,8 +53,10 @@ def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tenso
     """
 
     def expected(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        z = vae.encode(batch[0]).sample((num_samples,))
-        return {"entries": entries_of(vae.decode(z)).log_prob(batch[0]).mean(dim=0)}
+        z = vae.encode(*batch).sample((num_samples,))
+        x, *context = (rows.repeat(num_samples, *(1,) * (rows.dim() - 1)) for rows in batch)
+        entries = entries_of(vae.decode(z.flatten(0, 1), *context)).log_prob(x)
+        return {"entries": entries.unflatten(0, z.shape[:2]).mean(dim=0)}
 
     rows = data_per_chunk(data.event_shape, num_samples)
     return map_chunks(data, expected, rows=rows, seed=seed)["entries"]

@@ -55,7 +55,7 @@ def figures_of_array(subject: Subject) -> dict[str, Figure]:
         return _compared(subject, names, x, {})
     x = subject.test.spread(max(2, MAX_ENTRIES // math.prod(shape))).cpu()
     title = f"{subject.title}\nall entries of {len(x):,} test data and of as many samples"
-    drawn = subject.vae.sample(len(x)).cpu()
+    drawn = subject.sample(len(x)).cpu()
     values = {"values": x.flatten()}, {"values": drawn.flatten()}
     return {"columns": plots.marginals(*values, title)}
 
@@ -64,7 +64,7 @@ def _compared(
     subject: Subject, names: list[str], x: Tensor, levels: dict[str, list[Any]]
 ) -> dict[str, Figure]:
     """Compare columns and pairs of columns with those of samples of the model."""
-    drawn = subject.vae.sample(ROWS).cpu()
+    drawn = subject.sample(ROWS).cpu()
     data, model, as_many = (
         dict(zip(names, v.T.double().numpy(), strict=True)) for v in (x, drawn, drawn[: len(x)])
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -73,6 +73,14 @@ class ArraySchema(Part):
                 f"({len(data)}, {', '.join(map(str, data.event_shape))})"
             )
         return Dataset(data.values, data.labels, name=data.name, schema=self)
+
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema with the shift and unit of other data, such as the training data."""
+        x = data.sample()
+        observed = x[~x.isnan()].double()
+        return (
+            type(self)(**{**self.build_arguments, **_moments(observed)}) if len(observed) else self
+        )
 
     def restore(self, x: Tensor) -> np.ndarray:
         """Return data of the model as a numpy array; 8-bit pixels if the data were."""
@@ -159,12 +167,18 @@ def schema_of(data: Dataset) -> ArraySchema:
     return ArraySchema(
         list(data.event_shape),
         data.values.dtype in (torch.uint8, np.uint8),
-        float(observed.mean()),
-        float(observed.std(unbiased=False)) or 1.0,
-        float(observed.min()),
-        float(observed.max()),
-        float(x.isnan().float().mean()),
+        **_moments(observed),
+        low=float(observed.min()),
+        high=float(observed.max()),
+        missing=float(x.isnan().float().mean()),
     )
+
+
+def _moments(observed: Tensor) -> dict[str, float]:
+    return {
+        "shift": float(observed.mean()),
+        "unit": float(observed.std(unbiased=False)) or 1.0,
+    }
 
 
 def _accepts(source: Path | object) -> bool:

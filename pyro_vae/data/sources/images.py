@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -90,6 +90,10 @@ class ImageSchema(Part):
         if self.class_names and labels:
             labels = [self.class_names.index(classes[label]) for label in labels]
         return _dataset(_name(source), paths, labels, self, skip_unreadable=False)
+
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema, which has neither shift nor unit."""
+        return self
 
     def restore(self, x: Tensor) -> Tensor:
         """Return images of the model, shape `(num_data, *event)`, as 8-bit pixels."""

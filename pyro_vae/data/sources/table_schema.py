@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import narwhals as nw
 import numpy as np
@@ -152,6 +152,16 @@ class TableSchema(Part):
                 stacklevel=3,
             )
         return frame
+
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema with the shift and unit of other rows, such as the training rows."""
+        x = data.sample().cpu().double().numpy()
+        numbers = dict(zip(self.names(), x.T, strict=True))
+        columns = [
+            column.standardized_by(numbers[column.name]) if column.name in numbers else column
+            for column in self.columns
+        ]
+        return type(self)(columns, self.labels, self.class_names)
 
     def restore(self, x: Tensor, like: object = None) -> Any:
         """Return rows of the model as a frame with the types and levels of the table.
