@@ -77,8 +77,9 @@ def mixed_tables() -> dict[str, pd.DataFrame]:
         )
     election = sm.datasets.anes96.load_pandas().data
     levels = ["TVnews", "selfLR", "ClinLR", "DoleLR", "PID", "educ", "income", "vote"]
-    found["election 1996"] = election.astype(dict.fromkeys(levels, int)).astype(
-        dict.fromkeys(levels, str)
+    # Levels with a letter, because text of numbers is read as numbers.
+    found["election 1996"] = election.assign(
+        **{name: [f"level {int(code)}" for code in election[name]] for name in levels}
     )
     return found
 

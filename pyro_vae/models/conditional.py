@@ -8,6 +8,7 @@ variation. All bounds and scores are those of log p(x|y).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import pyro
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import ArgumentError, takes
+from pyro_vae.arguments import ArgumentError, FilePath, checked, takes
 from pyro_vae.models.base import (
     AnyPrior,
     ThreeParts,
@@ -25,6 +26,7 @@ from pyro_vae.models.base import (
     mean_of,
     observed_or_drawn,
 )
+from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.pair import PairError
@@ -32,6 +34,7 @@ from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.part import Part, Role
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.random_state import preserved_state
 
 GivenY: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("y",))]
 LikelihoodGivenY: TypeAlias = Annotated[
@@ -240,3 +243,45 @@ class ConditionalVAE(ThreeParts):
                 return self.model(None, context)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise program_error("model", context, error, self.model) from error
+
+    @checked
+    @torch.no_grad()
+    def export(self, path: FilePath, y: Tensor) -> None:
+        """Write encoder and decoder to a folder, as programs that need only torch.
+
+        `encoder.pt2` maps x and y to mean and standard deviation of q(z|x, y), and `decoder.pt2`
+        maps z and y to the mean of p(x|z, y), in a tuple. See `VAE.export`.
+
+        Args:
+            path: Folder to write. Exported programs in this folder are replaced.
+            y: Examples of the context, shape `(num_data, *context)`.
+
+        Raises:
+            PairError: If a part cannot be exported, or y does not fit the model.
+            CheckpointError: If the folder contains other files.
+            OSError: If the folder cannot be written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import pyro_vae as pv
+            >>> from pyro_vae.networks import MLP, WithContext
+            >>> vae = pv.ConditionalVAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(WithContext(MLP(3 + 2, [8], 5), in_shape=3)),
+            ...     pv.guides.DiagonalNormal(WithContext(MLP(5 + 2, [8], 6), in_shape=5)),
+            ... )
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vae.export(f"{folder}/export", y=torch.eye(2))
+            ...     encoder = torch.export.load(f"{folder}/export/encoder.pt2").module()
+            >>> encoder(torch.zeros(4, 5), torch.eye(2)[[0, 1, 0, 1]])[0].shape
+            torch.Size([4, 3])
+
+        See also: `ConditionalVAE.save`.
+        """
+        with evaluating(self), preserved_state(SEED):
+            context = as_input(self, y, "y")
+            context = context[torch.arange(max(BATCH_SIZES)) % len(context)]
+            x = self.sample(context)
+            q = self.encode(x, context)
+            parts = self.model.likelihood, self.guide.posterior
+            export(*parts, x, q.sample(), Path(path), context)

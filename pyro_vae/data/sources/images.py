@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
@@ -20,6 +20,7 @@ from pyro_vae.data.indexed_rows import IndexedRows
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
+from pyro_vae.runtime.progress_bar import reading_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -228,7 +229,8 @@ def _dataset(
     """Decode all files once; return the dataset of those that can be read."""
     fits = len(paths) * math.prod(schema.event_shape) <= IN_MEMORY
     pixels = torch.empty((len(paths) if fits else 0, *schema.event_shape), dtype=torch.uint8)
-    errors = _decode(paths, schema, pixels.numpy() if fits else None)
+    with reading_bar(f"reading images of {name}", len(paths)) as advance:
+        errors = _decode(paths, schema, pixels.numpy() if fits else None, advance)
     sizes = Counter(error.size for error in errors if isinstance(error, _OtherSizeError))
     if sizes:
         height, width = schema.event_shape[1:]
@@ -259,7 +261,10 @@ class _OtherSizeError(DataError):
 
 
 def _decode(
-    paths: Sequence[Path], schema: ImageSchema, rows: np.ndarray | None
+    paths: Sequence[Path],
+    schema: ImageSchema,
+    rows: np.ndarray | None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[Exception | None]:
     """Decode images by threads into rows of pixels, if given; return the error of each image."""
 
@@ -278,7 +283,11 @@ def _decode(
 
     with ThreadPoolExecutor(NUM_THREADS, "pyro_vae") as pool:
         runs = pool.map(decode, range(0, len(paths), RUN))
-        return [error for errors in runs for error in errors]
+        found: list[Exception | None] = []
+        for errors in runs:
+            found += errors
+            advance(len(errors))
+        return found
 
 
 def _open(path: Path) -> "Image":

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.indexed_rows import IndexedRows
+from pyro_vae.runtime.progress_bar import reading_bar
 
 IN_MEMORY = 2**31  # bytes of a sparse matrix; a larger one of an .h5ad file is read from disk
 BLOCK = 4096  # rows that are checked at once
@@ -165,30 +166,33 @@ def _csr(name: str, matrix: Any) -> Any:
 
 def library_sizes(counts: Counts, kind: str) -> np.ndarray:
     """Return the sum of each row; check all numbers, before they are converted to float32."""
-    sums = []
-    for start in range(0, counts.matrix.shape[0], BLOCK):
-        part = counts.matrix[start : start + BLOCK]
-        values = part.data
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(values.astype(np.float32))
-        if kind == "counts":
-            bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
-        if bad.any():
-            place = int(bad.argmax())
-            row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
-            column = int(part.indices[place])
-            gene = f" ({counts.genes[column]})" if counts.genes else ""
-            layers = (
-                f", or {setting('layer')}, one of {list(counts.layers)}" if counts.layers else ""
-            )
-            expected = (
-                f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
-            )
-            expected += f"pass {setting('kind', 'real')} for other numbers{layers}"
-            if kind == "real" or not np.isfinite(values[place]):
-                expected = "expected a finite number of float32: leave out the row or the column"
-            raise DataError(
-                f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
-            )
-        sums.append(np.asarray(part.sum(1)).ravel())
+    sums, num_data = [], counts.matrix.shape[0]
+    with reading_bar(f"reading {counts.name}", num_data) as advance:
+        for start in range(0, num_data, BLOCK):
+            part = counts.matrix[start : start + BLOCK]
+            _check_numbers(counts, kind, part, start)
+            sums.append(np.asarray(part.sum(1)).ravel())
+            advance(part.shape[0])
     return np.concatenate(sums)
+
+
+def _check_numbers(counts: Counts, kind: str, part: Any, start: int) -> None:
+    """Check the numbers of a block of rows, of which `start` is the first."""
+    values = part.data
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(values.astype(np.float32))
+    if kind == "counts":
+        bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
+    if bad.any():
+        place = int(bad.argmax())
+        row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
+        column = int(part.indices[place])
+        gene = f" ({counts.genes[column]})" if counts.genes else ""
+        layers = f", or {setting('layer')}, one of {list(counts.layers)}" if counts.layers else ""
+        expected = f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
+        expected += f"pass {setting('kind', 'real')} for other numbers{layers}"
+        if kind == "real" or not np.isfinite(values[place]):
+            expected = "expected a finite number of float32: leave out the row or the column"
+        raise DataError(
+            f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
+        )
