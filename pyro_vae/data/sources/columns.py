@@ -165,7 +165,8 @@ class Column(Part):
         observed = numbers[~np.isnan(numbers)]
         if self.rule.has_levels or not len(observed):
             return self
-        return type(self)(**{**self.build_arguments, **_moments(self.rule.scale(observed))})
+        arguments: dict[str, Any] = self.build_arguments | _moments(self.rule.scale(observed))
+        return type(self)(**arguments)
 
     def restored(self, numbers: np.ndarray) -> np.ndarray:
         """Return numbers of the model as values of the column, None for NaN."""
@@ -206,7 +207,7 @@ class Column(Part):
         return f"{self.low:.4g} to {self.high:.4g}" if self.rule.in_model else ""
 
 
-def _moments(scaled: np.ndarray) -> dict[str, float]:
+def _moments(scaled: np.ndarray) -> dict[str, Any]:
     return {"shift": float(scaled.mean()), "unit": float(scaled.std()) or 1.0}
 
 
