@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         seed = seed_of(self.random_state)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.vae_: vae.VAE = suggest(
+            built = suggest(
                 data,
                 self.latent_dim,
                 hidden=self.hidden,
@@ -137,6 +137,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
                 guide=self.guide,
                 show=False,
             )
+            self.vae_ = cast("vae.VAE", built)  # tables have no context
         self._like = X[:0]
         held_out = self.validation_fraction > 0
         train, validation = data.hold_out(self.validation_fraction) if held_out else (data, None)

@@ -30,6 +30,7 @@ from pyro_vae.cli.sources import SCHEMA, Source, options_of, schema_json
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
+    from pyro_vae.models.conditional import ConditionalVAE
     from pyro_vae.models.vae import VAE
 
 EPOCHS = 18  # of datasets by name, and the fewest of other data
@@ -214,7 +215,7 @@ def write_page(
         print_first(f"Wrote the page to {path}")
 
 
-def _built(data: "Dataset", module: ModuleType | None, **arguments: Any) -> "VAE":
+def _built(data: "Dataset", module: ModuleType | None, **arguments: Any) -> "VAE | ConditionalVAE":
     """Return the VAE of a user's module, or a suggested one, with parts of the module by name."""
     if module is not None and hasattr(module, "vae"):
         vae = module.vae(data)

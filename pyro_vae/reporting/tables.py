@@ -29,7 +29,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
     names = [column.name for column in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
-    if schema.has_missing and len(x) > 1:
+    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE):
         repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
         rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
         errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])

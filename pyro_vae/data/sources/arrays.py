@@ -78,9 +78,10 @@ class ArraySchema(Part):
         """Return the schema with the shift and unit of other data, such as the training data."""
         x = data.sample()
         observed = x[~x.isnan()].double()
-        return (
-            type(self)(**{**self.build_arguments, **_moments(observed)}) if len(observed) else self
-        )
+        if not len(observed):
+            return self
+        arguments: dict[str, Any] = self.build_arguments | _moments(observed)
+        return type(self)(**arguments)
 
     def restore(self, x: Tensor) -> np.ndarray:
         """Return data of the model as a numpy array; 8-bit pixels if the data were."""
@@ -174,7 +175,7 @@ def schema_of(data: Dataset) -> ArraySchema:
     )
 
 
-def _moments(observed: Tensor) -> dict[str, float]:
+def _moments(observed: Tensor) -> dict[str, Any]:
     return {
         "shift": float(observed.mean()),
         "unit": float(observed.std(unbiased=False)) or 1.0,
