@@ -15,6 +15,7 @@ from pyro_vae import schedules
 from pyro_vae.arguments import Count, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.models import suggestion
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.objectives import Beta, ImportanceWeighted, Linear
 from pyro_vae.part import Part
@@ -63,7 +64,7 @@ class Recipe:
     average: str | None = "ema"
 
     @checked
-    def build(self, data: Dataset, *, show: bool = True, **parts: object) -> VAE:
+    def build(self, data: Dataset, *, show: bool = True, **parts: object) -> VAE | ConditionalVAE:
         """Build the VAE for some data.
 
         Args:

@@ -134,7 +134,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         seed = seed_of(self.random_state)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.vae_: vae.VAE = suggest(
+            built = suggest(
                 data,
                 self.latent_dim,
                 hidden=self.hidden,
@@ -142,6 +142,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
                 guide=self.guide,
                 show=False,
             )
+            self.vae_ = cast("vae.VAE", built)  # tables have no context
         self._like = X[:0] if isinstance(X, np.ndarray) else frames.read(X)[:0].to_native()
         held_out = self.validation_fraction > 0
         train, validation = data.hold_out(self.validation_fraction) if held_out else (data, None)

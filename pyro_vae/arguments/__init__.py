@@ -15,9 +15,11 @@ from typing import Annotated, TypeAlias
 
 from pyro_vae.arguments.checks import ArgumentError, Check, Unfit, shown, takes
 from pyro_vae.arguments.kinds import Instance, IsDevice, IsPath, Number, OneOf, Whole
+from pyro_vae.arguments.settings import ANY, setting, settings_written_by
 from pyro_vae.arguments.signatures import check_all, check_fields, check_of, checked, checks_of
 
 __all__ = [
+    "ANY",
     "MAX_SAMPLES",
     "ArgumentError",
     "AtLeastZero",
@@ -40,6 +42,8 @@ __all__ = [
     "check_of",
     "checked",
     "checks_of",
+    "setting",
+    "settings_written_by",
     "shown",
     "takes",
 ]

@@ -8,7 +8,9 @@ import typer
 from typer import Option
 
 import pyro_vae as pv
+from pyro_vae.arguments import settings_written_by
 from pyro_vae.cli import training, using
+from pyro_vae.cli.sources import as_option
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: describe data, train, evaluate, inspect, use.",
@@ -38,13 +40,14 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         Option("--version", help="Print the version and exit", callback=_print_version,
                is_eager=True),
     ] = False,
 ) -> None:  # fmt: skip
-    pass
+    context.with_resource(settings_written_by(as_option))
 
 
 def main() -> None:

@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyro_vae as pv
+from pyro_vae.arguments import ANY
 from pyro_vae.cli.options import pairs_of
 
 if TYPE_CHECKING:
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 SCHEMA = "schema.json"
 LISTS = ("na", "covariates")  # options of readers that are lists
+# Arguments that are options of commands. Other arguments of readers are values of --option.
+OPTIONS = {
+    "columns": "--column",
+    **{name: f"--{name}" for name in ("labels", "size", "key", "schema")},
+    **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
+}
 HELD_OUT = 0.1  # share of the rows for tests, and another one for validation
 
 
@@ -61,7 +70,10 @@ class Source:
         return self.binarized(data)
 
     def split(self) -> tuple["Dataset", "Dataset", "Dataset"]:
-        """Return training, validation and test data."""
+        """Return training, validation and test data.
+
+        Kinds and levels are found on all rows; shift and unit on the training rows only.
+        """
         if self.is_named:
             full, test = self._named()
             return (*full.hold_out(len(full) // 12), test)
@@ -73,7 +85,14 @@ class Source:
             rest, test = rest.hold_out(HELD_OUT, seed=self.seed)
             test = dataclasses.replace(test, split="test")
         share = HELD_OUT if self.test is not None else HELD_OUT / (1 - HELD_OUT)
-        return (*rest.hold_out(share, seed=self.seed), test)
+        training, validation = rest.hold_out(share, seed=self.seed)
+        if rest.schema is None:
+            return training, validation, test
+        schema = rest.schema.standardized_by(training)
+        training, validation, test = (
+            dataclasses.replace(rows, schema=schema) for rows in (training, validation, test)
+        )
+        return training, validation, test
 
     def _named(self) -> tuple["Dataset", "Dataset"]:
         if self.options or self.test:
@@ -217,6 +236,33 @@ def options_of(
         given["size"] = int(size) if len(sides) == 1 else [int(side) for side in sides]
     found = {name: value for name, value in given.items() if value is not None}
     return found | {k: _value(k, v) for k, v in pairs_of(reading, "--option").items()}
+
+
+def as_option(name: str, value: object = ANY) -> str:
+    """Return an argument and its value as words of a shell, such as `--column age=real`.
+
+    The inverse of `options_of`; a `Form` of `pyro_vae.arguments.settings`.
+    """
+    option = OPTIONS.get(name, "--option")
+    if value is ANY:
+        return option if name in OPTIONS else f"{option} {name}"
+    if isinstance(value, Mapping):
+        words = [f"{key}={item}" for key, item in value.items()]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        words = [("x" if name == "size" else ",").join(map(str, value))]
+    elif isinstance(value, bool):
+        words = [] if value and name in OPTIONS else [str(value).lower()]
+    else:
+        words = [str(value)]
+    if name not in OPTIONS:
+        words = [f"{name}={word}" for word in words]
+    # Words with punctuation are quoted, too, so that they end visibly in a sentence.
+    plain = re.compile(r"[\w=./-]+", re.ASCII)
+    return " ".join([option, *(w if plain.fullmatch(w) else _quoted(w) for w in words)])
+
+
+def _quoted(word: str) -> str:
+    return shlex.quote(word) if shlex.quote(word) != word else f"'{word}'"
 
 
 def _value(name: str, text: str) -> object:

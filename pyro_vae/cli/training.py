@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from pyro_vae.data import Dataset
+    from pyro_vae.models.conditional import ConditionalVAE
     from pyro_vae.models.vae import VAE
     from pyro_vae.recipes import Recipe
 
@@ -203,14 +204,16 @@ def train(
     print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
     if page and scores is not None:
-        write_page(out, out / PAGE, vae, held_out.spread(PAGE_DATA), min(num_samples, 500), seed)
+        write_page(
+            out, out / PAGE, vae, held_out.spread_batch(PAGE_DATA), min(num_samples, 500), seed
+        )
 
 
 def write_page(
     run: Path,
     path: Path | None,
-    vae: "VAE",
-    x: "torch.Tensor",
+    vae: "VAE | ConditionalVAE",
+    batch: "tuple[torch.Tensor, ...]",
     num_samples: int,
     seed: int,
     *,
@@ -222,7 +225,10 @@ def write_page(
     from pyro_vae.reporting.html_page import write
     from pyro_vae.reporting.run_report import read_metrics
 
-    card = pv.diagnose(vae, x, num_samples=num_samples, refine=refine, seed=seed)
+    x, *context = batch
+    card = pv.diagnose(
+        vae, batch if context else x, num_samples=num_samples, refine=refine, seed=seed
+    )
     print_first(card)
     pv.distributed.from_first(lambda: card.save(run / "trust.json"))
     print_first(f"Wrote the trust card to {run / 'trust.json'}")
@@ -235,7 +241,7 @@ def write_page(
 
 def _built(
     data: "Dataset", module: ModuleType | None, parts: Mapping[str, Any], **given: Any
-) -> "VAE":
+) -> "VAE | ConditionalVAE":
     """Return the VAE of a user's module, or a suggested one, with parts of the module by name.
 
     Args:
@@ -246,9 +252,10 @@ def _built(
     """
     if module is not None and hasattr(module, "vae"):
         vae = module.vae(data)
-        if not isinstance(vae, pv.VAE):
+        if not isinstance(vae, pv.VAE | pv.ConditionalVAE):
             raise ValueError(
-                f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE"
+                f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE "
+                "or a pv.ConditionalVAE"
             )
         vae.schema = vae.schema or data.schema
         return vae

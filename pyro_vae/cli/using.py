@@ -83,8 +83,8 @@ def inspect(
         section = pv.explorer.Explorer(
             vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
         )
-    x = rows.spread(num_data)
-    write_page(run, html, vae, x, num_samples, seed, refine=refine, explorer=section)
+    batch = rows.spread_batch(num_data)
+    write_page(run, html, vae, batch, num_samples, seed, refine=refine, explorer=section)
 
 
 def explore(
@@ -259,6 +259,8 @@ def impute(
     outputs.check(out, outputs.TABLES if content == "table" else (".npy",))
     if intervals is not None:
         outputs.check(intervals, outputs.TABLES)
+    if not isinstance(vae, pv.VAE):
+        raise ValueError(f"impute needs a run of a VAE, got one of a {type(vae).__name__}")
     if len(rows.event_shape) != 1:
         raise ValueError(f"impute fills tables and vectors, not data of shape {rows.event_shape}")
     missing = rows[:].isnan()
@@ -290,14 +292,19 @@ def sample(
     ] = None,
     module: Module = None,
 ) -> None:
-    """Sample x ~ p(x) from a run's model and write an image file, a table or an array."""
+    """Sample x ~ p(x) from a run's model and write an image file, a table or an array.
+
+    A conditional model samples x in the contexts of the run's test data.
+    """
     import torch
 
+    from pyro_vae.reporting.rows import sampled
     from pyro_vae.runtime.files import write_file
 
     vae, metrics = _open(run, "cpu", module)
+    test = None if isinstance(vae, pv.VAE) else data_of(vae, metrics, None)
     torch.manual_seed(seed)
-    x = vae.sample(num_samples)
+    x = vae.sample(num_samples) if test is None else sampled(vae, test, num_samples)
     is_image = x.dim() == 4
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
     if is_image and out.suffix != ".npy":

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import FilePath, Seed, checked
+from pyro_vae.arguments import FilePath, Seed, checked, setting
 from pyro_vae.data.binarization import BINARIZATIONS, fixed_draw
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.download import DataNotFoundError, Source, data_folder, provide
@@ -197,7 +197,7 @@ def _load(
         raise DataError(f"unknown dataset {name!r}; expected one of {', '.join(NAMES)}")
     binarize = ("none" if name == "frey" else "dynamic") if binarize is None else binarize
     if binarize not in BINARIZATIONS:
-        raise DataError(f"unknown binarize={binarize!r}; expected one of {BINARIZATIONS}")
+        raise DataError(f"unknown {setting('binarize', binarize)}; expected one of {BINARIZATIONS}")
     folder = data_folder(root)
     if name == "frey":
         return _frey_face(folder, binarize, download, seed)
@@ -365,7 +365,9 @@ def _text(path: Path) -> Tensor:
 
 def _frey_face(folder: Path, binarize: str, download: bool, seed: int) -> Split:
     if binarize != "none":
-        raise DataError(f"Frey Face has grey values; expected binarize='none', got {binarize!r}")
+        raise DataError(
+            f"Frey Face has grey values; expected {setting('binarize', 'none')}, got {binarize!r}"
+        )
     path = folder / "frey_faces.npz"
     if path.is_file():
         images = _read(path, _frames, (1965, 28, 20), key="Frey Face")

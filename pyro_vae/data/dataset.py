@@ -11,7 +11,7 @@ from narwhals.typing import IntoDataFrame
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.arguments import Seed, check_fields, checked
+from pyro_vae.arguments import Seed, check_fields, checked, setting
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
 from pyro_vae.data.classes import classes_of
@@ -120,7 +120,7 @@ class Dataset:
             raise DataError(f"dataset {self.name!r} is empty: shape {tuple(shape)}")
         if self.binarization not in BINARIZATIONS:
             raise DataError(
-                f"unknown binarize={self.binarization!r}; expected one of {BINARIZATIONS}"
+                f"unknown {setting('binarize', self.binarization)}; expected one of {BINARIZATIONS}"
             )
         if dtype not in (torch.uint8, torch.int64) and not dtype.is_floating_point:
             raise DataError(
@@ -128,7 +128,8 @@ class Dataset:
             )
         if dtype != torch.uint8 and self.binarization in ("dynamic", "threshold"):
             raise DataError(
-                f"binarize={self.binarization!r} needs 8-bit pixels (uint8, 0..255), got {dtype}"
+                f"{setting('binarize', self.binarization)} needs 8-bit pixels (uint8, 0..255), got "
+                f"{dtype}"
             )
         if self._rows.device.type == "meta":
             raise DataError(
@@ -202,7 +203,12 @@ class Dataset:
 
         The first data may all be of one class: the test data of static MNIST are sorted.
         """
-        return self[:: max(1, len(self) // count)][:count]
+        return self.spread_batch(count)[0]
+
+    def spread_batch(self, count: int) -> Batch:
+        """Return the arguments of model and guide for the data of `spread`: x and its context."""
+        step = max(1, len(self) // count)
+        return self.batch(slice(0, step * count, step))
 
     def sample(self) -> Tensor:
         """Return data as they are scored: all if they are in memory, or else some of them."""
@@ -358,8 +364,8 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
 
     Args:
         x: Floats, or counts and tokens as int64, of shape `(num_data, *event)` in memory or on
-            disk, a frame of numbers, a `DataLoader`, a `Dataset`, or a tuple of one of these and
-            its context: tensors or arrays of as many rows.
+            disk, a frame of numbers, a sparse matrix, AnnData, a `DataLoader`, a `Dataset`, or a
+            tuple of one of these and its context: tensors or arrays of as many rows.
         name: Name of the dataset in results.
 
     Raises:
@@ -376,6 +382,10 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
         return x
     if frames.is_frame(x):
         return Dataset(frames.numbers_of(x), name=name)
+    if frames.is_matrix(x):
+        from pyro_vae.data.sources import counts  # imports this module
+
+        return dataclasses.replace(counts.read(x, kind="real"), name=name)
     if isinstance(x, tuple) and x:
         data, *context = x
         arrays = [value if is_stored(value) else as_tensor(value) for value in context]

@@ -8,6 +8,7 @@ variation. All bounds and scores are those of log p(x|y).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import pyro
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import ArgumentError, takes
+from pyro_vae.arguments import ArgumentError, FilePath, checked, takes
 from pyro_vae.models.base import (
     AnyPrior,
     ThreeParts,
@@ -25,13 +26,15 @@ from pyro_vae.models.base import (
     mean_of,
     observed_or_drawn,
 )
+from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Role
+from pyro_vae.part import Part, Role
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
+from pyro_vae.runtime.random_state import preserved_state
 
 GivenY: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("y",))]
 LikelihoodGivenY: TypeAlias = Annotated[
@@ -97,6 +100,9 @@ class ConditionalVAE(ThreeParts):
             that returns p(z|y), such as a guide of `pyro_vae.guides` with a network of y.
         likelihood: Callable of z and y that returns p(x|z, y).
         guide: Callable of x and y that returns q(z|x, y).
+        schema: Description of the data by `pyro_vae.data.open`, or None. With a schema, functions
+            that take data also take new data in the form of the source, such as AnnData, with their
+            context.
 
     Raises:
         ArgumentError: If the network of a part does not take y.
@@ -125,9 +131,14 @@ class ConditionalVAE(ThreeParts):
     """
 
     def __init__(
-        self, prior: AnyPrior | GivenY, likelihood: LikelihoodGivenY, guide: PosteriorGivenY
+        self,
+        prior: AnyPrior | GivenY,
+        likelihood: LikelihoodGivenY,
+        guide: PosteriorGivenY,
+        schema: Part | None = None,
     ) -> None:
         super().__init__()
+        self.schema = schema
         named = (("likelihood", likelihood, "decoder"), ("guide", guide, "encoder"))
         for role, part, name in named:
             network = getattr(part, name, None)
@@ -159,8 +170,10 @@ class ConditionalVAE(ThreeParts):
         """Return q(z|x, y), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
 
         Args:
-            x: Data, shape `(num_data, *event)`.
-            y: Context of each datum, shape `(num_data, *context)`.
+            x: Data, shape `(num_data, *event)`; or data in the form of the source, such as AnnData,
+                if the VAE has a schema.
+            y: Context of each datum, shape `(num_data, *context)`. For AnnData, see
+                `pyro_vae.data.CountsSchema.context`.
 
         Raises:
             PairError: If the guide fails on them.
@@ -232,3 +245,45 @@ class ConditionalVAE(ThreeParts):
                 return self.model(None, context)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise program_error("model", context, error, self.model) from error
+
+    @checked
+    @torch.no_grad()
+    def export(self, path: FilePath, y: Tensor) -> None:
+        """Write encoder and decoder to a folder, as programs that need only torch.
+
+        `encoder.pt2` maps x and y to mean and standard deviation of q(z|x, y), and `decoder.pt2`
+        maps z and y to the mean of p(x|z, y), in a tuple. See `VAE.export`.
+
+        Args:
+            path: Folder to write. Exported programs in this folder are replaced.
+            y: Examples of the context, shape `(num_data, *context)`.
+
+        Raises:
+            PairError: If a part cannot be exported, or y does not fit the model.
+            CheckpointError: If the folder contains other files.
+            OSError: If the folder cannot be written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import pyro_vae as pv
+            >>> from pyro_vae.networks import MLP, WithContext
+            >>> vae = pv.ConditionalVAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Bernoulli(WithContext(MLP(3 + 2, [8], 5), in_shape=3)),
+            ...     pv.guides.DiagonalNormal(WithContext(MLP(5 + 2, [8], 6), in_shape=5)),
+            ... )
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vae.export(f"{folder}/export", y=torch.eye(2))
+            ...     encoder = torch.export.load(f"{folder}/export/encoder.pt2").module()
+            >>> encoder(torch.zeros(4, 5), torch.eye(2)[[0, 1, 0, 1]])[0].shape
+            torch.Size([4, 3])
+
+        See also: `ConditionalVAE.save`.
+        """
+        with evaluating(self), preserved_state(SEED):
+            context = as_input(self, y, "y")
+            context = context[torch.arange(max(BATCH_SIZES)) % len(context)]
+            x = self.sample(context)
+            q = self.encode(x, context)
+            parts = self.model.likelihood, self.guide.posterior
+            export(*parts, x, q.sample(), Path(path), context)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pyro_vae import guides, likelihoods, networks, priors
-from pyro_vae.arguments import Count, checked
+from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import arrays
@@ -17,6 +17,7 @@ from pyro_vae.data.sources.arrays import ArraySchema
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP, ColumnInputs
 from pyro_vae.part import Part, code_of
@@ -43,13 +44,14 @@ def suggest(
     prior: str | Callable[..., Part] = "standard-normal",
     guide: str | Callable[..., Part] = "diagonal-normal",
     show: bool = True,
-) -> VAE:
+) -> VAE | ConditionalVAE:
     """Build a VAE with parts that suit the data, and print the code that builds it.
 
     Tables get a `likelihoods.Columns` with a likelihood for each kind of column; 8-bit pixels a
     `likelihoods.DiscretizedLogistic`; binarized pixels a `likelihoods.Bernoulli`; numbers in [0, 1]
     a `likelihoods.ContinuousBernoulli`; counts a negative binomial or Poisson likelihood; other
-    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Shift and
+    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Counts
+    with context, such as the batch of each cell, get a `ConditionalVAE` of it. Shift and
     unit of the data are arguments of the parts, so log p(x) is a density in the unit of the data.
 
     Args:
@@ -82,10 +84,17 @@ def suggest(
     See also: `pyro_vae.data.open`, `VAE.replace`.
     """
     dataset = data if isinstance(data, Dataset) else open(data)
+    is_counts = likelihood is None and getattr(dataset.schema, "kind", None) == "counts"
+    if dataset.context and not is_counts:
+        raise DataError(
+            "suggest builds a ConditionalVAE of counts only. Build one for other data with "
+            "context, from networks.WithContext"
+        )
     if conv and (len(dataset.event_shape) != 3 or hidden is not None):
         raise DataError(
-            "conv=True needs images of shape (channels, height, width) and no hidden=, got shape "
-            f"{tuple(dataset.event_shape)} and hidden={hidden}"
+            f"{setting('conv', True)} needs images of shape (channels, height, width) and no "
+            f"{setting('hidden')}, got shape {tuple(dataset.event_shape)} and "
+            f"{setting('hidden', hidden)}"
         )
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))
@@ -95,25 +104,26 @@ def suggest(
         if likelihood is not None:
             if not callable(likelihood):
                 raise DataError(
-                    f"got likelihood={likelihood!r} for a table, in which each column has the "
-                    "likelihood of its kind: give other kinds, columns={'age': 'real'} (--column "
-                    "age=real)"
+                    f"got {setting('likelihood', likelihood)} for a table, in which each column "
+                    "has the likelihood of its kind: give other kinds, as in "
+                    f"{setting('columns', {'age': 'real'})}"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
             decoded = likelihood(dense(latent_dim, sizes, dataset.event_shape))
-    elif likelihood is None and getattr(dataset.schema, "kind", None) == "counts":
+    elif is_counts:
         decoded, encoder = _sparse_counts(dataset, latent_dim, hidden, dense)
     else:
         decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv, network or {})
     q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
     p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
+    built = ConditionalVAE if dataset.context else VAE
     if show:
         # A prior may share the guide.
         names: dict[Module, str] = {q: "guide"} if q in p_z.modules() else {}
         for part in names:
             print(f"guide = {code_of(part)}")
-        print(f"vae = {code_of(VAE(p_z, decoded, q), names=names)}")
-    return VAE(p_z, decoded, q, schema=dataset.schema)
+        print(f"vae = {code_of(built(p_z, decoded, q), names=names)}")
+    return built(p_z, decoded, q, schema=dataset.schema)
 
 
 def _named(
@@ -276,13 +286,17 @@ def _sparse_counts(
 ) -> tuple[Part, Encoder]:
     x, sizes = data.sample(), list(hidden or [HIDDEN])
     logs = x.log1p()
-    features = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * x.shape[1]
+    width, context = x.shape[1], sum(y.shape[-1] for y in data.batch(slice(1))[1:])
+    features: list[list[object]] = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * width
+    features += [["identity", 0.0, 1.0]] * context
 
     def decoder(size: int, bias: Tensor) -> Part:
-        return network(latent_dim, sizes[::-1], size, output_bias=bias)
+        decoding = network(latent_dim + context, sizes[::-1], size, output_bias=bias)
+        return networks.WithContext(decoding, latent_dim) if context else decoding
 
     def encoder(num_outputs: int) -> Part:
-        return ColumnInputs(network(len(features), sizes, num_outputs), features)
+        encoding = ColumnInputs(network(len(features), sizes, num_outputs), features)
+        return networks.WithContext(encoding, width) if context else encoding
 
     return counts_likelihood(decoder, x), encoder
 
@@ -322,11 +336,12 @@ def _array(
     decoded = build(decoder)
 
     def encoder(num_outputs: int) -> Part:
-        if missing:
-            return networks.WithMask(encoding((2 * shape[0], *shape[1:]), num_outputs))
+        inputs = (2 * shape[0], *shape[1:]) if missing else shape
+        found = encoding(inputs, num_outputs)
+        found = networks.WithMask(found) if missing else found
         if name != "normal":
-            return encoding(shape, num_outputs)
-        return networks.Standardized(encoding(shape, num_outputs), known.shift, known.unit)
+            return found
+        return networks.Standardized(found, known.shift, known.unit)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 

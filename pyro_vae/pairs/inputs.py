@@ -10,7 +10,7 @@ from pyro_vae.data.conversion import as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.data.sources import frames
-from pyro_vae.data.sources.frames import is_frame, is_source
+from pyro_vae.data.sources.frames import is_frame, is_matrix, is_source
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.runtime.devices import device_of, dtype_of
 
@@ -65,8 +65,9 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
         DataWarning: If x is converted from another floating-point type.
     """
     value = as_tensor(x)
-    if is_source(x) and (is_frame(x) or getattr(pair, "schema", None) is not None):
-        value = in_schema(pair, x)[:]
+    has_schema = getattr(pair, "schema", None) is not None
+    if is_frame(x) or is_matrix(x) or (has_schema and is_source(x)):
+        value = in_schema(pair, cast(UserData, x))[:]
     if not isinstance(value, Tensor):
         raise PairError(
             f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "

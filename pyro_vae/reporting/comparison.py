@@ -110,8 +110,9 @@ def _difference(data: Dataset, other: Dataset) -> str:
 
 def _is_discrete(vae: VAE, data: Dataset) -> torch.Tensor:
     """Return whether each entry of x has a probability, not a density."""
+    x, *context = data.batch(slice(1))
     with torch.no_grad():
-        entries = unwrap_independent(vae.decode(vae.encode(data[:1]).sample()))
+        entries = unwrap_independent(vae.decode(vae.encode(x, *context).sample(), *context))
     if isinstance(entries, PartlyObserved):
         entries = entries.entries
     parts: list[tuple[TorchDistribution, list[int] | EllipsisType]] = [(entries, ...)]

@@ -12,4 +12,4 @@ def figures(subject: Subject) -> dict[str, Figure]:
     """Return the figures of counts."""
     x = subject.test.spread(ROWS)
     title = f"{subject.title}\n{len(x):,} test data and {ROWS:,} samples of the model"
-    return {"counts": plots.count_moments(x.cpu(), subject.vae.sample(ROWS).cpu(), title)}
+    return {"counts": plots.count_moments(x.cpu(), subject.sample(ROWS).cpu(), title)}

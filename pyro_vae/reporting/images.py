@@ -7,6 +7,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.reporting.subject import Subject
 from pyro_vae.runtime.devices import device_of
@@ -19,6 +20,15 @@ MANIFOLD = 20  # images along each side of a two-dimensional manifold
 def figures(subject: Subject) -> dict[str, Figure]:
     """Return the figures of images."""
     vae, shown, title = subject.vae, subject.shown, subject.title
+    if isinstance(vae, ConditionalVAE):
+        y = subject.context[0]
+        drawn = vae.sample(y).cpu()
+        means = vae.reconstruct(shown[:50], y[:50]).cpu()
+        text = f"{title}\ntest data above E[x|z, y]"
+        return {
+            "samples": plots.image_grid(drawn, f"{title}\nx drawn from p(x|y), y of test data"),
+            "reconstructions": plots.reconstructions(shown[:50].cpu(), means, text),
+        }
     latent_dim = subject.means.shape[1]
     draws = vae.decode(vae.model.prior().sample((SHOWN,))).mean
     found = {

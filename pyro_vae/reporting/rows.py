@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.sources.table_schema import center
 from pyro_vae.distributions.entrywise import entries_of
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 
 
 @torch.no_grad()
-def latent_moments(vae: VAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+def latent_moments(vae: VAE | ConditionalVAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
 
     They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
     """
 
     def moments(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        q = vae.encode(batch[0])
+        q = vae.encode(*batch)
         try:
             return {"mean": q.mean, "scale": q.stddev}
         except NotImplementedError:
@@ -32,8 +34,16 @@ def latent_moments(vae: VAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     return found["mean"], found["scale"]
 
 
+def sampled(vae: VAE | ConditionalVAE, data: Dataset, count: int) -> Tensor:
+    """Sample x from a model; from p(x|y) in the contexts y of some data if it is conditional."""
+    if isinstance(vae, VAE):
+        return vae.sample(count)
+    _, y = data.spread_batch(count)
+    return vae.sample(y[torch.arange(count, device=y.device) % len(y)])
+
+
 @torch.no_grad()
-def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
+def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
     """Return E_q log p(x_i|z) of each entry in nats, shape `(num_data, *event)`; 0 for NaN.
 
     Their sum over the entries is the term E log p(x|z) of the ELBO.
@@ -43,8 +53,10 @@ def contributions(vae: VAE, data: Dataset, num_samples: int, seed: int) -> Tenso
     """
 
     def expected(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        z = vae.encode(batch[0]).sample((num_samples,))
-        return {"entries": entries_of(vae.decode(z)).log_prob(batch[0]).mean(dim=0)}
+        z = vae.encode(*batch).sample((num_samples,))
+        x, *context = (rows.repeat(num_samples, *(1,) * (rows.dim() - 1)) for rows in batch)
+        entries = entries_of(vae.decode(z.flatten(0, 1), *context)).log_prob(x)
+        return {"entries": entries.unflatten(0, z.shape[:2]).mean(dim=0)}
 
     rows = data_per_chunk(data.event_shape, num_samples)
     return map_chunks(data, expected, rows=rows, seed=seed)["entries"]
@@ -68,20 +80,17 @@ def imputed(
         `share`, the share of the samples that are equal to the mode, NaN for numbers; and the ends
         of the central intervals of numbers, `low_50`, `high_50`, `low_90` and `high_90`.
     """
-    levels = torch.tensor(num_levels)
-    quantiles = {"value": 0.5, "low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
+    levels = torch.tensor(num_levels).nonzero().flatten()
+    quantiles = {"low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
 
     def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         draws = vae.impute(batch[0], num_samples)
         found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
+        for interval in found.values():
+            interval[:, levels] = torch.nan
+        found["value"] = center(draws, num_levels)
         found["share"] = torch.full_like(found["value"], torch.nan)
-        for i in levels.nonzero().flatten():
-            shares = torch.stack(
-                [(draws[..., i] == code).float().mean(0) for code in range(levels[i])]
-            )
-            found["share"][:, i], found["value"][:, i] = shares.max(dim=0)
-            for name in quantiles.keys() - {"value"}:
-                found[name][:, i] = torch.nan
+        found["share"][:, levels] = (draws == found["value"]).float().mean(dim=0)[:, levels]
         return found
 
     rows = data_per_chunk(data.event_shape, num_samples)

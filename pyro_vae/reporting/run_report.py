@@ -27,6 +27,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.state import unchanged
@@ -71,7 +72,9 @@ _METRICS = Record(
 
 @checked
 def report(
-    vae: Annotated[VAE, Instance((VAE,), "a VAE")],
+    vae: Annotated[
+        VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
+    ],
     fit: Annotated[Fit, Instance((Fit,), "the result of pyro_vae.fit")],
     test: Data,
     out: FilePath,
@@ -90,7 +93,7 @@ def report(
     one writes. Results of another run in the folder are moved to `results-before`.
 
     Args:
-        vae: Trained VAE.
+        vae: Trained VAE; or a `ConditionalVAE`, sampled in the contexts of the test data.
         fit: Result of `pyro_vae.fit` for it.
         test: Test data, as for `evaluate`.
         out: Folder for the results; it is created if it does not exist.
@@ -129,11 +132,11 @@ def report(
     names = [METRICS, CARD, POSTERIOR, *(f"{name}.png" for name in PICTURES)]
     out = from_first(lambda: results_folder(out, names))
     scores = evaluate(vae, test, num_samples=num_samples, seed=seed)
-    shown = test.spread(SHOWN)
+    shown, *context = test.spread_batch(SHOWN)
     tree = from_pyro_svi(
         vae.model,
         vae.guide,
-        model_args=(shown[:20],),
+        model_args=(shown[:20], *(y[:20] for y in context)),
         num_samples=500,
         seed=seed,
     )
@@ -146,7 +149,9 @@ def report(
     with torch.no_grad(), unchanged(vae.model, vae.guide):
         torch.manual_seed(seed)
         title = title_of(test.name, test.binarization, fit.settings["seed"])
-        figures = _figures(Subject(vae, test, shown, means, scales, title, seed), fit)
+        figures = _figures(
+            Subject(vae, test, shown, tuple(context), means, scales, title, seed), fit
+        )
     # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
     files: dict[str, bytes | memoryview] = {POSTERIOR: tree.to_netcdf(engine="h5netcdf")}
     files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
@@ -180,7 +185,9 @@ def _write_all(writers: Iterable[Callable[[], object]], out: Path) -> None:
         )
 
 
-def write_metrics(path: Path, vae: VAE, fit: Fit, scores: Evaluation) -> JSONObject:
+def write_metrics(
+    path: Path, vae: VAE | ConditionalVAE, fit: Fit, scores: Evaluation
+) -> JSONObject:
     """Write settings, scores (nats per datum) and history to `path`, atomically."""
     metrics: JSONObject = {
         **{kind: type(part).__name__ for kind, part in vae.parts.items()},

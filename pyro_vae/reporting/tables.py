@@ -28,7 +28,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
     names = [column.name for column in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
-    if schema.has_missing and len(x) > 1:
+    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE):
         repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
         rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
         errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])
@@ -54,7 +54,7 @@ def figures_of_array(subject: Subject) -> dict[str, Figure]:
         return _compared(subject, names, x, {})
     x = subject.test.spread(max(2, MAX_ENTRIES // math.prod(shape))).cpu()
     title = f"{subject.title}\nall entries of {len(x):,} test data and of as many samples"
-    drawn = subject.vae.sample(len(x)).cpu()
+    drawn = subject.sample(len(x)).cpu()
     values = {"values": x.flatten()}, {"values": drawn.flatten()}
     return {"columns": plots.marginals(*values, title)}
 
@@ -63,7 +63,7 @@ def _compared(
     subject: Subject, names: list[str], x: Tensor, levels: dict[str, list[object]]
 ) -> dict[str, Figure]:
     """Compare columns and pairs of columns with those of samples of the model."""
-    drawn = subject.vae.sample(ROWS).cpu()
+    drawn = subject.sample(ROWS).cpu()
     data, model, as_many = (
         dict(zip(names, v.T.double().numpy(), strict=True)) for v in (x, drawn, drawn[: len(x)])
     )

@@ -1,4 +1,4 @@
-"""The progress bar of a training run: epoch, data per second, remaining time, ELBO."""
+"""Progress bars: of a training run, and of files that are read."""
 
 import contextlib
 import logging
@@ -57,3 +57,23 @@ def training_bar(
         finally:
             log.removeHandler(handler)
             log.setLevel(level)
+
+
+@contextlib.contextmanager
+def reading_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if it is a terminal; yield the function to advance it.
+
+    Args:
+        text: Description of the work.
+        total: Number of data to read.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(text, total=total)
+    with bar:
+        yield lambda count: bar.advance(task, count)

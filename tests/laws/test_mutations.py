@@ -23,6 +23,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import pyro_vae as pv
 from pyro_vae.engine import compiled_step
+from tests.support.mutations import (
+    add_weight_norm,
+    entry,
+    group,
+    negate_gradient,
+    new_optimizer,
+    own_step,
+    patch_linear,
+    wrap,
+)
 
 STEPS, WITHIN = 90, 50
 settings = types.ModuleType("settings_of_a_user")
@@ -193,49 +203,6 @@ class Scale(torch.autograd.Function):
 
 def set_global(svi, net):
     globals()["GLOBAL"] = 0.3
-
-
-def entry(svi, net):
-    return svi.optim.optimizer.state[net.decoder.weight]
-
-
-def wrap(svi, net):
-    optimizer = svi.optim.optimizer
-    step = optimizer.step
-
-    def half():
-        for p in net.parameters():
-            if p.grad is not None:
-                p.grad.mul_(-1)
-        step()
-
-    optimizer.step = half
-
-
-def own_step(svi, net):
-    net.decoder.bias.grad = torch.ones_like(net.decoder.bias)
-    svi.optim.optimizer.step()
-    net.decoder.bias.grad = None
-
-
-def new_optimizer(svi, net):
-    svi.optim = type(svi.optim)(torch.optim.SGD(net.parameters(), lr=1e-2))
-
-
-def group(**values):
-    return lambda svi, net: svi.optim.optimizer.param_groups[0].update(values)
-
-
-def add_weight_norm(svi, net):
-    net.decoder.register_forward_pre_hook(lambda module, inputs: (0.5 * inputs[0],))
-
-
-def patch_linear(svi, net):
-    net.decoder.forward = lambda z: 0.5 * nn.Linear.forward(net.decoder, z)
-
-
-def negate_gradient(parameter):
-    parameter.grad.mul_(-1)
 
 
 def hook_of_all_modules(svi, net):

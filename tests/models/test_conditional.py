@@ -191,3 +191,24 @@ def test_a_network_without_place_for_y_is_refused(in_shape):
     network = ConvEncoder((2, 2, 2), [2], 3) if len(in_shape) == 3 else MLP(4, [], 3)
     with pytest.raises(pv.ArgumentError, match="at least one number of y"):
         WithContext(network, in_shape)
+
+
+@pytest.mark.parametrize("content", ["images", "array"])
+def test_report_takes_conditional_vaes(content, tmp_path):
+    torch.manual_seed(0)
+    shape = (1, 4, 4) if content == "images" else (5,)
+    size = torch.Size(shape).numel()
+    vae = pv.ConditionalVAE(
+        pv.priors.StandardNormal(3),
+        pv.likelihoods.Bernoulli(WithContext(MLP(3 + 2, [8], shape), 3)),
+        pv.guides.DiagonalNormal(WithContext(MLP(size + 2, [8], 6), shape)),
+    )
+    data = torch.rand(12, *shape).round(), torch.eye(2)[torch.arange(12) % 2]
+    fit = pv.fit(vae, data, epochs=1, compile=False, progress=False)
+    scores = pv.report(vae, fit, data, tmp_path, num_samples=5)
+    np.testing.assert_array_equal(scores.elbo, pv.evaluate(vae, data, num_samples=5).elbo)
+    pictures = {"samples", "reconstructions"} if content == "images" else {"columns"}
+    assert {f"{name}.png" for name in pictures | {"latents"}} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    assert pv.load(tmp_path / "model").schema is None

@@ -139,3 +139,26 @@ assert decoder(torch.zeros(4, 2))[0].shape == (4, 1, 6, 6)
 assert not {"pyro", "pyro_vae"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+@torch.no_grad()
+def test_a_conditional_vae_is_exported_with_its_context(tmp_path):
+    torch.manual_seed(0)
+    vae = pv.ConditionalVAE(
+        pv.priors.StandardNormal(3),
+        pv.likelihoods.NegativeBinomial(
+            pv.networks.WithContext(MLP(3 + 2, [8], 5), 3), "entrywise"
+        ),
+        pv.guides.DiagonalNormal(pv.networks.WithContext(MLP(5 + 2, [8], 6), 5)),
+    )
+    vae.export(tmp_path / "export", y=torch.eye(2))
+    encoder, decoder = loaded(tmp_path / "export")
+    for num_data in (1, 5):
+        y = torch.eye(2)[torch.arange(num_data) % 2]
+        x = vae.sample(y)
+        q = vae.encode(x, y)
+        torch.testing.assert_close(encoder(x, y), (q.mean, q.stddev))
+        torch.testing.assert_close(decoder(q.mean, y), (vae.decode(q.mean, y).mean,))
+    with pytest.raises(pv.PairError, match="y"):
+        vae.export(tmp_path / "other", y=torch.eye(3))
+    assert not (tmp_path / "other").exists()

@@ -158,3 +158,18 @@ def test_the_printed_code_builds_the_vae(capsys):
     built.load_state_dict(vae.state_dict())
     with torch.no_grad():
         assert torch.equal(built.encode(x).mean, vae.encode(x).mean)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (1, 32, 32)], ids=str)
+def test_the_encoder_of_arrays_with_missing_values_does_not_depend_on_their_unit(shape):
+    """Shift and unit of the data are in the parts, so latents of scaled data are the same."""
+    x = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
+    x[np.random.default_rng(1).random(x.shape) < 0.2] = np.nan
+    means = []
+    for scaled in (x, 1024 * x + 512 * 1024):
+        torch.manual_seed(0)
+        vae = pv.suggest(scaled, latent_dim=2, show=False)
+        with torch.no_grad():
+            means.append(vae.encode(torch.from_numpy(scaled)).mean)
+    torch.testing.assert_close(means[0], means[1], atol=2e-2, rtol=0)
+    assert means[0].abs().max() < 20

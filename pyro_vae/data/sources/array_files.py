@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.disk_array import StoredArray
 from pyro_vae.data.errors import DataError
 
@@ -53,7 +54,9 @@ def load(path: Path, key: str | None = None) -> np.ndarray | Tensor | StoredArra
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        has_objects = "it is damaged, or has Python objects, which are not loaded"
+        reason = has_objects if "pickle" in str(error) else error
+        raise DataError(f"{path} cannot be read: {reason}") from error
 
 
 def _tensor(path: Path, value: object, key: str | None) -> Tensor:
@@ -68,6 +71,6 @@ def _key(path: Path, names: list[str], key: str | None) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        given = f"key={key!r}" if key is not None else "no key="
+        given = setting("key", key) if key is not None else f"no {setting('key')}"
         raise DataError(f"{path} has the arrays {names}: expected the key of one, got {given}")
     return key

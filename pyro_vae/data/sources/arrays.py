@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, TypeGuard, cast
+from typing import Any, ClassVar, Self, TypeGuard, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.conversion import as_tensor
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
@@ -73,6 +74,15 @@ class ArraySchema(Part):
             )
         return Dataset(data.values, data.labels, name=data.name, schema=self)
 
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema with the shift and unit of other data, such as the training data."""
+        x = data.sample()
+        observed = x[~x.isnan()].double()
+        if not len(observed):
+            return self
+        arguments: dict[str, Any] = self.build_arguments | _moments(observed)
+        return type(self)(**arguments)
+
     def restore(self, x: Tensor) -> np.ndarray:
         """Return data of the model as a numpy array; 8-bit pixels if the data were."""
         x = x.detach().cpu()
@@ -123,7 +133,9 @@ def read(
         data = tables.read(value, columns=columns)
         return Dataset(data.values, name=name, schema=data.schema)
     if columns:
-        raise DataError("columns= needs an array of two dimensions with at most 1,000 columns")
+        raise DataError(
+            f"{setting('columns')} needs an array of two dimensions with at most 1,000 columns"
+        )
     data = _dataset(value, key)
     return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
 
@@ -161,12 +173,18 @@ def schema_of(data: Dataset) -> ArraySchema:
     return ArraySchema(
         list(data.event_shape),
         data.values.dtype in (torch.uint8, np.uint8),
-        float(observed.mean()),
-        float(observed.std(unbiased=False)) or 1.0,
-        float(observed.min()),
-        float(observed.max()),
-        float(x.isnan().float().mean()),
+        **_moments(observed),
+        low=float(observed.min()),
+        high=float(observed.max()),
+        missing=float(x.isnan().float().mean()),
     )
+
+
+def _moments(observed: Tensor) -> dict[str, Any]:
+    return {
+        "shift": float(observed.mean()),
+        "unit": float(observed.std(unbiased=False)) or 1.0,
+    }
 
 
 def _accepts(source: Path | object) -> bool:

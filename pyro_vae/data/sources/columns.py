@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any, Self
 
 import narwhals as nw
 import numpy as np
@@ -166,6 +167,14 @@ class Column(Part):
                 f"({int(invalid.sum())} such values). Rows are counted from 0, without the header"
             )
 
+    def standardized_by(self, numbers: np.ndarray) -> Self:
+        """Return the column with shift and unit of some of its numbers, NaN for missing ones."""
+        observed = numbers[~np.isnan(numbers)]
+        if self.rule.has_levels or not len(observed):
+            return self
+        arguments: dict[str, Any] = self.build_arguments | _moments(self.rule.scale(observed))
+        return type(self)(**arguments)
+
     def restored(self, numbers: np.ndarray) -> np.ndarray:
         """Return numbers of the model as values of the column, None for NaN."""
         missing = np.isnan(numbers)
@@ -203,6 +212,10 @@ class Column(Part):
             unit = "datetime64[s]" if "T" in self.origin else "datetime64[D]"
             return f"{first.astype(unit)} to {last.astype(unit)}"
         return f"{self.low:.4g} to {self.high:.4g}" if self.rule.in_model else ""
+
+
+def _moments(scaled: np.ndarray) -> dict[str, Any]:
+    return {"shift": float(scaled.mean()), "unit": float(scaled.std()) or 1.0}
 
 
 def _plain(value: object) -> object:
@@ -250,8 +263,7 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         name,
         rule.name,
         kind_type,
-        shift=float(scaled.mean()),
-        unit=float(scaled.std()) or 1.0,
+        **_moments(scaled),
         low=float(numbers.astype(np.float32).min()),
         high=float(numbers.astype(np.float32).max()),
         missing=share,

@@ -4,13 +4,13 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import AtLeastZero, checked
+from pyro_vae.arguments import AtLeastZero, Count, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
@@ -84,6 +84,10 @@ class CountsSchema(Part):
         library_sizes(counts, self.kind)
         return _dataset(counts, self, _order(counts, self.genes))
 
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema, which has neither shift nor unit."""
+        return self
+
     def restore(self, x: Tensor) -> "sparse.csr_array":
         """Return data of the model, shape `(num_data, genes)`, as a CSR matrix of scipy.
 
@@ -106,6 +110,38 @@ class CountsSchema(Part):
             for column, *code in self.columns
             for name in ([f"{column}={level}" for level in code[0]] if len(code) == 1 else [column])
         ]
+
+    def context(self, num_data: Count = 1, **values: object) -> Tensor:
+        """Return the same context for some data, for example that of a reference batch.
+
+        Args:
+            num_data: Number of data.
+            values: Level or number of each column of the context, by its name.
+
+        Returns:
+            Context as the model takes it, shape `(num_data, context_size)`.
+
+        Raises:
+            DataError: If a column is missing or unknown, or a level is unknown.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> schema = pv.data.CountsSchema(["g1", "g2"], columns=[["batch", ["a", "b"]]])
+            >>> schema.context(2, batch="b")
+            tensor([[0., 1.],
+                    [0., 1.]])
+
+        See also: `pyro_vae.ConditionalVAE`.
+        """
+        import pandas as pd
+
+        names = [column[0] for column in self.columns]
+        if {*values} != {*names}:
+            raise DataError(f"expected a value for each of {names}, got {sorted(values)}")
+        obs = pd.DataFrame({name: [value] for name, value in values.items()})
+        given = Counts("context", None, obs=obs)
+        row = torch.cat([_encoded(given, column) for column in self.columns], -1)
+        return row.expand(num_data, -1)
 
     def rows(self) -> list[dict[str, str]]:
         """Return the properties of the data, one in a row."""

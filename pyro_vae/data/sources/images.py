@@ -4,22 +4,23 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import Count, checked
+from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.indexed_rows import IndexedRows
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
+from pyro_vae.runtime.progress_bar import reading_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,6 +91,10 @@ class ImageSchema(Part):
         if self.class_names and labels:
             labels = [self.class_names.index(classes[label]) for label in labels]
         return _dataset(_name(source), paths, labels, self, skip_unreadable=False)
+
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema, which has neither shift nor unit."""
+        return self
 
     def restore(self, x: Tensor) -> Tensor:
         """Return images of the model, shape `(num_data, *event)`, as 8-bit pixels."""
@@ -224,7 +229,8 @@ def _dataset(
     """Decode all files once; return the dataset of those that can be read."""
     fits = len(paths) * math.prod(schema.event_shape) <= IN_MEMORY
     pixels = torch.empty((len(paths) if fits else 0, *schema.event_shape), dtype=torch.uint8)
-    errors = _decode(paths, schema, pixels.numpy() if fits else None)
+    with reading_bar(f"reading images of {name}", len(paths)) as advance:
+        errors = _decode(paths, schema, pixels.numpy() if fits else None, advance)
     sizes = Counter(error.size for error in errors if isinstance(error, _OtherSizeError))
     if sizes:
         height, width = schema.event_shape[1:]
@@ -233,7 +239,10 @@ def _dataset(
     if bad := [(path, e) for path, e in zip(paths, errors, strict=True) if e is not None]:
         message = _unreadable(name, bad, len(paths))
         if not skip_unreadable or len(bad) == len(paths):
-            way_out = "repair or remove them, or pass skip_unreadable=True to leave them out"
+            way_out = (
+                "repair or remove them, or pass "
+                f"{setting('skip_unreadable', True)} to leave them out"
+            )
             raise DataError(f"{message}. Expected 8-bit images: {way_out}")
         warnings.warn(f"{message}. They are left out", DataWarning, stacklevel=4)
         kept = [i for i, error in enumerate(errors) if error is None]
@@ -252,7 +261,10 @@ class _OtherSizeError(DataError):
 
 
 def _decode(
-    paths: Sequence[Path], schema: ImageSchema, rows: np.ndarray | None
+    paths: Sequence[Path],
+    schema: ImageSchema,
+    rows: np.ndarray | None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[Exception | None]:
     """Decode images by threads into rows of pixels, if given; return the error of each image."""
 
@@ -271,7 +283,11 @@ def _decode(
 
     with ThreadPoolExecutor(NUM_THREADS, "pyro_vae") as pool:
         runs = pool.map(decode, range(0, len(paths), RUN))
-        return [error for errors in runs for error in errors]
+        found: list[Exception | None] = []
+        for errors in runs:
+            found += errors
+            advance(len(errors))
+        return found
 
 
 def _open(path: Path) -> "Image":
@@ -311,8 +327,9 @@ def _pixels(image: "Image", schema: ImageSchema) -> np.ndarray:
         raise _OtherSizeError(image.size)
     if channels == 1 and schema.channels is None and not _is_grey(image):
         raise DataError(
-            "in colour; expected grey, as the sampled images. Pass channels='colour' for all in "
-            "colour, or channels='grey' to convert them"
+            "in colour; expected grey, as the sampled images. Pass "
+            f"{setting('channels', 'colour')} for all in colour, or "
+            f"{setting('channels', 'grey')} to convert them"
         )
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
@@ -339,8 +356,8 @@ def _other_sizes(name: str, expected: str, sizes: "Counter[tuple[int, int]]") ->
     more = f" and {len(sizes) - 5:,} further sizes" if len(sizes) > 5 else ""
     return DataError(
         f"{name}: expected images of {expected}, got height x width (number of images): {found}"
-        f"{more}. Open them with size=, such as size=64 or size=(height, width), to crop and "
-        "resize them"
+        f"{more}. Open them with a height and a width, such as {setting('size', (64, 48))} or "
+        f"{setting('size', 64)} for both, to crop and resize them"
     )
 
 

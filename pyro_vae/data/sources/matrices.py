@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.indexed_rows import IndexedRows
+from pyro_vae.runtime.progress_bar import reading_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,9 +137,9 @@ def _counts_of(
             raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
         matrix = source.X if layer is None else source.layers[layer]
         if matrix is None:
-            raise DataError(f"{name} has no X; pass layer=, one of {layers}")
+            raise DataError(f"{name} has no X; pass {setting('layer')}, one of {layers}")
     elif layer is not None:
-        raise DataError(f"{name}: layer= needs AnnData")
+        raise DataError(f"{name}: {setting('layer')} needs AnnData")
     elif genes is not None and len(genes) == matrix.shape[0]:
         matrix = matrix.T
     if len(matrix.shape) != 2 or 0 in matrix.shape:
@@ -175,28 +177,33 @@ def _csr(name: str, matrix: "Matrix") -> "CSR":
 
 def library_sizes(counts: Counts, kind: str) -> np.ndarray:
     """Return the sum of each row; check all numbers, before they are converted to float32."""
-    sums = []
-    for start in range(0, counts.matrix.shape[0], BLOCK):
-        part = counts.matrix[start : start + BLOCK]
-        values = part.data
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(values.astype(np.float32))
-        if kind == "counts":
-            bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
-        if bad.any():
-            place = int(bad.argmax())
-            row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
-            column = int(part.indices[place])
-            gene = f" ({counts.genes[column]})" if counts.genes else ""
-            layers = f", or layer=, one of {list(counts.layers)}" if counts.layers else ""
-            expected = (
-                f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
-            )
-            expected += f"pass kind='real' for other numbers{layers}"
-            if kind == "real" or not np.isfinite(values[place]):
-                expected = "expected a finite number of float32: leave out the row or the column"
-            raise DataError(
-                f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
-            )
-        sums.append(np.asarray(part.sum(1)).ravel())
+    sums, num_data = [], counts.matrix.shape[0]
+    with reading_bar(f"reading {counts.name}", num_data) as advance:
+        for start in range(0, num_data, BLOCK):
+            part = counts.matrix[start : start + BLOCK]
+            _check_numbers(counts, kind, part, start)
+            sums.append(np.asarray(part.sum(1)).ravel())
+            advance(part.shape[0])
     return np.concatenate(sums)
+
+
+def _check_numbers(counts: Counts, kind: str, part: "sparse.csr_array", start: int) -> None:
+    """Check the numbers of a block of rows, of which `start` is the first."""
+    values = part.data
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(values.astype(np.float32))
+    if kind == "counts":
+        bad |= (values < 0) | (values != np.floor(values)) | (values >= LARGEST)
+    if bad.any():
+        place = int(bad.argmax())
+        row = start + int(np.searchsorted(part.indptr, place, "right")) - 1
+        column = int(part.indices[place])
+        gene = f" ({counts.genes[column]})" if counts.genes else ""
+        layers = f", or {setting('layer')}, one of {list(counts.layers)}" if counts.layers else ""
+        expected = f"expected a count, a whole number from 0 to {LARGEST - 1:,}: correct it, or "
+        expected += f"pass {setting('kind', 'real')} for other numbers{layers}"
+        if kind == "real" or not np.isfinite(values[place]):
+            expected = "expected a finite number of float32: leave out the row or the column"
+        raise DataError(
+            f"{counts.name}: row {row}, column {column}{gene}: {values[place]:g}; {expected}"
+        )

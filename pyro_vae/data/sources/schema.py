@@ -1,7 +1,7 @@
 """`Schema`: the protocol of descriptions of data."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -31,6 +31,12 @@ class Schema(Protocol):
 
         Raises:
             DataError: If the data do not have this schema; the message has column and row.
+        """
+
+    def standardized_by(self, data: "Dataset") -> Self:
+        """Return the schema with the shift and unit of other data, such as the training rows.
+
+        Kinds, levels, ranges and origins of dates are unchanged.
         """
 
     def restore(self, x: Tensor) -> object:

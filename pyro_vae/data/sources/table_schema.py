@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import narwhals as nw
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
@@ -59,10 +60,11 @@ class TableSchema(Part):
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
             left_out = ", ".join(f"{column.name!r}: {column.kind}" for column in self.columns[:10])
-            raise DataError(
-                f"the table has no column to model ({left_out}). Give the kind of a column, as in "
-                "columns={'name': 'category'}"
-            )
+            message = f"the table has no column to model ({left_out})"
+            if varied := [c.name for c in self.columns if c.kind != "constant"]:
+                way_out = setting("columns", {varied[0]: "category"})
+                message += f". Give the kind of a column, as in {way_out}"
+            raise DataError(message)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -152,6 +154,16 @@ class TableSchema(Part):
             )
         return frame
 
+    def standardized_by(self, data: Dataset) -> Self:
+        """Return the schema with the shift and unit of other rows, such as the training rows."""
+        x = data.sample().cpu().double().numpy()
+        numbers = dict(zip(self.names(), x.T, strict=True))
+        columns = [
+            column.standardized_by(numbers[column.name]) if column.name in numbers else column
+            for column in self.columns
+        ]
+        return type(self)(columns, self.labels, self.class_names)
+
     def restore(self, x: Tensor, like: object = None) -> np.ndarray | IntoDataFrame:
         """Return rows of the model as a frame with the types and levels of the table.
 
@@ -178,15 +190,12 @@ class TableSchema(Part):
         return frames.frame_of(ordered, like)
 
     def center(self, draws: Tensor) -> Tensor:
-        """Return the median of each value over draws, or the most frequent level.
+        """Return the median of each value over draws, or the most frequent level, as `center`.
 
         Args:
             draws: Rows of the model, shape `(num_draws, num_data, num_modelled_columns)`.
         """
-        found = draws.median(dim=0).values
-        levels = [i for i, column in enumerate(self.modelled) if column.rule.has_levels]
-        found[:, levels] = draws[..., levels].mode(dim=0).values
-        return found
+        return center(draws, [column.num_levels for column in self.modelled])
 
     def complete(self, source: object, x: Tensor) -> np.ndarray | IntoDataFrame:
         """Return a table with its missing values replaced by those of x.
@@ -222,6 +231,26 @@ class TableSchema(Part):
         ]
 
 
+def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
+    """Return the median of numbers over draws, or the most frequent level.
+
+    The median of an even number of draws is the mean of the two in the middle. Of two levels that
+    are equally frequent, the smaller one is returned.
+
+    Args:
+        draws: Rows of numbers without NaN, shape `(num_draws, num_data, num_columns)`.
+        num_levels: Number of levels of each column, 0 for numbers.
+
+    Returns:
+        Rows of shape `(num_data, num_columns)`.
+    """
+    ordered, count = draws.sort(dim=0).values, len(draws)
+    found = ordered[(count - 1) // 2].lerp(ordered[count // 2], 0.5)
+    has_levels = torch.tensor(num_levels) > 0
+    found[:, has_levels] = draws[..., has_levels].mode(dim=0).values
+    return found
+
+
 def schema_of(
     frame: nw.DataFrame, given: Mapping[str, str] | None = None, labels: str | None = None
 ) -> TableSchema:
@@ -248,7 +277,9 @@ def schema_of(
     class_names: list[str] = []
     if labels is not None:
         if labels not in frame.columns:
-            raise DataError(f"labels={labels!r} is not a column; expected one of {frame.columns}")
+            raise DataError(
+                f"{setting('labels', labels)} is not a column; expected one of {frame.columns}"
+            )
         class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
     columns = [column_of(frame[name], given.get(name)) for name in frame.columns if name != labels]
     return TableSchema(columns, labels, class_names)

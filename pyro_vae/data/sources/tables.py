@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
@@ -50,7 +51,10 @@ def read(
         if schema is None:
             schema = schema_of(frame, columns, labels)
         elif columns or labels:
-            raise DataError("expected columns= and labels=, or schema=, got both: edit the schema")
+            raise DataError(
+                f"expected {setting('columns')} and {setting('labels')}, or {setting('schema')}, "
+                "got both: edit the schema"
+            )
         data = schema.read(frame.to_native())
         return dataclasses.replace(data, name=frames.name_of(source))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def _check_header(path: Path, header: list[str], separator: str) -> None:
     others = [other for other in SEPARATORS if other != separator and other in header[0]]
     if len(header) == 1 and others:
         raise DataError(
-            f"{path}: separator={separator!r} gives the one column {header[0]!r}; expected "
-            f"separator={others[0]!r}?"
+            f"{path}: {setting('separator', separator)} gives the one column {header[0]!r}; "
+            f"expected {setting('separator', others[0])}?"
         )
     if numbers := [name for name in header if _is_number(name) and not name.isdigit()]:
         raise DataError(
@@ -117,13 +118,13 @@ def _is_number(text: str) -> bool:
 def _not_encoded(path: Path, encoding: str) -> DataError:
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return DataError(f"{path} is UTF-16 text: give encoding='utf-16'")
+        return DataError(f"{path} is UTF-16 text: give {setting('encoding', 'utf-16')}")
     try:
         content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         return DataError(
             f"{path}, line {line}: the byte {content[error.start]:#x} is not {encoding} text. Give "
-            "the encoding of the file, as in encoding='latin-1'"
+            f"the encoding of the file, as in {setting('encoding', 'latin-1')}"
         )
     return DataError(f"{path} is not {encoding} text")

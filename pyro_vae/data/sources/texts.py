@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import narwhals as nw
 import numpy as np
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 
 MOSTLY = 0.5  # text of which a larger share is numbers or dates has faulty values, not levels
@@ -139,7 +140,7 @@ def type_of(texts: Texts) -> str:
                 texts,
                 row,
                 f"is not a {noun}, but {found[observed].mean():.1%} of the values are. Correct it, "
-                f"read it as missing by na=[{texts.all[row]!r}]",
+                f"read it as missing by {setting('na', [texts.all[row]])}",
             )
     for pattern, advice in _FORMS:
         if (found := texts.matches(pattern))[observed].mean() > MOSTLY:
@@ -152,14 +153,14 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
         _OTHER_DATE,
         lambda name: (
             "looks like a date that is not in ISO 8601 format, such as 2020-01-31. Convert the "
-            f"column, as in pd.to_datetime(frame[{name!r}], dayfirst=True)"
+            "column to this format, for example with pandas.to_datetime"
         ),
     ),
     (
         _OTHER_NUMBER,
         lambda name: (
             "looks like a number with a decimal comma, separators of thousands or a unit. Convert "
-            "the column, read a file with decimal=','"
+            f"the column, read a file with {setting('decimal', ',')}"
         ),
     ),
 )
@@ -168,5 +169,5 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
 def _faulty(texts: Texts, row: int, problem: str) -> DataError:
     return DataError(
         f"column {texts.name!r}, row {row}: {texts.all[row]!r} {problem}, or give the kind of the "
-        f"column, as in columns={{{texts.name!r}: 'category'}}"
+        f"column, as in {setting('columns', {texts.name: 'category'})}"
     )

@@ -338,3 +338,29 @@ def test_a_run_is_not_resumed_on_other_counts(place, tmp_path):
     other[place] += 1
     with pytest.raises(ValueError, match="train_sha256"):
         pv.fit(vae(), pv.data.open(sparse.csr_matrix(other)), resume=True, **run)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "anndata"])
+def test_functions_take_matrices_without_a_schema(form):
+    """Numbers are those of the dense array, and need not be counts."""
+    numbers = COUNTS * np.float32(0.5) - np.float32(0.25) * (COUNTS > 2)
+    given = {
+        "csr": sparse.csr_array,
+        "csc": sparse.csc_matrix,
+        "anndata": lambda x: annotated(sparse.csr_matrix(x)),
+    }[form](numbers)
+    scores = []
+    for data in (torch.from_numpy(numbers).float(), given, (given, None)[:1]):
+        torch.manual_seed(0)
+        vae = pv.VAE(
+            pv.priors.StandardNormal(2),
+            pv.likelihoods.Normal(pv.networks.MLP(2, [4], GENES)),
+            pv.guides.DiagonalNormal(pv.networks.MLP(GENES, [4], 4)),
+        )
+        pv.fit(vae, data, epochs=1, batch_size=8, compile=False, progress=False)
+        found = pv.evaluate(vae, data, num_samples=5).log_likelihood
+        x = data[0] if isinstance(data, tuple) else data
+        scores.append((found, vae.encode(x).mean.detach().numpy()))
+    for other in scores[1:]:
+        np.testing.assert_array_equal(other[0], scores[0][0])
+        np.testing.assert_array_equal(other[1], scores[0][1])

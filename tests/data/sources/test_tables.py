@@ -2,6 +2,7 @@
 
 import datetime
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.cli.sources import read_by
 from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.reporting.rows import imputed
 from tests.support.tables import CONTAINERS, random_table
 
 SEEDS = range(8)
@@ -186,3 +188,28 @@ def test_a_schema_reads_other_files_with_the_options_of_the_first(tmp_path):
     torch.testing.assert_close(
         found, torch.tensor([[torch.nan, 0.0], [7.5, torch.nan]]), equal_nan=True
     )
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 7, 8])
+def test_one_rule_summarizes_draws_everywhere(num_draws):
+    """Numbers get numpy's median, and levels the smallest mode, in `center` and in `imputed`."""
+    rng = np.random.default_rng(num_draws)
+    frame = pd.DataFrame({"a": rng.normal(size=30), "b": list("xyz") * 10, "c": [True, False] * 15})
+    data = pv.data.open(frame)
+    numbers = rng.normal(size=(num_draws, 30))
+    levels = rng.integers(0, 3, size=(num_draws, 30))
+    truth = rng.integers(0, 2, size=(num_draws, 30))
+    draws = torch.tensor(np.stack([numbers, levels, truth], axis=-1), dtype=torch.float32)
+    expected = np.stack(
+        [
+            np.median(draws[..., 0].numpy(), axis=0),
+            *([np.bincount(column).argmax() for column in codes.T] for codes in (levels, truth)),
+        ],
+        axis=-1,
+    )
+    found = imputed(SimpleNamespace(impute=lambda x, n: draws), data, [0, 3, 2], num_draws, 0)
+    for summary in (data.schema.center(draws), found["value"]):
+        np.testing.assert_allclose(summary, expected, rtol=1e-6)
+    shares = (draws[..., 1:] == torch.tensor(expected[:, 1:])).float().mean(0)
+    torch.testing.assert_close(found["share"][:, 1:], shares)
+    assert found["share"][:, 0].isnan().all()
