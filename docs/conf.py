@@ -1,8 +1,13 @@
 """Sphinx configuration of the documentation: `make docs`."""
 
 import os
+import sys
+from pathlib import Path
 
 import pyro_vae
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+from links import inventories
 
 project = "pyro_vae"
 author = copyright = "The pyro_vae developers"
@@ -12,12 +17,16 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "commands",
+    "links",
 ]
 root_doc = "index"
-exclude_patterns = ["build", "conf.py"]
+exclude_patterns = ["build", "conf.py", "_ext"]
+default_role = "py:obj"  # `fit` in a docstring links to the reference
 suppress_warnings = ["config.cache", "mystnb.unknown_mime_type"]
 
 # Tutorials are scripts in the percent format of jupytext. They are executed once and cached.
@@ -37,6 +46,8 @@ autodoc_typehints = "none"  # docstrings state types; annotations also hold chec
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_use_rtype = False
+
+intersphinx_mapping = inventories(Path(__file__).parent / "build" / "inventories")
 
 html_theme = "pydata_sphinx_theme"
 html_title = "pyro_vae"

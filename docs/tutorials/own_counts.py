@@ -107,6 +107,6 @@ axis.legend()
 # ## Next
 #
 # - Donors or batches shift all counts: [correct a batch effect](../howto/batch_correction).
-# - `library_size` of a likelihood models shares of the total of each cell, as scVI does. log p(x) is
-#   then conditional on the total, and cannot be compared with the scores above.
+# - `library_size` of a likelihood models shares of the total of each cell, as scVI does. log p(x)
+#   is then conditional on the total, and cannot be compared with the scores above.
 # - Can the posterior of a cell be trusted? [Can I believe it?](believe).

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -52,8 +53,6 @@ for name, width in {"thin": 0.1, "thick": 0.25}.items():
 # found.
 
 # %%
-import pandas as pd
-
 data = pv.data.open(folder, size=20)
 pd.DataFrame(data.schema.rows())
 
@@ -69,7 +68,9 @@ train, test = data.hold_out(0.2)
 vae = pv.suggest(train, latent_dim=4, hidden=[128])
 
 # %%
-fit = pv.fit(vae, train, validation=test, epochs=60, batch_size=50, learning_rate=3e-3, progress=False)
+fit = pv.fit(
+    vae, train, validation=test, epochs=60, batch_size=50, learning_rate=3e-3, progress=False
+)
 figure = pv.plots.learning_curve(fit.history, "bars, 4 latents, seed 0")
 
 # %%
