@@ -23,6 +23,7 @@ extensions = [
     "sphinx_copybutton",
     "commands",
     "links",
+    "mathml",
 ]
 root_doc = "index"
 exclude_patterns = ["build", "conf.py", "_ext"]
@@ -35,6 +36,7 @@ nb_execution_mode = os.environ.get("PYRO_VAE_DOCS_EXECUTION", "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars and warnings of the notebook kernel
 # The first is the format of the pages that autosummary generates.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
@@ -49,6 +51,7 @@ napoleon_use_rtype = False
 
 intersphinx_mapping = inventories(Path(__file__).parent / "build" / "inventories")
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "pyro_vae"
 html_theme_options = {
@@ -58,7 +61,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 
 

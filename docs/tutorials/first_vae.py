@@ -16,7 +16,7 @@
 #
 # Kingma & Welling (2013) train both by maximizing a lower bound on $\log p(x)$, the ELBO (eq. 2):
 #
-# $$\mathcal L = \mathbb E_{q(z\mid x)}\big[\log p(x, z) - \log q(z\mid x)\big] \le \log p(x).$$
+# $$\mathcal L = \mathbb E_{q(z\mid x)}\bigl[\log p(x, z) - \log q(z\mid x)\bigr] \le \log p(x).$$
 
 # %%
 import torch
