@@ -70,7 +70,7 @@ figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
 for kind in range(3):
     axis.plot(*(z @ axes.T)[torch.as_tensor(cell_type[2400:] == kind)].T, ".", label=f"type {kind}")
 axis.set(xlabel="first axis of E[z|x]", ylabel="second axis", title="600 test cells")
-axis.legend()
+_ = axis.legend()
 
 # %% [markdown]
 # ## Does the likelihood matter?
@@ -101,7 +101,7 @@ for (name, table), marker in zip({"data": counts, **simulated}.items(), "o+x", s
     table = np.asarray(table, dtype=float)
     axis.loglog(table.mean(0), table.var(0), marker, label=name, alpha=0.7)
 axis.set(xlabel="mean", ylabel="variance", title="each gene")
-axis.legend()
+_ = axis.legend()
 
 # %% [markdown]
 # ## Next
