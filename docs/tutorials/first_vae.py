@@ -54,7 +54,7 @@ print(vae.check(train[:8]))
 
 # %%
 fit = pv.fit(vae, train, validation=validation, epochs=15, learning_rate=2e-3, progress=False)
-figure = pv.plots.learning_curve(fit.history, "mnist-5k, 2 latents, seed 0")
+pv.plots.learning_curve(fit.history, "mnist-5k, 2 latents, seed 0")
 
 # %% [markdown]
 # Both curves should rise. If the validation curve falls while the training curve rises, the model
@@ -80,7 +80,7 @@ quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95,
 grid = torch.stack(torch.meshgrid(quantiles, -quantiles, indexing="xy"), dim=-1)
 with torch.no_grad():
     images = vae.decode(grid).mean
-figure = pv.plots.mosaic(images, "E[x|z] over the quantiles of the prior")
+pv.plots.mosaic(images, "E[x|z] over the quantiles of the prior")
 
 # %% [markdown]
 # ## Next

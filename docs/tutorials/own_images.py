@@ -71,7 +71,7 @@ vae = pv.suggest(train, latent_dim=4, hidden=[128])
 fit = pv.fit(
     vae, train, validation=test, epochs=60, batch_size=50, learning_rate=3e-3, progress=False
 )
-figure = pv.plots.learning_curve(fit.history, "bars, 4 latents, seed 0")
+pv.plots.learning_curve(fit.history, "bars, 4 latents, seed 0")
 
 # %%
 score = pv.evaluate(vae, test, num_samples=50)
@@ -86,13 +86,13 @@ print(f"{bits:.2f} bits per pixel; uncompressed: 8")
 
 # %%
 x_test = test[:12]
-figure = pv.plots.reconstructions(x_test, vae.reconstruct(x_test), "test images")
+pv.plots.reconstructions(x_test, vae.reconstruct(x_test), "test images")
 
 # %%
 with torch.no_grad():
     z = vae.model.prior().sample((24,))
     new = vae.decode(z).mean
-figure = pv.plots.image_grid(new, "E[x|z] for z from the prior")
+pv.plots.image_grid(new, "E[x|z] for z from the prior")
 
 # %% [markdown]
 # Some of them show two bars or a smear. The angles form a circle, and a normal prior has no hole:

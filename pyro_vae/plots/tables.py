@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from pyro_vae.plots.encoding import Figure
 
 Columns: TypeAlias = Mapping[str, ArrayLike]
 Levels: TypeAlias = Mapping[str, Sequence[object]]
