@@ -53,7 +53,7 @@ print(vae.check(train[:8]))
 # ## Training
 
 # %%
-fit = pv.fit(vae, train, validation=validation, epochs=15, learning_rate=2e-3, progress=False)
+fit = pv.fit(vae, train, validation=validation, epochs=40, learning_rate=5e-3, progress=False)
 pv.plots.learning_curve(fit.history, "mnist-5k, 2 latents, seed 0")
 
 # %% [markdown]

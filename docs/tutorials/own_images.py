@@ -90,7 +90,7 @@ pv.plots.reconstructions(x_test, vae.reconstruct(x_test), "test images")
 
 # %%
 with torch.no_grad():
-    z = vae.model.prior().sample((24,))
+    z = vae.model.prior().sample((25,))
     new = vae.decode(z).mean
 pv.plots.image_grid(new, "E[x|z] for z from the prior")
 
