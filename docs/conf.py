@@ -1,8 +1,13 @@
 """Sphinx configuration of the documentation: `make docs`."""
 
 import os
+import sys
+from pathlib import Path
 
 import pyro_vae
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+from links import inventories
 
 project = "pyro_vae"
 author = copyright = "The pyro_vae developers"
@@ -12,12 +17,17 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "commands",
+    "links",
+    "mathml",
 ]
 root_doc = "index"
-exclude_patterns = ["build", "conf.py"]
+exclude_patterns = ["build", "conf.py", "_ext"]
+default_role = "py:obj"  # `fit` in a docstring links to the reference
 suppress_warnings = ["config.cache", "mystnb.unknown_mime_type"]
 
 # Tutorials are scripts in the percent format of jupytext. They are executed once and cached.
@@ -26,6 +36,7 @@ nb_execution_mode = os.environ.get("PYRO_VAE_DOCS_EXECUTION", "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars and warnings of the notebook kernel
 # The first is the format of the pages that autosummary generates.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
@@ -38,6 +49,9 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 
+intersphinx_mapping = inventories(Path(__file__).parent / "build" / "inventories")
+
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "pyro_vae"
 html_theme_options = {
@@ -47,7 +61,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 
 

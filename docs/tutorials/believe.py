@@ -13,7 +13,10 @@
 # corrected posterior with a certificate for each datum.
 
 # %%
+import arviz_plots
+import arviz_stats
 import numpy as np
+import pandas as pd
 import torch
 
 import pyro_vae as pv
@@ -77,3 +80,42 @@ print(f"          {scores.mean('log_likelihood'):.2f} from the refined proposal 
 # %%
 uncured = np.flatnonzero(refined_khat > 0.7)
 print("still unreliable:", uncured.tolist())
+
+# %% [markdown]
+# ## 5. The posterior in ArviZ
+#
+# `from_pyro_svi` packs samples, data and weights into the `DataTree` that ArviZ reads. Here are the
+# latents of the datum with the largest k-hat: first from the guide, then resampled by the weights
+# of the refined proposal. Samples are independent, so R-hat has no meaning: `kind="stats"`.
+
+# %%
+worst = int(khat.argmax())
+trees = {
+    name: pv.from_pyro_svi(
+        vae.model,
+        vae.guide,
+        model_args=(x[worst : worst + 1],),
+        num_samples=500,
+        posterior=posterior,
+        seed=1,
+    )
+    for name, posterior in {"guide": "guide", "refined": "resampled"}.items()
+}
+tables = {
+    name: arviz_stats.summary(tree, var_names=["z"], kind="stats").iloc[:, :2].astype(float)
+    for name, tree in trees.items()
+}
+pd.concat(tables, axis=1)
+
+# %%
+plot = arviz_plots.plot_forest(trees, var_names=["z"])
+
+# %% [markdown]
+# The guide is usually narrower than the posterior and sometimes displaced. For log p(x) with its
+# k-hat as an ArviZ object, for `compare` and `plot_khat`, use `pv.elpd_marginal`. `arviz_stats.loo`
+# is wrong for such a model: it leaves out the datum, and the latent of the datum returns to the
+# prior.
+
+# %%
+tree = pv.from_pyro_svi(vae.model, vae.guide, model_args=(x,), num_samples=500, seed=1)
+print(pv.elpd_marginal(tree))

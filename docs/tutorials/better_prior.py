@@ -60,4 +60,4 @@ for name, score in scores.items():
 # MNIST.
 
 # %%
-figure = pv.plots.image_grid(vaes["flow"].sample(32), "samples of the VAE with a flow prior")
+pv.plots.image_grid(vaes["flow"].sample(36), "samples of the VAE with a flow prior")

@@ -16,7 +16,7 @@
 #
 # Kingma & Welling (2013) train both by maximizing a lower bound on $\log p(x)$, the ELBO (eq. 2):
 #
-# $$\mathcal L = \mathbb E_{q(z\mid x)}\big[\log p(x, z) - \log q(z\mid x)\big] \le \log p(x).$$
+# $$\mathcal L = \mathbb E_{q(z\mid x)}\bigl[\log p(x, z) - \log q(z\mid x)\bigr] \le \log p(x).$$
 
 # %%
 import torch
@@ -53,8 +53,8 @@ print(vae.check(train[:8]))
 # ## Training
 
 # %%
-fit = pv.fit(vae, train, validation=validation, epochs=15, learning_rate=2e-3, progress=False)
-figure = pv.plots.learning_curve(fit.history, "mnist-5k, 2 latents, seed 0")
+fit = pv.fit(vae, train, validation=validation, epochs=40, learning_rate=5e-3, progress=False)
+pv.plots.learning_curve(fit.history, "mnist-5k, 2 latents, seed 0")
 
 # %% [markdown]
 # Both curves should rise. If the validation curve falls while the training curve rises, the model
@@ -80,7 +80,7 @@ quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95,
 grid = torch.stack(torch.meshgrid(quantiles, -quantiles, indexing="xy"), dim=-1)
 with torch.no_grad():
     images = vae.decode(grid).mean
-figure = pv.plots.mosaic(images, "E[x|z] over the quantiles of the prior")
+pv.plots.mosaic(images, "E[x|z] over the quantiles of the prior")
 
 # %% [markdown]
 # ## Next

@@ -6,12 +6,12 @@ from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.images import displayable, literal
 from pyro_vae.plots.palette import BLUE, CLASSES, DARK, ORANGE, VERMILION
 

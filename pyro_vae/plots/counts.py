@@ -1,10 +1,10 @@
 """Plots of counts: the moments of data next to those of samples of a model."""
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
+from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.palette import BLUE, GREY
 
 

@@ -2,10 +2,17 @@
 
 import io
 
-from matplotlib.figure import Figure
+from matplotlib import figure as mpl
 
 
-def encoded(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
+class Figure(mpl.Figure):
+    """A figure that notebooks display as the value of a cell, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return encoded(self, dpi=100)
+
+
+def encoded(figure: mpl.Figure, kind: str = "png", dpi: int = 150) -> bytes:
     """Return a figure as the bytes of an image file.
 
     Args:

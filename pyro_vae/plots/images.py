@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from pyro_vae.plots.encoding import Figure
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.palette import BLUE, ORANGE, VERMILION
 
 Columns: TypeAlias = Mapping[str, ArrayLike]

@@ -71,7 +71,7 @@ def _compared(
     title = f"{subject.title}\n{len(x):,} test data and "
     first = {name: data[name] for name in shown}
     of_model = f"{title}{ROWS:,} samples of the model"
-    found = {"columns": plots.marginals(first, model, of_model, levels)}
+    found: dict[str, Figure] = {"columns": plots.marginals(first, model, of_model, levels)}
     if pairs := most_dependent(first, {*levels}):
         title += "as many samples of the model"
         found["dependence"] = plots.dependence(pairs, data, as_many, title, levels)

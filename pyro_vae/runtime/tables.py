@@ -14,7 +14,7 @@ def rendered(item: Renderable, width: int) -> str:
     """Return the text that rich prints for an object on a console of `width` columns."""
     from rich.console import Console
 
-    console = Console(width=width)
+    console = Console(width=width, force_jupyter=False)  # a capture would also be displayed
     with console.capture() as capture:
         console.print(item)
     return capture.get()
