@@ -25,17 +25,37 @@ def setting(name: str, value: object = ANY) -> str:
         name: Name of the argument in Python.
         value: Its value; by default, the message is about any value.
 
+    Returns:
+        `columns={'age': 'real'}` in Python, `--column age=real` in a command.
+
     Example:
         >>> from pyro_vae.arguments import setting
         >>> setting("columns", {"age": "real"})
         "columns={'age': 'real'}"
+
+    See also: `settings_written_by`.
     """
     return _form.get()(name, value)
 
 
 @contextlib.contextmanager
 def settings_written_by(form: Form) -> Iterator[None]:
-    """Write arguments in messages by another function of name and value."""
+    """Write arguments in messages by another function of name and value.
+
+    Args:
+        form: Function that writes an argument.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> from pyro_vae.arguments import setting, settings_written_by
+        >>> with settings_written_by(lambda name, value: f"--{name} {value}"):
+        ...     setting("size", 64)
+        '--size 64'
+
+    See also: `setting`.
+    """
     token = _form.set(form)
     try:
         yield
