@@ -141,14 +141,14 @@ def _autoregressive(latent_dim: int, guide: Part, data: Dataset) -> Part:
 
 
 _VAMP: Callable[..., Part] = functools.partial(suggestion.vamp, num_pseudo_inputs=500)
-_GATED: dict[str, Any] = {
+_GATED: dict[str, object] = {
     "latent_dim": 40, "hidden": [300, 300], "conv": False, "network": {"block": "gated"}
 }  # fmt: skip
-_TANH: dict[str, Any] = {"latent_dim": 50, "hidden": [200, 200], "conv": False}
-_RELU: dict[str, Any] = {
+_TANH: dict[str, object] = {"latent_dim": 50, "hidden": [200, 200], "conv": False}
+_RELU: dict[str, object] = {
     "latent_dim": 40, "hidden": [400], "conv": False, "network": {"activation": "relu"}
 }  # fmt: skip
-_CONVOLUTIONAL: dict[str, Any] = {
+_CONVOLUTIONAL: dict[str, object] = {
     "latent_dim": 64,
     "conv": True,
     "network": {"channels": [64, 64, 128], "stem": 16},

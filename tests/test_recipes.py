@@ -97,7 +97,7 @@ def test_models_of_recipes_train_score_and_are_loaded(name, tmp_path):
 
 
 def test_convolutions_are_refused_for_other_data():
-    with pytest.raises(DataError, match=r"conv=True needs images .* got shape \(4,\)"):
+    with pytest.raises(DataError, match=r"\(conv=True\) need images .* got data of shape \(4,\)"):
         pv.suggest(torch.randn(10, 4).numpy(), conv=True, show=False)
 
 

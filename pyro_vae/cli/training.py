@@ -156,12 +156,12 @@ def train(
 
     if source and data and source != data:
         raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
+    followed = _recipe(recipe, objective, particles, learning_rate)
     options = options_of(column, labels, size, key, schema, option)
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
     training, validation, held_out = origin.split()
     if training.schema is not None:
         print_schema(training)
-    followed = _recipe(recipe, objective, particles, learning_rate)
     torch.manual_seed(seed)
     vae = _built(
         training,

@@ -128,7 +128,7 @@ class Explorer:
 
         return Widget(contents=self.contents)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+    def _repr_mimebundle_(self, **kwargs: object) -> object:
         return self.widget()._repr_mimebundle_(**kwargs)
 
 

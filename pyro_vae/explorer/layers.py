@@ -15,7 +15,7 @@ from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardized
 from pyro_vae.networks.blocks import Gated, Residual
 from pyro_vae.pairs.pair import PairError
 
-Layer: TypeAlias = dict[str, Any]
+Layer: TypeAlias = dict[str, object]
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -34,14 +34,14 @@ class Layers:
         self.shape = shape
         self.tensors: list[Tensor] = []
 
-    def of(self, module: Any) -> list[Layer]:
+    def of(self, module: object) -> list[Layer]:
         """Return the layers of a module and update `shape`.
 
         Raises:
             PairError: If the module has no equivalent among the layers.
         """
         export = EXPORTS.get(type(module))
-        if export is None:
+        if export is None or not isinstance(module, nn.Module):
             raise PairError(
                 f"the explorer cannot run a {type(module).__name__} in the page; expected a chain "
                 f"of {', '.join(sorted({kind.__name__ for kind in EXPORTS} - HIDDEN))}"
@@ -78,7 +78,7 @@ def _linear(layers: Layers, module: nn.Linear) -> list[Layer]:
     return [_weighted(layers, "linear", module)]
 
 
-def _weighted(layers: Layers, op: str, module: Any, **settings: Any) -> Layer:
+def _weighted(layers: Layers, op: str, module: nn.Module, **settings: object) -> Layer:
     numbers = {name: layers.number(getattr(module, name)) for name in ("weight", "bias")}
     return {"op": op, **numbers, **settings}
 
@@ -148,7 +148,7 @@ def _standardized(layers: Layers, module: Standardized) -> list[Layer]:
     layers.expect(module, len(layers.shape) == 1)
     scale = (1 / module.unit).expand(layers.shape)
     shift = (-module.shift / module.unit).expand(layers.shape)
-    affine = {"op": "affine", "scale": layers.number(scale), "shift": layers.number(shift)}
+    affine: Layer = {"op": "affine", "scale": layers.number(scale), "shift": layers.number(shift)}
     return [affine, *layers.of(module.network)]
 
 

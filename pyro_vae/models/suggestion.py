@@ -90,11 +90,14 @@ def suggest(
             "suggest builds a ConditionalVAE of counts only. Build one for other data with "
             "context, from networks.WithContext"
         )
-    if conv and (len(dataset.event_shape) != 3 or hidden is not None):
+    if conv and len(dataset.event_shape) != 3:
         raise DataError(
-            f"{setting('conv', True)} needs images of shape (channels, height, width) and no "
-            f"{setting('hidden')}, got shape {tuple(dataset.event_shape)} and "
-            f"{setting('hidden', hidden)}"
+            f"convolutional networks ({setting('conv', True)}) need images of shape (channels, "
+            f"height, width), got data of shape {tuple(dataset.event_shape)}"
+        )
+    if conv and hidden is not None:
+        raise DataError(
+            f"expected {setting('conv', True)} or {setting('hidden')}, got both: {hidden}"
         )
     size = torch.Size(dataset.event_shape).numel()
     latent_dim = latent_dim or min(20, max(2, size // 3))

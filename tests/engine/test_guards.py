@@ -1,6 +1,7 @@
 """The guards of a compiled step read the values of the user's programs, and not too many."""
 
 import functools
+import itertools
 import warnings
 import weakref
 
@@ -12,6 +13,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.engine import guards
 from pyro_vae.engine.compilation_warning import CompilationWarning
+from tests.support.grids import thinned
 from tests.support.pyro_programs import both
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
@@ -44,8 +46,10 @@ HOLDERS = {
 
 
 @pytest.mark.usefixtures("graph_only")
-@pytest.mark.parametrize("kind", [pv.SVI, OwnSVI, pyro.infer.SVI])
-@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    thinned(itertools.product([pv.SVI, OwnSVI, pyro.infer.SVI], HOLDERS), every=4),
+)
 def test_an_object_that_holds_its_svi_costs_what_it_costs_without(name, kind):
     def sizes(hold):
         torch.manual_seed(0)
@@ -145,6 +149,7 @@ class Doubled(torch.distributions.transforms.Transform):
         return y / 2
 
 
+@pytest.mark.usefixtures("graph_only")
 def test_caches_of_transforms_are_no_settings():
     transform = Doubled(cache_size=1)
 

@@ -121,7 +121,7 @@ def test_each_process_says_what_is_wrong_in_one(together):
         assert "DistributedError: the processes have different settings: seed is" in said
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_checkpoint_is_for_any_number_of_processes(before, after, alone, tmp_path):
     launch("stop", tmp_path, num=before)
     assert_same_numbers(launch("resume", tmp_path, num=after), alone["eager"])
