@@ -26,7 +26,7 @@ extensions = [
     "mathml",
 ]
 root_doc = "index"
-exclude_patterns = ["build", "conf.py", "_ext"]
+exclude_patterns = ["build", "conf.py", "_ext", "pictures"]
 default_role = "py:obj"  # `fit` in a docstring links to the reference
 suppress_warnings = ["config.cache", "mystnb.unknown_mime_type"]
 
