@@ -70,5 +70,5 @@ def test_convolutions_on_request():
     x = torch.zeros(4, 1, 16, 16)
     vae = pv.suggest(pv.data.Dataset(x + 0.5), latent_dim=2, conv=True, show=False)
     assert type(vae.guide.posterior.encoder).__name__ == "ConvEncoder"
-    with pytest.raises(pv.data.DataError, match="conv=True needs images"):
+    with pytest.raises(pv.data.DataError, match=r"\(conv=True\) need images"):
         pv.suggest(pv.data.Dataset(torch.rand(4, 1001)), conv=True, show=False)
