@@ -38,7 +38,9 @@ def row_columns(rows: "Dataset") -> "Columns":
     """Return the number of each row, counted from 0, and its class if there is one."""
     columns: Columns = {"row": range(len(rows))}
     if rows.labels is not None:
-        names = rows.class_names or range(int(rows.labels.max()) + 1)
+        from pyro_vae.data.classes import names_of_classes
+
+        names = names_of_classes(rows.labels, rows.class_names)
         columns["class"] = [names[int(label)] for label in rows.labels]
     return columns
 

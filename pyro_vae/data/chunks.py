@@ -20,6 +20,12 @@ def spans(num_data: int, rows: int, least: int) -> Iterator[slice]:
         start = stop
 
 
+def evenly_spaced(num_data: int, count: int) -> slice:
+    """Return `count` positions at even distances, or all of fewer data."""
+    step = max(1, num_data // count)
+    return slice(0, step * count, step)
+
+
 def recut(batches: Iterable[Batch], rows: int, least: int) -> Iterator[tuple[int, Batch]]:
     """Cut batches of any sizes into the chunks of `spans`; yield each with its first row's number.
 

@@ -50,6 +50,11 @@ def classes_of(
     return labels, names
 
 
+def names_of_classes(labels: Tensor, class_names: Sequence[str]) -> Sequence[str] | range:
+    """Return the names of the classes, by default their numbers."""
+    return class_names or range(int(labels.max()) + 1)
+
+
 def _numbered(labels: Labels, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
     """Return labels that are not a tensor as class numbers, and the names of the classes."""
     entries = labels if isinstance(labels, list | tuple) else np.asarray(labels).tolist()

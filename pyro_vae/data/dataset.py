@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pyro_vae.arguments import Seed, check_fields, checked, setting
 from pyro_vae.data import moments
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
+from pyro_vae.data.chunks import evenly_spaced
 from pyro_vae.data.classes import classes_of
 from pyro_vae.data.containers import as_rows
 from pyro_vae.data.conversion import as_tensor, check_numbers
@@ -207,8 +208,7 @@ class Dataset:
 
     def spread_batch(self, count: int) -> Batch:
         """Return the arguments of model and guide for the data of `spread`: x and its context."""
-        step = max(1, len(self) // count)
-        return self.batch(slice(0, step * count, step))
+        return self.batch(evenly_spaced(len(self), count))
 
     def sample(self) -> Tensor:
         """Return data as they are scored: all if they are in memory, or else some of them."""

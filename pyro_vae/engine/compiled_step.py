@@ -14,7 +14,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.engine.backward_passes import Operations, has_custom_functions
+from pyro_vae.engine.backward_passes import Operations
 from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
 from pyro_vae.engine.cuda_graph import in_cuda_graph
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, optimizer_of, scheduled
@@ -53,6 +53,8 @@ class CompiledStep:
         self.verified_at = self.bound_at = self.unverified = 0
         self.ran_at = 0  # clock of the last step
         self.backward: list[Operations] = []
+        # Whether gradients of the program can differ from the derivatives of its loss.
+        self.defines_gradients = capture.stops_gradients
         self.largest_loss = 0.0  # of the verified steps
         # One optimizer for each parameter group: its hyperparameters hold for the whole group.
         self._heads = list({id(opt.group): opt for opt in optimizers or ()}.values())
@@ -79,11 +81,6 @@ class CompiledStep:
         }
         self._versions: list[int] = []
         self._compiled = self._compile(inputs, tolerance)
-
-    @property
-    def defines_gradients(self) -> bool:
-        """Whether gradients of the program can differ from the derivatives of its loss."""
-        return self.capture.stops_gradients or has_custom_functions(self.backward)
 
     def is_current(self, optim: PyroOptim) -> bool:
         """Return whether the optimizer is the one that the program was compiled for."""

@@ -11,7 +11,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from pyro_vae.engine.backward_passes import backward_passes
+from pyro_vae.engine.backward_passes import backward_passes, has_custom_functions
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.comparison import Comparison
 from pyro_vae.engine.compiled_step import CompiledStep
@@ -95,8 +95,13 @@ class VerifiedSteps:
         Raises:
             Exception: The exceptions of the step.
         """
-        with backward_passes(run=True) as comparison.program.backward:
-            return self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
+        program = comparison.program
+        with backward_passes(run=True) as program.backward:
+            loss = self.svi.eager_step(call.args, call.kwargs, call.share, comparison.observe)
+        program.defines_gradients = program.capture.stops_gradients or has_custom_functions(
+            program.backward
+        )
+        return loss
 
     def close(
         self,

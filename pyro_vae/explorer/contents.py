@@ -1,11 +1,11 @@
 """The contents of an explorer: decoder, data, latents and draws, as JSON."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.chunks import evenly_spaced
+from pyro_vae.data.classes import names_of_classes
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.diagnostics.collapse import collapse
 from pyro_vae.evaluation import evaluate
@@ -81,8 +81,7 @@ def _rows(data: Dataset, num_data: int) -> np.ndarray:
     size = max(1, int(np.prod(data.event_shape)))
     size *= 1 if len(data.event_shape) == 3 else 4
     count = max(2, min(num_data, len(data), MAX_DATA_BYTES // size))
-    step = max(1, len(data) // count)
-    return np.arange(0, len(data), step)[:count]
+    return np.arange(len(data))[evenly_spaced(len(data), count)]
 
 
 def _means(vae: VAE, x: Tensor, geometry: str) -> Tensor:
@@ -98,7 +97,7 @@ def _classes(data: Dataset, rows: np.ndarray) -> JSONObject:
     if data.labels is None:
         return {"labels": None, "class_names": []}
     labels = data.labels[torch.from_numpy(rows)].tolist()
-    names: Any = data.class_names or range(int(data.labels.max()) + 1)
+    names = names_of_classes(data.labels, data.class_names)
     return {"labels": labels, "class_names": [str(name) for name in names]}
 
 

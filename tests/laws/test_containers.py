@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import random
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.support.containers import (
     image_files,
     memmaps,
 )
+from tests.support.grids import thinned
 
 NUM_DATA, LATENTS = 83, 2
 K = 10
@@ -177,15 +179,12 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-def every_function_and_container():
-    """All functions with all containers; a third of the functions for each is fast.
-
-    All read rows by one protocol. Each container is scored in the fast suite, too.
-    """
-    for i, function in enumerate(FUNCTIONS):
-        for j, container in enumerate(CONTAINERS):
-            fast = function is evaluated or (i + j) % 3 == 0
-            yield pytest.param(function, container, marks=() if fast else pytest.mark.slow)
+# Each container with `evaluated`, and with a third of the other functions: all read rows by one
+# protocol. The slow suite has all pairs.
+PAIRS = [
+    *itertools.product([evaluated], CONTAINERS),
+    *thinned(itertools.product(FUNCTIONS[1:], CONTAINERS), every=3),
+]
 
 
 def assert_same(found, expected):
@@ -195,7 +194,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize(("function", "container"), [*every_function_and_container()])
+@pytest.mark.parametrize(("function", "container"), PAIRS)
 def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path, of_a_tensor):
     part = (22, 18) if function is chained else (NUM_DATA, 0)
     rows = tuple(values[part[1] : part[0]] for values in rows)
