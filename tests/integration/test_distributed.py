@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,36 +13,27 @@ import torch
 
 from pyro_vae import distributed
 from tests.support import processes
+from tests.support.programs import ROOT, environment, run, run_alone, run_group
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the runs of `alone` and `together` are shared
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/support/processes.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def environment():
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    variables.pop("PYTEST_XDIST_WORKER", None)
-    return variables
-
-
-def launch(job, folder, *options, num=2):
+def launch(job, folder, num=2):
     """Run a job in several processes, or in one; return what its first process found."""
-    if num == 1:
-        command = [sys.executable]
-    else:
-        command = [*TORCHRUN, "--standalone", f"--nproc-per-node={num}", *options]
-    done = subprocess.run(
-        [*command, str(SCRIPT), job, str(folder)],
-        env=environment(),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = [SCRIPT, job, folder]
+    for done in [run(command, folder)] if num == 1 else run_group(command, folder, num):
+        assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / f"{job}-{num}.json").read_text())
+
+
+def torchrun(job, folder, *options):
+    """Run a job by `torchrun` in two processes; return what its first process found."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    done = run_alone([*command, SCRIPT, job, folder], folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / f"{job}-2.json").read_text())
 
 
 def assert_same_numbers(one, other):
@@ -128,7 +118,7 @@ def test_a_checkpoint_is_for_any_number_of_processes(before, after, alone, tmp_p
 
 
 def test_a_killed_process_is_started_again_and_training_goes_on(alone, tmp_path):
-    found = launch("killed", tmp_path, "--max-restarts=1")
+    found = torchrun("killed", tmp_path, "--max-restarts=1")
     assert found["restarts"] == 1
     assert found["steps taken"] == 2 * processes.STEPS  # the epoch before was not repeated
     assert_same_numbers(found, alone["eager"])
@@ -137,7 +127,7 @@ def test_a_killed_process_is_started_again_and_training_goes_on(alone, tmp_path)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads threads from /proc")
 def test_no_thread_outlives_the_group(tmp_path):
     """One that lets go of a tensor while Python ends would abort the process."""
-    threads = launch("leave", tmp_path)
+    threads = torchrun("leave", tmp_path)
     assert threads
     assert not [name for name in threads if "gloo" in name]
 
@@ -145,7 +135,7 @@ def test_no_thread_outlives_the_group(tmp_path):
 def test_a_signal_to_one_ends_all_in_order(tmp_path):
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", str(SCRIPT), "wait", str(tmp_path)]
     process = subprocess.Popen(
-        command, env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        command, env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
@@ -211,7 +201,7 @@ def test_two_hosts_train_together_and_one_goes_on_alone(hosts, tmp_path):
         agents.append(
             subprocess.Popen(
                 [*command, str(SCRIPT), "hosts", str(tmp_path)],
-                env=environment() | {"GLOO_SOCKET_IFNAME": cable},
+                env=environment(tmp_path) | {"GLOO_SOCKET_IFNAME": cable},
                 cwd=tmp_path, stdout=logs[-1], stderr=subprocess.STDOUT, start_new_session=True,
             )
         )  # fmt: skip
@@ -260,7 +250,7 @@ def test_the_example_trains_compiled_in_two_processes(tmp_path):
     options = ["--epochs", "180", "--hidden", "50"]  # 5,220 steps, which earn compiling
     done = subprocess.run(
         [*TORCHRUN, "--standalone", "--nproc-per-node=2", *example, *options],
-        env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 LIBRARIES = [
     "pyro_vae", "pyro_vae.cli.app", "pyro_vae.models.vae", "pyro_vae.training.fit", "arviz",
     "arviz_plots", "matplotlib.pyplot", "pandas", "sklearn", "torchvision", "torch._dynamo",
+    "torch._inductor.compile_fx",
 ]  # fmt: skip
 # A proxy that nobody listens at: the program finds no network, whatever the machine has.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
@@ -34,22 +36,47 @@ def environment(cwd, *, data=None):
 
 def run(command, cwd, *, data=None, timeout=300):
     """Run `[script, *arguments]`, `["-m", module, *arguments]` or `["-c", code]` in a folder."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
-    words = [str(word) for word in command]
-    files = [cwd / f".{name}-{os.urandom(4).hex()}" for name in ("stdout", "stderr")]
-    process = context.Process(
-        target=_main, args=(words, cwd, environment(cwd, data=data), files)
-    )  # fmt: skip
-    process.start()
-    process.join(timeout)
-    if process.is_alive():
-        process.kill()
-        raise subprocess.TimeoutExpired(words, timeout)
-    stdout, stderr = (path.read_text() for path in files)
-    for path in files:
-        path.unlink()
-    return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
+    program = Program(command, cwd, environment(cwd, data=data))
+    return program.result(timeout)
+
+
+def run_group(command, cwd, num, timeout=300):
+    """Run the same command as `torchrun` runs it in several processes; return what each gave."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num),
+        "TORCHELASTIC_RUN_ID": "group", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    programs = [
+        Program(command, cwd, environment(cwd) | group | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(num))
+    ]
+    return [program.result(timeout) for program in programs]
+
+
+class Program:
+    """A command that runs in a forked process."""
+
+    def __init__(self, command, cwd, env):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LIBRARIES)
+        self.words = [str(word) for word in command]
+        self.files = [cwd / f".{name}-{os.urandom(4).hex()}" for name in ("stdout", "stderr")]
+        self.process = context.Process(target=_main, args=(self.words, cwd, env, self.files))
+        self.process.start()
+
+    def result(self, timeout):
+        """Wait until it ends; return its exit status and what it printed."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            raise subprocess.TimeoutExpired(self.words, timeout)
+        stdout, stderr = (path.read_text() for path in self.files)
+        for path in self.files:
+            path.unlink()
+        return subprocess.CompletedProcess(self.words, self.process.exitcode, stdout, stderr)
 
 
 def run_alone(command, cwd, timeout=300):
