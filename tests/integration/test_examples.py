@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from tests.support.grids import thinned
-from tests.support.programs import ROOT, run, run_alone
+from tests.support.programs import ROOT, run
 
 # For each example the arguments that make it short.
 EXAMPLES = {
@@ -210,7 +210,7 @@ def test_lightning_trains_the_pair_on_two_processes(tmp_path):
     pytest.importorskip("lightning")
     path = ROOT / "examples/lightning_ddp.py"
     assert len(path.read_text().splitlines()) < 60
-    done = run_alone([path, *EXAMPLES["lightning_ddp.py"], "--out", "run"], tmp_path)
+    done = run([path, *EXAMPLES["lightning_ddp.py"], "--out", "run"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("KL(q(z|x)") == 1  # of two processes one prints
     assert (tmp_path / "run/samples.png").stat().st_size > 5000
