@@ -220,6 +220,8 @@ def _record(
     # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    from pyro_vae.engine.inductor import one_fake_mode
+
     reader = ValueReader()
     parameters: list[Tensor] = []
     used: list[Tensor] = []
@@ -235,7 +237,7 @@ def _record(
     versions = [tensor._version for tensor in inputs]
     try:
         # The backward pass of a GPU would otherwise run in another thread, where nothing is traced.
-        with torch.autograd.set_multithreading_enabled(False):
+        with torch.autograd.set_multithreading_enabled(False), one_fake_mode():
             graph = make_fx(traced, decomposition_table=_explicit_mutation())(*inputs)
     except NotCompilable:
         raise

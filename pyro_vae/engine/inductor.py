@@ -121,13 +121,24 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
     return compiled
 
 
+def one_fake_mode() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which `make_fx` describes all tensors of a graph in one fake mode.
+
+    By default it makes a mode for every operation, which takes most of the time of recording.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+
+
 def functional(function: Callable[..., object], inputs: list[Tensor]) -> fx.GraphModule:
     """Record `function(*inputs)` as a graph without in-place changes, except to its inputs."""
     # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
     from torch._functorch.compile_utils import fx_graph_cse
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.no_grad():
+    with torch.no_grad(), one_fake_mode():
         functionalized = torch.func.functionalize(function, remove="mutations")
         graph = make_fx(functionalized, decomposition_table=_decompositions())(*inputs)
     graph.graph.set_codegen(fx.graph.CodeGen())
