@@ -281,8 +281,7 @@ def timings(run: Run) -> Iterator[tuple[str, Callable[[], Result]]]:
             f"a step at {size.name}",
             functools.partial(step_times, run, size, 5, 20, "few"),
         )
-    if hasattr(pv, "refine"):
-        yield "refined log p(x)", functools.partial(refined_times, run)
+    yield "refined log p(x)", functools.partial(refined_times, run)
 
 
 # -- tables ---------------------------------------------------------------------------------------
