@@ -6,7 +6,7 @@ A small beta at the start of training keeps the guide from collapsing to the pri
 decoder uses the latents. A large beta throughout favors independent latents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -31,10 +31,11 @@ from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
 
 Share: TypeAlias = Annotated[float, Number(above=0, maximum=1)]
-AnyBeta: TypeAlias = (
+OneBeta: TypeAlias = (
     AtLeastZero
     | Annotated[Callable[[int], float], Instance((), "a function of the step", functions=True)]
 )
+AnyBeta: TypeAlias = OneBeta | Mapping[str, OneBeta]
 Objective: TypeAlias = Annotated[ELBO, Instance((ELBO,), "an objective such as Trace_ELBO()")]
 
 
@@ -104,15 +105,32 @@ class Cyclic:
 
 
 class _ScaleLatents(Messenger):
-    """Effect handler that scales the log densities of the latents."""
+    """Effect handler that scales the log densities of the latents.
 
-    def __init__(self, scale: Tensor) -> None:
+    Args:
+        beta: Scale of all latents, or the scales of the named ones, shape `(len(names),)`.
+        names: Names of latents. Empty: all.
+    """
+
+    def __init__(self, beta: Tensor, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.scale = scale
+        self.beta, self.names = beta, names
+        self.missing = set(names)
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        if self.missing and args[0] is None:
+            missing = ", ".join(map(repr, sorted(self.missing)))
+            raise ArgumentError(f"beta has a value for {missing}, which is no latent of the pair")
 
     def _pyro_sample(self, msg: Node) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.scale
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        if not self.names:
+            msg["scale"] = msg["scale"] * self.beta
+        elif msg["name"] in self.names:
+            msg["scale"] = msg["scale"] * self.beta[self.names.index(msg["name"])]
+            self.missing.discard(msg["name"])
 
 
 class Beta(ELBO):
@@ -123,11 +141,14 @@ class Beta(ELBO):
     a bound.
 
     Args:
-        beta: A number, or a function of the step (counted from 0) such as `Linear` or `Cyclic`.
+        beta: A number, or a function of the step (counted from 0) such as `Linear` or `Cyclic`. Or
+            a mapping from names of latents to these, such as the layers of a `LadderVAE`: Sønderby
+            et al. (2016), "Ladder Variational Autoencoders", section 2.3. Other latents have 1.
         objective: Objective to scale. Default: `Trace_ELBO()`.
 
     Raises:
-        ValueError: If beta is a negative or infinite number.
+        ValueError: If beta is a negative or infinite number or an empty mapping; or, when the
+            programs run, if it names a site that is not a latent.
 
     Example:
         >>> import torch
@@ -144,6 +165,9 @@ class Beta(ELBO):
         >>> fit = pv.fit(vae, x, objective=objective, epochs=1)
         >>> "train_objective" in fit.history[0]
         True
+        >>> by_layer = pv.objectives.Beta({"z": pv.objectives.Linear(100)})
+        >>> by_layer.beta
+        tensor([0.], dtype=torch.float64)
 
     See also: `Linear`, `Cyclic`, `FreeBits`.
     """
@@ -154,7 +178,8 @@ class Beta(ELBO):
     def __init__(self, beta: AnyBeta, objective: Objective | None = None) -> None:
         self.objective: Any = Trace_ELBO() if objective is None else objective
         super().__init__(num_particles=self.objective.num_particles)
-        self.schedule = beta if callable(beta) else lambda step: beta
+        self.names = tuple(beta) if isinstance(beta, Mapping) else ()
+        self.schedule = _schedule(beta)
         # Both are tensors that change in-place. A compiled step reads the new beta. A step count as
         # a Python number would be a guard that forces a new graph capture at each step.
         self._num_steps = torch.tensor(0)
@@ -169,7 +194,7 @@ class Beta(ELBO):
     @property
     def is_bound(self) -> bool:
         """Whether the value is a lower bound of log p(x) at the current beta."""
-        return self.beta.item() >= 1 and getattr(self.objective, "is_bound", True)
+        return bool((self.beta >= 1).all()) and getattr(self.objective, "is_bound", True)
 
     @property
     def needs_reparameterization(self) -> bool:
@@ -187,7 +212,7 @@ class Beta(ELBO):
 
     def advance(self) -> None:
         """Set beta for the next step."""
-        self.beta.fill_(self.schedule(self.num_steps))
+        self.beta.copy_(torch.as_tensor(self.schedule(self.num_steps), dtype=torch.float64))
         self.num_steps += 1
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
@@ -218,9 +243,19 @@ class Beta(ELBO):
         )
 
     def _scaled(self, program: Program) -> Program:
-        return _ScaleLatents(self.beta)(program)
+        return _ScaleLatents(self.beta, self.names)(program)
 
     def _get_trace(
         self, model: Program, guide: Program, args: Args, kwargs: KwArgs
     ) -> tuple[poutine.Trace, poutine.Trace]:
         return self.objective._get_trace(self._scaled(model), self._scaled(guide), args, kwargs)
+
+
+def _schedule(beta: AnyBeta) -> Callable[[int], Any]:
+    """Return the function of the step that gives beta, or the list of all betas of a mapping."""
+    if isinstance(beta, Mapping):
+        if not beta:
+            raise ArgumentError("beta must name at least one latent, got an empty mapping")
+        schedules = [_schedule(one) for one in beta.values()]
+        return lambda step: [schedule(step) for schedule in schedules]
+    return beta if callable(beta) else lambda step: beta

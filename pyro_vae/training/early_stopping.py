@@ -28,13 +28,18 @@ def annealed_epochs(
     return -(-max(changes, default=0) // steps_per_epoch)
 
 
-def _last_change(schedule: Callable[[int], float], steps: range) -> int:
-    """Return the number of steps before beta has its last value for good."""
-    last = schedule(steps[-1])
+def _last_change(schedule: Callable[[int], float | list[float]], steps: range) -> int:
+    """Return the number of steps before beta, or each of the betas, has its last value for good."""
+    last = _betas(schedule(steps[-1]))
     for place in reversed(range(len(steps))):
-        if not math.isclose(schedule(steps[place]), last, rel_tol=REACHED, abs_tol=1e-12):
+        pairs = zip(_betas(schedule(steps[place])), last, strict=True)
+        if not all(math.isclose(*pair, rel_tol=REACHED, abs_tol=1e-12) for pair in pairs):
             return place + 1
     return 0
+
+
+def _betas(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def epochs_without_improvement(progress: Progress, annealed: int) -> int:

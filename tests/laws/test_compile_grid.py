@@ -33,6 +33,7 @@ OBJECTIVES = {
     "StickingTheLanding": StickingTheLanding,
     "FreeBits": lambda: FreeBits(0.5),
     "Beta": lambda: Beta(Linear(4)),
+    "Beta by name": lambda: Beta({"z": Linear(4)}),
 }
 
 

@@ -21,6 +21,7 @@ INDEPENDENT = ("none", "steps", "epochs")  # of the number of steps of the run
 OBJECTIVES = {
     "elbo": lambda: None,
     "linear": lambda: pv.objectives.Beta(pv.objectives.Linear(8)),
+    "linear of z": lambda: pv.objectives.Beta({"z": pv.objectives.Linear(8)}),
 }
 OPTIMIZERS = {
     "adam": functools.partial(torch.optim.Adam, lr=0.01),

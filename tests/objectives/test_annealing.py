@@ -1,10 +1,12 @@
 """`Beta` and its schedules."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_vae.arguments import ArgumentError
 from pyro_vae.objectives import (
     Beta,
     Cyclic,
@@ -46,6 +48,65 @@ def test_beta_weighs_the_kl_alone():
         evaluated(Beta(beta, TraceMeanField_ELBO()), vae, x) for beta in (0.0, 3.0)
     )
     assert at_three - at_zero == pytest.approx(3 * kl.item(), abs=1e-9)
+
+
+class TwoLatents(torch.nn.Module):
+    """Two independent latents of which x is the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            zs = [pyro.sample(name, dist.Normal(torch.zeros_like(x), 1.0)) for name in ("a", "b")]
+            pyro.sample("x", dist.Normal(sum(zs), 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.module("two", self)
+        with pyro.plate("data", len(x)):
+            for name, loc in zip(("a", "b"), self.loc, strict=True):
+                pyro.sample(name, dist.Normal(loc + x, 0.5))
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("betas", [{"a": 3.0}, {"b": 0.25}, {"b": 0.5, "a": 2.0}])
+def test_betas_of_single_latents_weigh_their_kl(elbo, betas):
+    pair, x = TwoLatents(), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    locs = {"a": pair.loc[0] + x, "b": pair.loc[1] + x}
+    scales = {name: torch.full_like(x, 0.5).log() for name in locs}
+    found, expected = [], 0.0
+    for name, loc in locs.items():
+        kl = 0.5 * (loc**2 + 0.25 - 1 - 2 * scales[name])
+        noise_free = kl if elbo is TraceMeanField_ELBO else None
+        if noise_free is None:  # the same noise gives log q - log p of each latent
+            torch.manual_seed(0)
+            trace = pyro.poutine.trace(pair.guide).get_trace(x)
+            z = trace.nodes[name]["value"]
+            kl = dist.Normal(loc, 0.5).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)
+        expected += (betas.get(name, 1.0) - 1) * kl.sum().item()
+    for beta in (1.0, betas):
+        torch.manual_seed(0)
+        found.append(Beta(beta, elbo()).loss(pair.model, pair.guide, x))
+    assert found[1] - found[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_schedule_for_each_latent():
+    pair, x = TwoLatents(), torch.zeros(3, dtype=torch.float64)
+    objective, seen = Beta({"b": Linear(4), "a": 2.0}), []
+    svi = pyro.infer.SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), objective)
+    for _ in range(3):
+        svi.step(x)
+        seen.append((objective.beta.tolist(), objective.is_bound))
+    assert seen == [([0, 2], False), ([0.25, 2], False), ([0.5, 2], False)]
+    assert Beta({"a": 1.0, "b": 2.0}).is_bound
+
+
+@pytest.mark.parametrize("betas", [{}, {"c": 1.0}, {"a": 1.0, "x": 0.5}])
+def test_betas_need_names_of_latents(betas):
+    pair, x = TwoLatents(), torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=list(betas)[-1] if betas else "empty"):
+        Beta(betas).loss(pair.model, pair.guide, x)
 
 
 def test_schedules_by_hand():
