@@ -10,6 +10,7 @@ from pyro_vae.arguments import FilePath, Instance, Samples, Seed, Whole, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.files import write_file
@@ -26,7 +27,8 @@ class Explorer:
     and chains of common torch modules are supported, with every likelihood of the package.
 
     Args:
-        vae: Trained VAE.
+        vae: Trained `VAE` or `ConditionalVAE`. A condition y can be chosen in the page. Models with
+            several latent sites, such as a `LadderVAE`, have no plane of one z and are refused.
         x: At least two data, as for `evaluate`. Labels and the schema of a `Dataset` are shown.
         num_data: Number of data on the map, from evenly spaced places. Large images are fewer, so
             that a page stays below 8 MB.
@@ -57,7 +59,9 @@ class Explorer:
     @checked
     def __init__(
         self,
-        vae: Annotated[VAE, Instance((VAE,), "a VAE")],
+        vae: Annotated[
+            VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
+        ],
         x: Data,
         *,
         num_data: Annotated[int, Whole(2)] = 1000,
