@@ -121,8 +121,8 @@ def _conditions(data: Dataset, context: list[Tensor]) -> JSONObject | None:
         return None
     y = context[0].cpu().float()
     rows, which = y.unique(dim=0, return_inverse=True)
-    names = getattr(data.schema, "context_names", lambda: [])()
-    names = names or [f"y[{i}]" for i in range(y.shape[1])]
+    given: list[str] = getattr(data.schema, "context_names", list)()
+    names = given or [f"y[{i}]" for i in range(y.shape[1])]
     is_few = len(rows) <= MAX_CONDITIONS
     return {
         "size": y.shape[1],
