@@ -110,7 +110,6 @@ def test_a_decoder_that_no_page_runs_has_no_explorer(tmp_path):
     )
     module.write_text(
         """
-import torch
 import pyro_vae as pv
 
 class Sine(pv.Part):
