@@ -1,6 +1,7 @@
 """`Explorer`: the latent space of a VAE as an interactive page or a notebook widget."""
 
 import json
+from html import escape
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -17,6 +18,10 @@ from pyro_vae.runtime.files import write_file
 
 PACKAGE = "pyro_vae.explorer"
 SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "data.js", "explorer.js")
+FRAME = (
+    '<iframe title="{title}" srcdoc="{page}" loading="lazy" '
+    'style="width: 100%; height: 62rem; border: 0"></iframe>'
+)
 STYLE, TEMPLATE = "explorer.css", "page.html.jinja"
 
 
@@ -133,7 +138,12 @@ class Explorer:
         return Widget(contents=self.contents)
 
     def _repr_mimebundle_(self, **kwargs: object) -> object:
-        return self.widget()._repr_mimebundle_(**kwargs)
+        """Return the widget for a notebook, or its page in a frame if there is no anywidget."""
+        try:
+            return self.widget()._repr_mimebundle_(**kwargs)
+        except ImportError:
+            page = escape(self.html())
+            return {"text/html": FRAME.format(page=page, title=escape(self.contents["title"]))}
 
 
 def module() -> str:

@@ -319,6 +319,16 @@ def test_the_widget_needs_a_named_extra(images, monkeypatch):
         explorer.widget()
 
 
+def test_a_notebook_without_anywidget_shows_the_page_in_a_frame(images, monkeypatch):
+    _, explorer = images
+    monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
+    bundle = explorer._repr_mimebundle_()
+    assert list(bundle) == ["text/html"]
+    page = re.fullmatch(r'<iframe .*?srcdoc="([^"]*)".*></iframe>', bundle["text/html"], re.DOTALL)
+    assert html.unescape(page[1]) == explorer.html()
+    assert "<script" not in bundle["text/html"]
+
+
 def test_the_widget_has_the_module_and_the_contents(images):
     pytest.importorskip("anywidget")
     _, explorer = images

@@ -115,6 +115,14 @@ def test_broken_links_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_formulas_of_a_page_can_be_displayed(page):
+    math = pytest.importorskip("docutils.utils.math.latex2mathml")
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    for block, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, re.DOTALL):
+        math.tex2mathml((block or inline).strip(), as_block=bool(block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_names_on_a_page_exist(page):
     for name in set(re.findall(r"\bpv((?:\.[A-Za-z_]\w*)+)", page.read_text())):
         found = pv
