@@ -20,7 +20,8 @@ PACKAGE = "pyro_vae.explorer"
 SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "data.js", "explorer.js")
 FRAME = (
     '<iframe title="{title}" srcdoc="{page}" loading="lazy" '
-    'style="width: 100%; height: 62rem; border: 0"></iframe>'
+    'style="width: 100%; height: 62rem; border: 0" '
+    'onload="this.style.height = `${{this.contentDocument.body.scrollHeight + 40}}px`"></iframe>'
 )
 STYLE, TEMPLATE = "explorer.css", "page.html.jinja"
 
