@@ -13,6 +13,7 @@ class Explorer {
   constructor(root, contents) {
     Object.assign(this, { root, contents, geometry: contents.geometry });
     this.run = decoderOf(contents.decoder);
+    this.decode = (z) => this.run([...z, ...this.y]); // under the condition y
     this.data = new Data(contents);
     this.points = this.data.points;
     const { latents } = contents;
@@ -76,10 +77,9 @@ class Explorer {
 
   /** Return the choice of y, for a model of x given y. */
   buildConditions() {
-    const { conditions } = this.contents;
-    if (!conditions) return [];
-    const options = ["of the chosen datum", ...conditions.names];
-    this.conditionSelect = this.select("Condition", options, 0, () => this.setCondition());
+    if (!this.contents.conditions) return [];
+    this.conditionSelect = this.select("Condition", ["of the chosen datum", ...this.contents.conditions.names], 0,
+      () => this.setCondition());
     return [this.conditionSelect.parentNode];
   }
 
@@ -149,11 +149,6 @@ class Explorer {
       element("p", { class: "pv-soft" }, PATHS[this.geometry === "normal" && this.z.length <= 2
         ? "plane" : this.geometry]));
     return box;
-  }
-
-  /** Decode z under the condition of the page. */
-  decode(z) {
-    return this.run([...z, ...this.y]);
   }
 
   /** Compare the decoder of the page with the one that was exported. */
