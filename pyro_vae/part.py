@@ -64,6 +64,11 @@ class Part(nn.Module):
         if "__init__" in cls.__dict__:
             cls.__init__ = _record_arguments(cls.__init__)  # type: ignore[method-assign]
 
+    def __init__(self) -> None:
+        super().__init__()
+        # A class without a constructor has no arguments.
+        self.__dict__.setdefault("build_arguments", {})
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call `forward`, in `torch.export` without validation of distributions.
 

@@ -83,6 +83,17 @@ with torch.no_grad():
 pv.plots.mosaic(images, "E[x|z] over the quantiles of the prior")
 
 # %% [markdown]
+# ## Walk in it
+#
+# Drag the point over the encoded test digits, or move a slider: the decoder runs in this page.
+# Choose two digits to see the path between them, and colour the map by k-hat to see where the
+# encoder fails. `explorer.save("explorer.html")` writes the same as a page of its own; see
+# [explore the latent space](../howto/explore).
+
+# %%
+pv.explorer.Explorer(vae, test, num_data=400)
+
+# %% [markdown]
 # ## Next
 #
 # - Another prior, likelihood or guide is another argument: [swap a part](../howto/swap_a_part).

@@ -24,8 +24,8 @@ PICTURES = (
     "learning_curve", "latents", "samples", "reconstructions", "manifold", "traversals",
     "columns", "dependence", "imputation", "counts",
 )  # fmt: skip
-PRIOR_SAMPLES, CARD = "prior_samples.png", "model_card.md"
-OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", CARD)
+PRIOR_SAMPLES, CARD, EXPLORER = "prior_samples.png", "model_card.md", "explorer.html"
+OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD)
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip

@@ -42,8 +42,9 @@ EPOCHS = 18  # of datasets by name, and the fewest of other data
 STEPS, MAX_EPOCHS = 3000, 300  # of other data: about this number of steps, at most these epochs
 MANY = 20_000  # rows of other data from which minibatches are larger
 LEARNING_RATE = 3e-3
-PAGE_DATA = 200  # test data that the page of `train` diagnoses
-PAGE = "page.html"
+PAGE_DATA = 200  # test data that page and explorer of `train` show
+PAGE, EXPLORER = "page.html", "explorer.html"
+EXPLORER_SAMPLES = 50  # of each of the same data, for the explorer
 OBJECTIVES = ("elbo", "importance-weighted", "sticking-the-landing")
 
 
@@ -145,7 +146,9 @@ def train(
     resume: Annotated[bool, Option(help="Continue from the latest checkpoint in --out")] = False,
     device: Device = "cpu",
     page: Annotated[
-        bool, Option("--page/--no-page", help="Whether to diagnose the posterior and write a page")
+        bool,
+        Option("--page/--no-page", help="Whether to write page.html, with a diagnosis of the "
+               "posterior, and explorer.html"),
     ] = True,
     out: Annotated[Path, Option(help="Output folder")] = Path("runs/train"),
 ) -> None:  # fmt: skip
@@ -204,9 +207,23 @@ def train(
     print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
     if page and scores is not None:
+        _write_explorer(out / EXPLORER, vae, held_out, seed)
         write_page(
             out, out / PAGE, vae, held_out.spread_batch(PAGE_DATA), min(num_samples, 500), seed
         )
+
+
+def _write_explorer(path: Path, vae: "VAE | ConditionalVAE", data: "Dataset", seed: int) -> None:
+    """Write the latent explorer, or print why the page cannot run this model."""
+    try:
+        explorer = pv.explorer.Explorer(
+            vae, data, num_data=PAGE_DATA, num_samples=EXPLORER_SAMPLES, seed=seed
+        )
+        explorer.save(path)
+    except pv.PairError as error:
+        print_first(f"No {path.name}: {error}")
+    else:
+        print_first(f"Wrote the explorer to {path}")
 
 
 def write_page(

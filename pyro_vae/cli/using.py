@@ -22,9 +22,7 @@ from pyro_vae.cli.options import (
     print_first,
 )
 from pyro_vae.cli.sources import Source, data_of
-from pyro_vae.cli.training import write_page
-
-EXPLORER = "explorer.html"
+from pyro_vae.cli.training import EXPLORER, write_page
 
 if TYPE_CHECKING:
     from pyro_vae.models.vae import VAE

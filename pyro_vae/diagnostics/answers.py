@@ -66,10 +66,10 @@ def answer_on_data(kinds: np.ndarray, proposal: str) -> Answer:
         verdict = max(verdict, "inspect", key=VERDICTS.index)
         return Answer(DATUM, verdict, "there are too few samples for k-hat", "raise num_samples")
     if proposal == "guide":
-        reason = (
-            f"{bad} of {len(kinds)} data have k-hat above the limit: they are improbable under the "
-            "model, or the encoder fails on them"
-        )
+        reason = f"{bad} of {len(kinds)} data have k-hat above the limit"
+        if not bad:
+            return Answer(DATUM, verdict, reason, NOTHING)
+        reason += ": they are improbable under the model, or the encoder fails on them"
         return Answer(DATUM, verdict, reason, "use refine=True, which distinguishes the two")
     reason = (
         f"{count.get('uncured', 0)} of {len(kinds)} data have k-hat above the limit after "

@@ -20,6 +20,10 @@ export class Data {
     this.points = rowsOf(arrayOf(data.z), latents.length);
     this.logP = arrayOf(data.log_p);
     this.khat = arrayOf(data.khat);
+    if (contents.conditions) {
+      this.conditions = rowsOf(arrayOf(contents.conditions.values), contents.conditions.size);
+    }
+    this.score = contents.conditions ? "log p(x|y)" : "log p(x)";
     this.first = clouds.data[0] ?? 0;
     this.clouds = ["encoder", "refined"].filter((kind) => clouds[kind])
       .map((kind) => ({ kind, draws: rowsOf(arrayOf(clouds[kind]), latents.length) }));
@@ -34,9 +38,12 @@ export class Data {
   }
 
   colourings() {
-    const { data, observation } = this.contents, found = [];
+    const { conditions, data, observation } = this.contents, found = [];
     if (data.labels) found.push(new Colouring("class", data.labels, data.class_names));
-    found.push(new Colouring("log p(x), nats", this.logP), new Colouring("k-hat", this.khat));
+    if (conditions && conditions.of.length) {
+      found.push(new Colouring("condition", conditions.of, conditions.names));
+    }
+    found.push(new Colouring(`${this.score}, nats`, this.logP), new Colouring("k-hat", this.khat));
     (observation.columns || []).forEach((column, place) => {
       const values = this.points.map((_, i) => this.datum(i)[place]);
       const codes = column.levels && values.map((v) => (Number.isNaN(v) ? -1 : Math.round(v)));
@@ -48,10 +55,13 @@ export class Data {
 
   describe(i) {
     const { data } = this.contents, limit = data.khat_threshold, high = this.khat[i] > limit;
+    const { conditions } = this.contents;
+    const condition = conditions && conditions.of.length ? `${conditions.names[conditions.of[i]]} · ` : "";
     const label = data.labels && data.labels[i] >= 0 ? `class ${data.class_names[data.labels[i]]} · ` : "";
-    return [element("strong", {}, `Datum ${data.rows[i]}`), ` · ${label}log p(x) ${number(this.logP[i], 4)} nats · `,
+    return [element("strong", {}, `Datum ${data.rows[i]}`), ` · ${label}${condition}${this.score} ${
+      number(this.logP[i], 4)} nats · `,
       element("span", { class: high ? "pv-warning" : "" }, `k-hat ${number(this.khat[i], 2)}`
-        + (high ? `, above ${number(limit, 2)}: log p(x) is unreliable` : ""))];
+        + (high ? `, above ${number(limit, 2)}: ${this.score} is unreliable` : ""))];
   }
 
   farthest(i) {

@@ -49,6 +49,12 @@ const FUNCTIONS = {
   tanh: (x) => Math.tanh(x),
 };
 
+function mapped(values, op) {
+  const f = FUNCTIONS[op.op], found = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) found[i] = f(values[i], op);
+  return found;
+}
+
 function linear({ data }, weight, bias) {
   const size = data.length, count = weight.length / size, found = new Float32Array(count);
   for (let row = 0, at = 0; row < count; row++) {
@@ -66,54 +72,97 @@ function linear({ data }, weight, bias) {
   return { data: found, shape: [count] };
 }
 
-function filled(shape, bias) {
-  const plane = shape[1] * shape[2], found = new Float32Array(shape[0] * plane);
-  if (bias) for (let i = 0; i < shape[0]; i++) found.fill(bias[i], i * plane, (i + 1) * plane);
+/** Return the source of each output place and kernel entry along one side, -1 for the padding. */
+function sources(count, size, kernel, stride, padding, dilation, transposed) {
+  const found = new Int32Array(count * kernel);
+  for (let place = 0, at = 0; place < count; place++) {
+    for (let k = 0; k < kernel; k++, at++) {
+      const on = transposed ? (place + padding - k * dilation) / stride
+        : place * stride - padding + k * dilation;
+      found[at] = on >= 0 && on < size && Number.isInteger(on) ? on : -1;
+    }
+  }
   return found;
 }
 
-/** Return the first and last index i with 0 <= i * stride + shift < size and i < count. */
-function range(shift, stride, size, count) {
-  return [Math.max(0, Math.ceil(-shift / stride)),
-    Math.min(count - 1, Math.floor((size - 1 - shift) / stride))];
-}
-
-/** Call visit(weight, inner, outer, ky, kx) for each entry of the kernels. */
-function eachWeight(weight, inner, outer, [height, width], transposed, visit) {
-  for (let o = 0, at = 0; o < (transposed ? inner : outer); o++) {
-    for (let i = 0; i < (transposed ? outer : inner); i++) {
-      for (let ky = 0; ky < height; ky++) {
-        for (let kx = 0; kx < width; kx++, at++) {
-          visit(weight[at], transposed ? o : i, transposed ? i : o, ky, kx);
+/** Return the patch of each pixel of the output, one after the other: channels x kernel. */
+function patchesOf(x, op, [kh, kw], transposed) {
+  const [channels, height, width] = x.shape, [, rows, columns] = op.shape, source = x.data;
+  const found = new Float32Array(rows * columns * channels * kh * kw);
+  const ys = sources(rows, height, kh, op.stride[0], op.padding[0], op.dilation[0], transposed);
+  const xs = sources(columns, width, kw, op.stride[1], op.padding[1], op.dilation[1], transposed);
+  for (let row = 0, at = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      for (let c = 0; c < channels; c++) {
+        for (let ky = 0; ky < kh; ky++) {
+          const y = ys[row * kh + ky], from = (c * height + y) * width;
+          for (let kx = 0; kx < kw; kx++, at++) {
+            const on = xs[column * kw + kx];
+            if (y >= 0 && on >= 0) found[at] = source[from + on];
+          }
         }
       }
     }
   }
+  return found;
 }
 
-/** A convolution, or with transposed = true its adjoint: input and output change places. */
-function convolution(x, op, weight, bias, kernel, transposed) {
-  const found = filled(op.shape, bias), [outer, height, width] = op.shape;
-  const [inner, rows, columns] = x.shape, [sy, sx] = op.stride, source = x.data;
-  // `large` is the image that the strides step over, `small` has one entry for each step.
-  const large = transposed ? [height, width] : [rows, columns];
-  const small = transposed ? [rows, columns] : [height, width];
-  const each = (w, i, o, ky, kx) => {
-    const dy = ky * op.dilation[0] - op.padding[0], dx = kx * op.dilation[1] - op.padding[1];
-    const [top, bottom] = range(dy, sy, large[0], small[0]);
-    const [left, right] = range(dx, sx, large[1], small[1]);
-    for (let y = top; y <= bottom; y++) {
-      const stepped = (y * sy + dy) * large[1] + dx, plain = y * small[1];
-      const from = i * rows * columns + (transposed ? plain : stepped);
-      const to = o * height * width + (transposed ? stepped : plain);
-      const by = transposed ? 1 : sx, on = transposed ? sx : 1;
-      for (let column = left; column <= right; column++) {
-        found[to + column * on] += w * source[from + column * by];
-      }
-    }
+/** Return products of rows: found[i, j] = sum_k a[i, k] b[j, k] + bias[i], in blocks of 4 x 2. */
+function products(a, b, size, bias) {
+  const rows = a.length / size, columns = b.length / size;
+  const found = new Float32Array(rows * columns);
+  const dot = (i, j) => {
+    let sum = 0;
+    for (let k = 0; k < size; k++) sum += a[i * size + k] * b[j * size + k];
+    return sum;
   };
-  eachWeight(weight, inner, outer, kernel, transposed, each);
-  return { data: found, shape: op.shape };
+  const last = rows - (rows % 4), end = columns - (columns % 2);
+  for (let i = 0; i < last; i += 4) {
+    const a0 = i * size, a1 = a0 + size, a2 = a1 + size, a3 = a2 + size;
+    for (let j = 0; j < end; j += 2) {
+      const b0 = j * size, b1 = b0 + size;
+      let s00 = 0, s10 = 0, s20 = 0, s30 = 0, s01 = 0, s11 = 0, s21 = 0, s31 = 0;
+      for (let k = 0; k < size; k++) {
+        const u = b[b0 + k], v = b[b1 + k], p = a[a0 + k], q = a[a1 + k], r = a[a2 + k], t = a[a3 + k];
+        s00 += p * u;
+        s10 += q * u;
+        s20 += r * u;
+        s30 += t * u;
+        s01 += p * v;
+        s11 += q * v;
+        s21 += r * v;
+        s31 += t * v;
+      }
+      const at = i * columns + j;
+      found[at] = s00; found[at + 1] = s01;
+      found[at + columns] = s10; found[at + columns + 1] = s11;
+      found[at + 2 * columns] = s20; found[at + 2 * columns + 1] = s21;
+      found[at + 3 * columns] = s30; found[at + 3 * columns + 1] = s31;
+    }
+  }
+  for (let i = 0; i < rows; i++) {
+    for (let j = i < last ? end : 0; j < columns; j++) found[i * columns + j] = dot(i, j);
+    if (bias) for (let j = 0; j < columns; j++) found[i * columns + j] += bias[i];
+  }
+  return found;
+}
+
+/** Return the kernels of a transposed convolution as one row for each output channel. */
+function transposedKernels(weight, [inner, outer, ...kernel]) {
+  const found = new Float32Array(weight.length), entries = kernel[0] * kernel[1];
+  for (let i = 0, at = 0; i < inner; i++) {
+    for (let o = 0; o < outer; o++) {
+      for (let k = 0; k < entries; k++, at++) found[(o * inner + i) * entries + k] = weight[at];
+    }
+  }
+  return found;
+}
+
+/** A convolution, or with transposed = true its adjoint, as a product of kernels and patches. */
+function convolution(x, op, kernels, bias, kernel, transposed) {
+  const patches = patchesOf(x, op, kernel, transposed);
+  const data = products(kernels, patches, x.shape[0] * kernel[0] * kernel[1], bias);
+  return { data, shape: op.shape };
 }
 
 function upsample(x, { shape }) {
@@ -227,6 +276,14 @@ function logSumExp(values) {
   return top + Math.log(values.reduce((sum, value) => sum + Math.exp(value - top), 0));
 }
 
+/** Call visit(layer) for each layer, those in residual blocks and columns too. */
+function eachLayer(layers, visit) {
+  for (const layer of layers) {
+    visit(layer);
+    for (const inner of [layer.layers, ...(layer.blocks ?? [])]) eachLayer(inner ?? [], visit);
+  }
+}
+
 /** Return a function from z to { mean: Float32Array, shares: Map from entry to probabilities }. */
 export function decoderOf(spec) {
   const numbers = arrayOf(spec.weights), tensors = [];
@@ -237,6 +294,11 @@ export function decoderOf(spec) {
     start += size;
   }
   const tensor = (number) => (number === null ? null : tensors[number]);
+  eachLayer(spec.layers, ({ op, weight }) => {
+    if (op === "conv_transpose") {
+      tensors[weight] = transposedKernels(tensors[weight], spec.shapes[weight]);
+    }
+  });
 
   function columns(x, op, shares) {
     const found = [];
@@ -263,12 +325,13 @@ export function decoderOf(spec) {
       case "layer_norm": return layerNorm(x, tensor(op.weight), tensor(op.bias), op.eps);
       case "residual": {
         const inner = run(op.layers, x, shares).data;
-        const data = inner.map((value, i) => (value + x.data[i]) / op.divisor);
+        const data = new Float32Array(inner.length);
+        for (let i = 0; i < data.length; i++) data[i] = (inner[i] + x.data[i]) / op.divisor;
         return { data, shape: x.shape };
       }
       case "columns": return columns(x, op, shares);
       case "mean": return mean(x, op, shares);
-      default: return { data: x.data.map((value) => FUNCTIONS[op.op](value, op)), shape: x.shape };
+      default: return { data: mapped(x.data, op), shape: x.shape };
     }
   }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.explorer.layers import Layers
 from pyro_vae.explorer.means import layers_of
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.files import JSONObject
@@ -20,8 +21,8 @@ TOLERANCE = 1e-3  # of E[x|z], in units of the larger of 1 and its size
 
 
 @torch.no_grad()
-def exported(vae: VAE, z: Tensor) -> JSONObject:
-    """Return the map from z to E[x|z] as data for `decoder.js`.
+def exported(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+    """Return the map from z to E[x|z] as data for `decoder.js`; with a context, from z and y.
 
     Weights are stored in float32, and in float16 if they would need more than 3 MB and E[x|z]
     changes by less than 0.001.
@@ -29,12 +30,13 @@ def exported(vae: VAE, z: Tensor) -> JSONObject:
     Args:
         vae: The VAE.
         z: Samples of the prior, shape `(num_samples, latent_dim)`, to compare means at.
+        *context: Context y of each sample, shape `(num_samples, context_size)`, or nothing.
 
     Raises:
         PairError: If a module cannot be run in a page, or the decoder is too large for one.
     """
     likelihood = vae.model.likelihood
-    layers = Layers(tuple(z.shape[1:]))
+    layers = Layers((sum(values.shape[1] for values in (z, *context)),))
     program = layers_of(likelihood, layers)
     dtype = "float32"
     if 4 * _size(layers.tensors) > FLOAT32_BYTES:
@@ -44,7 +46,7 @@ def exported(vae: VAE, z: Tensor) -> JSONObject:
                 f"the decoder has {_size(layers.tensors):,} weights; a page holds at most "
                 f"{MAX_BYTES // 2:,}. Train a smaller decoder to explore it"
             )
-        _check_rounding(vae, z)
+        _check_rounding(vae, z, *context)
     weights = [tensor.flatten().numpy().astype(dtype) for tensor in layers.tensors]
     return {
         "layers": program,
@@ -63,7 +65,7 @@ def _size(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _check_rounding(vae: VAE, z: Tensor) -> None:
+def _check_rounding(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> None:
     """Check that weights in float16 do not change E[x|z].
 
     Raises:
@@ -72,7 +74,7 @@ def _check_rounding(vae: VAE, z: Tensor) -> None:
     rounded: Any = copy.deepcopy(vae.model.likelihood)
     for parameter in rounded.parameters():
         parameter.copy_(parameter.half().float())
-    mean, changed = vae.decode(z).mean, rounded(z).mean
+    mean, changed = vae.decode(z, *context).mean, rounded(z, *context).mean
     worst = ((mean - changed).abs() / mean.abs().clamp(min=1)).max().item()
     if not worst < TOLERANCE:
         raise PairError(
@@ -83,7 +85,7 @@ def _check_rounding(vae: VAE, z: Tensor) -> None:
 
 
 @torch.no_grad()
-def checkpoint(vae: VAE, z: Tensor) -> JSONObject:
-    """Return z and E[x|z], which the page compares with its decoder."""
-    mean = vae.decode(z[None]).mean[0].flatten()
-    return {"z": z.tolist(), "mean": mean.tolist()}
+def checkpoint(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+    """Return one input of the decoder and E[x|z], which the page compares with its decoder."""
+    mean = vae.decode(z[:1], *(y[:1] for y in context)).mean[0].flatten()
+    return {"z": torch.cat([z[0], *(y[0] for y in context)]).tolist(), "mean": mean.tolist()}

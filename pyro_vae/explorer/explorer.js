@@ -12,12 +12,14 @@ const STRIP = 9; // pictures along a path
 class Explorer {
   constructor(root, contents) {
     Object.assign(this, { root, contents, geometry: contents.geometry });
-    this.decode = decoderOf(contents.decoder);
+    this.run = decoderOf(contents.decoder);
+    this.decode = (z) => this.run([...z, ...this.y]); // under the condition y
     this.data = new Data(contents);
     this.points = this.data.points;
     const { latents } = contents;
     this.order = latents.map((_, i) => i).sort((a, b) => latents[b].kl - latents[a].kl);
     this.z = this.points[0].slice();
+    this.y = [];
     this.chosen = this.hovered = -1;
     this.ends = [null, null];
     this.t = 0;
@@ -61,7 +63,7 @@ class Explorer {
       () => this.setColour());
     const shown = only ? [this.selects[0]] : this.selects;
     const bar = element("div", { class: "pv-bar" }, ...shown.map((s) => s.parentNode ?? s),
-      this.colourSelect.parentNode);
+      this.colourSelect.parentNode, ...this.buildConditions());
     if (this.contents.observation.kind === "image") {
       this.tileBox = element("input", { type: "checkbox", onchange: () => {
         this.map.tiles = this.tileBox.checked;
@@ -71,6 +73,14 @@ class Explorer {
       bar.append(element("label", { class: "pv-check" }, this.tileBox, "decode the whole plane"));
     }
     return bar;
+  }
+
+  /** Return the choice of y, for a model of x given y. */
+  buildConditions() {
+    if (!this.contents.conditions) return [];
+    this.conditionSelect = this.select("Condition", ["of the chosen datum", ...this.contents.conditions.names], 0,
+      () => this.setCondition());
+    return [this.conditionSelect.parentNode];
   }
 
   select(name, options, index, change) {
@@ -143,7 +153,7 @@ class Explorer {
 
   /** Compare the decoder of the page with the one that was exported. */
   checked() {
-    const { z, mean } = this.contents.check, found = this.decode(z).mean;
+    const { z, mean } = this.contents.check, found = this.run(z).mean;
     const worst = mean.reduce((most, value, i) =>
       Math.max(most, Math.abs(value - found[i]) / Math.max(1, Math.abs(value))), 0);
     this.error = worst;
@@ -176,6 +186,15 @@ class Explorer {
     this.changed();
   }
 
+  setCondition() {
+    if (!this.conditionSelect) return;
+    const option = Number(this.conditionSelect.value);
+    this.y = option ? this.contents.conditions.choices[option - 1] : this.data.conditions[this.chosen];
+    if (this.path) this.drawStrip();
+    if (this.map.tiles) this.map.background();
+    this.changed();
+  }
+
   drawLegend() {
     const { label, names, range } = this.map.colouring;
     if (!names) {
@@ -200,6 +219,7 @@ class Explorer {
 
   choose(i) {
     this.chosen = i;
+    this.setCondition();
     if (this.original) paint(this.original, this.data.datum(i), this.contents.observation.shape);
     this.facts.replaceChildren(...this.data.describe(i));
     this.draws = this.data.draws(i);

@@ -1,6 +1,7 @@
 """`Explorer`: the latent space of a VAE as an interactive page or a notebook widget."""
 
 import json
+from html import escape
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -10,12 +11,18 @@ from pyro_vae.arguments import FilePath, Instance, Samples, Seed, Whole, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.files import write_file
 
 PACKAGE = "pyro_vae.explorer"
 SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "data.js", "explorer.js")
+FRAME = (
+    '<iframe title="{title}" srcdoc="{page}" loading="lazy" '
+    'style="width: 100%; height: 62rem; border: 0" '
+    'onload="this.style.height = `${{this.contentDocument.body.scrollHeight + 40}}px`"></iframe>'
+)
 STYLE, TEMPLATE = "explorer.css", "page.html.jinja"
 
 
@@ -26,7 +33,8 @@ class Explorer:
     and chains of common torch modules are supported, with every likelihood of the package.
 
     Args:
-        vae: Trained VAE.
+        vae: Trained `VAE` or `ConditionalVAE`. A condition y can be chosen in the page. Models with
+            several latent sites, such as a `LadderVAE`, have no plane of one z and are refused.
         x: At least two data, as for `evaluate`. Labels and the schema of a `Dataset` are shown.
         num_data: Number of data on the map, from evenly spaced places. Large images are fewer, so
             that a page stays below 8 MB.
@@ -57,7 +65,9 @@ class Explorer:
     @checked
     def __init__(
         self,
-        vae: Annotated[VAE, Instance((VAE,), "a VAE")],
+        vae: Annotated[
+            VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
+        ],
         x: Data,
         *,
         num_data: Annotated[int, Whole(2)] = 1000,
@@ -129,7 +139,12 @@ class Explorer:
         return Widget(contents=self.contents)
 
     def _repr_mimebundle_(self, **kwargs: object) -> object:
-        return self.widget()._repr_mimebundle_(**kwargs)
+        """Return the widget for a notebook, or its page in a frame if there is no anywidget."""
+        try:
+            return self.widget()._repr_mimebundle_(**kwargs)
+        except ImportError:
+            page = escape(self.html())
+            return {"text/html": FRAME.format(page=page, title=escape(self.contents["title"]))}
 
 
 def module() -> str:

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vae.diagnostics.collapse import Collapse
 from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.explorer.decoder import packed
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.refinement.refine import refine
 from pyro_vae.runtime.files import JSONObject
@@ -78,22 +79,27 @@ def principal_axes(means: Tensor) -> list[JSONObject]:
 
 
 def clouds_of(
-    vae: VAE, x: Tensor, places: list[int], num_draws: int, is_refined: bool, seed: int
+    vae: VAE | ConditionalVAE,
+    batch: tuple[Tensor, ...],
+    places: list[int],
+    num_draws: int,
+    is_refined: bool,
+    seed: int,
 ) -> JSONObject:
     """Return draws from the posterior of some data.
 
     Args:
         vae: The VAE.
-        x: Those data, shape `(num_data, *event)`.
+        batch: Those data, shape `(num_data, *event)`, and their context.
         places: Their positions among the data of the map.
         num_draws: Number of draws of each.
         is_refined: Whether to draw from the refined posterior, too.
         seed: Random seed of the refinement.
     """
-    encoder = vae.encode(x).sample((num_draws,))
+    encoder = vae.encode(*batch).sample((num_draws,))
     refined = None
     if is_refined:
-        refined = refine(vae, x, seed=seed).sample(num_draws, seed=seed)["z"]
+        refined = refine(vae, batch, seed=seed).sample(num_draws, seed=seed)["z"]
     return {
         "data": places,
         "draws": num_draws,

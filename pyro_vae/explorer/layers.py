@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardized
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardized, WithContext
 from pyro_vae.networks.blocks import Gated, Residual
 from pyro_vae.pairs.pair import PairError
 
@@ -152,6 +152,13 @@ def _standardized(layers: Layers, module: Standardized) -> list[Layer]:
     return [affine, *layers.of(module.network)]
 
 
+def _with_context(layers: Layers, module: WithContext) -> list[Layer]:
+    # The input of the layers of a ConditionalVAE is z and y, concatenated.
+    size = math.prod(module.in_shape) + module.context_size
+    layers.expect(module, module.is_flat and layers.shape == (size,))
+    return layers.of(module.network)
+
+
 def _network(layers: Layers, module: MLP | ConvDecoder | ConvEncoder) -> list[Layer]:
     layers.expect(module, math.prod(module.in_shape) == math.prod(layers.shape))
     # MLP and ConvDecoder take vectors.
@@ -204,6 +211,7 @@ EXPORTS: dict[type, Callable[[Layers, Any], list[Layer]]] = {
     ConvDecoder: _network,
     ConvEncoder: _network,
     Standardized: _standardized,
+    WithContext: _with_context,
     Gated: _gated,
     Residual: _residual,
     nn.Sequential: _chain,

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.checkpointing.earlier_results import EXPLORER
 from pyro_vae.data.sources.schema import Schema
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.diagnostics.trust_card import TrustCard
@@ -173,6 +174,9 @@ def write(
 ) -> None:
     """Write the page of a run, atomically.
 
+    A page in the run's folder links to `explorer.html`, if that is there. A link is no script, and
+    loads nothing before it is followed.
+
     The page contains the verdict, reasons and findings of the card, the scores of the run, the
     figures that `pyro_vae.report` and `pyro-vae sample` write to the run's folder, further figures,
     the parts of the model and the versions. Figures are embedded, no external file is loaded, and
@@ -216,6 +220,7 @@ def write(
         listed=_listed(card),
         glossary=GLOSSARY,
         explorer=None if explorer is None else explorer.section(),
+        link=EXPLORER if _has_explorer(Path(path), run) else None,
         scores=[(what, f"test_{score}") for score, what in DESCRIPTIONS.items()],
         pictures=[
             (reading, base64.b64encode(pictures[name]).decode())
@@ -225,6 +230,11 @@ def write(
         versions=_versions(metrics.get("versions", {})),
     )
     from_first(lambda: write_file(path, page.encode()))
+
+
+def _has_explorer(path: Path, run: Path) -> bool:
+    """Return whether the folder of the page is that of the run, with an explorer."""
+    return path.resolve().parent == run.resolve() and (run / EXPLORER).is_file()
 
 
 def _facts(

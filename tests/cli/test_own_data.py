@@ -92,6 +92,42 @@ def other_kinds(table):
     return out, module
 
 
+def test_the_page_of_a_run_links_to_its_explorer(trained, tmp_path):
+    page = (trained / "page.html").read_text()
+    assert re.findall(r'<a href="([^"#]+)">', page) == ["explorer.html"]
+    assert "<script" not in page
+    explorer = (trained / "explorer.html").read_bytes()
+    assert b"pv-explorer" in explorer
+    assert len(explorer) < 8_000_000
+    run("inspect", trained, "--html", tmp_path / "page.html", "--num-data", 20, "--num-samples", 20)
+    assert "explorer.html" not in (tmp_path / "page.html").read_text()  # it is not there
+
+
+def test_a_decoder_that_no_page_runs_has_no_explorer(tmp_path):
+    module, table, out = tmp_path / "own.py", tmp_path / "table.csv", tmp_path / "run"
+    pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"]).to_csv(
+        table, index=False
+    )
+    module.write_text(
+        """
+import pyro_vae as pv
+
+class Sine(pv.Part):
+    def forward(self, z):
+        return z.sin()
+
+def vae(data):
+    size = data.event_shape[0]
+    guide = pv.guides.DiagonalNormal(pv.networks.MLP(size, [4], 2 * size))
+    return pv.VAE(pv.priors.StandardNormal(size), pv.likelihoods.Normal(Sine()), guide)
+"""
+    )
+    said = run("train", table, "--module", module, "--out", out, *TRAIN)
+    assert "No explorer.html: the explorer cannot run a Sine in the page" in " ".join(said.split())
+    assert not (out / "explorer.html").exists()
+    assert 'href="explorer.html"' not in (out / "page.html").read_text()
+
+
 def test_a_run_of_a_table_has_scores_pictures_schema_and_page(trained, table):
     names = {path.name for path in trained.iterdir()}
     pictures = {"columns.png", "dependence.png", "imputation.png", "latents.png"}

@@ -7,7 +7,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import explorer, likelihoods
 from pyro_vae.explorer import decoder as decoders
-from pyro_vae.networks import MLP
+from pyro_vae.networks import MLP, WithContext
 from tests.explorer.cases import (
     DECODERS,
     LATENTS,
@@ -129,6 +129,31 @@ def test_what_the_page_would_compute_otherwise_is_refused(build, sentence):
         decoders.exported(vae_of(build()), torch.zeros(1, LATENTS))
 
 
+def test_the_prior_may_depend_on_the_condition():
+    torch.manual_seed(0)
+    y = torch.rand(40, 2)  # more conditions than a list holds
+    vae = pv.ConditionalVAE(
+        pv.guides.DiagonalNormal(MLP(2, [4], 2 * LATENTS)),
+        likelihoods.Normal(WithContext(MLP(LATENTS + 2, [4], 5), LATENTS)),
+        pv.guides.DiagonalNormal(WithContext(MLP(5 + 2, [4], 2 * LATENTS), 5)),
+    )
+    contents = explorer.Explorer(vae, (torch.randn(40, 5), y), num_samples=5).contents
+    assert contents["geometry"] == "plane"
+    assert contents["conditions"]["choices"] == contents["conditions"]["of"] == []
+
+
+def test_a_ladder_is_refused():
+    ladder = pv.LadderVAE(
+        pv.priors.StandardNormal(2),
+        [MLP(2, [4], 2 * LATENTS)],
+        likelihoods.Normal(MLP(LATENTS, [4], 5)),
+        [MLP(5, [4], 4), MLP(4, [4], 4)],
+        [LATENTS, 2],
+    )
+    with pytest.raises(pv.ArgumentError, match="a VAE or a ConditionalVAE, got a LadderVAE"):
+        explorer.Explorer(ladder, torch.zeros(3, 5))
+
+
 def test_other_models_are_refused_by_a_sentence():
-    with pytest.raises(pv.ArgumentError, match="vae must be a VAE"):
+    with pytest.raises(pv.ArgumentError, match="vae must be a VAE or a ConditionalVAE"):
         explorer.Explorer(pv.Pair(print, print), torch.zeros(3, 2))

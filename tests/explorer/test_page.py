@@ -1,5 +1,6 @@
 """The page of the explorer: a browser shows it, and its pictures are those of `vae.decode`."""
 
+import base64
 import html
 import json
 import re
@@ -13,7 +14,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.explorer import contents
 from pyro_vae.explorer.explorer import SCRIPTS, module
-from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, WithContext
 from tests.explorer.cases import CHROMIUM, NODE
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is on PATH")
@@ -164,6 +165,43 @@ def test_images_are_decoded_while_the_point_moves(images, tmp_path):
 
 
 @needs_chromium
+def test_the_condition_of_a_conditional_vae_can_be_chosen(tmp_path):
+    torch.manual_seed(0)
+    y = torch.eye(3)[torch.arange(12) % 3]
+    x = torch.rand(12, 1, 6, 6).round()
+    vae = pv.ConditionalVAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(WithContext(MLP(2 + 3, [8], (1, 6, 6)), in_shape=2)),
+        pv.guides.DiagonalNormal(WithContext(MLP(36 + 3, [8], 4), in_shape=(1, 6, 6))),
+    )
+    explorer = pv.explorer.Explorer(vae, (x, y), num_samples=20, refine=True)
+    assert explorer.contents["conditions"]["names"] == ["y[2]", "y[1]", "y[0]"]
+    scores = pv.evaluate(vae, (x, y), num_samples=20, seed=0)
+    stored = base64.b64decode(explorer.contents["data"]["log_p"]["data"])
+    assert np.allclose(np.frombuffer(stored, np.float32), scores.log_likelihood)
+    actions = """
+      page.choose(4); look("own");
+      const choice = page.conditionSelect;
+      for (const k of [1, 2, 3]) {
+        choice.value = k; choice.dispatchEvent(new Event("change")); look(`condition ${k}`);
+      }
+      choice.value = 0; choice.dispatchEvent(new Event("change")); look("own again");
+      page.choose(5); look("next");
+      seen.push({ error: page.error, labels: [...choice.options].map((o) => o.textContent) });
+    """
+    *steps, last = used(explorer, actions, tmp_path)
+    expected = [y[4], *y[[2, 1, 0]], y[4], y[5]]
+    for step, condition in zip(steps, expected, strict=True):
+        with torch.no_grad():
+            mean = vae.decode(torch.tensor([step["z"]]), condition[None]).mean.flatten()
+        assert torch.allclose(torch.tensor(step["mean"]), mean, atol=1e-5), step["what"]
+    assert steps[0]["z"] == steps[3]["z"] != steps[5]["z"]
+    assert "y[1] · log p(x|y)" in steps[0]["text"]
+    assert last["labels"] == ["of the chosen datum", "y[2]", "y[1]", "y[0]"]
+    assert last["error"] < 1e-5
+
+
+@needs_chromium
 def test_a_table_is_shown_as_columns_and_levels_on_a_phone(table, tmp_path):
     vae, explorer = table
     actions = """
@@ -279,6 +317,16 @@ def test_the_widget_needs_a_named_extra(images, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
     with pytest.raises(ImportError, match=r"anywidget: pip install 'pyro-vae\[notebook\]'"):
         explorer.widget()
+
+
+def test_a_notebook_without_anywidget_shows_the_page_in_a_frame(images, monkeypatch):
+    _, explorer = images
+    monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
+    bundle = explorer._repr_mimebundle_()
+    assert list(bundle) == ["text/html"]
+    page = re.fullmatch(r'<iframe .*?srcdoc="([^"]*)".*></iframe>', bundle["text/html"], re.DOTALL)
+    assert html.unescape(page[1]) == explorer.html()
+    assert "<script" not in bundle["text/html"]
 
 
 def test_the_widget_has_the_module_and_the_contents(images):

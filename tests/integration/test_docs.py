@@ -23,6 +23,7 @@ PAGES = sorted(
     for path in [*DOCS.rglob("*.md"), *TUTORIALS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     if not {"build", "generated"} & set(path.relative_to(ROOT).parts)
 )
+EXECUTED = [page for page in PAGES if page.suffix == ".md" and "{code-cell}" in page.read_text()]
 SHORT = {
     r"epochs=\d+": "epochs=1",
     r"steps=\d+": "steps=20",
@@ -47,15 +48,24 @@ def test_a_tutorial_runs_with_short_settings(script, tmp_path, monkeypatch):
     run(script.read_text(), script, tmp_path, monkeypatch, settings)
 
 
-def test_the_page_of_the_paper_runs_with_short_settings(tmp_path, monkeypatch):
-    text = (DOCS / "aevb.md").read_text()
-    cells = re.findall(r"```\{code-cell\} python\n(?::[^\n]*\n)*(.*?)```", text, re.DOTALL)
-    assert len(cells) > 15
-    run("\n".join(cells), DOCS / "aevb.md", tmp_path, monkeypatch)
+def cells(page):
+    """Return the code of a page that the site executes."""
+    found = r"```\{code-cell\} python\n(?::[^\n]*\n)*(.*?)```"
+    return re.findall(found, page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: str(page.relative_to(DOCS)))
+def test_an_executed_page_runs_with_short_settings(page, tmp_path, monkeypatch):
+    run("\n".join(cells(page)), page, tmp_path, monkeypatch)
+
+
+def test_the_executed_pages_are_found():
+    assert len(cells(DOCS / "aevb.md")) > 15
+    assert {page.parent.name for page in EXECUTED} == {"docs", "explanation", "models"}
 
 
 def test_each_tutorial_and_guide_is_in_its_index():
-    for folder, suffix in ((DOCS / "tutorials", "py"), (HOWTO, "md")):
+    for folder, suffix in ((DOCS / "tutorials", "py"), (HOWTO, "md"), (DOCS / "models", "md")):
         listed = (folder / "index.md").read_text().split()
         assert {page.stem for page in folder.glob(f"*.{suffix}")} - {"index"} <= set(listed)
 
@@ -102,6 +112,14 @@ def test_broken_links_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# One two\n(here)=\n[a](#one-two) [b](#here) [c](page) [d](no.md) [e](#no)\n")
     assert list(broken_links(page)) == ["no.md", "#no"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_formulas_of_a_page_can_be_displayed(page):
+    math = pytest.importorskip("docutils.utils.math.latex2mathml")
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    for block, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, re.DOTALL):
+        math.tex2mathml((block or inline).strip(), as_block=bool(block))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
