@@ -41,6 +41,7 @@ def _after_a_while(bench: Bench, child: Any) -> None:
 
 def at_random(bench: Bench, kind: str) -> Outcome:
     """Kill a run at random times until it is complete."""
+    bench.undisturbed(kind)
     outcome, folder = Outcome(), bench.folder()
 
     def strike(child: Any) -> None:

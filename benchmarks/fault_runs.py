@@ -118,6 +118,7 @@ def train(
             vae, x, epochs=EPOCHS, batch_size=BATCH, out=folder, resume=True,
             checkpoint_seconds=0.0, progress=False, **settings,
         )  # fmt: skip
+    run_state.RunState.count = real  # type: ignore[method-assign]
     epochs = [{k: v for k, v in entry.items() if k != "seconds"} for entry in fit.history]
     history = [torch.tensor([*epoch.values()], dtype=torch.float64) for epoch in epochs]
     return [*(parameter.detach() for parameter in vae.parameters()), *history]
@@ -139,7 +140,7 @@ def in_child(work: Callable[[], Any], strike: Callable[[Any], None] | None = Non
 
 
 def _train_and_save(folder: Path, kind: str) -> None:
-    np.savez(f"{folder}.npz", *[value.numpy() for value in train(folder, kind=kind)])
+    np.savez(f"{folder}.npz", **as_arrays(train(folder, kind=kind)))
 
 
 def _train_in_group(folder: Path, number: int, store: Path, pause: float) -> None:
@@ -147,7 +148,7 @@ def _train_in_group(folder: Path, number: int, store: Path, pause: float) -> Non
     torch.distributed.init_process_group("gloo", init_method=method, rank=number, world_size=2)
     values = train(folder, pause)
     if number == 0:
-        np.savez(f"{folder}.npz", *[value.numpy() for value in values])
+        np.savez(f"{folder}.npz", **as_arrays(values))
     torch.distributed.destroy_process_group()
 
 
@@ -226,8 +227,12 @@ class Bench:
 
     def undisturbed(self, kind: str = "plain") -> dict[str, np.ndarray]:
         """Return the final weights and the history of the undisturbed run of a kind."""
-        result = self.once(kind, lambda: self.train(self.scratch / f"undisturbed {kind}", kind))
-        assert result is not None, kind
+        if kind == PAIR:
+            result = self.once(kind, lambda: self.train(self.folder(), kind))
+            assert result is not None
+        else:  # in this process, so that its children find all modules imported
+            folder = self.scratch / f"undisturbed {kind}"
+            result = self.once(kind, lambda: as_arrays(train(folder, kind=kind)))
         return dict(result)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -268,6 +273,11 @@ class Bench:
         taken.value = 0
         in_child(functools.partial(train, folder, 0.01), strike)
         return folder
+
+
+def as_arrays(values: list[Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors as arrays with numbers as names."""
+    return {str(number): value.numpy().copy() for number, value in enumerate(values)}
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:

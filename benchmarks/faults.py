@@ -10,7 +10,6 @@ run. Child processes are forked: Linux and macOS only. Disks of each size are mo
 which needs the rights to do so.
 """
 
-import importlib
 import json
 import tempfile
 import time
@@ -57,12 +56,12 @@ def main(
     """Inject every fault and print the losses."""
     console, started = Console(width=100), time.perf_counter()
     torch.set_num_threads(1)  # before the first fork
-    importlib.import_module("torch._inductor.compile_fx")  # once, for all children
     saved = json.loads(record.read_text()) if record is not None and record.exists() else {}
     columns = ("tries", "runs", "runs lost", "steps lost", "files corrupt")
     table = Table("fault", *columns)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), seed)
+        bench.undisturbed()
         for fault, trial in FAULTS.items():
             if only not in fault:
                 continue
@@ -79,7 +78,8 @@ def main(
                 entry["outcome"] = asdict(total)
                 if record is not None:
                     write_json(record, saved)
-            table.add_row(fault, str(total.tried), str(entry["trials"]), *map(str, [*asdict(total).values()][1:]))
+            _, *losses = asdict(total).values()
+            table.add_row(fault, *map(str, (total.tried, entry["trials"], *losses)))
             console.print(f"{fault}: done at {time.perf_counter() - started:.0f} s")
     console.print(table)
 

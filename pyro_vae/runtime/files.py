@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -216,8 +217,19 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write a JSON file atomically, as `write_file` does."""
-    write_file(path, json_bytes(content))
+    """Write a JSON file atomically, as `write_file` does; null for numbers that are not finite."""
+    write_file(path, json_bytes(finite_or_none(content)))
+
+
+def finite_or_none(content: object) -> object:
+    """Return JSON content with None in the place of NaN and infinities, which JSON lacks."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: finite_or_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_or_none(value) for value in content]
+    return content
 
 
 def json_bytes(content: object) -> bytes:
