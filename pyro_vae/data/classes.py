@@ -1,13 +1,13 @@
 """Labels of data: numbers of classes and their names."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.conversion import check_layout
+from pyro_vae.data.conversion import check_values
 from pyro_vae.data.errors import DataError
 
 Labels: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[str] | None
@@ -36,9 +36,9 @@ def classes_of(
     if labels is None:
         return None, names
     if isinstance(labels, Tensor):
-        check_layout(labels, "labels")
+        check_values(labels, "labels")
     else:
-        if isinstance(labels, Sized):  # before they are copied
+        if isinstance(labels, Sequence):  # before they are copied
             _check_shape((len(labels),), num_data)
         labels, names = _numbered(labels, names)
     _check_shape(tuple(labels.shape), num_data)

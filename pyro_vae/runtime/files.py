@@ -210,6 +210,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+        CheckpointError: If `path` is a pipe, a socket or a device.
     """
     path = Path(path)
     _replace(path, data)
@@ -261,12 +262,28 @@ def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> 
         with tempfile.TemporaryFile(dir=folder):
             pass
     for name in files:
+        _check_file(folder / name)
         if is_folder(folder / name):
             raise CheckpointError(
                 f"{folder / name} is a folder; expected a file or nothing: move the folder away, "
                 "or choose another output folder"
             )
     return folder
+
+
+def _check_file(path: Path) -> None:
+    """Check that `path` is not a pipe, a socket or a device, which a file would replace.
+
+    Raises:
+        CheckpointError: If it is one of these.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise CheckpointError(
+                f"{path} is a pipe, a socket or a device; expected a file or nothing: choose "
+                "another path"
+            )
 
 
 def is_folder(path: Path) -> bool:
@@ -353,6 +370,9 @@ def _is_new(name: str) -> bool:
 
 def _replace(path: Path, data: bytes | memoryview) -> None:
     """Write a temporary file in the folder of `path`, then rename it to `path`."""
+    _check_file(path)
+    if is_folder(path):
+        raise IsADirectoryError(errno.EISDIR, "expected the path of a file, got a folder", str(path))
     temporary = unused(path.parent, NEW)
     try:
         _write(temporary, data)
