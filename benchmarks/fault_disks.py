@@ -47,7 +47,7 @@ def _log(folder: Path) -> power_loss.Log:
         saved.write_bytes(pickle.dumps(log))
 
     in_child(work)
-    log: power_loss.Log = pickle.loads(saved.read_bytes())  # noqa: S301
+    log: power_loss.Log = pickle.loads(saved.read_bytes())
     return log
 
 
@@ -112,7 +112,7 @@ def _size_needed(bench: Bench) -> int:
     while not done.exists():
         size += PAGE
         with disk(bench, size) as folder:
-            in_child(lambda: (train(folder / "run", warn="error"), done.touch()))  # noqa: B023
+            in_child(lambda: (train(folder / "run", warn="error"), done.touch()))
     return size
 
 

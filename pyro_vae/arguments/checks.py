@@ -8,7 +8,6 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
-
 MAX_ENTRIES = 10**6  # of a sequence that is an argument, other than data
 
 

@@ -38,7 +38,7 @@ def classes_of(
     if isinstance(labels, Tensor):
         check_values(labels, "labels")
     else:
-        if isinstance(labels, Sequence):  # before they are copied
+        if isinstance(labels, range):  # of any length, before its numbers are made
             _check_shape((len(labels),), num_data)
         labels, names = _numbered(labels, names)
     _check_shape(tuple(labels.shape), num_data)

@@ -1,6 +1,5 @@
 """The model card of a run: what the model is, its scores and limits, as a Markdown file."""
 
-import html
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -92,7 +91,7 @@ def _cell(value: object) -> str:
     """Return a value as the text of a cell of a Markdown table, without markup of its own."""
     value = f"{value:,.0f}" if isinstance(value, float) else value
     text = re.sub(r"([\[\]|])", r"\\\1", printable(" ".join(str(value).split())))
-    return html.escape(text, quote=False)
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)  # the start of a tag
 
 
 def _code(value: object) -> str:

@@ -372,7 +372,9 @@ def _replace(path: Path, data: bytes | memoryview) -> None:
     """Write a temporary file in the folder of `path`, then rename it to `path`."""
     _check_file(path)
     if is_folder(path):
-        raise IsADirectoryError(errno.EISDIR, "expected the path of a file, got a folder", str(path))
+        raise IsADirectoryError(
+            errno.EISDIR, "expected the path of a file, got a folder", str(path)
+        )
     temporary = unused(path.parent, NEW)
     try:
         _write(temporary, data)

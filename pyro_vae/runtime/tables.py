@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-
 # Control characters, and those that reverse the direction of the text after them.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _VISIBLE = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
