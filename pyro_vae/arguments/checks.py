@@ -2,10 +2,13 @@
 
 import contextlib
 import inspect
+import itertools
 import numbers
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+
+MAX_ENTRIES = 10**6  # of a sequence that is an argument, other than data
 
 
 class ArgumentError(ValueError):
@@ -141,9 +144,11 @@ class Each(Check):
         if isinstance(value, str | bytes | type | Mapping | Set) or not isinstance(value, Iterable):
             raise Unfit
         try:
-            entries = list(value)
-        except TypeError:  # an array of no dimensions
+            entries = list(itertools.islice(value, MAX_ENTRIES + 1))
+        except (TypeError, RuntimeError):  # an array of no dimensions, a nested tensor
             raise Unfit from None
+        if len(entries) > MAX_ENTRIES:
+            raise Unfit(f"it has more than {MAX_ENTRIES:,} entries")
         converted = []
         for i, entry in enumerate(entries):
             try:
@@ -175,6 +180,12 @@ class Either(Check):
             except Unfit as unfit:
                 hints = hints or str(unfit)
         raise Unfit(hints)
+
+
+def has_forward(value: Callable[..., object]) -> bool:
+    """Return False for a module of torch without a `forward`, and True for other callables."""
+    forward = getattr(value, "forward", None)
+    return getattr(forward, "__name__", "") != "_forward_unimplemented"
 
 
 def takes(value: Callable[..., object], count: int) -> bool:

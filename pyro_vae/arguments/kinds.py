@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol, TypeGuard, cast
 
-from pyro_vae.arguments.checks import Check, Unfit, array_shape, takes
+from pyro_vae.arguments.checks import Check, Unfit, array_shape, has_forward, takes
 
 MAX_NAME, MAX_PATH = 255, 4000  # bytes, of most file systems
 
@@ -279,4 +279,6 @@ class Instance(Check):
         raise Unfit(self.hint)
 
     def _fits(self, function: Callable[..., object]) -> bool:
-        return self.num_inputs is None or takes(function, self.num_inputs)
+        return has_forward(function) and (
+            self.num_inputs is None or takes(function, self.num_inputs)
+        )

@@ -10,6 +10,7 @@ from pyro_vae.checkpointing.model_folder import MODEL
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import (
     CheckpointError,
+    finite_or_none,
     foreign,
     read_file,
     remove_folder,
@@ -70,7 +71,8 @@ def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]
         UserWarning: If results were moved.
     """
     recorded = _history(folder)
-    if recorded is not None and recorded != json.loads(json.dumps(list(history))):
+    given = json.loads(json.dumps(list(history)))
+    if recorded is not None and finite_or_none(recorded) != finite_or_none(given):
         set_aside_results(folder)
 
 

@@ -60,16 +60,19 @@ def print_first(message: object) -> None:
 def print_schema(data: "Dataset") -> None:
     """Print the description of data."""
     from rich.table import Table
+    from rich.text import Text
+
+    from pyro_vae.runtime.tables import printable
 
     shape = " x ".join(map(str, data.event_shape))
-    title = f"{data.name}: {len(data):,} data of shape {shape or 'one number'}"
+    title = f"{printable(data.name)}: {len(data):,} data of shape {shape or 'one number'}"
     if data.schema is None:
         print_first(title)
         return
     rows, shown = data.schema.rows(), 100
-    table = Table(*rows[0], title=title, title_justify="left")
+    table = Table(*rows[0], title=Text(title), title_justify="left")
     for row in rows[:shown]:
-        table.add_row(*row.values())
+        table.add_row(*map(printable, row.values()))
     print_first(table)
     if len(rows) > shown:
         print_first(f"... and {len(rows) - shown:,} more rows")

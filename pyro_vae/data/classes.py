@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.conversion import check_values
 from pyro_vae.data.errors import DataError
 
 Labels: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[str] | None
@@ -34,12 +35,13 @@ def classes_of(
         raise DataError(f"class_names has {repeated[0]!r} more than once")
     if labels is None:
         return None, names
-    if not isinstance(labels, Tensor):
+    if isinstance(labels, Tensor):
+        check_values(labels, "labels")
+    else:
+        if isinstance(labels, range):  # of any length, before its numbers are made
+            _check_shape((len(labels),), num_data)
         labels, names = _numbered(labels, names)
-    if labels.shape != (num_data,):
-        raise DataError(
-            f"labels have shape {tuple(labels.shape)}; expected ({num_data},), one for each datum"
-        )
+    _check_shape(tuple(labels.shape), num_data)
     if names and labels.is_floating_point():
         raise DataError(f"labels with class_names must be class numbers, got {labels.dtype}")
     if names and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
@@ -48,6 +50,11 @@ def classes_of(
             f"names of the classes 0 to {len(names) - 1}"
         )
     return labels, names
+
+
+def _check_shape(shape: tuple[int, ...], num_data: int) -> None:
+    if shape != (num_data,):
+        raise DataError(f"labels have shape {shape}; expected ({num_data},), one for each datum")
 
 
 def names_of_classes(labels: Tensor, class_names: Sequence[str]) -> Sequence[str] | range:

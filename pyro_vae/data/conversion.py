@@ -55,6 +55,13 @@ def check_layout(x: Tensor, name: str = "x") -> None:
         )
 
 
+def check_values(x: Tensor, name: str = "x") -> None:
+    """Raise `DataError` for nested, quantized, sparse and meta tensors."""
+    check_layout(x, name)
+    if x.is_meta:
+        raise DataError(f"{name} is on the device meta, which has shapes but no values")
+
+
 def check_numbers(dtype: torch.dtype | np.dtype, is_number: bool) -> None:
     """Raise `DataError` for other dtypes than floats and int64."""
     if not is_number:

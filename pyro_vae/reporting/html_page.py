@@ -29,6 +29,7 @@ from pyro_vae.reporting.glossary import GLOSSARY
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
+from pyro_vae.runtime.tables import printable
 
 TEMPLATE = "html_page.html.jinja"
 PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of an image
@@ -214,7 +215,10 @@ def write(
         facts=[(name, value) for name, value in _facts(run, metrics, vae, card) if value],
         model=type(vae).__name__,
         parts=parts_of(vae),
-        columns=schema.rows() if schema is not None else [],
+        columns=[
+            {name: printable(text) for name, text in row.items()}
+            for row in (schema.rows() if schema is not None else [])
+        ],
         card=card,
         verdict=VERDICTS[card.verdict],
         listed=_listed(card),

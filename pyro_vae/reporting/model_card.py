@@ -1,5 +1,6 @@
 """The model card of a run: what the model is, its scores and limits, as a Markdown file."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pyro_vae.models.base import Autoencoder
 from pyro_vae.reporting.described import parts_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
 from pyro_vae.runtime.json_schema import MAX_BYTES, PLACE, ListOf, Record, Text, parse
+from pyro_vae.runtime.tables import printable
 
 TEMPLATE = "model_card.md.jinja"
 # Names of settings in the card and in metrics.json.
@@ -48,7 +50,7 @@ def write(run: Path, metrics: JSONObject, vae: Autoencoder, trust: JSONObject | 
         OSError: If the file cannot be written.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = _cell
+    environment.filters.update(cell=_cell, code=_code)
     template = files("pyro_vae.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8")
     schema = getattr(vae, "schema", None)
     card = environment.from_string(template).render(
@@ -86,6 +88,13 @@ def _settings(names: dict[str, str], metrics: JSONObject) -> list[tuple[str, obj
 
 
 def _cell(value: object) -> str:
-    """Return a value as the text of a cell of a Markdown table."""
+    """Return a value as the text of a cell of a Markdown table, without markup of its own."""
     value = f"{value:,.0f}" if isinstance(value, float) else value
-    return " ".join(str(value).replace("|", r"\|").split())
+    text = re.sub(r"([\[\]|])", r"\\\1", printable(" ".join(str(value).split())))
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)  # the start of a tag
+
+
+def _code(value: object) -> str:
+    """Return a value as code in a cell of a Markdown table."""
+    text = printable(" ".join(str(value).split())).replace("`", "'")
+    return f"`{text.replace('|', chr(92) + '|')}`"

@@ -1,6 +1,7 @@
 """Write the results of a trained VAE to a folder: scores, figures, posterior samples, settings."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,6 +44,7 @@ from pyro_vae.runtime.json_schema import (
     PLACE,
     TEXTS,
     ListOf,
+    Maybe,
     Number,
     Record,
     Text,
@@ -55,7 +57,7 @@ SHOWN = 100  # images in a picture
 
 # Where the data of a run are, recorded by the command line.
 _SOURCE = Record({"data": Text(), "sha256": ListOf(Text()), "options": Record()})
-_SCORES = {f"test_{name}{end}": Number() for name in DESCRIPTIONS for end in ("", "_se")}
+_SCORES = {f"test_{name}{end}": Maybe(Number()) for name in DESCRIPTIONS for end in ("", "_se")}
 _METRICS = Record(
     {"dataset": Text(), "binarization": Text(), "seed": Number(0, 2**64, integer=True)},
     {
@@ -208,12 +210,14 @@ def write_metrics(
 
 
 def read_metrics(run: Path) -> JSONObject:
-    """Read the metrics.json of a run's folder.
+    """Read the metrics.json of a run's folder. Scores that are null there are NaN.
 
     Raises:
         CheckpointError: If the file is missing or damaged.
     """
-    return parse(read_file(run, METRICS, MAX_BYTES), run / METRICS, _METRICS)
+    metrics = parse(read_file(run, METRICS, MAX_BYTES), run / METRICS, _METRICS)
+    undefined = [name for name in _SCORES if name in metrics and metrics[name] is None]
+    return {**metrics, **dict.fromkeys(undefined, math.nan)}
 
 
 def library_versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -209,6 +210,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+        CheckpointError: If `path` is a pipe, a socket or a device.
     """
     path = Path(path)
     _replace(path, data)
@@ -216,8 +218,19 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write a JSON file atomically, as `write_file` does."""
-    write_file(path, json_bytes(content))
+    """Write a JSON file atomically, as `write_file` does; null for numbers that are not finite."""
+    write_file(path, json_bytes(finite_or_none(content)))
+
+
+def finite_or_none(content: object) -> object:
+    """Return JSON content with None in the place of NaN and infinities, which JSON lacks."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: finite_or_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_or_none(value) for value in content]
+    return content
 
 
 def json_bytes(content: object) -> bytes:
@@ -249,12 +262,28 @@ def writable_folder(path: str | os.PathLike[str], files: Iterable[str] = ()) -> 
         with tempfile.TemporaryFile(dir=folder):
             pass
     for name in files:
+        _check_file(folder / name)
         if is_folder(folder / name):
             raise CheckpointError(
                 f"{folder / name} is a folder; expected a file or nothing: move the folder away, "
                 "or choose another output folder"
             )
     return folder
+
+
+def _check_file(path: Path) -> None:
+    """Check that `path` is not a pipe, a socket or a device, which a file would replace.
+
+    Raises:
+        CheckpointError: If it is one of these.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise CheckpointError(
+                f"{path} is a pipe, a socket or a device; expected a file or nothing: choose "
+                "another path"
+            )
 
 
 def is_folder(path: Path) -> bool:
@@ -341,6 +370,11 @@ def _is_new(name: str) -> bool:
 
 def _replace(path: Path, data: bytes | memoryview) -> None:
     """Write a temporary file in the folder of `path`, then rename it to `path`."""
+    _check_file(path)
+    if is_folder(path):
+        raise IsADirectoryError(
+            errno.EISDIR, "expected the path of a file, got a folder", str(path)
+        )
     temporary = unused(path.parent, NEW)
     try:
         _write(temporary, data)

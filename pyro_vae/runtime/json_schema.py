@@ -149,7 +149,7 @@ class Record:
 COUNT = Number(0, 2**53, integer=True)
 PLACE = Number(1, 2**53, integer=True)
 TEXTS = Record(others=Text())
-EPOCH = Record({"epoch": PLACE, "step": COUNT, "num_data": COUNT}, others=Number())
+EPOCH = Record({"epoch": PLACE, "step": COUNT, "num_data": COUNT}, others=Maybe(Number()))
 HISTORY = ListOf(EPOCH)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import setting
-from pyro_vae.data.conversion import as_tensor
+from pyro_vae.data.conversion import as_tensor, check_values
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
 from pyro_vae.data.errors import DataError
@@ -120,6 +120,7 @@ def read(
     """
     value = array_files.load(source, key) if isinstance(source, Path) else source
     if isinstance(value, Tensor):
+        check_values(value, "the array")
         value = value.detach().cpu().numpy()
     name = frames.name_of(source) if isinstance(source, Path) else "arrays"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
@@ -156,6 +157,7 @@ def _dataset(source: object, key: str | None) -> Dataset:
         # Height and width without a channel are images of one channel.
         return Dataset(value.unsqueeze(1) if value.dim() == 3 else value)
     if isinstance(value, Tensor):
+        check_values(value, "the array")
         value = value.float()
     return as_dataset(cast(Data, value))
 

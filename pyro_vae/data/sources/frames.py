@@ -129,6 +129,8 @@ def _file(
 ) -> nw.DataFrame:
     import pandas as pd
 
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory")
     reads = {".parquet": pd.read_parquet, ".feather": pd.read_feather}
     try:
         if path.suffix.lower() in reads:
