@@ -116,7 +116,8 @@ def write_completed(
     """
     import pandas as pd
 
-    original = schema_frame(source, options)
+    as_text = [column.name for column in rows.schema.columns if column.values_type == "text"]
+    original = schema_frame(source, options, as_text)
     completed = [rows.schema.complete(original, values) for values in tables]
     if len(completed) > 1:
         for number, frame in enumerate(completed):
@@ -124,11 +125,16 @@ def write_completed(
     write_frame(path, pd.concat(completed, ignore_index=True))
 
 
-def schema_frame(source: str, options: Mapping[str, object]) -> "pd.DataFrame":
-    """Return the table in a file as a pandas frame."""
+def schema_frame(
+    source: str, options: Mapping[str, object], as_text: Sequence[str]
+) -> "pd.DataFrame":
+    """Return the table in a file as a pandas frame, with some columns as text."""
     from pyro_vae.data.sources import frames
+    from pyro_vae.data.sources.text_files import TextForm
 
-    return frames.read(source, **taken_by(frames.read, options)).to_native()
+    key = str(options["key"]) if "key" in options else None
+    form = TextForm(**taken_by(TextForm, options))
+    return frames.read(source, form, key, as_text).to_native()
 
 
 def write_intervals(

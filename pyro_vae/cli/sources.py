@@ -268,6 +268,8 @@ def _quoted(word: str) -> str:
 def _value(name: str, text: str) -> object:
     if name in LISTS:
         return text.split(",")
+    if name == "skip" and text.isdigit():
+        return int(text)
     return text.lower() == "true" if text.lower() in ("true", "false") else text
 
 

@@ -1,5 +1,6 @@
 """`Column`: a column of a table, and its values as numbers."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Self
@@ -7,13 +8,14 @@ from typing import Any, Self
 import narwhals as nw
 import numpy as np
 
-from pyro_vae.arguments import AtLeastZero, Finite, Positive
+from pyro_vae.arguments import AtLeastZero, Finite, Positive, setting
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames, kinds
 from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
 from pyro_vae.part import Part
 
 SHOWN = 6  # levels in a description
+NARROW = ("binary", "category", "count", "proportion", "positive")  # kinds that refuse numbers
 MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
 
 
@@ -161,10 +163,14 @@ class Column(Part):
 
     def _check(self, invalid: np.ndarray, values: np.ndarray, expected: str) -> None:
         if invalid.any():
-            row = int(invalid.argmax())
+            row, way_out = int(invalid.argmax()), ""
+            if self.kind in NARROW and self.values_type != "text":
+                kind = setting("columns", {self.name: "real"})
+                way_out = f". If such values are possible, build the model with {kind}"
             raise DataError(
                 f"column {self.name!r}, row {row}: {expected}, got {_plain(values[row])!r} "
-                f"({int(invalid.sum())} such values). Rows are counted from 0, without the header"
+                f"({int(invalid.sum())} such values; rows are counted from 0, without the header)"
+                f"{way_out}"
             )
 
     def standardized_by(self, numbers: np.ndarray) -> Self:
@@ -222,6 +228,19 @@ def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _say_equal(name: str, levels: Sequence[Level]) -> None:
+    texts = sorted(map(str, levels), key=str.casefold)
+    for first, second in itertools.pairwise(texts):
+        if first.casefold() == second.casefold():
+            warnings.warn(
+                f"column {name!r}: the levels {first!r} and {second!r} differ in upper and lower "
+                "case only, and are two levels. Correct the data if they are one",
+                DataWarning,
+                stacklevel=2,
+            )
+            return
+
+
 def column_of(series: nw.Series, kind: str | None) -> Column:
     """Describe a column.
 
@@ -233,19 +252,21 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         DataError: If the kind does not apply; the message has the row of an invalid value.
     """
     name, rule = series.name, None if kind is None else KINDS.get(str(kind))
-    kind_type = frames.type_of(series, as_text=rule is not None and "text" in rule.accepts)
+    kind_type = frames.type_of(series, None if rule is None else rule.accepts)
     if rule is not None and kind_type == "text" and "text" not in rule.accepts:
         frames.values_of(series, "date" if rule.name == "date" else "real")  # names the row
         raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
     values, missing = frames.values_of(series, kind_type)
-    observed = Values(kind_type, values[~missing])
+    observed = Values(kind_type, values[~missing], name)
     share = float(missing.mean())
     if kind is None:
+        kinds.refuse_dates(observed)
         rule = kinds.kind_of(observed)
     if rule is None or kind_type not in rule.accepts:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
         levels = kinds.levels_of(observed) if kind_type != "date" else []
+        _say_equal(name, levels)
         return Column(name, rule.name, kind_type, levels, missing=share)
     if not rule.in_model:
         return Column(name, rule.name, kind_type, missing=share)

@@ -15,6 +15,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.columns import Column, column_of
+from pyro_vae.data.sources.text_files import TextForm
 from pyro_vae.part import Part
 
 
@@ -84,28 +85,33 @@ class TableSchema(Part):
         self,
         source: object,
         *,
+        key: str | None = None,
         separator: str | None = None,
         encoding: str = "utf-8",
         na: Sequence[str] = (),
         decimal: str = ".",
-        key: str | None = None,
+        thousands: str | None = None,
+        skip: int = 0,
     ) -> Dataset:
         """Return a table as a dataset of this schema.
 
         Args:
             source: Path of a file, a frame, or a numpy array with these columns in order.
-            separator: Separator of a text file, see `frames.read`.
+            key: Name of the array, if the file has several.
+            separator: Separator of a text file; by default found in its first line.
             encoding: Encoding of a text file.
             na: Further texts that are read as missing in a text file.
             decimal: Decimal point of the numbers in a text file.
-            key: Name of the array, if the file has several.
+            thousands: Separator of thousands in a text file.
+            skip: Number of lines of a text file before the names of the columns.
 
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
+        form = TextForm(separator, encoding, na, decimal, thousands, skip)
+        as_text = [column.name for column in self.columns if column.values_type == "text"]
         with frames.errors_of(source):
-            table = frames.read(source, separator, encoding, na, decimal, key)
-            return self._read(table, source)
+            return self._read(frames.read(source, form, key, as_text), source)
 
     def _read(self, table: nw.DataFrame, source: object) -> Dataset:
         frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))
