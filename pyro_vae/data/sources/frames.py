@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
-from pyro_vae.data.sources.text_files import TextForm
+from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
 from pyro_vae.data.sources.texts import Texts
 
 # Data in the form of the user: the path of a file, an array, or a frame of pandas, polars, ....
@@ -58,7 +58,7 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
 
 def read(
     source: object,
-    form: TextForm = TextForm(),
+    form: TextForm = DEFAULT_FORM,
     key: str | None = None,
     as_text: Collection[str] = (),
 ) -> nw.DataFrame:

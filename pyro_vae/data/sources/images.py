@@ -25,7 +25,8 @@ from pyro_vae.runtime.progress_bar import reading_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+DATA = (".mtx", ".mtx.gz", ".h5ad", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".pt")
 ARRAY_STORES = (".zarr", ".zgroup", ".zarray", "zarr.json")  # folders that are arrays
 IN_MEMORY = 2**31  # bytes of pixels; more are decoded batch by batch
 SAMPLED = 64  # images that decide on the size and the channels
@@ -190,13 +191,23 @@ def _find(source: Any) -> tuple[list[Path], list[int], list[str]]:
         if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise DataError(f"{source}: no images in this folder; expected files {', '.join(ENDINGS)}")
+        raise DataError(_no_images(source))
     parts = [path.relative_to(source).parts for path in paths]
     if min(map(len, parts)) == 1:
         return paths, [], []
     classes = sorted({part[0] for part in parts})
     number = {name: i for i, name in enumerate(classes)}
     return paths, [number[part[0]] for part in parts], classes
+
+
+def _no_images(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    data = [path for path in files if path.name.lower().endswith(DATA)]
+    message = f"{folder}: no images in this folder; expected files {', '.join(ENDINGS)}"
+    if data:
+        return f"{message}. For other data, pass the path of a file, such as {data[0]}"
+    endings = sorted({path.suffix for path in files})
+    return f"{message}, found {', '.join(endings[:NAMED]) if files else 'no files'}"
 
 
 def _name(source: object) -> str:
@@ -344,7 +355,10 @@ def _reason(error: Exception) -> str:
 
 
 def _unreadable(name: str, errors: list[tuple[Path, Exception]], num_files: int) -> str:
-    files = "; ".join(f"{path}: {_reason(error)}" for path, error in errors[:NAMED])
+    named: dict[str, list[str]] = {}
+    for path, error in errors[:NAMED]:
+        named.setdefault(_reason(error), []).append(str(path))
+    files = "; ".join(f"{', '.join(paths)}: {reason}" for reason, paths in named.items())
     more = f"; and {len(errors) - NAMED:,} more" if len(errors) > NAMED else ""
     return f"{name}: cannot read {len(errors):,} of {num_files:,} images: {files}{more}"
 
@@ -379,5 +393,5 @@ READER = Reader(
     _accepts,
     read,
     frozenset({"size", "channels", "skip_unreadable"}),
-    "a folder or a list of PNG, JPEG, TIFF, WebP and BMP files",
+    "a folder or a list of PNG, JPEG, TIFF, WebP, BMP and GIF files",
 )

@@ -208,8 +208,8 @@ def refuse_dates(values: Values) -> None:
     if ((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
         iso = f"{year[0]:.0f}-{month[0]:02.0f}-{day[0]:02.0f}"
         raise DataError(
-            f"column {values.name!r}: all values are dates without hyphens, as {found[0]:.0f}. Write "
-            f"them as {iso}, or give the kind of the column, as in "
+            f"column {values.name!r}: all values are dates without hyphens, as {found[0]:.0f}. "
+            f"Write them as {iso}, or give the kind of the column, as in "
             f"{setting('columns', {values.name: 'real'})}"
         )
 

@@ -67,7 +67,9 @@ def open(source: Source, **options: object) -> Dataset:
 
 def _described(source: Source) -> str:
     if isinstance(source, Path):
-        advice = next((text for end, text in FILES.items() if source.name.lower().endswith(end)), "")
+        advice = next(
+            (text for end, text in FILES.items() if source.name.lower().endswith(end)), ""
+        )
         return f"{source}{f' ({advice})' * bool(advice)}"
     conversions = {
         "collect": "call .collect() of a lazy frame",

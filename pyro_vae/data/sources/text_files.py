@@ -47,6 +47,9 @@ class TextForm:
     skip: int = 0
 
 
+DEFAULT_FORM = TextForm()
+
+
 @dataclass(frozen=True)
 class _Layout:
     """The layout of a file.

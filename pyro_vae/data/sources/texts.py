@@ -196,13 +196,11 @@ def _unit(text: str) -> str:
 
 def _separators(name: str, text: str) -> str:
     """Return the options that read a number with a comma or separators of thousands."""
-    marks = [mark for mark in text if mark in "., '"] if name == "number" else []
-    if not marks:
+    if name != "number" or not re.fullmatch(r"[-+]?[\d., '\xa0\u202f]+", text):
         return ""
-    options = []
-    if "," in (marks[0], marks[-1]) and marks.count(",") == 1 and marks[-1] == ",":
-        options.append(setting("decimal", ","))
-    if re.search(r"\d[., ']\d{3}(?!\d)", text):
+    marks = re.sub(r"[-+\d]", "", text.replace("\xa0", " ").replace("\u202f", " "))
+    options = [setting("decimal", ",")] if marks.count(",") == 1 and marks[-1] == "," else []
+    if re.search(r"\D\d{3}(?!\d)", text):
         options.append(setting("thousands", marks[0]))
     return f", read a file with {' or '.join(options)}" if options else ""
 
