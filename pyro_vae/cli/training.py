@@ -63,7 +63,7 @@ def describe(
     """Print the kinds and ranges of data, and the code of a VAE that suits them."""
     options = options_of(column, labels, size, key, schema, option)
     rows = Source(data, options, root=data_root).open()
-    print_schema(rows)
+    print_schema(rows, options)
     if rows.schema is not None and out is not None:
         from pyro_vae.runtime.files import writable_folder, write_json
 
@@ -161,7 +161,7 @@ def train(
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
     training, validation, held_out = origin.split()
     if training.schema is not None:
-        print_schema(training)
+        print_schema(training, options)
     torch.manual_seed(seed)
     vae = _built(
         training,

@@ -202,7 +202,7 @@ def _find(source: Any) -> tuple[list[Path], list[int], list[str]]:
 
 def _no_images(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    data = [path for path in files if path.name.lower().endswith(DATA)]
+    data = [path for ending in DATA for path in files if path.name.lower().endswith(ending)]
     message = f"{folder}: no images in this folder; expected files {', '.join(ENDINGS)}"
     if data:
         return f"{message}. For other data, pass the path of a file, such as {data[0]}"

@@ -1,7 +1,7 @@
 """`TableSchema`: the columns of a table, and their values as numbers."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 import narwhals as nw
@@ -14,7 +14,8 @@ from pyro_vae.arguments import setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
-from pyro_vae.data.sources.columns import Column, column_of
+from pyro_vae.data.sources.columns import SHOWN, Column, column_of
+from pyro_vae.data.sources.kinds import MAX_LABELS
 from pyro_vae.data.sources.text_files import TextForm
 from pyro_vae.part import Part
 
@@ -235,6 +236,37 @@ class TableSchema(Part):
             }
             for column in self.columns
         ]
+
+    def notes(self, data: Dataset, given: Collection[str] = ()) -> list[str]:
+        """Return sentences about whole numbers of few values, which may be labels or numbers.
+
+        Args:
+            data: Rows of the table.
+            given: Names of columns with a kind on request, which need no note.
+        """
+        found: dict[str, list[str]] = {"category": [], "count": []}
+        for column, x in zip(self.modelled, data.sample().unbind(-1), strict=True):
+            if column.name in given or column.values_type == "text":
+                continue
+            if column.kind == "category":
+                found["count"].append(column.name)
+            elif column.kind in ("count", "real"):
+                values = x[~x.isnan()].unique()
+                if len(values) <= MAX_LABELS and bool((values == values.round()).all()):
+                    found["category"].append(column.name)
+        return [
+            f"{', '.join(map(repr, names[:SHOWN]))}{f' and {more} more' if more > 0 else ''}: "
+            f"{_NOTES[kind]}, pass {setting('columns', {names[0]: kind})}"
+            for kind, names in found.items()
+            if (more := len(names) - SHOWN) > -SHOWN
+        ]
+
+
+_NOTES = {
+    "category": f"numbers with at most {MAX_LABELS} different values. If they are labels",
+    "count": f"labels, since all of at most {MAX_LABELS} whole numbers are frequent. If they are "
+    "numbers",
+}
 
 
 def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
