@@ -40,6 +40,13 @@ Columns = Annotated[
 Labels = Annotated[
     str | None, Option(help="Column of classes, which is not modelled and colours figures")
 ]
+Context = Annotated[
+    list[str],
+    Option(
+        help="Column that is context of a conditional model, or label, the class folder of an "
+        "image; may be repeated"
+    ),
+]
 Size = Annotated[str | None, Option(help="Size of images, as in 64 or 48x64 (height x width)")]
 Key = Annotated[str | None, Option(help="Name of an array in the file")]
 SchemaFile = Annotated[

@@ -7,6 +7,9 @@ from typing import Any, Self
 
 import narwhals as nw
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from pyro_vae.arguments import AtLeastZero, Finite, Positive, setting
 from pyro_vae.data.errors import DataError, DataWarning
@@ -180,6 +183,33 @@ class Column(Part):
             return self
         arguments: dict[str, Any] = self.build_arguments | _moments(self.rule.scale(observed))
         return type(self)(**arguments)
+
+    @property
+    def context_size(self) -> int:
+        """Number of entries of the column as context of a conditional model."""
+        return self.num_levels or 1
+
+    def encoded(self, series: nw.Series) -> Tensor:
+        """Return the values as context: one-hot levels, or standardized numbers.
+
+        Returns:
+            Floats of shape `(num_data, context_size)`.
+
+        Raises:
+            DataError: If a value is missing or not of this column's kind.
+        """
+        values, x = self.checked_values(series)
+        self._check(np.isnan(x), values, "a column of the context has no missing values")
+        if self.num_levels:
+            return one_hot(torch.from_numpy(x).long(), self.num_levels).float()
+        scaled = (self.rule.scale(values) - self.shift) / self.unit
+        return torch.from_numpy(scaled).float()[:, None]
+
+    def decoded(self, context: np.ndarray) -> np.ndarray:
+        """Return the values of a column from its context, shape `(num_data, context_size)`."""
+        if self.num_levels:
+            return self.restored(context.argmax(axis=1).astype(np.float64))
+        return self.restored(self.rule.unscale(context[:, 0] * self.unit + self.shift))
 
     def restored(self, numbers: np.ndarray) -> np.ndarray:
         """Return numbers of the model as values of the column, None for NaN."""

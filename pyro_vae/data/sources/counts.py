@@ -170,6 +170,7 @@ def read(
     labels: str | None = None,
     kind: Kind = "counts",
     transposed: bool = False,
+    context: Sequence[str] = (),
 ) -> Dataset:
     """Read a sparse matrix. Only the rows of a batch are made dense, as float32.
 
@@ -185,6 +186,7 @@ def read(
         labels: Column of `.obs` with classes, which are not modelled and colour pictures.
         kind: `"counts"`, or `"real"` for any finite numbers.
         transposed: Whether the rows of a matrix without names are genes, its columns cells.
+        context: As `covariates`.
 
     Raises:
         DataError: If the source cannot be read or is empty, if a number is not a count or is not
@@ -192,7 +194,7 @@ def read(
     """
     counts = load(source, layer, transposed)
     genes = counts.genes or [str(i) for i in range(counts.matrix.shape[1])]
-    names = dict.fromkeys([*([] if batch is None else [batch]), *covariates])
+    names = dict.fromkeys([*([] if batch is None else [batch]), *covariates, *context])
     columns = [_column(counts, name, name == batch) for name in names]
     classes = [] if labels is None else _column(counts, labels, True)[1]
     size = float(np.median(library_sizes(counts, kind)))
@@ -288,6 +290,6 @@ READER = Reader(
     "count",
     _accepts,
     read,
-    frozenset({"layer", "batch", "covariates", "labels", "kind", "transposed"}),
+    frozenset({"layer", "batch", "covariates", "labels", "kind", "transposed", "context"}),
     "sparse matrices of scipy, .mtx, .npz and .h5ad files, AnnData",
 )

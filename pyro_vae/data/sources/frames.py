@@ -5,7 +5,7 @@ import datetime
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import narwhals as nw
 import numpy as np
@@ -97,7 +97,7 @@ def read(
     return frame
 
 
-def _plain(frame: IntoDataFrame) -> IntoDataFrame:
+def _plain(frame: Any) -> Any:
     """Return a pandas frame with names that are text, and without sparse columns."""
     import pandas as pd
 

@@ -122,6 +122,7 @@ class Kind:
         fits: The rule by which a column is of this kind, if no kind before it fits.
         accepts: Types of values that can be of this kind on request.
         scale: Function of the values that networks standardize, such as the logarithm.
+        unscale: Inverse of `scale`.
         in_model: Whether columns of this kind are modelled. Others are left out.
         num_levels: Numbers of levels that are allowed, if values are positions in a list of levels.
         expected: Description of valid values, for messages.
@@ -132,6 +133,7 @@ class Kind:
     fits: Callable[[Values], bool]
     accepts: frozenset[str]
     scale: Callable[[np.ndarray], np.ndarray] = identity
+    unscale: Callable[[np.ndarray], np.ndarray] = identity
     in_model: bool = True
     num_levels: range = range(0)
     expected: str = "finite numbers"
@@ -146,7 +148,7 @@ class Kind:
 _ANY = frozenset({"boolean", "integer", "real", "date", "text"})
 _NUMBERS = frozenset({"boolean", "integer", "real"})
 
-# To add a kind of column, add it here, and its likelihood to `models.suggestion.BLOCKS`.
+# To add a kind of column, add it here, and its likelihood to `models.column_likelihoods`.
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -167,6 +169,7 @@ KINDS: dict[str, Kind] = {
             ),
             _NUMBERS,
             scale=np.log1p,
+            unscale=np.expm1,
             expected="integers from 0 on",
             valid=lambda x: (x >= 0) & (x == np.round(x)) & np.isfinite(x),
         ),
@@ -182,6 +185,7 @@ KINDS: dict[str, Kind] = {
             _is_positive,
             _NUMBERS,
             scale=np.log,
+            unscale=np.exp,
             expected="numbers above 0",
             valid=lambda x: (x > 0) & np.isfinite(x),
         ),

@@ -10,7 +10,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
-from pyro_vae.arguments import setting
+from pyro_vae.arguments import Count, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
@@ -29,6 +29,7 @@ class TableSchema(Part):
         columns: The columns, including those that are left out.
         labels: Name of a column of classes that is not among `columns`, or None.
         class_names: Sorted values of that column, in the order of the labels.
+        context: Columns that are context of a conditional model. They are not among `columns`.
 
     Raises:
         DataError: If no column is modelled.
@@ -55,9 +56,10 @@ class TableSchema(Part):
         columns: Sequence[Column],
         labels: str | None = None,
         class_names: Sequence[str] = (),
+        context: Sequence[Column] = (),
     ) -> None:
         super().__init__()
-        self.columns = list(columns)
+        self.columns, self.given = list(columns), list(context)
         self.labels, self.class_names = labels, tuple(class_names)
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
@@ -131,7 +133,32 @@ class TableSchema(Part):
             name=frames.name_of(source),
             schema=self,
             class_names=() if labels is None else self.class_names,
+            context=(self._encoded(frame),) if self.given else (),
         )
+
+    def _encoded(self, frame: nw.DataFrame) -> Tensor:
+        return torch.cat([column.encoded(frame[column.name]) for column in self.given], dim=-1)
+
+    def context(self, num_data: Count = 1, **values: object) -> Tensor:
+        """Return the same context for some data, as the model takes it.
+
+        Args:
+            num_data: Number of data.
+            values: Value of each column of the context, by its name.
+
+        Returns:
+            Context of shape `(num_data, context_size)`.
+
+        Raises:
+            DataError: If a column is missing or unknown, or a value is not of its kind.
+
+        See also: `pyro_vae.ConditionalVAE`.
+        """
+        names = [column.name for column in self.given]
+        if {*values} != {*names}:
+            raise DataError(f"expected a value for each of {names}, got {sorted(values)}")
+        row = nw.from_dict({name: [values[name]] for name in names}, backend="pandas")
+        return self._encoded(row).expand(num_data, -1)
 
     def _classes(self, frame: nw.DataFrame) -> Tensor | None:
         """Return the classes of rows; None if the table has none, or a class that is not known."""
@@ -144,13 +171,16 @@ class TableSchema(Part):
         return torch.tensor([number[text] for text in texts])
 
     def _checked_names(self, frame: nw.DataFrame, is_array: bool) -> nw.DataFrame:
-        known = [column.name for column in self.columns]
+        known = [column.name for column in (*self.columns, *self.given)]
+        if is_array and self.given:
+            raise DataError("expected a table with names, since some of its columns are context")
         if is_array and len(known) == len(frame.columns):
             return frame.rename(dict(zip(frame.columns, known, strict=True)))
-        if absent := [name for name in self.names() if name not in frame.columns]:
+        needed = [*self.names(), *(column.name for column in self.given)]
+        if absent := [name for name in needed if name not in frame.columns]:
             raise DataError(
                 f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
-                f"{', '.join(map(repr, self.names()[:10]))}, got "
+                f"{', '.join(map(repr, needed[:10]))}, got "
                 f"{', '.join(map(repr, frame.columns[:10]))}"
             )
         if new := [name for name in frame.columns if name not in [*known, self.labels]]:
@@ -169,15 +199,18 @@ class TableSchema(Part):
             column.standardized_by(numbers[column.name]) if column.name in numbers else column
             for column in self.columns
         ]
-        return type(self)(columns, self.labels, self.class_names)
+        return type(self)(columns, self.labels, self.class_names, self.given)
 
-    def restore(self, x: Tensor, like: object = None) -> np.ndarray | IntoDataFrame:
+    def restore(
+        self, x: Tensor, like: object = None, context: Tensor | None = None
+    ) -> np.ndarray | IntoDataFrame:
         """Return rows of the model as a frame with the types and levels of the table.
 
         Args:
             x: Rows of shape `(num_data, num_modelled_columns)`, NaN for missing values.
             like: Frame that decides the library, pandas or polars; by default pandas. For a numpy
                 array, the result is one.
+            context: Context of each row, which is added as columns.
 
         Raises:
             DataError: If x has another shape.
@@ -194,6 +227,11 @@ class TableSchema(Part):
             if column.kind == "constant" and column.levels:
                 columns[column.name] = np.full(len(numbers), column.levels[0])
         ordered = {c.name: columns[c.name] for c in self.columns if c.name in columns}
+        if context is not None:
+            parts = context.cpu().double().split([c.context_size for c in self.given], dim=-1)
+            ordered |= {
+                c.name: c.decoded(y.numpy()) for c, y in zip(self.given, parts, strict=True)
+            }
         return frames.frame_of(ordered, like)
 
     def center(self, draws: Tensor) -> Tensor:
@@ -227,14 +265,16 @@ class TableSchema(Part):
 
     def rows(self) -> list[dict[str, str]]:
         """Return the description of the table: one row for each column."""
+        parts = ("" if column.rule.in_model else ", left out" for column in self.columns)
+        roles = [*zip(self.columns, parts, strict=True), *((c, ", context") for c in self.given)]
         return [
             {
                 "column": column.name,
-                "kind": column.kind if column.rule.in_model else f"{column.kind}, left out",
+                "kind": f"{column.kind}{role}",
                 "missing": f"{column.missing:.1%}" if column.missing else "none",
                 "values": column.shown,
             }
-            for column in self.columns
+            for column, role in roles
         ]
 
     def notes(self, data: Dataset, given: Collection[str] = ()) -> list[str]:
@@ -290,7 +330,10 @@ def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
 
 
 def schema_of(
-    frame: nw.DataFrame, given: Mapping[str, str] | None = None, labels: str | None = None
+    frame: nw.DataFrame,
+    given: Mapping[str, str] | None = None,
+    labels: str | None = None,
+    context: Sequence[str] = (),
 ) -> TableSchema:
     """Find the kind of each column by the rules of `kinds`.
 
@@ -298,6 +341,7 @@ def schema_of(
         frame: The table.
         given: Kinds of columns by name, which override the rules.
         labels: Name of a column of classes, which is not modelled.
+        context: Names of columns that are context of a conditional model.
 
     Raises:
         DataError: If a name is unknown, a kind does not apply, or no column is modelled.
@@ -312,12 +356,17 @@ def schema_of(
             f"the table has no column {unknown[0]!r}; its columns are "
             f"{', '.join(map(repr, frame.columns[:20]))}"
         )
-    class_names: list[str] = []
-    if labels is not None:
-        if labels not in frame.columns:
+    for option, names in (("labels", [] if labels is None else [labels]), ("context", context)):
+        if unknown := [name for name in names if name not in frame.columns]:
             raise DataError(
-                f"{setting('labels', labels)} is not a column; expected one of {frame.columns}"
+                f"{setting(option, unknown[0])} is not a column; expected one of {frame.columns}"
             )
-        class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
-    columns = [column_of(frame[name], given.get(name)) for name in frame.columns if name != labels]
-    return TableSchema(columns, labels, class_names)
+    class_names = [] if labels is None else sorted({*frames.values_of(frame[labels], "text")[0]})
+    found = {name: column_of(frame[name], given.get(name)) for name in frame.columns}
+    if unused := [name for name in context if not found[name].rule.in_model]:
+        raise DataError(
+            f"column {unused[0]!r}: {found[unused[0]].kind} is no kind of context. Give another "
+            f"kind, as in {setting('columns', {unused[0]: 'category'})}"
+        )
+    columns = [found[name] for name in frame.columns if name not in (labels, *context)]
+    return TableSchema(columns, labels, class_names, [found[name] for name in context])

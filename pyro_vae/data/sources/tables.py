@@ -27,6 +27,7 @@ def read(
     schema: TableSchema | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
+    context: Sequence[str] = (),
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
@@ -41,6 +42,7 @@ def read(
         schema: Schema of earlier data, which these must have; by default it is found by rules.
         columns: Kinds of columns by name, which override the rules.
         labels: Name of a column of classes, which is not modelled and colours pictures.
+        context: Names of columns that are context of a conditional model, without missing values.
         separator: Separator of a text file; by default the most frequent of `text_files.SEPARATORS`
             in its first line.
         encoding: Encoding of a text file.
@@ -57,12 +59,10 @@ def read(
     with frames.errors_of(source):
         frame = frames.read(source, form)
         if schema is None:
-            schema = schema_of(frame, columns, labels)
-        elif columns or labels:
-            raise DataError(
-                f"expected {setting('columns')} and {setting('labels')}, or {setting('schema')}, "
-                "got both: edit the schema"
-            )
+            schema = schema_of(frame, columns, labels, context)
+        elif columns or labels or context:
+            names = ", ".join(map(setting, ("columns", "labels", "context")))
+            raise DataError(f"expected {names}, or {setting('schema')}, got both: edit the schema")
         data = schema.read(frame.to_native())
         return replace(data, name=frames.name_of(source))
 
@@ -71,6 +71,8 @@ READER = Reader(
     "table",
     _accepts,
     read,
-    frozenset({"schema", "columns", "labels", *(field.name for field in fields(TextForm))}),
+    frozenset(
+        {"schema", "columns", "labels", "context", *(field.name for field in fields(TextForm))}
+    ),
     "CSV, TSV, Parquet and Feather files, frames of pandas and polars",
 )
