@@ -3,13 +3,13 @@
     pip install hyperimpute ctgan sdmetrics pyod scvi-tools scanpy statsmodels
     python benchmarks/table_peers.py --out runs/table_peers.json    about an hour on one core
 
-Each method has its defaults. In the table "election, integers", levels are integers, and `suggest`
-finds the kinds of its columns by its rules. Imputation: hyperimpute's MIWAE, on the masks of `tables.py`.
+Each method has its defaults. Imputation: hyperimpute's MIWAE, on the masks of `tables.py`.
 Synthesis: the classes TVAE and CTGAN that SDV wraps; the score is SDMetrics' quality score against
 held-out rows, for as many samples; `column` and `pairs` are its two halves. "Training rows" is the
-score of the training rows. Anomalies: pyod's VAE, on the splits of `tables.py`. Counts: scvi-tools'
-SCVI with latent library sizes, so that both models have a density of all counts; held-out log p(x)
-in nats per cell. A package that is not installed is left out.
+score of the training rows. In "election, integers", levels are integers, and `suggest` finds the
+kinds by its rules. Anomalies: pyod's VAE, on the splits of `tables.py`. Counts: scvi-tools' SCVI
+with latent library sizes, so that both models have a density of all counts; held-out log p(x) in
+nats per cell. A package that is not installed is left out.
 """
 
 import importlib.util
