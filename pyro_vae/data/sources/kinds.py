@@ -9,8 +9,8 @@ The first kind with a rule that fits is the kind of a column:
 - identifier: text with more than `MAX_LEVELS` values or with different values only, or 10 or more
   different integers that are 0, 1, 2, ... or 1, 2, 3, ... in order, or in a column without a name
   or with the name id, or one that ends in _id or Id. Left out.
-- category: other text; and whole numbers of at most `MAX_LABELS` values with `LABEL_ROWS` or more
-  rows each. x is the position in the sorted levels.
+- category: other text; and whole numbers of 3 to `MAX_LABELS` values, each in at least `LABEL_ROWS`
+  rows and in the share `LABEL_SHARE` of them. x is the position in the sorted levels.
 - count: integers from 0 to `MAX_COUNT`, some of them below `SMALL_COUNT`. x is the integer.
 - proportion: numbers in [0, 1], some of them below 1/4 and some above 3/4.
 - positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
@@ -38,7 +38,7 @@ Level: TypeAlias = bool | int | float | str
 
 MAX_LEVELS = 50  # of a category of text
 MAX_LABELS = 10  # of a category of whole numbers
-LABEL_ROWS = 10  # of each label that is a whole number
+LABEL_ROWS, LABEL_SHARE = 10, 0.005  # of each label that is a whole number
 MAX_COUNT = 2**24  # float32 has all integers up to it
 SMALL_COUNT = 10  # integers that are all larger, such as ages of adults, are numbers
 SECONDS_PER_DAY = 86_400.0
@@ -90,8 +90,10 @@ def _is_identifier(values: Values) -> bool:
 
 def is_labels(values: Values) -> bool:
     """Return whether whole numbers have few values, all of which are frequent."""
-    few = values.is_whole and 2 < len(values.distinct) <= MAX_LABELS
-    return few and bool(np.unique(values.observed, return_counts=True)[1].min() >= LABEL_ROWS)
+    if not values.is_whole or not 2 < len(values.distinct) <= MAX_LABELS:
+        return False
+    rows = np.unique(values.observed, return_counts=True)[1].min()
+    return bool(rows >= max(LABEL_ROWS, LABEL_SHARE * len(values.observed)))
 
 
 def skewness(x: np.ndarray) -> float:

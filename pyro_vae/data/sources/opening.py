@@ -67,10 +67,9 @@ def open(source: Source, **options: object) -> Dataset:
 
 def _described(source: Source) -> str:
     if isinstance(source, Path):
-        advice = next(
-            (text for end, text in FILES.items() if source.name.lower().endswith(end)), ""
-        )
-        return f"{source}{f' ({advice})' * bool(advice)}"
+        name = source.name.lower()
+        ways = [f" ({way})" for endings, way in FILES.items() if name.endswith(endings)]
+        return f"{source}{''.join(ways)}"
     conversions = {
         "collect": "call .collect() of a lazy frame",
         "to_frame": "call .to_frame() of a series",
