@@ -175,8 +175,8 @@ class ConditionalVAE(ThreeParts):
         Args:
             x: Data, shape `(num_data, *event)`; or data in the form of the source, such as AnnData,
                 if the VAE has a schema.
-            y: Context of each datum, shape `(num_data, *context)`. For AnnData, see
-                `pyro_vae.data.CountsSchema.context`.
+            y: Context of each datum, shape `(num_data, *context)`, such as the result of the
+                schema's `context`.
 
         Raises:
             PairError: If the guide fails on them.

@@ -45,6 +45,9 @@ class ImageSchema(Part):
         channels: `"grey"` or `"colour"` if images of the other kind are converted, or None.
         context: `["label"]` if the class of each image is context, encoded by zeros and a one.
 
+    Raises:
+        DataError: If the context has another name.
+
     Example:
         >>> import torch
         >>> import pyro_vae as pv
