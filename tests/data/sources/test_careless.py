@@ -4,6 +4,7 @@ Each row has a source, options of `open`, and either the kinds and some values t
 the words that the refusal has. The name of the file must be in each refusal.
 """
 
+import contextlib
 import datetime
 import warnings
 
@@ -17,6 +18,7 @@ from scipy import io, sparse
 
 import pyro_vae as pv
 from pyro_vae.data.errors import DataError, DataWarning
+from pyro_vae.data.sources import matrices
 from pyro_vae.data.sources.kinds import LABEL_ROWS, MAX_LABELS, Values, is_labels
 
 ROWS = 60
@@ -275,6 +277,30 @@ def test_counts_in_raw_and_transposed_matrices(tmp_path):
     np.testing.assert_array_equal(data[:].numpy(), counts)
     again = data.schema.read(tmp_path / "genes.mtx", transposed=True)
     assert torch.equal(again[:], data[:])
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+def test_a_file_on_disk_shows_its_progress(form, tmp_path, monkeypatch):
+    anndata = pytest.importorskip("anndata")
+    counts = form(np.random.default_rng(0).poisson(2.0, (50, 9)).astype(np.float32))
+    anndata.AnnData(counts).write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(matrices, "ENTRIES", 100)
+    shown = []
+
+    @contextlib.contextmanager
+    def bar(text, total):
+        steps = []
+        shown.append((text, total, steps))
+        yield steps.append
+
+    monkeypatch.setattr(matrices, "reading_bar", bar)
+    data = pv.data.open(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(data[:].numpy(), counts.toarray())
+    (_, entries, steps), (_, rows, checked) = shown
+    assert all("cells.h5ad" in text for text, _, _ in shown)
+    assert (entries, rows) == (counts.nnz, 50)
+    assert (sum(steps), sum(checked)) == (entries, rows)
+    assert len(steps) == -(-entries // 100)
 
 
 def test_a_folder_without_images_names_what_it_has(tmp_path):
