@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 import pyro_vae as pv
-from pyro_vae.data.sources import images
+from pyro_vae.data.sources import image_files, images
 from pyro_vae.data.sources.opening import open as open_source
 
 NUM_IMAGES, SIDE, BATCH, REPEATS = 5000, 64, 128, 5
@@ -51,7 +51,10 @@ def time_images() -> None:
         folder = Path(name)
         write_images(folder)
         loader = DataLoader(
-            ImageFolder(folder, pil_to_tensor), BATCH, shuffle=True, num_workers=images.NUM_THREADS
+            ImageFolder(folder, pil_to_tensor),
+            BATCH,
+            shuffle=True,
+            num_workers=image_files.NUM_THREADS,
         )
         opened = open_source(folder)
         schema = opened.schema
@@ -69,7 +72,9 @@ def time_images() -> None:
                 run()
                 seconds[way].append(time.perf_counter() - start)
         base = np.array(seconds["DataLoader, an epoch"])
-        print(f"{NUM_IMAGES} images, {images.NUM_THREADS} workers or threads, {REPEATS} repeats")
+        print(
+            f"{NUM_IMAGES} images, {image_files.NUM_THREADS} workers or threads, {REPEATS} repeats"
+        )
         for way, times in seconds.items():
             ratio = np.array(times) / base
             print(f"{way}: {np.median(times):.2f} s, ratio {np.median(ratio):.2f}"

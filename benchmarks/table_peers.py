@@ -6,9 +6,10 @@
 Each method has its defaults. Imputation: hyperimpute's MIWAE, on the masks of `tables.py`.
 Synthesis: the classes TVAE and CTGAN that SDV wraps; the score is SDMetrics' quality score against
 held-out rows, for as many samples; `column` and `pairs` are its two halves. "Training rows" is the
-score of the training rows. Anomalies: pyod's VAE, on the splits of `tables.py`. Counts: scvi-tools'
-SCVI with latent library sizes, so that both models have a density of all counts; held-out log p(x)
-in nats per cell. A package that is not installed is left out.
+score of the training rows. In "election, integers", levels are integers, and `suggest` finds the
+kinds by its rules. Anomalies: pyod's VAE, on the splits of `tables.py`. Counts: scvi-tools' SCVI
+with latent library sizes, so that both models have a density of all counts; held-out log p(x) in
+nats per cell. A package that is not installed is left out.
 """
 
 import importlib.util
@@ -36,6 +37,7 @@ from typer import Option, run
 import pyro_vae as pv
 
 SAMPLES = 1000  # of log p(x)
+ELECTION_LEVELS = ["TVnews", "selfLR", "ClinLR", "DoleLR", "PID", "educ", "income", "vote"]
 EPOCHS_OF_COUNTS = 200
 
 
@@ -76,12 +78,18 @@ def mixed_tables() -> dict[str, pd.DataFrame]:
             target=[str(loaded.target_names[y]) for y in loaded.target]
         )
     election = sm.datasets.anes96.load_pandas().data
-    levels = ["TVnews", "selfLR", "ClinLR", "DoleLR", "PID", "educ", "income", "vote"]
-    # Levels with a letter, because text of numbers is read as numbers.
     found["election 1996"] = election.assign(
-        **{name: [f"level {int(code)}" for code in election[name]] for name in levels}
+        **{name: [f"level {int(code)}" for code in election[name]] for name in ELECTION_LEVELS}
     )
+    found["election, integers"] = election.astype(dict.fromkeys(ELECTION_LEVELS, int))
     return found
+
+
+def levels_of(table: pd.DataFrame) -> list[str]:
+    """Return the names of the columns with levels; all peers and scores know them."""
+    return [
+        name for name in table if table[name].dtype.kind not in "iuf" or name in ELECTION_LEVELS
+    ]
 
 
 def halves(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -98,10 +106,8 @@ def quality(real: pd.DataFrame, synthetic: pd.DataFrame) -> Result:
     """Return SDMetrics' quality score and its two halves."""
     from sdmetrics.reports.single_table import QualityReport
 
-    kinds = {
-        name: {"sdtype": "numerical" if real[name].dtype.kind in "iuf" else "categorical"}
-        for name in real
-    }
+    levels = levels_of(real)
+    kinds = {name: {"sdtype": "categorical" if name in levels else "numerical"} for name in real}
     report = QualityReport()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,6 +126,7 @@ def synthesize_vae(table: pd.DataFrame, seed: int, settings: dict[str, Any]) -> 
     ).fit(train)
     torch.manual_seed(seed)
     drawn = estimator.vae_.schema.restore(estimator.vae_.sample(len(test)))
+    drawn = drawn.astype({name: table[name].dtype for name in levels_of(table)})
     return quality(test, drawn) | {"log p": float(estimator.score(test))}
 
 
@@ -132,7 +139,7 @@ def synthesize_peer(name: str) -> Callable[..., Result]:
         train, test = halves(table, seed)
         np.random.seed(seed)  # noqa: NPY002 - ctgan draws from it
         torch.manual_seed(seed)
-        levels = [column for column in train if train[column].dtype.kind not in "iuf"]
+        levels = levels_of(train)
         peer = getattr(ctgan, name)(enable_gpu=False, **settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -269,6 +276,7 @@ def main(
     seeds: Annotated[int, Option(help="Number of seeds.")] = 5,
     quick: Annotated[bool, Option(help="One seed and few epochs.")] = False,
     task: Annotated[list[str], Option(help="Tasks to run; by default all.")] = [],  # noqa: B006
+    method: Annotated[list[str], Option(help="Methods to run; by default all.")] = [],  # noqa: B006
 ) -> None:
     """Compute the results that are not in the file, and print all."""
     torch.set_num_threads(1)
@@ -279,7 +287,11 @@ def main(
     for seed in range(1 if quick else seeds):
         for name in task or TASKS:
             load, methods = TASKS[name]
-            known = {m: f for m, (p, f) in methods.items() if importlib.util.find_spec(p)}
+            known = {
+                m: f
+                for m, (package, f) in methods.items()
+                if importlib.util.find_spec(package) and (not method or m in method)
+            }
             for source, data in load().items() if known else ():
                 for method, function in known.items():
                     key = f"{name}/{source}/{method}/{seed}"

@@ -4,9 +4,10 @@ import importlib.util
 import json
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -39,6 +40,13 @@ Columns = Annotated[
 Labels = Annotated[
     str | None, Option(help="Column of classes, which is not modelled and colours figures")
 ]
+Context = Annotated[
+    list[str],
+    Option(
+        help="Column that is context of a conditional model, or label, the class folder of an "
+        "image; may be repeated"
+    ),
+]
 Size = Annotated[str | None, Option(help="Size of images, as in 64 or 48x64 (height x width)")]
 Key = Annotated[str | None, Option(help="Name of an array in the file")]
 SchemaFile = Annotated[
@@ -57,8 +65,8 @@ def print_first(message: object) -> None:
     Console(quiet=not pv.distributed.is_first(), highlight=False).print(message, markup=False)
 
 
-def print_schema(data: "Dataset") -> None:
-    """Print the description of data."""
+def print_schema(data: "Dataset", options: Mapping[str, Any]) -> None:
+    """Print the description of data, read by options of `pyro_vae.data.open`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -76,6 +84,9 @@ def print_schema(data: "Dataset") -> None:
     print_first(table)
     if len(rows) > shown:
         print_first(f"... and {len(rows) - shown:,} more rows")
+    if data.schema.content == "table":
+        for note in data.schema.notes(data, options.get("columns", ())):
+            print_first(note)
 
 
 def pairs_of(values: list[str], option: str) -> dict[str, str]:

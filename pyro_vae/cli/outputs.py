@@ -4,7 +4,7 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyro_vae.cli.sources import taken_by
 from pyro_vae.runtime.files import writable_folder, write_file
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_vae.data import Dataset
-    from pyro_vae.data.sources.schema import Schema
 
     Columns: TypeAlias = dict[str, Sequence[object] | np.ndarray]
 
@@ -78,16 +77,25 @@ def write_array(path: Path, x: object) -> None:
     write_file(path, file.getvalue())
 
 
-def write_samples(path: Path, schema: "Schema | None", x: "Tensor") -> None:
-    """Write samples of a model in the form of its data."""
+def write_samples(path: Path, schema: Any, x: "Tensor", given: "Tensor | int") -> None:
+    """Write samples of a model in the form of its data, those of tables with their context.
+
+    Args:
+        path: File to write.
+        schema: Schema of the data, or None.
+        x: Samples.
+        given: Context of the samples, or their number.
+    """
     import numpy as np
 
-    restored = x if schema is None else schema.restore(x)
+    is_table = getattr(schema, "content", None) == "table"
+    context = {"context": given} if is_table and not isinstance(given, int) else {}
+    restored = x if schema is None else schema.restore(x, **context)
     if path.suffix == ".npy":
         write_array(path, restored)
         return
     check(path, (*TABLES, ".npy"))
-    if getattr(schema, "content", None) == "table":
+    if is_table:
         write_frame(path, restored)
         return
     if hasattr(restored, "todense"):
@@ -116,7 +124,8 @@ def write_completed(
     """
     import pandas as pd
 
-    original = schema_frame(source, options)
+    as_text = [column.name for column in rows.schema.columns if column.values_type == "text"]
+    original = schema_frame(source, options, as_text)
     completed = [rows.schema.complete(original, values) for values in tables]
     if len(completed) > 1:
         for number, frame in enumerate(completed):
@@ -124,11 +133,16 @@ def write_completed(
     write_frame(path, pd.concat(completed, ignore_index=True))
 
 
-def schema_frame(source: str, options: Mapping[str, object]) -> "pd.DataFrame":
-    """Return the table in a file as a pandas frame."""
+def schema_frame(
+    source: str, options: Mapping[str, object], as_text: Sequence[str]
+) -> "pd.DataFrame":
+    """Return the table in a file as a pandas frame, with some columns as text."""
     from pyro_vae.data.sources import frames
+    from pyro_vae.data.sources.text_files import TextForm
 
-    return frames.read(source, **taken_by(frames.read, options)).to_native()
+    key = str(options["key"]) if "key" in options else None
+    form = TextForm(**taken_by(TextForm, options))
+    return frames.read(source, form, key, as_text).to_native()
 
 
 def write_intervals(

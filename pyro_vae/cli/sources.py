@@ -25,7 +25,7 @@ LISTS = ("na", "covariates")  # options of readers that are lists
 # Arguments that are options of commands. Other arguments of readers are values of --option.
 OPTIONS = {
     "columns": "--column",
-    **{name: f"--{name}" for name in ("labels", "size", "key", "schema")},
+    **{name: f"--{name}" for name in ("labels", "context", "size", "key", "schema")},
     **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
 }
 HELD_OUT = 0.1  # share of the rows for tests, and another one for validation
@@ -212,6 +212,7 @@ def digest(path: Path) -> str:
 def options_of(
     columns: list[str],
     labels: str | None,
+    context: list[str],
     size: str | None,
     key: str | None,
     schema: Path | None,
@@ -228,6 +229,7 @@ def options_of(
         "labels": labels or known_labels,
         "key": key,
         "columns": kinds or None,
+        "context": context or None,
     }
     if size is not None:
         sides = size.lower().split("x")
@@ -268,6 +270,8 @@ def _quoted(word: str) -> str:
 def _value(name: str, text: str) -> object:
     if name in LISTS:
         return text.split(",")
+    if name == "skip" and text.isdigit():
+        return int(text)
     return text.lower() == "true" if text.lower() in ("true", "false") else text
 
 

@@ -13,6 +13,7 @@ from typer import Argument, Option
 import pyro_vae as pv
 from pyro_vae.cli.options import (
     Columns,
+    Context,
     DataRoot,
     Device,
     Key,
@@ -52,6 +53,7 @@ def describe(
     data: Annotated[str, Argument(help="File or folder, or the name of a dataset")],
     column: Columns = [],  # noqa: B006
     labels: Labels = None,
+    context: Context = [],  # noqa: B006
     size: Size = None,
     key: Key = None,
     schema: SchemaFile = None,
@@ -62,9 +64,9 @@ def describe(
     ] = None,
 ) -> None:
     """Print the kinds and ranges of data, and the code of a VAE that suits them."""
-    options = options_of(column, labels, size, key, schema, option)
+    options = options_of(column, labels, context, size, key, schema, option)
     rows = Source(data, options, root=data_root).open()
-    print_schema(rows)
+    print_schema(rows, options)
     if rows.schema is not None and out is not None:
         from pyro_vae.runtime.files import writable_folder, write_json
 
@@ -89,6 +91,7 @@ def train(
     ] = None,
     column: Columns = [],  # noqa: B006
     labels: Labels = None,
+    context: Context = [],  # noqa: B006
     size: Size = None,
     key: Key = None,
     schema: SchemaFile = None,
@@ -160,11 +163,11 @@ def train(
     if source and data and source != data:
         raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
     followed = _recipe(recipe, objective, particles, learning_rate)
-    options = options_of(column, labels, size, key, schema, option)
+    options = options_of(column, labels, context, size, key, schema, option)
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
     training, validation, held_out = origin.split()
     if training.schema is not None:
-        print_schema(training)
+        print_schema(training, options)
     torch.manual_seed(seed)
     vae = _built(
         training,

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -296,13 +296,15 @@ def sample(
     """
     import torch
 
-    from pyro_vae.reporting.rows import sampled
+    from pyro_vae.reporting.rows import contexts
     from pyro_vae.runtime.files import write_file
 
     vae, metrics = _open(run, "cpu", module)
-    test = None if isinstance(vae, pv.VAE) else data_of(vae, metrics, None)
+    given: Any = num_samples
+    if not isinstance(vae, pv.VAE):
+        given = contexts(data_of(vae, metrics, None), num_samples)
     torch.manual_seed(seed)
-    x = vae.sample(num_samples) if test is None else sampled(vae, test, num_samples)
+    x = vae.sample(given)
     is_image = x.dim() == 4
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
     if is_image and out.suffix != ".npy":
@@ -310,7 +312,7 @@ def sample(
         figure = pv.plots.image_grid(x, title)
         write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
     else:
-        outputs.write_samples(out, getattr(vae, "schema", None), x)
+        outputs.write_samples(out, getattr(vae, "schema", None), x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 

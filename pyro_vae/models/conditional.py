@@ -27,6 +27,7 @@ from pyro_vae.models.base import (
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
+from pyro_vae.networks.inputs import Standardized, WithMask
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.pair import PairError
@@ -142,6 +143,8 @@ class ConditionalVAE(ThreeParts):
         named = (("likelihood", likelihood, "decoder"), ("guide", guide, "encoder"))
         for role, part, name in named:
             network = getattr(part, name, None)
+            while isinstance(network, WithMask | Standardized):
+                network = network.network
             if network is not None and not takes(network, 2):
                 raise ArgumentError(
                     f"the {name} of the {role}, a {type(network).__name__}, does not take y: wrap "
@@ -172,8 +175,8 @@ class ConditionalVAE(ThreeParts):
         Args:
             x: Data, shape `(num_data, *event)`; or data in the form of the source, such as AnnData,
                 if the VAE has a schema.
-            y: Context of each datum, shape `(num_data, *context)`. For AnnData, see
-                `pyro_vae.data.CountsSchema.context`.
+            y: Context of each datum, shape `(num_data, *context)`, such as the result of the
+                schema's `context`.
 
         Raises:
             PairError: If the guide fails on them.

@@ -1,6 +1,7 @@
 """`suggest`: a VAE with parts that suit the data."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,19 +18,16 @@ from pyro_vae.data.sources.arrays import ArraySchema
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.models.column_likelihoods import BLOCKS, counts_likelihood
 from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP, ColumnInputs
 from pyro_vae.part import Part, code_of
 
-Block: TypeAlias = Callable[[int, list[Column], Tensor], Part]
-
 HIDDEN = 128  # hidden units for tables
 HIDDEN_OF_IMAGES = 500
 CONVOLUTIONAL = 32 * 32  # pixels of an image from which networks are convolutional
 CHANNELS = (32, 64, 128)
-OVERDISPERSED = 1.2  # ratio of variance to mean of counts from which they are not Poisson
-EXTRA_ZEROS = 0.05  # share of zeros beyond those of a negative binomial, for zero inflation
 
 
 @checked
@@ -50,9 +48,9 @@ def suggest(
     Tables get a `likelihoods.Columns` with a likelihood for each kind of column; 8-bit pixels a
     `likelihoods.DiscretizedLogistic`; binarized pixels a `likelihoods.Bernoulli`; numbers in [0, 1]
     a `likelihoods.ContinuousBernoulli`; counts a negative binomial or Poisson likelihood; other
-    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Counts
-    with context, such as the batch of each cell, get a `ConditionalVAE` of it. Shift and
-    unit of the data are arguments of the parts, so log p(x) is a density in the unit of the data.
+    numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Data with
+    context, such as the class of an image, get a `ConditionalVAE`. Shift and unit of the data are
+    arguments of the parts, so log p(x) is a density in the unit of the data.
 
     Args:
         data: Data: a result of `pyro_vae.data.open`, or an argument of it.
@@ -85,11 +83,8 @@ def suggest(
     """
     dataset = data if isinstance(data, Dataset) else open(data)
     is_counts = likelihood is None and getattr(dataset.schema, "kind", None) == "counts"
-    if dataset.context and not is_counts:
-        raise DataError(
-            "suggest builds a ConditionalVAE of counts only. Build one for other data with "
-            "context, from networks.WithContext"
-        )
+    if dataset.context and prior == "vamp":
+        raise DataError("a VampPrior has no context; choose another prior for a ConditionalVAE")
     if conv and len(dataset.event_shape) != 3:
         raise DataError(
             f"convolutional networks ({setting('conv', True)}) need images of shape (channels, "
@@ -112,7 +107,7 @@ def suggest(
                     f"{setting('columns', {'age': 'real'})}"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
-            decoded = likelihood(dense(latent_dim, sizes, dataset.event_shape))
+            decoded = likelihood(_decoder(dataset, latent_dim, sizes, dataset.event_shape, dense))
     elif is_counts:
         decoded, encoder = _sparse_counts(dataset, latent_dim, hidden, dense)
     else:
@@ -164,93 +159,25 @@ PRIORS: dict[str, Callable[[int, Part, Dataset], Part]] = {
 }
 
 
-def _normal(width: int, columns: list[Column], x: Tensor) -> Part:
-    return likelihoods.Normal(MLP(width, [], len(columns)), "entrywise", **_scale(columns))
+def _context_size(data: Dataset) -> int:
+    return sum(y.shape[-1] for y in data.batch(slice(1))[1:])
 
 
-def _log_normal(width: int, columns: list[Column], x: Tensor) -> Part:
-    return likelihoods.LogNormal(MLP(width, [], len(columns)), "entrywise", **_scale(columns))
-
-
-def _scale(columns: list[Column]) -> dict[str, Any]:
-    return {"shift": [c.shift for c in columns], "unit": [c.unit for c in columns]}
-
-
-def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
-    if not all(column.is_open for column in columns):
-        return _normal(width, columns, x)  # a beta density is 0 or infinite at 0 and 1
-    mean = x.nanmean(0).clamp(0.01, 0.99)
-    found = likelihoods.Beta(MLP(width, [], len(columns), output_bias=mean.logit()), "entrywise")
-    variance = (x - mean).square().nanmean(0).clamp_min(1e-6)
-    # The beta distribution with these moments.
-    concentration = mean * (1 - mean) / variance - 1
-    _started(found.concentration.raw, concentration.clamp(0.1, 1e3))
-    return found
-
-
-def _counts(width: int, columns: list[Column], x: Tensor) -> Part:
-    return counts_likelihood(lambda size, bias: MLP(width, [], size, output_bias=bias), x)
-
-
-def counts_likelihood(
-    decoder: Callable[[int, Tensor], Part], x: Tensor, library_size: float | None = None
+def _decoder(
+    data: Dataset,
+    latent_dim: int,
+    sizes: Sequence[int],
+    out: Sequence[int] | int,
+    network: Callable[..., Part],
+    **options: Any,
 ) -> Part:
-    """Return a likelihood of counts, by their dispersion and their share of zeros.
-
-    Args:
-        decoder: Returns a network with a number of outputs and an initial bias of the last layer.
-        x: Counts of shape `(num_data, num_columns)`, NaN for missing ones.
-        library_size: Total count of samples, if the total of each observation is given.
-    """
-    mean = x.nanmean(0)
-    variance = (x - mean).square().nanmean(0)
-    bias = mean.clamp_min(1e-3).log()
-    if (variance <= OVERDISPERSED * mean).all():
-        return likelihoods.Poisson(decoder(len(mean), bias), library_size=library_size)
-    # The negative binomial with these moments has r = m^2 / (v - m). It is the initial value: steps
-    # of an optimizer would not reach r = 100 from r = 1.
-    r = (mean.square() / (variance - mean).clamp_min(1e-6)).clamp(0.1, 1e3)
-    expected = (r * (r.log() - (r + mean).log())).exp()
-    zeros = ((x == 0).float().sum(0)) / (~x.isnan()).float().sum(0)
-    if (zeros - expected).max() > EXTRA_ZEROS:
-        gate = torch.full_like(bias, -2.0)
-        network = decoder(2 * len(mean), torch.cat([bias, gate]))
-        inflated = likelihoods.ZeroInflatedNegativeBinomial(network, "entrywise", library_size)
-        _started(inflated.inverse_dispersion.raw, r)
-        return inflated
-    found = likelihoods.NegativeBinomial(decoder(len(mean), bias), "entrywise", library_size)
-    _started(found.inverse_dispersion.raw, r)
-    return found
+    context = _context_size(data)
+    return _in_context(network(latent_dim + context, sizes, out, **options), latent_dim, context)
 
 
-def _started(parameter: torch.nn.Parameter, value: Tensor) -> None:
-    """Set the raw value of a positive parameter, so that softplus(raw) is the value."""
-    parameter.data.copy_(value + (-(-value).expm1()).log())
-
-
-def _binary(width: int, columns: list[Column], x: Tensor) -> Part:
-    bias = x.nanmean(0).clamp(0.01, 0.99).logit()
-    return likelihoods.Bernoulli(MLP(width, [], len(columns), output_bias=bias))
-
-
-def _category(width: int, columns: list[Column], x: Tensor) -> Part:
-    levels = columns[0].num_levels
-    shares = torch.stack([(x == level).float().mean(0) for level in range(levels)])
-    bias = shares.clamp_min(1e-3).log().flatten()
-    decoder = MLP(width, [], levels * len(columns), output_bias=bias)
-    return likelihoods.Categorical(decoder, levels, spacing=1)
-
-
-# The likelihood of each kind of column that is modelled.
-BLOCKS: dict[str, Block] = {
-    "real": _normal,
-    "date": _normal,
-    "positive": _log_normal,
-    "proportion": _proportion,
-    "count": _counts,
-    "binary": _binary,
-    "category": _category,
-}
+def _in_context(network: Part, shape: Sequence[int] | int, context: int) -> Part:
+    """Return a network of values and of their context, if there is one."""
+    return networks.WithContext(network, shape) if context else network
 
 
 def _table(
@@ -265,14 +192,17 @@ def _table(
         BLOCKS[str(kind)](sizes[0], [schema.modelled[i] for i in places], x[:, places])
         for (kind, _), places in groups.items()
     ]
-    trunk = network(latent_dim, sizes[::-1], sizes[0])
+    trunk = _decoder(data, latent_dim, sizes[::-1], sizes[0], network)
+    context = _context_size(data)
     decoded: Part = likelihoods.Columns(blocks, trunk, list(groups.values()))
     features = [_feature(column) for column in schema.modelled]
+    features += [["identity", 0.0, 1.0]] * context
     missing = schema.has_missing
 
     def encoder(num_outputs: int) -> Part:
         num_features = ColumnInputs.num_features_of(features, missing)
-        return ColumnInputs(network(num_features, sizes, num_outputs), features, missing)
+        found = ColumnInputs(network(num_features, sizes, num_outputs), features, missing)
+        return _in_context(found, len(schema.modelled), context)
 
     return likelihoods.Missing(decoded) if missing else decoded, encoder
 
@@ -289,17 +219,16 @@ def _sparse_counts(
 ) -> tuple[Part, Encoder]:
     x, sizes = data.sample(), list(hidden or [HIDDEN])
     logs = x.log1p()
-    width, context = x.shape[1], sum(y.shape[-1] for y in data.batch(slice(1))[1:])
+    width, context = x.shape[1], _context_size(data)
     features: list[list[object]] = [["log1p", float(logs.mean()), float(logs.std()) or 1.0]] * width
     features += [["identity", 0.0, 1.0]] * context
 
     def decoder(size: int, bias: Tensor) -> Part:
-        decoding = network(latent_dim + context, sizes[::-1], size, output_bias=bias)
-        return networks.WithContext(decoding, latent_dim) if context else decoding
+        return _decoder(data, latent_dim, sizes[::-1], size, network, output_bias=bias)
 
     def encoder(num_outputs: int) -> Part:
         encoding = ColumnInputs(network(len(features), sizes, num_outputs), features)
-        return networks.WithContext(encoding, width) if context else encoding
+        return _in_context(encoding, width, context)
 
     return counts_likelihood(decoder, x), encoder
 
@@ -324,18 +253,24 @@ def _array(
 
     network = {"channels": list(CHANNELS), **network} if convolutional else {**network}
     channels = network.pop("channels", [])
+    context = _context_size(data)
 
-    def encoding(inputs: Sequence[int] | int, num_outputs: Sequence[int] | int) -> Part:
-        if not convolutional:
-            return MLP(inputs, sizes, num_outputs, **network)
-        return networks.ConvEncoder(inputs, channels, num_outputs, **network)
+    def encoding(inputs: Sequence[int], num_outputs: int) -> Part:
+        if convolutional:
+            planes = (inputs[0] + context, *inputs[1:])
+            found: Part = networks.ConvEncoder(planes, channels, num_outputs, **network)
+        else:
+            size = math.prod(inputs) + context if context else inputs
+            found = MLP(size, sizes, num_outputs, **network)
+        return _in_context(found, inputs, context)
 
     stacked = (outputs * shape[0], *shape[1:])
     if convolutional:
-        decoder: Part = networks.ConvDecoder(latent_dim, channels[::-1], stacked, **network)
+        conv_decoder = networks.ConvDecoder
+        decoder = _decoder(data, latent_dim, channels[::-1], stacked, conv_decoder, **network)
     else:
-        bias = _bias(name, data, outputs)
-        decoder = MLP(latent_dim, sizes[::-1], stacked, output_bias=bias, **network)
+        dense = functools.partial(MLP, output_bias=_bias(name, data, outputs))
+        decoder = _decoder(data, latent_dim, sizes[::-1], stacked, dense, **network)
     decoded = build(decoder)
 
     def encoder(num_outputs: int) -> Part:

@@ -45,12 +45,16 @@ class WithMask(Part):
         self.in_shape = (doubled[0] // 2, *doubled[1:])
         self.out_shape = network.out_shape
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Map `(*batch, *in_shape)`, with NaN for missing values, to `(*batch, *out_shape)`."""
+    def forward(self, values: Tensor, *context: Tensor) -> Tensor:
+        """Map `(*batch, *in_shape)`, with NaN for missing values, to `(*batch, *out_shape)`.
+
+        A context is passed to the network.
+        """
         batch = batch_shape(values, self.in_shape)
         missing = values.isnan()
         zeroed = torch.where(missing, torch.zeros_like(values), values)
-        return self.network(torch.cat([zeroed, (~missing).to(values.dtype)], dim=len(batch)))
+        masked = torch.cat([zeroed, (~missing).to(values.dtype)], dim=len(batch))
+        return self.network(masked, *context)
 
 
 class Standardized(Part):
@@ -110,12 +114,12 @@ class Standardized(Part):
             # The constructor arguments restore them, so they are not saved with the weights.
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Map `(*batch, *in_shape)` to `(*batch, *out_shape)`."""
+    def forward(self, values: Tensor, *context: Tensor) -> Tensor:
+        """Map `(*batch, *in_shape)` to `(*batch, *out_shape)`; pass a context to the network."""
         in_shape = getattr(self, "in_shape", None)
         if isinstance(in_shape, tuple):
             batch_shape(values, in_shape)
-        return self.network((values - self.shift) / self.unit)
+        return self.network((values - self.shift) / self.unit, *context)
 
 
 class ColumnInputs(Part):

@@ -36,10 +36,13 @@ def latent_moments(vae: VAE | ConditionalVAE, data: Dataset, seed: int) -> tuple
 
 def sampled(vae: VAE | ConditionalVAE, data: Dataset, count: int) -> Tensor:
     """Sample x from a model; from p(x|y) in the contexts y of some data if it is conditional."""
-    if isinstance(vae, VAE):
-        return vae.sample(count)
+    return vae.sample(count) if isinstance(vae, VAE) else vae.sample(contexts(data, count))
+
+
+def contexts(data: Dataset, count: int) -> Tensor:
+    """Return the context y of some data, of which each is used equally often."""
     _, y = data.spread_batch(count)
-    return vae.sample(y[torch.arange(count, device=y.device) % len(y)])
+    return y[torch.arange(count, device=y.device) % len(y)]
 
 
 @torch.no_grad()

@@ -71,6 +71,9 @@ def _key(path: Path, names: list[str], key: str | None) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
+        first = setting("key", names[0] if names else "name")
         given = setting("key", key) if key is not None else f"no {setting('key')}"
-        raise DataError(f"{path} has the arrays {names}: expected the key of one, got {given}")
+        raise DataError(
+            f"{path} has the arrays {names}: expected the key of one, as in {first}, got {given}"
+        )
     return key

@@ -17,6 +17,7 @@ from pyro_vae.data.sources import array_files, frames, tables
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
 
+CHANNELS = (1, 3, 4)  # of images
 MAX_COLUMNS = 1000  # arrays of more columns are not described column by column
 
 
@@ -66,7 +67,8 @@ class ArraySchema(Part):
         Raises:
             DataError: If a datum has another shape.
         """
-        data = _dataset(source, key)
+        with frames.errors_of(source):
+            data = _dataset(source, key, self.pixels)
         if data.event_shape != self.event_shape:
             raise DataError(
                 f"expected data of shape (num_data, {', '.join(map(str, self.event_shape))}), got "
@@ -110,6 +112,8 @@ def read(
 ) -> Dataset:
     """Read an array. One of two dimensions, with at most `MAX_COLUMNS` columns, is a table.
 
+    Arrays of bytes (`uint8`) are 8-bit pixels, unless all are 0 or 1.
+
     Args:
         source: Path of a file, a numpy array, a tensor, a dataset or a loader.
         key: Name of the array, if the file has several.
@@ -118,27 +122,43 @@ def read(
     Raises:
         DataError: If the file is damaged, or has several arrays and `key` is None.
     """
-    value = array_files.load(source, key) if isinstance(source, Path) else source
-    if isinstance(value, Tensor):
-        check_values(value, "the array")
-        value = value.detach().cpu().numpy()
-    name = frames.name_of(source) if isinstance(source, Path) else "arrays"
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
-        raise DataError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
-    if isinstance(value, np.ndarray) and value.ndim == 1:
+    with frames.errors_of(source):
+        value = array_files.load(source, key) if isinstance(source, Path) else source
+        if isinstance(value, Tensor):
+            check_values(value, "the array")
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        if isinstance(value, np.ndarray):
+            value = _checked(value)
+        name = frames.name_of(source) if isinstance(source, Path) else "arrays"
+        if _is_small_table(value):
+            data = tables.read(value, columns=columns)
+            return Dataset(data.values, name=name, schema=data.schema)
+        if columns:
+            raise DataError(
+                f"{setting('columns')} needs an array of two dimensions with at most 1,000 columns"
+            )
+        data = _dataset(value, key)
+        return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
+
+
+def _checked(x: np.ndarray) -> np.ndarray:
+    """Check dtype and shape of an array; return truth values that are stored as bytes as floats."""
+    if x.dtype.kind not in "fiub":
+        advice = ". pandas.DataFrame(array) makes a frame of it" if x.dtype.kind in "OV" else ""
+        raise DataError(f"expected an array of numbers, got dtype {x.dtype}{advice}")
+    if x.ndim == 1:
         raise DataError(
-            f"{name}: expected an array of shape (num_data, ...), got {value.shape}. Numbers of "
-            "one column have the shape (num_data, 1), as in x[:, None]"
+            f"expected an array of shape (num_data, ...), got {x.shape}. Numbers of one column "
+            "have the shape (num_data, 1), as in x[:, None]"
         )
-    if _is_small_table(value):
-        data = tables.read(value, columns=columns)
-        return Dataset(data.values, name=name, schema=data.schema)
-    if columns:
+    if x.ndim == 4 and x.shape[3] in CHANNELS and x.shape[1] not in CHANNELS and x.shape[2] > 4:
         raise DataError(
-            f"{setting('columns')} needs an array of two dimensions with at most 1,000 columns"
+            f"expected images of shape (num_data, channels, height, width), got {x.shape}, which "
+            "has the channels last. Transpose it, by x.transpose(0, 3, 1, 2)"
         )
-    data = _dataset(value, key)
-    return Dataset(data.values, data.labels, name=name, schema=schema_of(data))
+    is_truth = x.dtype == np.uint8 and not isinstance(x, np.memmap) and x.size and x.max() <= 1
+    return x.astype(np.float32) if is_truth else x
 
 
 def _is_small_table(value: object) -> TypeGuard[np.ndarray]:
@@ -147,13 +167,13 @@ def _is_small_table(value: object) -> TypeGuard[np.ndarray]:
     return value.shape[1] <= MAX_COLUMNS and value.dtype != np.uint8
 
 
-def _dataset(source: object, key: str | None) -> Dataset:
+def _dataset(source: object, key: str | None, pixels: bool = True) -> Dataset:
     if isinstance(source, str | Path):
         source = array_files.load(Path(source), key)
     if isinstance(source, Dataset):
         return source
     value: object = source if is_stored(source) else as_tensor(source)
-    if isinstance(value, Tensor) and value.dtype == torch.uint8:
+    if isinstance(value, Tensor) and value.dtype == torch.uint8 and pixels:
         # Height and width without a channel are images of one channel.
         return Dataset(value.unsqueeze(1) if value.dim() == 3 else value)
     if isinstance(value, Tensor):

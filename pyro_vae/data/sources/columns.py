@@ -1,19 +1,24 @@
 """`Column`: a column of a table, and its values as numbers."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
 import narwhals as nw
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
-from pyro_vae.arguments import AtLeastZero, Finite, Positive
+from pyro_vae.arguments import AtLeastZero, Finite, Positive, setting
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames, kinds
 from pyro_vae.data.sources.kinds import KINDS, Kind, Level, Values
 from pyro_vae.part import Part
 
 SHOWN = 6  # levels in a description
+NARROW = ("binary", "category", "count", "proportion", "positive")  # kinds that refuse numbers
 MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
 
 
@@ -161,10 +166,14 @@ class Column(Part):
 
     def _check(self, invalid: np.ndarray, values: np.ndarray, expected: str) -> None:
         if invalid.any():
-            row = int(invalid.argmax())
+            row, way_out = int(invalid.argmax()), ""
+            if self.kind in NARROW and self.values_type != "text":
+                kind = setting("columns", {self.name: "real"})
+                way_out = f". If such values are possible, build the model with {kind}"
             raise DataError(
                 f"column {self.name!r}, row {row}: {expected}, got {_plain(values[row])!r} "
-                f"({int(invalid.sum())} such values). Rows are counted from 0, without the header"
+                f"({int(invalid.sum())} such values; rows are counted from 0, without the header)"
+                f"{way_out}"
             )
 
     def standardized_by(self, numbers: np.ndarray) -> Self:
@@ -174,6 +183,33 @@ class Column(Part):
             return self
         arguments: dict[str, Any] = self.build_arguments | _moments(self.rule.scale(observed))
         return type(self)(**arguments)
+
+    @property
+    def context_size(self) -> int:
+        """Number of entries of the column as context of a conditional model."""
+        return self.num_levels or 1
+
+    def encoded(self, series: nw.Series) -> Tensor:
+        """Return the values as context: one-hot levels, or standardized numbers.
+
+        Returns:
+            Floats of shape `(num_data, context_size)`.
+
+        Raises:
+            DataError: If a value is missing or not of this column's kind.
+        """
+        values, x = self.checked_values(series)
+        self._check(np.isnan(x), values, "a column of the context has no missing values")
+        if self.num_levels:
+            return one_hot(torch.from_numpy(x).long(), self.num_levels).float()
+        scaled = (self.rule.scale(values) - self.shift) / self.unit
+        return torch.from_numpy(scaled).float()[:, None]
+
+    def decoded(self, context: np.ndarray) -> np.ndarray:
+        """Return the values of a column from its context, shape `(num_data, context_size)`."""
+        if self.num_levels:
+            return self.restored(context.argmax(axis=1).astype(np.float64))
+        return self.restored(self.rule.unscale(context[:, 0] * self.unit + self.shift))
 
     def restored(self, numbers: np.ndarray) -> np.ndarray:
         """Return numbers of the model as values of the column, None for NaN."""
@@ -222,6 +258,19 @@ def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _say_equal(name: str, levels: Sequence[Level]) -> None:
+    texts = sorted(map(str, levels), key=str.casefold)
+    for first, second in itertools.pairwise(texts):
+        if first.casefold() == second.casefold():
+            warnings.warn(
+                f"column {name!r}: the levels {first!r} and {second!r} differ in upper and lower "
+                "case only, and are two levels. Correct the data if they are one",
+                DataWarning,
+                stacklevel=2,
+            )
+            return
+
+
 def column_of(series: nw.Series, kind: str | None) -> Column:
     """Describe a column.
 
@@ -233,19 +282,21 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         DataError: If the kind does not apply; the message has the row of an invalid value.
     """
     name, rule = series.name, None if kind is None else KINDS.get(str(kind))
-    kind_type = frames.type_of(series, as_text=rule is not None and "text" in rule.accepts)
+    kind_type = frames.type_of(series, None if rule is None else rule.accepts)
     if rule is not None and kind_type == "text" and "text" not in rule.accepts:
         frames.values_of(series, "date" if rule.name == "date" else "real")  # names the row
         raise DataError(f"column {name!r} has no values: it cannot be of kind {kind!r}")
     values, missing = frames.values_of(series, kind_type)
-    observed = Values(kind_type, values[~missing])
+    observed = Values(kind_type, values[~missing], name)
     share = float(missing.mean())
     if kind is None:
+        kinds.refuse_dates(observed)
         rule = kinds.kind_of(observed)
     if rule is None or kind_type not in rule.accepts:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
         levels = kinds.levels_of(observed) if kind_type != "date" else []
+        _say_equal(name, levels)
         return Column(name, rule.name, kind_type, levels, missing=share)
     if not rule.in_model:
         return Column(name, rule.name, kind_type, missing=share)

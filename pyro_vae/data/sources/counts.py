@@ -73,14 +73,18 @@ class CountsSchema(Part):
         """Shape of one datum, `(genes,)`."""
         return (len(self.genes),)
 
-    def read(self, source: object) -> Dataset:
+    def read(self, source: object, *, transposed: bool = False) -> Dataset:
         """Return other data of these genes, in this order, with the same context.
+
+        Args:
+            source: Source of counts, see `open`.
+            transposed: Whether the rows of the matrix are genes.
 
         Raises:
             DataError: If genes or columns of the context are missing, or levels are unknown.
         """
         source = Path(source) if isinstance(source, str | os.PathLike) else source
-        counts = load(source, self.layer)
+        counts = load(source, self.layer, transposed)
         library_sizes(counts, self.kind)
         return _dataset(counts, self, _order(counts, self.genes))
 
@@ -165,6 +169,8 @@ def read(
     covariates: Sequence[str] = (),
     labels: str | None = None,
     kind: Kind = "counts",
+    transposed: bool = False,
+    context: Sequence[str] = (),
 ) -> Dataset:
     """Read a sparse matrix. Only the rows of a batch are made dense, as float32.
 
@@ -174,19 +180,21 @@ def read(
 
     Args:
         source: Sparse matrix of scipy, AnnData, or path of an `.mtx(.gz)`, `.npz` or `.h5ad` file.
-        layer: Layer of AnnData; by default `X`.
+        layer: Layer of AnnData, or `"raw"` for its `.raw`; by default `X`.
         batch: Column of `.obs` with the batch of each row, a category. It is context.
         covariates: Further columns of `.obs` that are context: numbers or categories.
         labels: Column of `.obs` with classes, which are not modelled and colour pictures.
         kind: `"counts"`, or `"real"` for any finite numbers.
+        transposed: Whether the rows of a matrix without names are genes, its columns cells.
+        context: As `covariates`.
 
     Raises:
         DataError: If the source cannot be read or is empty, if a number is not a count or is not
             finite, or if a column of `.obs` is missing or has missing values.
     """
-    counts = load(source, layer)
+    counts = load(source, layer, transposed)
     genes = counts.genes or [str(i) for i in range(counts.matrix.shape[1])]
-    names = dict.fromkeys([*([] if batch is None else [batch]), *covariates])
+    names = dict.fromkeys([*([] if batch is None else [batch]), *covariates, *context])
     columns = [_column(counts, name, name == batch) for name in names]
     classes = [] if labels is None else _column(counts, labels, True)[1]
     size = float(np.median(library_sizes(counts, kind)))
@@ -282,6 +290,6 @@ READER = Reader(
     "count",
     _accepts,
     read,
-    frozenset({"layer", "batch", "covariates", "labels", "kind"}),
+    frozenset({"layer", "batch", "covariates", "labels", "kind", "transposed", "context"}),
     "sparse matrices of scipy, .mtx, .npz and .h5ad files, AnnData",
 )

@@ -3,9 +3,9 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import narwhals as nw
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
+from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
 from pyro_vae.data.sources.texts import Texts
 
 # Data in the form of the user: the path of a file, an array, or a frame of pandas, polars, ....
@@ -57,23 +58,18 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
 
 def read(
     source: object,
-    separator: str | None = None,
-    encoding: str = "utf-8",
-    na: Sequence[str] = (),
-    decimal: str = ".",
+    form: TextForm = DEFAULT_FORM,
     key: str | None = None,
+    as_text: Collection[str] = (),
 ) -> nw.DataFrame:
     """Return a table as a frame. Names of columns are text.
 
     Args:
         source: Path of a CSV, TSV, Parquet or Feather file, a frame, or an array of two dimensions
             or the path of its file.
-        separator: Separator of a text file; by default the most frequent of `SEPARATORS` in the
-            first line.
-        encoding: Encoding of a text file.
-        na: Further texts that stand for missing values in a text file.
-        decimal: Decimal point of the numbers in a text file.
+        form: Form of a text file.
         key: Name of the array, if the file has several.
+        as_text: Names of columns of a text file that are not examined for numbers.
 
     Raises:
         DataError: If the file is damaged, or the table has no rows or repeated columns.
@@ -81,7 +77,7 @@ def read(
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in array_files.ENDINGS:
         source = np.asarray(array_files.load(Path(source), key))
     if isinstance(source, str | os.PathLike):
-        frame = _file(Path(source), separator, encoding, na, decimal)
+        frame = _file(Path(source), form, as_text)
     elif isinstance(source, np.ndarray):
         if source.ndim != 2:
             raise DataError(f"expected an array of rows and columns, got shape {source.shape}")
@@ -90,7 +86,7 @@ def read(
         )
     else:
         try:
-            frame = nw.from_native(_with_text_names(cast(IntoDataFrame, source)), eager_only=True)
+            frame = nw.from_native(_plain(cast(IntoDataFrame, source)), eager_only=True)
         except Exception as error:  # duplicate columns, a lazy frame, another class
             raise DataError(f"cannot read a {type(source).__name__} as a table: {error}") from error
     if not len(frame) or not frame.columns:
@@ -101,11 +97,18 @@ def read(
     return frame
 
 
-def _with_text_names(frame: IntoDataFrame) -> IntoDataFrame:
-    names = list(frame.columns)
-    if all(isinstance(name, str) for name in names) or not hasattr(frame, "set_axis"):
+def _plain(frame: Any) -> Any:
+    """Return a pandas frame with names that are text, and without sparse columns."""
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
         return frame
-    return frame.set_axis([str(name) for name in names], axis="columns")
+    sparse = [isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes]
+    if any(sparse):
+        frame = frame.astype({name: frame[name].dtype.subtype for name in frame.columns[sparse]})
+    if all(isinstance(name, str) for name in frame.columns):
+        return frame
+    return frame.set_axis([str(name) for name in frame.columns], axis="columns")
 
 
 @contextlib.contextmanager
@@ -124,9 +127,7 @@ def name_of(source: object) -> str:
     return Path(source).stem if isinstance(source, str | os.PathLike) else "table"
 
 
-def _file(
-    path: Path, separator: str | None, encoding: str, na: Sequence[str], decimal: str
-) -> nw.DataFrame:
+def _file(path: Path, form: TextForm, as_text: Collection[str]) -> nw.DataFrame:
     import pandas as pd
 
     if not path.exists():
@@ -137,8 +138,8 @@ def _file(
             # Nullable types: integers with missing values stay integers.
             found = reads[path.suffix.lower()](path, dtype_backend="numpy_nullable")
         else:
-            found = text_files.read(path, separator, encoding, na, decimal)
-        return nw.from_native(_with_text_names(found), eager_only=True)
+            found = text_files.read(path, form, as_text)
+        return nw.from_native(_plain(found), eager_only=True)
     except ImportError as error:
         raise DataError(
             f"reading {path.name} needs pyarrow: pip install 'pyro-vae[tables]'"
@@ -149,15 +150,17 @@ def _file(
         raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from error
 
 
-def type_of(series: nw.Series, *, as_text: bool = False) -> str:
+def type_of(series: nw.Series, accepted: Collection[str] | None = None) -> str:
     """Return the type of a column: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
 
-    Text of which all values are numbers, or dates in ISO 8601 format, has their type. Columns of
-    categories, as in `pandas.Categorical`, are text. So are columns without any value.
+    Text of which all values are numbers, or dates in ISO 8601 format, has their type, unless it has
+    digits after leading zeros, as postal codes have. Columns of categories, as in
+    `pandas.Categorical`, are text. So are columns without any value.
 
     Args:
         series: The column.
-        as_text: Whether text is not examined for numbers and dates.
+        accepted: Types that are accepted. If `"text"` is one, text is not examined for numbers and
+            dates; otherwise numbers may have leading zeros.
 
     Raises:
         DataError: If the values are of another type, or most of a text's values are numbers or
@@ -172,14 +175,18 @@ def type_of(series: nw.Series, *, as_text: bool = False) -> str:
         return "real"
     if dtype in (nw.Date, nw.Datetime):
         return "date"
-    if dtype not in (nw.String, nw.Categorical, nw.Enum, nw.Object):
-        raise DataError(
-            f"column {series.name!r} has values of type {dtype}; expected numbers, truth values, "
-            "dates or text. Leave the column out or convert it"
-        )
-    if as_text or dtype in (nw.Categorical, nw.Enum):
+    if series.is_null().all():
         return "text"
-    return texts.type_of(Texts.of(series))
+    if dtype not in (nw.String, nw.Categorical, nw.Enum, nw.Object):
+        given = series.to_native().dtype if dtype == nw.Unknown else dtype
+        advice = ", for example by .dt.total_seconds()" if dtype == nw.Duration else ""
+        raise DataError(
+            f"column {series.name!r} has values of type {given}; expected numbers, truth values, "
+            f"dates or text. Leave the column out or convert it{advice}"
+        )
+    if dtype in (nw.Categorical, nw.Enum) or (accepted is not None and "text" in accepted):
+        return "text"
+    return texts.type_of(Texts.of(series), has_codes=accepted is None)
 
 
 def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +203,7 @@ def values_of(series: nw.Series, expected: str) -> tuple[np.ndarray, np.ndarray]
         DataError: If the values are of another type, or infinite.
     """
     numbers = ("boolean", "integer", "real")
-    found = type_of(series, as_text=expected == "text")
+    found = type_of(series, [expected])
     if found != expected and not (found in numbers and expected in numbers):
         if series.null_count() < len(series) and not (missing_of(series)).all():
             raise DataError(f"column {series.name!r}: {_not_of(series, expected, found)}")

@@ -4,34 +4,32 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.indexed_rows import IndexedRows
 from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.image_files import OtherSizeError, decoded, is_grey, opened, reason_of
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
 from pyro_vae.runtime.progress_bar import reading_bar
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+DATA = (".mtx", ".mtx.gz", ".h5ad", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".pt")
 ARRAY_STORES = (".zarr", ".zgroup", ".zarray", "zarr.json")  # folders that are arrays
+LABEL = "label"  # the context of images
 IN_MEMORY = 2**31  # bytes of pixels; more are decoded batch by batch
 SAMPLED = 64  # images that decide on the size and the channels
 NAMED = 10  # files in a message
-RUN = 16  # files that a thread decodes in turn
-NUM_THREADS = min(8, os.cpu_count() or 1)
 
 Size: TypeAlias = Count | Sequence[Count]
 Channels: TypeAlias = Literal["grey", "colour"]
@@ -45,6 +43,10 @@ class ImageSchema(Part):
         classes: Names of the folders of the classes, in the order of their labels.
         resized: Whether images of other sizes are cropped and resized.
         channels: `"grey"` or `"colour"` if images of the other kind are converted, or None.
+        context: `["label"]` if the class of each image is context, encoded by zeros and a one.
+
+    Raises:
+        DataError: If the context has another name.
 
     Example:
         >>> import torch
@@ -64,8 +66,14 @@ class ImageSchema(Part):
         classes: Sequence[str] = (),
         resized: bool = False,
         channels: Channels | None = None,
+        context: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if unknown := [name for name in context if name != LABEL]:
+            raise DataError(
+                f"unknown context {unknown[0]!r} of images; expected {LABEL!r}, the folder of each"
+            )
+        self.has_context = bool(context)
         self._shape, self.class_names = tuple(shape), tuple(classes)
         self.resized, self.channels = resized, channels
 
@@ -104,6 +112,17 @@ class ImageSchema(Part):
         """Return no names."""
         return ()
 
+    def context(self, num_data: Count = 1, *, label: str) -> Tensor:
+        """Return the same context for some data: the class `label`, as the model takes it.
+
+        Raises:
+            DataError: If the class is unknown.
+        """
+        if label not in self.class_names:
+            raise DataError(f"unknown label {label!r}; expected one of {list(self.class_names)}")
+        number = torch.full((num_data,), self.class_names.index(label))
+        return one_hot(number, len(self.class_names)).float()
+
     def rows(self) -> list[dict[str, str]]:
         """Return the properties of the images, one in a row."""
         channels, height, width = self.event_shape
@@ -111,6 +130,7 @@ class ImageSchema(Part):
             "height x width": f"{height} x {width}",
             "channels": "grey" if channels == 1 else "colour",
             "classes": ", ".join(self.class_names) or "none",
+            "context": "the class" if self.has_context else "none",
         }
         return [{"property": name, "value": value} for name, value in found.items()]
 
@@ -129,9 +149,9 @@ class ImageFiles(IndexedRows):
 
     def _read(self, numbers: np.ndarray, rows: Tensor) -> None:
         paths = [self._paths[number] for number in numbers]
-        for path, error in zip(paths, _decode(paths, self._schema, rows.numpy()), strict=True):
+        for path, error in zip(paths, decoded(paths, self._schema, rows.numpy()), strict=True):
             if error is not None:
-                raise DataError(f"{path} cannot be read: {_reason(error)}") from error
+                raise DataError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 @checked
@@ -141,6 +161,7 @@ def read(
     size: Size | None = None,
     channels: Channels | None = None,
     skip_unreadable: bool = False,
+    context: Sequence[str] = (),
 ) -> Dataset:
     """Read images as 8-bit pixels of shape `(num_data, channels, height, width)`.
 
@@ -156,6 +177,7 @@ def read(
         channels: `"grey"` or `"colour"`, to which all images are converted. By default grey if all
             sampled images are.
         skip_unreadable: Whether unreadable files are left out, with a warning, instead of an error.
+        context: `["label"]` to give a conditional model the class of each image, its folder.
 
     Raises:
         DataError: If there are no images, if files cannot be read, have more than 8 bits in a
@@ -171,7 +193,7 @@ def read(
         if len(size) != 2:
             raise DataError(f"size must be one number or (height, width), got {size}")
     shape = _shape_of_sample(name, paths, size, channels)
-    schema = ImageSchema(list(shape), list(classes), size is not None, channels)
+    schema = ImageSchema(list(shape), list(classes), size is not None, channels, list(context))
     return _dataset(name, paths, labels, schema, skip_unreadable)
 
 
@@ -190,13 +212,23 @@ def _find(source: Any) -> tuple[list[Path], list[int], list[str]]:
         if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise DataError(f"{source}: no images in this folder; expected files {', '.join(ENDINGS)}")
+        raise DataError(_no_images(source))
     parts = [path.relative_to(source).parts for path in paths]
     if min(map(len, parts)) == 1:
         return paths, [], []
     classes = sorted({part[0] for part in parts})
     number = {name: i for i, name in enumerate(classes)}
     return paths, [number[part[0]] for part in parts], classes
+
+
+def _no_images(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    data = [path for ending in DATA for path in files if path.name.lower().endswith(ending)]
+    message = f"{folder}: no images in this folder; expected files {', '.join(ENDINGS)}"
+    if data:
+        return f"{message}. For other data, pass the path of a file, such as {data[0]}"
+    endings = sorted({path.suffix for path in files})
+    return f"{message}, found {', '.join(endings[:NAMED]) if files else 'no files'}"
 
 
 def _name(source: object) -> str:
@@ -210,7 +242,7 @@ def _shape_of_sample(
     pictures, errors = [], []
     for place in np.unique(np.linspace(0, len(paths) - 1, SAMPLED).astype(int)):
         try:
-            pictures.append(_open(paths[place]))
+            pictures.append(opened(paths[place]))
         except Exception as error:  # decoders raise errors of many classes
             errors.append((paths[place], error))
     if not pictures:
@@ -219,7 +251,7 @@ def _shape_of_sample(
     if size is None and len(sizes) > 1:
         raise _other_sizes(name, "one size", sizes)
     width, height = pictures[0].size
-    grey = channels == "grey" or (channels is None and all(map(_is_grey, pictures)))
+    grey = channels == "grey" or (channels is None and all(map(is_grey, pictures)))
     return (1 if grey else 3, *((height, width) if size is None else size))
 
 
@@ -230,8 +262,8 @@ def _dataset(
     fits = len(paths) * math.prod(schema.event_shape) <= IN_MEMORY
     pixels = torch.empty((len(paths) if fits else 0, *schema.event_shape), dtype=torch.uint8)
     with reading_bar(f"reading images of {name}", len(paths)) as advance:
-        errors = _decode(paths, schema, pixels.numpy() if fits else None, advance)
-    sizes = Counter(error.size for error in errors if isinstance(error, _OtherSizeError))
+        errors = decoded(paths, schema, pixels.numpy() if fits else None, advance)
+    sizes = Counter(error.size for error in errors if isinstance(error, OtherSizeError))
     if sizes:
         height, width = schema.event_shape[1:]
         sizes[width, height] += sum(error is None for error in errors)
@@ -251,100 +283,21 @@ def _dataset(
     values = pixels if fits else ImageFiles(paths, schema)
     classes = schema.class_names if labels else ()
     known = torch.tensor(labels) if labels else None
-    return Dataset(values, known, name=name, schema=schema, class_names=classes)
-
-
-class _OtherSizeError(DataError):
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(f"the size is {size[1]} x {size[0]} pixels")
-        self.size = size
-
-
-def _decode(
-    paths: Sequence[Path],
-    schema: ImageSchema,
-    rows: np.ndarray | None,
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[Exception | None]:
-    """Decode images by threads into rows of pixels, if given; return the error of each image."""
-
-    def decode(start: int) -> list[Exception | None]:
-        errors: list[Exception | None] = []
-        for i in range(start, min(start + RUN, len(paths))):
-            try:
-                pixels = _pixels(_open(paths[i]), schema)
-            except Exception as error:  # decoders raise errors of many classes
-                errors.append(error)
-                continue
-            if rows is not None:
-                rows[i] = pixels
-            errors.append(None)
-        return errors
-
-    with ThreadPoolExecutor(NUM_THREADS, "pyro_vae") as pool:
-        runs = pool.map(decode, range(0, len(paths), RUN))
-        found: list[Exception | None] = []
-        for errors in runs:
-            found += errors
-            advance(len(errors))
-        return found
-
-
-def _open(path: Path) -> "Image":
-    """Return the picture in a file, upright and on white, as 8-bit grey or colour."""
-    from PIL import Image, ImageOps
-
-    image: Image.Image
-    with Image.open(path) as image:
-        count = getattr(image, "n_frames", 1)
-        if count > 1 and image.format != "MPO":  # photos with a preview
-            raise DataError(f"{count} pictures in one file; expected one in each file")
-        if image.mode[0] in "IF":
-            raise DataError(
-                f"pixels of more than 8 bits (mode {image.mode}); expected 8 bits. Scale and save "
-                "them with 8 bits, or open an array of floats (.npy)"
-            )
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _is_grey(image: "Image") -> bool:
-    if image.mode == "L":
-        return True
-    red, green, blue = (np.asarray(band) for band in image.split())
-    return np.array_equal(red, green) and np.array_equal(green, blue)
-
-
-def _pixels(image: "Image", schema: ImageSchema) -> np.ndarray:
-    """Return the pixels of an image, in the size and the channels of a schema."""
-    from PIL import ImageOps
-
-    channels, height, width = schema.event_shape
-    if image.size != (width, height) and not schema.resized:
-        raise _OtherSizeError(image.size)
-    if channels == 1 and schema.channels is None and not _is_grey(image):
+    if schema.has_context and not labels:
         raise DataError(
-            "in colour; expected grey, as the sampled images. Pass "
-            f"{setting('channels', 'colour')} for all in colour, or "
-            f"{setting('channels', 'grey')} to convert them"
+            f"{name}: {setting('context', [LABEL])} needs images in folders, one for each class"
         )
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height))
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _reason(error: Exception) -> str:
-    damaged = type(error).__name__ == "UnidentifiedImageError"
-    return "not an image, empty, or damaged" if damaged else str(error) or type(error).__name__
+    context: tuple[Tensor, ...] = ()
+    if schema.has_context and known is not None:
+        context = (one_hot(known, len(classes)).float(),)
+    return Dataset(values, known, name=name, schema=schema, class_names=classes, context=context)
 
 
 def _unreadable(name: str, errors: list[tuple[Path, Exception]], num_files: int) -> str:
-    files = "; ".join(f"{path}: {_reason(error)}" for path, error in errors[:NAMED])
+    named: dict[str, list[str]] = {}
+    for path, error in errors[:NAMED]:
+        named.setdefault(reason_of(error), []).append(str(path))
+    files = "; ".join(f"{', '.join(paths)}: {reason}" for reason, paths in named.items())
     more = f"; and {len(errors) - NAMED:,} more" if len(errors) > NAMED else ""
     return f"{name}: cannot read {len(errors):,} of {num_files:,} images: {files}{more}"
 
@@ -378,6 +331,6 @@ READER = Reader(
     "image",
     _accepts,
     read,
-    frozenset({"size", "channels", "skip_unreadable"}),
-    "a folder or a list of PNG, JPEG, TIFF, WebP and BMP files",
+    frozenset({"size", "channels", "skip_unreadable", "context"}),
+    "a folder or a list of PNG, JPEG, TIFF, WebP, BMP and GIF files",
 )

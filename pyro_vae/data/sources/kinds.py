@@ -7,27 +7,42 @@ The first kind with a rule that fits is the kind of a column:
 - date: dates, times, or text in ISO 8601 format. x is the number of days since the first date.
   Times with a time zone are converted to UTC.
 - identifier: text with more than `MAX_LEVELS` values or with different values only, or 10 or more
-  integers 0, 1, 2, ... or 1, 2, 3, ... in order. Left out.
-- category: other text. x is the position in the sorted levels.
+  different integers that are 0, 1, 2, ... or 1, 2, 3, ... in order, or in a column without a name
+  or with the name id, or one that ends in _id or Id. Left out.
+- category: other text; and whole numbers of 3 to `MAX_LABELS` values, each in at least `LABEL_ROWS`
+  rows and in the share `LABEL_SHARE` of them. x is the position in the sorted levels.
 - count: integers from 0 to `MAX_COUNT`, some of them below `SMALL_COUNT`. x is the integer.
 - proportion: numbers in [0, 1], some of them below 1/4 and some above 3/4.
 - positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
 - real: other numbers.
+
+Whole numbers are labels, not counts, if all values are frequent. The largest values of a count are
+rare, so a sample nearly always has a value with few rows. The probability that the next value is a
+new one is about the share of values that occur once (Good 1953), which is 0 for labels. Values that
+were not in the data of the schema are refused for levels, and for numbers outside the range of
+their kind. Another kind on request, such as `real`, accepts them.
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 
+from pyro_vae.arguments import setting
+from pyro_vae.data.errors import DataError
+
 Level: TypeAlias = bool | int | float | str
 
-MAX_LEVELS = 50  # of a category
+MAX_LEVELS = 50  # of a category of text
+MAX_LABELS = 10  # of a category of whole numbers
+LABEL_ROWS, LABEL_SHARE = 10, 0.005  # of each label that is a whole number
 MAX_COUNT = 2**24  # float32 has all integers up to it
 SMALL_COUNT = 10  # integers that are all larger, such as ages of adults, are numbers
 SECONDS_PER_DAY = 86_400.0
+_NAME_OF_IDS = re.compile(r"(Unnamed: 0)?|([iI][dD]|ID)|.*([_ .-][iI][dD]|[a-z]I[dD])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +52,12 @@ class Values:
     Attributes:
         type: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
         observed: Values that are not missing, in order: float64 numbers, `datetime64[us]` or str.
+        name: Name of the column.
     """
 
     type: str
     observed: np.ndarray
+    name: str = "x"
 
     @functools.cached_property
     def distinct(self) -> np.ndarray:
@@ -67,7 +84,16 @@ def _is_identifier(values: Values) -> bool:
     if not values.is_whole or distinct != total or total < 10:
         return False
     steps = np.diff(values.observed)
-    return values.observed[0] in (0, 1) and bool((steps == 1).all())
+    in_order = values.observed[0] in (0, 1) and bool((steps == 1).all())
+    return in_order or _NAME_OF_IDS.fullmatch(values.name) is not None
+
+
+def is_labels(values: Values) -> bool:
+    """Return whether whole numbers have few values, all of which are frequent."""
+    if not values.is_whole or not 2 < len(values.distinct) <= MAX_LABELS:
+        return False
+    rows = np.unique(values.observed, return_counts=True)[1].min()
+    return bool(rows >= max(LABEL_ROWS, LABEL_SHARE * len(values.observed)))
 
 
 def skewness(x: np.ndarray) -> float:
@@ -98,6 +124,7 @@ class Kind:
         fits: The rule by which a column is of this kind, if no kind before it fits.
         accepts: Types of values that can be of this kind on request.
         scale: Function of the values that networks standardize, such as the logarithm.
+        unscale: Inverse of `scale`.
         in_model: Whether columns of this kind are modelled. Others are left out.
         num_levels: Numbers of levels that are allowed, if values are positions in a list of levels.
         expected: Description of valid values, for messages.
@@ -108,6 +135,7 @@ class Kind:
     fits: Callable[[Values], bool]
     accepts: frozenset[str]
     scale: Callable[[np.ndarray], np.ndarray] = identity
+    unscale: Callable[[np.ndarray], np.ndarray] = identity
     in_model: bool = True
     num_levels: range = range(0)
     expected: str = "finite numbers"
@@ -122,7 +150,7 @@ class Kind:
 _ANY = frozenset({"boolean", "integer", "real", "date", "text"})
 _NUMBERS = frozenset({"boolean", "integer", "real"})
 
-# To add a kind of column, add it here, and its likelihood to `models.suggestion.BLOCKS`.
+# To add a kind of column, add it here, and its likelihood to `models.column_likelihoods`.
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -132,7 +160,7 @@ KINDS: dict[str, Kind] = {
         Kind("identifier", _is_identifier, _ANY, in_model=False),
         Kind(
             "category",
-            lambda v: v.type == "text",
+            lambda v: v.type == "text" or is_labels(v),
             _ANY - {"date"},
             num_levels=range(2, MAX_COUNT + 1),
         ),
@@ -143,6 +171,7 @@ KINDS: dict[str, Kind] = {
             ),
             _NUMBERS,
             scale=np.log1p,
+            unscale=np.expm1,
             expected="integers from 0 on",
             valid=lambda x: (x >= 0) & (x == np.round(x)) & np.isfinite(x),
         ),
@@ -158,6 +187,7 @@ KINDS: dict[str, Kind] = {
             _is_positive,
             _NUMBERS,
             scale=np.log,
+            unscale=np.exp,
             expected="numbers above 0",
             valid=lambda x: (x > 0) & np.isfinite(x),
         ),
@@ -169,6 +199,25 @@ KINDS: dict[str, Kind] = {
 def kind_of(values: Values) -> Kind:
     """Return the kind of a column: the first in `KINDS` with a rule that fits."""
     return next(kind for kind in KINDS.values() if kind.fits(values))
+
+
+def refuse_dates(values: Values) -> None:
+    """Refuse integers such as 20200131, which are dates.
+
+    Raises:
+        DataError: If all values of a column are dates of 1900 to 2099 in the form YYYYMMDD.
+    """
+    found = values.distinct
+    if not values.is_whole or len(found) < 3 or not 19e6 < found[0] <= found[-1] < 21e6:
+        return
+    year, month, day = found // 10_000, found // 100 % 100, found % 100
+    if ((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
+        iso = f"{year[0]:.0f}-{month[0]:02.0f}-{day[0]:02.0f}"
+        raise DataError(
+            f"column {values.name!r}: all values are dates without hyphens, as {found[0]:.0f}. "
+            f"Write them as {iso}, or give the kind of the column, as in "
+            f"{setting('columns', {values.name: 'real'})}"
+        )
 
 
 def levels_of(values: Values) -> list[Level]:

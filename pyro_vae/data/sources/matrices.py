@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 IN_MEMORY = 2**31  # bytes of a sparse matrix; a larger one of an .h5ad file is read from disk
 BLOCK = 4096  # rows that are checked at once
+ENTRIES = 2**20  # of a sparse matrix that are read at once
+RAW = "raw"  # name of the matrix .raw of AnnData, as a layer
 LARGEST = 2**24  # float32 has all whole numbers below
 GENE_FILES = ("features.tsv.gz", "features.tsv", "genes.tsv")  # next to an .mtx file
 
@@ -86,12 +88,18 @@ class Counts:
         return values
 
 
-def load(source: "Path | AnnData | Matrix", layer: str | None) -> Counts:
-    """Read a source as a CSR matrix, in memory or on disk."""
+def load(source: "Path | AnnData | Matrix", layer: str | None, transposed: bool = False) -> Counts:
+    """Read a source as a CSR matrix, in memory or on disk; see `counts.read`."""
+    from scipy import sparse
+
     if not isinstance(source, Path):
-        return _counts_of(f"the {type(source).__name__}", source, None, layer)
+        return _counts_of(f"the {type(source).__name__}", source, None, layer, transposed)
     try:
-        return _counts_of(source.name, _opened(source), _genes_of(source), layer)
+        opened = _opened(source)
+        found = _counts_of(source.name, opened, _genes_of(source), layer, transposed)
+        if hasattr(opened, "file") and sparse.issparse(found.matrix):
+            opened.file.close()
+        return found
     except DataError:
         raise
     except ImportError as error:
@@ -128,19 +136,27 @@ def _genes_of(path: Path) -> list[str] | None:
 
 
 def _counts_of(
-    name: str, source: "AnnData | Matrix", genes: list[str] | None, layer: str | None
+    name: str,
+    source: "AnnData | Matrix",
+    genes: list[str] | None,
+    layer: str | None,
+    transposed: bool,
 ) -> Counts:
     matrix, obs, layers = source, None, []
     if hasattr(source, "var_names"):  # AnnData
-        genes, obs, layers = list(map(str, source.var_names)), source.obs, [*source.layers]
+        if transposed:
+            raise DataError(f"{name}: expected genes as columns; transpose it, by adata.T")
+        obs, layers = source.obs, [*source.layers, *[RAW] * (source.raw is not None)]
         if layer is not None and layer not in layers:
             raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
-        matrix = source.X if layer is None else source.layers[layer]
+        values = source.raw if layer == RAW and RAW not in source.layers else source
+        matrix = source.layers.get(layer, values.X)
+        genes = list(map(str, values.var_names))
         if matrix is None:
             raise DataError(f"{name} has no X; pass {setting('layer')}, one of {layers}")
     elif layer is not None:
         raise DataError(f"{name}: {setting('layer')} needs AnnData")
-    elif genes is not None and len(genes) == matrix.shape[0]:
+    elif transposed or (genes is not None and len(genes) == matrix.shape[0]):
         matrix = matrix.T
     if len(matrix.shape) != 2 or 0 in matrix.shape:
         raise DataError(f"{name} is empty: shape {tuple(matrix.shape)}")
@@ -164,15 +180,33 @@ def _csr(name: str, matrix: "Matrix") -> "CSR":
     stored = None if sparse.issparse(matrix) else getattr(matrix, "format", None)  # on disk
     if stored == "csr" and 8 * matrix.group["data"].size > IN_MEMORY:
         return matrix
-    if stored is None and not sparse.issparse(matrix):
+    if stored is not None:
+        matrix = _in_memory(name, matrix)
+    if not sparse.issparse(matrix):
         starts = range(0, matrix.shape[0], BLOCK)
         blocks = [sparse.csr_array(np.asarray(matrix[i : i + BLOCK])) for i in starts]
         return sparse.vstack(blocks, format="csr")
-    csr = (matrix.to_memory() if stored else matrix).tocsr()
+    csr = matrix.tocsr()
     if not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
     return csr
+
+
+def _in_memory(name: str, matrix: "CSRDataset | CSCDataset") -> "sparse.sparray":
+    """Read a sparse matrix on disk, block by block."""
+    from scipy import sparse
+
+    files = [matrix.group["data"], matrix.group["indices"]]
+    arrays = [np.empty(file.shape, file.dtype) for file in files]
+    with reading_bar(f"reading {name}", arrays[0].size) as advance:
+        for start in range(0, arrays[0].size, ENTRIES):
+            block = slice(start, start + ENTRIES)
+            for file, array in zip(files, arrays, strict=True):
+                array[block] = file[block]
+            advance(len(arrays[0][block]))
+    build = sparse.csr_array if matrix.format == "csr" else sparse.csc_array
+    return build((*arrays, matrix.group["indptr"][:]), shape=matrix.shape)
 
 
 def library_sizes(counts: Counts, kind: str) -> np.ndarray:

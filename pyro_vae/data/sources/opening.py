@@ -11,6 +11,14 @@ from pyro_vae.data.sources.reader import Reader, Source
 
 # To support another kind of source, add its reader here.
 READERS: tuple[Reader, ...] = (tables.READER, images.READER, counts.READER, arrays.READER)
+# Ways out for files that are not read.
+FILES = {
+    (".gz", ".bz2", ".xz", ".zip"): "decompress it",
+    (".xlsx", ".xls", ".ods"): "save the sheet as CSV",
+    (".json", ".sav", ".dta", ".sas7bdat", ".rds", ".rdata", ".pkl", ".mat"): (
+        "read it with another library, as a frame or an array"
+    ),
+}
 
 
 @checked
@@ -59,7 +67,9 @@ def open(source: Source, **options: object) -> Dataset:
 
 def _described(source: Source) -> str:
     if isinstance(source, Path):
-        return f"the directory {source}" if source.is_dir() else str(source)
+        name = source.name.lower()
+        ways = [f" ({way})" for endings, way in FILES.items() if name.endswith(endings)]
+        return f"{source}{''.join(ways)}"
     conversions = {
         "collect": "call .collect() of a lazy frame",
         "to_frame": "call .to_frame() of a series",

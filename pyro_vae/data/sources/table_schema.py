@@ -1,7 +1,7 @@
 """`TableSchema`: the columns of a table, and their values as numbers."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 import narwhals as nw
@@ -10,11 +10,13 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
-from pyro_vae.arguments import setting
+from pyro_vae.arguments import Count, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
-from pyro_vae.data.sources.columns import Column, column_of
+from pyro_vae.data.sources.columns import SHOWN, Column, column_of
+from pyro_vae.data.sources.kinds import MAX_LABELS
+from pyro_vae.data.sources.text_files import TextForm
 from pyro_vae.part import Part
 
 
@@ -27,6 +29,7 @@ class TableSchema(Part):
         columns: The columns, including those that are left out.
         labels: Name of a column of classes that is not among `columns`, or None.
         class_names: Sorted values of that column, in the order of the labels.
+        context: Columns that are context of a conditional model. They are not among `columns`.
 
     Raises:
         DataError: If no column is modelled.
@@ -53,9 +56,10 @@ class TableSchema(Part):
         columns: Sequence[Column],
         labels: str | None = None,
         class_names: Sequence[str] = (),
+        context: Sequence[Column] = (),
     ) -> None:
         super().__init__()
-        self.columns = list(columns)
+        self.columns, self.given = list(columns), list(context)
         self.labels, self.class_names = labels, tuple(class_names)
         self.modelled = [column for column in self.columns if column.rule.in_model]
         if not self.modelled:
@@ -84,28 +88,33 @@ class TableSchema(Part):
         self,
         source: object,
         *,
+        key: str | None = None,
         separator: str | None = None,
         encoding: str = "utf-8",
         na: Sequence[str] = (),
         decimal: str = ".",
-        key: str | None = None,
+        thousands: str | None = None,
+        skip: int = 0,
     ) -> Dataset:
         """Return a table as a dataset of this schema.
 
         Args:
             source: Path of a file, a frame, or a numpy array with these columns in order.
-            separator: Separator of a text file, see `frames.read`.
+            key: Name of the array, if the file has several.
+            separator: Separator of a text file; by default found in its first line.
             encoding: Encoding of a text file.
             na: Further texts that are read as missing in a text file.
             decimal: Decimal point of the numbers in a text file.
-            key: Name of the array, if the file has several.
+            thousands: Separator of thousands in a text file.
+            skip: Number of lines of a text file before the names of the columns.
 
         Raises:
             DataError: If a column is missing, or a value is of another type or level.
         """
+        form = TextForm(separator, encoding, na, decimal, thousands, skip)
+        as_text = [column.name for column in self.columns if column.values_type == "text"]
         with frames.errors_of(source):
-            table = frames.read(source, separator, encoding, na, decimal, key)
-            return self._read(table, source)
+            return self._read(frames.read(source, form, key, as_text), source)
 
     def _read(self, table: nw.DataFrame, source: object) -> Dataset:
         frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))
@@ -124,7 +133,32 @@ class TableSchema(Part):
             name=frames.name_of(source),
             schema=self,
             class_names=() if labels is None else self.class_names,
+            context=(self._encoded(frame),) if self.given else (),
         )
+
+    def _encoded(self, frame: nw.DataFrame) -> Tensor:
+        return torch.cat([column.encoded(frame[column.name]) for column in self.given], dim=-1)
+
+    def context(self, num_data: Count = 1, **values: object) -> Tensor:
+        """Return the same context for some data, as the model takes it.
+
+        Args:
+            num_data: Number of data.
+            values: Value of each column of the context, by its name.
+
+        Returns:
+            Context of shape `(num_data, context_size)`.
+
+        Raises:
+            DataError: If a column is missing or unknown, or a value is not of its kind.
+
+        See also: `pyro_vae.ConditionalVAE`.
+        """
+        names = [column.name for column in self.given]
+        if {*values} != {*names}:
+            raise DataError(f"expected a value for each of {names}, got {sorted(values)}")
+        row = nw.from_dict({name: [values[name]] for name in names}, backend="pandas")
+        return self._encoded(row).expand(num_data, -1)
 
     def _classes(self, frame: nw.DataFrame) -> Tensor | None:
         """Return the classes of rows; None if the table has none, or a class that is not known."""
@@ -137,13 +171,16 @@ class TableSchema(Part):
         return torch.tensor([number[text] for text in texts])
 
     def _checked_names(self, frame: nw.DataFrame, is_array: bool) -> nw.DataFrame:
-        known = [column.name for column in self.columns]
+        known = [column.name for column in (*self.columns, *self.given)]
+        if is_array and self.given:
+            raise DataError("expected a table with names, since some of its columns are context")
         if is_array and len(known) == len(frame.columns):
             return frame.rename(dict(zip(frame.columns, known, strict=True)))
-        if absent := [name for name in self.names() if name not in frame.columns]:
+        needed = [*self.names(), *(column.name for column in self.given)]
+        if absent := [name for name in needed if name not in frame.columns]:
             raise DataError(
                 f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
-                f"{', '.join(map(repr, self.names()[:10]))}, got "
+                f"{', '.join(map(repr, needed[:10]))}, got "
                 f"{', '.join(map(repr, frame.columns[:10]))}"
             )
         if new := [name for name in frame.columns if name not in [*known, self.labels]]:
@@ -162,15 +199,18 @@ class TableSchema(Part):
             column.standardized_by(numbers[column.name]) if column.name in numbers else column
             for column in self.columns
         ]
-        return type(self)(columns, self.labels, self.class_names)
+        return type(self)(columns, self.labels, self.class_names, self.given)
 
-    def restore(self, x: Tensor, like: object = None) -> np.ndarray | IntoDataFrame:
+    def restore(
+        self, x: Tensor, like: object = None, context: Tensor | None = None
+    ) -> np.ndarray | IntoDataFrame:
         """Return rows of the model as a frame with the types and levels of the table.
 
         Args:
             x: Rows of shape `(num_data, num_modelled_columns)`, NaN for missing values.
             like: Frame that decides the library, pandas or polars; by default pandas. For a numpy
                 array, the result is one.
+            context: Context of each row, which is added as columns.
 
         Raises:
             DataError: If x has another shape.
@@ -187,6 +227,11 @@ class TableSchema(Part):
             if column.kind == "constant" and column.levels:
                 columns[column.name] = np.full(len(numbers), column.levels[0])
         ordered = {c.name: columns[c.name] for c in self.columns if c.name in columns}
+        if context is not None:
+            parts = context.cpu().double().split([c.context_size for c in self.given], dim=-1)
+            ordered |= {
+                c.name: c.decoded(y.numpy()) for c, y in zip(self.given, parts, strict=True)
+            }
         return frames.frame_of(ordered, like)
 
     def center(self, draws: Tensor) -> Tensor:
@@ -220,15 +265,48 @@ class TableSchema(Part):
 
     def rows(self) -> list[dict[str, str]]:
         """Return the description of the table: one row for each column."""
+        parts = ("" if column.rule.in_model else ", left out" for column in self.columns)
+        roles = [*zip(self.columns, parts, strict=True), *((c, ", context") for c in self.given)]
         return [
             {
                 "column": column.name,
-                "kind": column.kind if column.rule.in_model else f"{column.kind}, left out",
+                "kind": f"{column.kind}{role}",
                 "missing": f"{column.missing:.1%}" if column.missing else "none",
                 "values": column.shown,
             }
-            for column in self.columns
+            for column, role in roles
         ]
+
+    def notes(self, data: Dataset, given: Collection[str] = ()) -> list[str]:
+        """Return sentences about whole numbers of few values, which may be labels or numbers.
+
+        Args:
+            data: Rows of the table.
+            given: Names of columns with a kind on request, which need no note.
+        """
+        found: dict[str, list[str]] = {"category": [], "count": []}
+        for column, x in zip(self.modelled, data.sample().unbind(-1), strict=True):
+            if column.name in given or column.values_type == "text":
+                continue
+            if column.kind == "category":
+                found["count"].append(column.name)
+            elif column.kind in ("count", "real"):
+                values = x[~x.isnan()].unique()
+                if len(values) <= MAX_LABELS and bool((values == values.round()).all()):
+                    found["category"].append(column.name)
+        return [
+            f"{', '.join(map(repr, names[:SHOWN]))}{f' and {more} more' if more > 0 else ''}: "
+            f"{_NOTES[kind]}, pass {setting('columns', {names[0]: kind})}"
+            for kind, names in found.items()
+            if (more := len(names) - SHOWN) > -SHOWN
+        ]
+
+
+_NOTES = {
+    "category": f"numbers with at most {MAX_LABELS} different values. If they are labels",
+    "count": f"labels, since all of at most {MAX_LABELS} whole numbers are frequent. If they are "
+    "numbers",
+}
 
 
 def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
@@ -252,7 +330,10 @@ def center(draws: Tensor, num_levels: Sequence[int]) -> Tensor:
 
 
 def schema_of(
-    frame: nw.DataFrame, given: Mapping[str, str] | None = None, labels: str | None = None
+    frame: nw.DataFrame,
+    given: Mapping[str, str] | None = None,
+    labels: str | None = None,
+    context: Sequence[str] = (),
 ) -> TableSchema:
     """Find the kind of each column by the rules of `kinds`.
 
@@ -260,6 +341,7 @@ def schema_of(
         frame: The table.
         given: Kinds of columns by name, which override the rules.
         labels: Name of a column of classes, which is not modelled.
+        context: Names of columns that are context of a conditional model.
 
     Raises:
         DataError: If a name is unknown, a kind does not apply, or no column is modelled.
@@ -274,12 +356,17 @@ def schema_of(
             f"the table has no column {unknown[0]!r}; its columns are "
             f"{', '.join(map(repr, frame.columns[:20]))}"
         )
-    class_names: list[str] = []
-    if labels is not None:
-        if labels not in frame.columns:
+    for option, names in (("labels", [] if labels is None else [labels]), ("context", context)):
+        if unknown := [name for name in names if name not in frame.columns]:
             raise DataError(
-                f"{setting('labels', labels)} is not a column; expected one of {frame.columns}"
+                f"{setting(option, unknown[0])} is not a column; expected one of {frame.columns}"
             )
-        class_names = sorted({*frames.values_of(frame[labels], "text")[0]})
-    columns = [column_of(frame[name], given.get(name)) for name in frame.columns if name != labels]
-    return TableSchema(columns, labels, class_names)
+    class_names = [] if labels is None else sorted({*frames.values_of(frame[labels], "text")[0]})
+    found = {name: column_of(frame[name], given.get(name)) for name in frame.columns}
+    if unused := [name for name in context if not found[name].rule.in_model]:
+        raise DataError(
+            f"column {unused[0]!r}: {found[unused[0]].kind} is no kind of context. Give another "
+            f"kind, as in {setting('columns', {unused[0]: 'category'})}"
+        )
+    columns = [found[name] for name in frame.columns if name not in (labels, *context)]
+    return TableSchema(columns, labels, class_names, [found[name] for name in context])

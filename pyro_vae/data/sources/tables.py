@@ -1,7 +1,7 @@
 """Read tables: CSV, TSV, Parquet and Feather files, and frames."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from pyro_vae.arguments import setting
@@ -10,6 +10,7 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.data.sources.table_schema import TableSchema, schema_of
+from pyro_vae.data.sources.text_files import TextForm
 
 ENDINGS = (".csv", ".tsv", ".txt", ".data", ".parquet", ".feather")
 
@@ -26,10 +27,13 @@ def read(
     schema: TableSchema | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
+    context: Sequence[str] = (),
     separator: str | None = None,
     encoding: str = "utf-8",
     na: Sequence[str] = (),
     decimal: str = ".",
+    thousands: str | None = None,
+    skip: int = 0,
 ) -> Dataset:
     """Read a table.
 
@@ -38,31 +42,37 @@ def read(
         schema: Schema of earlier data, which these must have; by default it is found by rules.
         columns: Kinds of columns by name, which override the rules.
         labels: Name of a column of classes, which is not modelled and colours pictures.
-        separator: Separator of a text file, see `frames.read`.
+        context: Names of columns that are context of a conditional model, without missing values.
+        separator: Separator of a text file; by default the most frequent of `text_files.SEPARATORS`
+            in its first line.
         encoding: Encoding of a text file.
         na: Further texts that are read as missing in a text file.
         decimal: Decimal point of the numbers in a text file.
+        thousands: Separator of thousands in a text file; by default `"."` if the decimal point is
+            `","`.
+        skip: Number of lines of a text file before the names of the columns.
 
     Raises:
         DataError: If the table cannot be read, or does not have the schema.
     """
+    form = TextForm(separator, encoding, na, decimal, thousands, skip)
     with frames.errors_of(source):
-        frame = frames.read(source, separator, encoding, na, decimal)
+        frame = frames.read(source, form)
         if schema is None:
-            schema = schema_of(frame, columns, labels)
-        elif columns or labels:
-            raise DataError(
-                f"expected {setting('columns')} and {setting('labels')}, or {setting('schema')}, "
-                "got both: edit the schema"
-            )
+            schema = schema_of(frame, columns, labels, context)
+        elif columns or labels or context:
+            names = ", ".join(map(setting, ("columns", "labels", "context")))
+            raise DataError(f"expected {names}, or {setting('schema')}, got both: edit the schema")
         data = schema.read(frame.to_native())
-        return dataclasses.replace(data, name=frames.name_of(source))
+        return replace(data, name=frames.name_of(source))
 
 
 READER = Reader(
     "table",
     _accepts,
     read,
-    frozenset({"schema", "columns", "labels", "separator", "encoding", "na", "decimal"}),
+    frozenset(
+        {"schema", "columns", "labels", "context", *(field.name for field in fields(TextForm))}
+    ),
     "CSV, TSV, Parquet and Feather files, frames of pandas and polars",
 )

@@ -3,7 +3,7 @@
 import datetime
 import decimal
 import re
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 
 import narwhals as nw
@@ -18,12 +18,24 @@ VALUES = (str, bool, int, float, np.generic, decimal.Decimal, datetime.date)  # 
 _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?"
 )
+MINUS = "\N{MINUS SIGN}"  # written by typesetting programs
 _NUMBER = re.compile(
-    r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*|[-+]?inf(inity)?|nan", re.IGNORECASE | re.ASCII
+    rf"\s*[-+{MINUS}]?(\d+\.?\d*|\.\d+)(e[-+{MINUS}]?\d+)?\s*|[-+]?inf(inity)?|nan",
+    re.IGNORECASE | re.ASCII,
 )
+_DIGITS, _CODE = re.compile(r"\d+", re.ASCII), re.compile(r"0\d+", re.ASCII)
 # Forms of text that people mean as dates or numbers, but that are not read as such.
-_OTHER_DATE = re.compile(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
-_OTHER_NUMBER = re.compile(r"[-+]?[$€£]?\s?\d+([., ']\d{3})*([.,]\d+)?\s?[%$€£]?")
+_OTHER_DATE = re.compile(
+    r"(\d{1,4}([./-])\d{1,2}\2\d{1,4}|\d{1,2}[. -]+[^\W\d]{3,9}[., -]+\d{2,4}"
+    r"|[^\W\d]{3,9}\.? \d{1,2},? \d{4})([ T]\d{1,2}:\d{2}.*)?"
+)
+_TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[ap]m)?", re.IGNORECASE)
+_OTHER_NUMBER = re.compile(
+    rf"\(?[-+{MINUS}]?[$€£]?\s?\d+([., '\xa0\u202f]\d{{3}})*([.,]\d+)?(d[-+]?\d+)?"
+    r"\s?[%$€£]?\)?",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(rf"[-+{MINUS}]?\d+([.,]\d+)?(?P<unit>\s+[^\W\d]\S{{0,11}}|[a-zµ°]{{2}})")
 
 
 @dataclass(frozen=True)
@@ -76,22 +88,21 @@ class Texts:
 
     def matches(self, pattern: re.Pattern[str]) -> np.ndarray:
         """Return the mask of rows with text in a form."""
-        return self._each([pattern.fullmatch(text) is not None for text in self.distinct], False)
+        return self.each([pattern.fullmatch(text) is not None for text in self.distinct], False)
 
     def are(self, type: str) -> np.ndarray:
         """Return the mask of rows with text of a type."""
         if type == "text":
             return ~self.missing
         if type == "boolean":
-            return self._each([text in ("True", "False") for text in self.distinct], False)
+            return self.each([text in ("True", "False") for text in self.distinct], False)
         return self.matches(_DATE if type == "date" else _NUMBER)
 
     def numbers(self) -> np.ndarray:
         """Return text of numbers or truth values as float64, NaN for missing ones."""
         known = {"True": 1.0, "False": 0.0}
-        return self._each(
-            [known[text] if text in known else float(text) for text in self.distinct], np.nan
-        )
+        plain = [text.replace(MINUS, "-") for text in self.distinct]
+        return self.each([known[text] if text in known else float(text) for text in plain], np.nan)
 
     def dates(self) -> np.ndarray:
         """Return text of dates as `datetime64[us]` in UTC.
@@ -111,14 +122,19 @@ class Texts:
             if date.tzinfo is not None:
                 date = date.astimezone(datetime.UTC).replace(tzinfo=None)
             found.append(np.datetime64(date, "us"))
-        return self._each(found, np.datetime64("NaT", "us"))
+        return self.each(found, np.datetime64("NaT", "us"))
 
-    def _each(self, values: list, missing: object) -> np.ndarray:
+    def each(self, values: list, missing: object) -> np.ndarray:
+        """Return the value of each row, given those of `distinct` and the one of missing rows."""
         return np.array([*values, missing])[self.codes]
 
 
-def type_of(texts: Texts) -> str:
+def type_of(texts: Texts, has_codes: bool) -> str:
     """Return the type of text: `"boolean"`, `"real"`, `"date"` or `"text"`.
+
+    Args:
+        texts: The values of a column.
+        has_codes: Whether digits are text if some of them have leading zeros.
 
     Raises:
         DataError: If most values are numbers or dates, but not all, or if most have a form of
@@ -129,6 +145,8 @@ def type_of(texts: Texts) -> str:
         return "text"
     if texts.are("boolean")[observed].all():
         return "boolean"
+    if has_codes and texts.matches(_CODE).any() and texts.matches(_DIGITS)[observed].all():
+        return "text"
     for name in ("real", "date"):
         found = texts.are(name)
         if found[observed].all():
@@ -142,28 +160,49 @@ def type_of(texts: Texts) -> str:
                 f"is not a {noun}, but {found[observed].mean():.1%} of the values are. Correct it, "
                 f"read it as missing by {setting('na', [texts.all[row]])}",
             )
-    for pattern, advice in _FORMS:
-        if (found := texts.matches(pattern))[observed].mean() > MOSTLY:
-            raise _faulty(texts, int(found.argmax()), advice(texts.name))
+    for name, found in _other_forms(texts).items():
+        if found[observed].mean() > MOSTLY:
+            row = int(found.argmax())
+            raise _faulty(texts, row, ADVICE[name] + _separators(name, texts.all[row]))
     return "text"
 
 
-_FORMS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
-    (
-        _OTHER_DATE,
-        lambda name: (
-            "looks like a date that is not in ISO 8601 format, such as 2020-01-31. Convert the "
-            "column to this format, for example with pandas.to_datetime"
-        ),
-    ),
-    (
-        _OTHER_NUMBER,
-        lambda name: (
-            "looks like a number with a decimal comma, separators of thousands or a unit. Convert "
-            f"the column, read a file with {setting('decimal', ',')}"
-        ),
-    ),
-)
+ADVICE = {
+    "date": "looks like a date that is not in ISO 8601 format, such as 2020-01-31. Convert the "
+    "column to this format, for example with pandas.to_datetime",
+    "time": "looks like a time of day or a duration. Convert the column to a number of minutes",
+    "number": "looks like a number with a decimal comma, separators of thousands or a unit. "
+    "Convert the column",
+    "unit": "looks like a number with a unit. Remove the unit",
+}
+
+
+def _other_forms(texts: Texts) -> dict[str, np.ndarray]:
+    """Return masks of the values in forms that are not read as dates or numbers."""
+    units = [_unit(text) for text in texts.distinct]
+    count = Counter(units)
+    return {
+        "date": texts.matches(_OTHER_DATE),
+        "time": texts.matches(_TIME),
+        "number": texts.matches(_OTHER_NUMBER),
+        "unit": texts.each([unit != "" and count[unit] > 2 for unit in units], False),
+    }
+
+
+def _unit(text: str) -> str:
+    found = _UNIT.fullmatch(text)
+    return "" if found is None else found["unit"].strip()
+
+
+def _separators(name: str, text: str) -> str:
+    """Return the options that read a number with a comma or separators of thousands."""
+    if name != "number" or not re.fullmatch(r"[-+]?[\d., '\xa0\u202f]+", text):
+        return ""
+    marks = re.sub(r"[-+\d]", "", text.replace("\xa0", " ").replace("\u202f", " "))
+    options = [setting("decimal", ",")] if marks.count(",") == 1 and marks[-1] == "," else []
+    if re.search(r"\D\d{3}(?!\d)", text):
+        options.append(setting("thousands", marks[0]))
+    return f", read a file with {' or '.join(options)}" if options else ""
 
 
 def _faulty(texts: Texts, row: int, problem: str) -> DataError:
