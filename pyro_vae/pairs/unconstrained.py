@@ -5,14 +5,17 @@ datum, each mapped from its support by `biject_to`, are concatenated to one stat
 states include the log Jacobian of the map.
 """
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
+from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
@@ -22,7 +25,8 @@ from pyro_vae.pairs.supports import support_of
 class Unconstrained:
     """The log densities of a pair as functions of the unconstrained latents of some data.
 
-    States have shape `(samples, data, dim)`.
+    They have gradients with respect to the latents, and none with respect to parameters. States
+    have shape `(samples, data, dim)`.
 
     Attributes:
         sampler: The pair.
@@ -39,6 +43,8 @@ class Unconstrained:
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
         self.sampler, self.batch = sampler, batch
+        modules = modules_of(sampler.programs.model)
+        self._parameters = [p for module in modules for p in module.parameters(recurse=False)]
         with torch.no_grad():
             sites = sampler.programs.run_model(batch_of(batch), 1)
         self.transforms: dict[str, Transform] = {}
@@ -87,7 +93,8 @@ class Unconstrained:
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log prior of the states and log p(x|z), each of shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
-        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
+        with _constant(self._parameters):
+            log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
         return log_prior + log_jacobian, log_likelihood
 
     def log_joint(self, states: Tensor) -> Tensor:
@@ -100,6 +107,23 @@ class Unconstrained:
         """Return the log density of the guide at states, shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
         return self.sampler.guide_at(self.batch, latents) + log_jacobian
+
+
+@contextlib.contextmanager
+def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Compute no gradients of parameters.
+
+    The backward pass of an autograd function would compute them even if `torch.autograd.grad` is
+    called for the latents only, since `needs_input_grad` is that of the forward pass.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _to_support(name: str, support: Constraint) -> Transform:
