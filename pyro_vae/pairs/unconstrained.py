@@ -19,7 +19,7 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
-from pyro_vae.pairs.supports import support_of
+from pyro_vae.pairs.supports import period_of, support_of
 
 
 class Unconstrained:
@@ -32,13 +32,15 @@ class Unconstrained:
         sampler: The pair.
         batch: The data, and other tensors with one row per datum.
         dim: Number of unconstrained latents of a datum.
+        angles: Names of the latents that are angles. Their states map to one period, to which
+            samples of a guide on the real line are wrapped.
 
     Args:
         sampler: Sampler of the pair.
         batch: Data.
 
     Raises:
-        PairError: If a latent is discrete, or its support has no map from R^dim.
+        PairError: If there is no latent, if one is discrete, or if its support has no map from R^dim.
     """
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
@@ -49,10 +51,19 @@ class Unconstrained:
             sites = sampler.programs.run_model(batch_of(batch), 1)
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
+        self.angles: set[str] = set()
         for name in sampler.programs.local_latents:
-            self.transforms[name] = _to_support(name, support_of(sites[name].distribution))
+            distribution = sites[name].distribution
+            period = period_of(distribution)
+            if period is not None:
+                self.angles.add(name)
+            self.transforms[name] = _to_support(name, period or support_of(distribution))
             self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
         self.dim = sum(math.prod(shape) for shape in self.shapes.values())
+        if not self.dim:
+            raise PairError(
+                "the model has no latent in the plate over the data, so p(z|x) is empty"
+            )
 
     def rows(self, index: Tensor) -> "Unconstrained":
         """Return the densities of the data at these indices."""
@@ -75,6 +86,7 @@ class Unconstrained:
 
     def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
         """Concatenate unconstrained latents, each of shape `(samples, data, *event)`."""
+        latents = {n: _wrapped(z) if n in self.angles else z for n, z in latents.items()}
         rows = [self.transforms[name].inv(value) for name, value in latents.items()]
         return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
 
@@ -124,6 +136,10 @@ def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_()
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    return torch.where(angle.abs() > math.pi, torch.atan2(angle.sin(), angle.cos()), angle)
 
 
 def _to_support(name: str, support: Constraint) -> Transform:

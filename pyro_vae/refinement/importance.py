@@ -40,7 +40,7 @@ class WeightedStates(Weighted):
 
     @property
     def log_joint(self) -> Tensor:
-        """log p(x, z), shape `(samples, data)`."""
+        """The log density of latents and data, shape `(samples, data)`."""
         return self.log_prior + self.log_likelihood
 
 
@@ -154,10 +154,12 @@ def resampled(found: WeightedStates, num_samples: int) -> Tensor:
 def defence(posterior: Unconstrained) -> dict[str, float]:
     """Return the shares of the draws that come from the guide and from the prior.
 
-    A guide without a density at any value of the latents has no share.
+    A guide without a density at any value of the latents has no share, and none if latents are
+    angles: its samples may be wrapped, and its density is not.
     """
+    known = posterior.sampler.has_density and not posterior.angles
     return {
-        "guide": GUIDE_SHARE if posterior.sampler.has_density else 0.0,
+        "guide": GUIDE_SHARE if known else 0.0,
         "prior": PRIOR_SHARE if _num_starts(posterior.dim) > 1 else 0.0,
     }
 

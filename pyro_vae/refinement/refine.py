@@ -103,8 +103,8 @@ class RefinedPosterior:
 
     @property
     def unreliable(self) -> np.ndarray:
-        """Positions of the data with k-hat above the threshold."""
-        return np.flatnonzero(self.khat > self.khat_threshold)
+        """Positions of the data with k-hat above the threshold, or without one (NaN)."""
+        return np.flatnonzero(~(self.khat <= self.khat_threshold))
 
     @checked
     def sample(
