@@ -185,8 +185,8 @@ def _check_rows(found: dict[str, Tensor], num_data: int) -> None:
     for name, values in found.items():
         if len(values) != num_data:
             raise PairError(
-                f"{name} has {len(values)} values for {num_data} data: a plate of the pair seems to "
-                "subsample them. Remove subsample_size, or set it to len(x)"
+                f"{name} has {len(values)} values, expected {num_data}, one per datum: a plate "
+                "seems to subsample the data. Remove its subsample_size, or set it to len(x)"
             )
 
 

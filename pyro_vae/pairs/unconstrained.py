@@ -40,7 +40,8 @@ class Unconstrained:
         batch: Data.
 
     Raises:
-        PairError: If there is no latent, if one is discrete, or if its support has no map from R^dim.
+        PairError: If there is no latent, if one is discrete, or if no map from R^dim to its support
+            is known.
     """
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:

@@ -40,7 +40,7 @@ class StudentT(dist.MultivariateStudentT):
         radius = self.whitened(value).square().sum(-2).movedim(-1, 0)
         return constant - log_det - half * (radius / self.df).log1p()
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Return samples of shape `(samples, *batch, dim)`.
 
         Args:
