@@ -36,7 +36,7 @@ from pyro_vae.refinement.importance import defence, log_mixture, resampled, weig
 from pyro_vae.refinement.proposal import Proposal
 from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.files import CheckpointError
-from pyro_vae.runtime.tables import rendered
+from pyro_vae.runtime.tables import positions, rendered
 
 SETTINGS = ("num_rounds", "seed", "dataset", "binarization")  # saved with a posterior
 
@@ -259,6 +259,7 @@ class RefinedPosterior:
             f"proposal refined in {self.num_rounds} rounds, K = {self.num_samples}, "
             f"seed {self.seed},\n"
             f"k-hat above {self.khat_threshold:.2f} for {bad:.1%} of the data"
+            f"{positions(self.unreliable.tolist())}"
         )
         table = Table("per datum", "mean", "median", caption=caption)
         for name, values in (

@@ -1,7 +1,9 @@
 """Render rich tables as text."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+MAX_POSITIONS = 10  # that are printed
 
 class Renderable(Protocol):
     """An object that rich can print."""
@@ -18,3 +20,12 @@ def rendered(item: Renderable, width: int) -> str:
     with console.capture() as capture:
         console.print(item)
     return capture.get()
+
+
+def positions(places: Sequence[int]) -> str:
+    """Return a line that names data by their positions, the first few of many."""
+    if not len(places):
+        return ""
+    shown = ", ".join(str(place) for place in places[:MAX_POSITIONS])
+    rest = len(places) - MAX_POSITIONS
+    return f"\n(data {shown}{f' and {rest} more' if rest > 0 else ''})"

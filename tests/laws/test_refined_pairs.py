@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.runtime.tables import positions
 
 X = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64)
 ONE = torch.ones((), dtype=torch.float64)
@@ -383,3 +384,28 @@ def test_data_are_unreliable_without_a_khat(num_samples):
     posterior = pv.refine(with_guide(0.0, 0.5).pair, X, num_samples=num_samples)
     assert np.isnan(posterior.khat).all()
     assert posterior.unreliable.tolist() == [0, 1, 2]
+
+
+def test_uncured_data_are_named():
+    """A posterior like a banana at the second datum, which few draws cannot cure."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(12), 1.0).to_event(1))
+        mean = torch.where(x > 0, 3 * (z[..., ::2] ** 2 - z[..., 1::2]).sum(-1), z[..., 0])
+        pyro.sample("x", dist.Normal(mean, torch.where(x > 0, 0.01, 1.0)), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(x.new_zeros(len(x), 12), 1.0).to_event(1))
+
+    pair, x = pair_of(model, guide), torch.tensor([-1.0, 9.0, -0.5]).double()
+    posterior = pv.refine(pair, x)
+    scores = pv.evaluate(pair, x, num_samples=1000, proposal="refined")
+    for result in (posterior, scores):
+        assert result.unreliable.tolist() == [1]
+        assert "(data 1)" in str(result)
+    assert "(data" not in str(pv.refine(pair, x[:1]))
+    assert "(data" not in str(pv.evaluate(pair, x, num_samples=1000))
+
+
+def test_many_uncured_data_are_named_by_the_first():
+    assert positions(list(range(12))) == "\n(data 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more)"
