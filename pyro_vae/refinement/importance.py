@@ -3,8 +3,8 @@
 The proposal starts as the Laplace approximation with heavy tails: Student t distributions at the
 modes of p(z|x), with the inverse negative Hessians as scales. Rounds of adaptive importance
 sampling then fit it to its weighted draws and to the gradients of log p(x, z) there. A fit is kept
-for a datum only if draws that it has not seen say that it is closer to p(z|x) than the first
-proposal.
+for a datum only if draws that it has not seen show that it is closer to p(z|x) than the first
+proposal. They come from both proposals.
 """
 
 import math

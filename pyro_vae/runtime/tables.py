@@ -5,6 +5,7 @@ from typing import Protocol
 
 MAX_POSITIONS = 10  # that are printed
 
+
 class Renderable(Protocol):
     """An object that rich can print."""
 

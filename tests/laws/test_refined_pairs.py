@@ -409,3 +409,15 @@ def test_uncured_data_are_named():
 
 def test_many_uncured_data_are_named_by_the_first():
     assert positions(list(range(12))) == "\n(data 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more)"
+
+
+def test_resampling_keeps_most_of_a_rare_mode():
+    """Pareto smoothing takes up to a third of a mode that 1% of the posterior has."""
+    x, z = X[1], torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    terms = dist.Normal(bent(z), 0.5).log_prob(x) + dist.Normal(0 * ONE, 1.0).log_prob(z)
+    exact = float(terms.softmax(0)[z < -2].sum())
+    assert 0.009 < exact < 0.011
+    samples = pv.refine(with_guide(0.0, 0.5).pair, x.repeat(200)).sample(1000)["z"]
+    found = (samples < -2).double().mean(0)
+    error = float(found.std()) / 200**0.5
+    assert 0.55 * exact < found.mean() < exact + 5 * error
