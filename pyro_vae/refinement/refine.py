@@ -113,7 +113,8 @@ class RefinedPosterior:
         """Sample the latents from the posterior of each datum, by importance resampling.
 
         Fresh draws from r are resampled by their Pareto smoothed weights (Vehtari et al. 2024). A
-        draw can be repeated. Smoothing takes mass from modes that few draws reach. For the data in `unreliable`, the samples are not from the posterior.
+        draw can be repeated. Smoothing takes mass from modes that few draws reach. For the data in
+        `unreliable`, the samples are not from the posterior.
 
         Args:
             num_samples: Number of samples of each datum.
