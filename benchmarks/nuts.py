@@ -6,8 +6,10 @@
 The posteriors of some test data of a trained VAE are sampled twice: by `pv.refine`, and by Pyro's
 NUTS with the decoder fixed. The chains run on all data together, since their log densities add up.
 A z-score is the difference of two means (or standard deviations) of a latent over the Monte Carlo
-error of both. If both samplers are right, z-scores have a root mean square of one. The error of a
-resampled mean is that of the weighted draws that it comes from.
+error of both. If both samplers are right, z-scores have a root mean square of one. The errors of
+resampled draws are those of the weighted draws that they come from. The error of a standard
+deviation of NUTS takes the effective sample size of the squares: successive samples of NUTS are
+negatively correlated, and their squares positively.
 """
 
 import json
@@ -51,19 +53,27 @@ def by_nuts(vae, x, num_samples, warmup_steps, seed):
     return torch.stack(chains).numpy().astype(float), time.process_time() - start
 
 
+def error_of_sd(samples, ess):
+    """Return the standard error of standard deviations over the leading axes, `(data, latents)`.
+
+    `arviz_stats` takes the effective sample size of the samples, not of their squares.
+    """
+    axes = tuple(range(samples.ndim - 2))
+    squares = (samples - samples.mean(axes)) ** 2
+    return np.sqrt(squares.var(axes) / ess) / (2 * samples.std(axes))
+
+
 def compared(nuts, refined, ess):
     """Return z-scores of means and standard deviations, and R-hat, each `(data, latents)`."""
     axes = {"chain_axis": 0, "draw_axis": 1}
     sd = nuts.std((0, 1))
-    error = (
-        array_stats.mcse(nuts, **axes, method="mean"),
-        array_stats.mcse(nuts, **axes, method="sd"),
-    )
+    error_of_mean = array_stats.mcse(nuts, **axes, method="mean")
+    error = error_of_sd(nuts, array_stats.ess(nuts, **axes, method="sd"))
     mean = refined.mean(0) - nuts.mean((0, 1))
     spread = refined.std(0) - sd
     return {
-        "means": mean / np.hypot(error[0], sd / np.sqrt(ess)[:, None]),
-        "standard deviations": spread / np.hypot(error[1], sd / np.sqrt(2 * ess)[:, None]),
+        "means": mean / np.hypot(error_of_mean, sd / np.sqrt(ess)[:, None]),
+        "standard deviations": spread / np.hypot(error, error_of_sd(refined, ess[:, None])),
         "means, in sd": mean / sd,
         "ratio of sd": refined.std(0) / sd,
         "rhat": array_stats.rhat(nuts, **axes),

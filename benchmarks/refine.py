@@ -6,7 +6,8 @@
 Digits are scored in blocks. Each block is written to the output folder when it is complete, and a
 second call continues after the last one. Encoder and refined proposal take turns on each block, and
 their times are those of the processor. `--inverted` scores digits with black and white
-exchanged, which are far from the training data.
+exchanged, which are far from the training data. Images with k-hat above 0.7 after refinement are
+written to `uncured.png`.
 """
 
 import dataclasses
@@ -72,11 +73,24 @@ def summary(blocks):
     return {**result, "seconds": seconds, "median ratio of times": float(np.median(ratios))}
 
 
+def khat_of(blocks):
+    """Return the refined k-hat of all data."""
+    return np.concatenate([block["refined_khat"] for block in blocks])
+
+
+def draw_uncured(test, blocks, path):
+    """Write the images with the highest refined k-hat above the limit, at most 64."""
+    khat = khat_of(blocks)
+    places = np.argsort(-khat)[: min(64, (khat > LIMIT).sum())]
+    if len(places) and test.values.dim() > 3:
+        x = test[torch.from_numpy(places.copy())]
+        pv.plots.image_grid(x, "k-hat above 0.7 after refinement").savefig(path)
+
+
 def annealed(vae, test, blocks, seed):
     """Bound log p(x) of uncured data by AIS from the refined proposals; return the differences."""
-    khat = np.concatenate([block["refined_khat"] for block in blocks])
     refined = np.concatenate([block["refined_log_likelihood"] for block in blocks])
-    places = np.flatnonzero(khat > LIMIT)
+    places = np.flatnonzero(khat_of(blocks) > LIMIT)
     settings = {"num_chains": 20, "num_temperatures": 50, "start": "refined", "seed": seed}
     bounds = pv.ais(vae, test[torch.from_numpy(places)], **settings)
     difference = bounds.lower - refined[places]
@@ -118,6 +132,7 @@ def main(
         found = summary(blocks)
         (folder / "summary.json").write_text(json.dumps(found, indent=1))
         print(f"{found['num_data']:6d}", json.dumps(found), flush=True)
+    draw_uncured(test, blocks, folder / "uncured.png")
     if anneal:
         bounds = annealed(vae, test, blocks, seed)
         (folder / "annealed.json").write_text(json.dumps(bounds, indent=1))

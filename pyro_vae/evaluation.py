@@ -31,7 +31,7 @@ from pyro_vae.pairs.sampler import Sampler, Weighted
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.tables import rendered
+from pyro_vae.runtime.tables import positions, rendered
 
 TIMED, UNTIMED = 10_000, 10**8  # samples of a chunk to time, if all data have more than UNTIMED
 MAX_HOURS = 24
@@ -112,6 +112,11 @@ class Evaluation:
         known = ~np.isnan(self.khat)
         return float((self.khat[known] > self.khat_threshold).mean()) if known.any() else math.nan
 
+    @property
+    def unreliable(self) -> np.ndarray:
+        """Positions of the data with k-hat above the threshold, or without one (NaN)."""
+        return np.flatnonzero(~(self.khat <= self.khat_threshold))
+
     def metrics(self) -> dict[str, float | int | None]:
         """Return means and standard errors under their names in `metrics.json`.
 
@@ -131,6 +136,8 @@ class Evaluation:
             if math.isnan(unreliable)
             else f"k-hat above {self.khat_threshold:.2f} for {unreliable:.1%} of the data"
         )
+        if self.proposal == "refined":  # most data are above the limit with an encoder
+            trust += positions(self.unreliable.tolist())
         caption = (
             f"{self.dataset}, {self.num_data:,} data, binarization {self.binarization},\n"
             f"K = {self.num_samples}, proposal {self.proposal}, seed {self.seed},\n{trust}"

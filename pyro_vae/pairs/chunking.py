@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.dataset import Chunk
 from pyro_vae.distributed import distribute, is_first
 from pyro_vae.pairs.allocations import MORE, bytes_per_datum
+from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.random_state import random_state, seed_chunk, set_random_state
 
 CPU = torch.device("cpu")
@@ -157,6 +158,7 @@ def map_chunks(
 
     Raises:
         MemoryError: If there is not enough memory for the smallest chunk.
+        PairError: If a score does not have one value for each datum.
 
     Warns:
         MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
@@ -168,6 +170,7 @@ def map_chunks(
         def scored(part: slice, draws: int) -> dict[str, Tensor]:
             seed_chunk(seed, place + part.start)
             found = score(tuple(rows[part] for rows in batch), draws)
+            _check_rows(found, part.stop - part.start)
             report(place + part.stop)
             return {name: values.cpu() for name, values in found.items()}
 
@@ -175,6 +178,16 @@ def map_chunks(
 
     with progress_bar(description, len(data), progress) as report:
         return _joined(list(over_chunks(data.chunks(rows, least), work, seed=seed)))
+
+
+def _check_rows(found: dict[str, Tensor], num_data: int) -> None:
+    """Raise `PairError` if a score is not that of each datum."""
+    for name, values in found.items():
+        if len(values) != num_data:
+            raise PairError(
+                f"{name} has {len(values)} values, expected {num_data}, one per datum: a plate "
+                "seems to subsample the data. Remove its subsample_size, or set it to len(x)"
+            )
 
 
 @dataclass

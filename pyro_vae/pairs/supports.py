@@ -1,10 +1,20 @@
 """Compare the supports of distributions: a guide's with its prior's, a likelihood's with x."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
-from pyro.distributions import Delta, NanMaskedMultivariateNormal, NanMaskedNormal, Unit
+from pyro.distributions import (
+    Delta,
+    MixtureSameFamily,
+    NanMaskedMultivariateNormal,
+    NanMaskedNormal,
+    SineBivariateVonMises,
+    SineSkewed,
+    Unit,
+    VonMises,
+)
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
@@ -27,6 +37,9 @@ GUIDES_ON = {
 # Supports with fewer dimensions than their arrays. Densities on them cannot be compared with
 # densities on the surrounding space.
 SURFACES = ("Simplex", "Sphere")
+# Distributions of angles. torch calls their support real, but they sample from [-pi, pi], and their
+# densities integrate to one over a period, not over the real line.
+CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
 
 
 def support_name(support: Constraint) -> str:
@@ -64,6 +77,17 @@ def support_of(distribution: Distribution) -> Constraint:
     support = known_support(distribution)
     real = constraints.independent(constraints.real, len(distribution.event_shape))
     return real if support is None else support
+
+
+def period_of(distribution: Distribution) -> Constraint | None:
+    """Return [-pi, pi], the support of the samples, for a distribution of angles, else None."""
+    entry = unwrap_independent(distribution, ExpandedDistribution, MaskedDistribution)
+    while isinstance(entry, MixtureSameFamily):
+        entry = unwrap_independent(entry.component_distribution, ExpandedDistribution)
+    if not isinstance(entry, CIRCULAR):
+        return None
+    period = constraints.interval(-math.pi, math.pi)
+    return constraints.independent(period, len(distribution.event_shape))
 
 
 def kind_of(distribution: Distribution) -> str:

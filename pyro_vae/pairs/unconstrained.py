@@ -5,48 +5,66 @@ datum, each mapped from its support by `biject_to`, are concatenated to one stat
 states include the log Jacobian of the map.
 """
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
+from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
-from pyro_vae.pairs.supports import support_of
+from pyro_vae.pairs.supports import period_of, support_of
 
 
 class Unconstrained:
     """The log densities of a pair as functions of the unconstrained latents of some data.
 
-    States have shape `(samples, data, dim)`.
+    They have gradients with respect to the latents, and none with respect to parameters. States
+    have shape `(samples, data, dim)`.
 
     Attributes:
         sampler: The pair.
         batch: The data, and other tensors with one row per datum.
         dim: Number of unconstrained latents of a datum.
+        angles: Names of the latents that are angles. Their states map to one period, to which
+            samples of a guide on the real line are wrapped.
 
     Args:
         sampler: Sampler of the pair.
         batch: Data.
 
     Raises:
-        PairError: If a latent is discrete, or its support has no map from R^dim.
+        PairError: If there is no latent, if one is discrete, or if no map from R^dim to its support
+            is known.
     """
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
         self.sampler, self.batch = sampler, batch
+        modules = modules_of(sampler.programs.model)
+        self._parameters = [p for module in modules for p in module.parameters(recurse=False)]
         with torch.no_grad():
             sites = sampler.programs.run_model(batch_of(batch), 1)
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
+        self.angles: set[str] = set()
         for name in sampler.programs.local_latents:
-            self.transforms[name] = _to_support(name, support_of(sites[name].distribution))
+            distribution = sites[name].distribution
+            period = period_of(distribution)
+            if period is not None:
+                self.angles.add(name)
+            self.transforms[name] = _to_support(name, period or support_of(distribution))
             self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
         self.dim = sum(math.prod(shape) for shape in self.shapes.values())
+        if not self.dim:
+            raise PairError(
+                "the model has no latent in the plate over the data, so p(z|x) is empty"
+            )
 
     def rows(self, index: Tensor) -> "Unconstrained":
         """Return the densities of the data at these indices."""
@@ -69,6 +87,7 @@ class Unconstrained:
 
     def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
         """Concatenate unconstrained latents, each of shape `(samples, data, *event)`."""
+        latents = {n: _wrapped(z) if n in self.angles else z for n, z in latents.items()}
         rows = [self.transforms[name].inv(value) for name, value in latents.items()]
         return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows], dim=-1)
 
@@ -87,7 +106,8 @@ class Unconstrained:
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log prior of the states and log p(x|z), each of shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
-        log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
+        with _constant(self._parameters):
+            log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
         return log_prior + log_jacobian, log_likelihood
 
     def log_joint(self, states: Tensor) -> Tensor:
@@ -100,6 +120,27 @@ class Unconstrained:
         """Return the log density of the guide at states, shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
         return self.sampler.guide_at(self.batch, latents) + log_jacobian
+
+
+@contextlib.contextmanager
+def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Compute no gradients of parameters.
+
+    The backward pass of an autograd function would compute them even if `torch.autograd.grad` is
+    called for the latents only, since `needs_input_grad` is that of the forward pass.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    return torch.where(angle.abs() > math.pi, torch.atan2(angle.sin(), angle.cos()), angle)
 
 
 def _to_support(name: str, support: Constraint) -> Transform:

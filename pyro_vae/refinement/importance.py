@@ -3,8 +3,8 @@
 The proposal starts as the Laplace approximation with heavy tails: Student t distributions at the
 modes of p(z|x), with the inverse negative Hessians as scales. Rounds of adaptive importance
 sampling then fit it to its weighted draws and to the gradients of log p(x, z) there. A fit is kept
-for a datum only if draws that it has not seen say that it is closer to p(z|x) than the first
-proposal.
+for a datum only if draws that it has not seen show that it is closer to p(z|x) than the first
+proposal. They come from both proposals.
 """
 
 import math
@@ -38,6 +38,11 @@ class WeightedStates(Weighted):
 
     states: Tensor
 
+    @property
+    def log_joint(self) -> Tensor:
+        """The log density of latents and data, shape `(samples, data)`."""
+        return self.log_prior + self.log_likelihood
+
 
 @torch.no_grad()
 def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int) -> Proposal:
@@ -50,22 +55,50 @@ def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int
         chunk: Number of draws to evaluate together.
     """
     first = proposal = fit = _laplace(posterior)
+    if not num_rounds:
+        return first
+    unseen = weighted(posterior, first, num_draws, chunk)
+    states, log_joint, scores = _with_scores(posterior, first, num_draws, chunk)
     going = torch.ones(len(first), dtype=torch.bool, device=first.loc.device)
-    for _ in range(num_rounds):
-        states = fit.distribution.sample((num_draws,))
-        terms = [value_and_gradient(posterior, part) for part in states.split(chunk)]
-        log_joint, scores = (torch.cat(parts) for parts in zip(*terms, strict=True))
+    for left in reversed(range(num_rounds)):
         fit = fit.adapted(states, log_joint - fit.distribution.log_prob(states), scores)
-        fresh = weighted(posterior, fit, num_draws, chunk)
-        going = going & _is_closer(fit, first, fresh)
+        if left:
+            states, log_joint, scores = _with_scores(posterior, fit, num_draws, chunk)
+        else:
+            last = weighted(posterior, fit, num_draws, chunk)
+            states, log_joint = last.states, last.log_joint
+        fresh = torch.cat([unseen.states, states]), torch.cat([unseen.log_joint, log_joint])
+        going = going & is_closer(fit, first, *fresh)
         proposal = fit.where(going, proposal)
     return proposal
 
 
-def _is_closer(fit: Proposal, first: Proposal, fresh: WeightedStates) -> Tensor:
-    """Return whether KL(p(z|x) || r) is smaller for `fit`, estimated with draws of `fit`."""
-    gain = fresh.log_q - first.distribution.log_prob(fresh.states)
-    return (fresh.log_weights.softmax(0) * gain).sum(0) >= 0
+def is_closer(fit: Proposal, first: Proposal, states: Tensor, log_joint: Tensor) -> Tensor:
+    """Return whether KL(p(z|x) || r) is smaller for `fit` than for `first`, shape `(data,)`.
+
+    Draws of both proposals are weighted by their mixture (Owen & Zhou 2000). Draws of `fit` alone
+    show nothing of the mass that it lost, so that a fit that is much too narrow would be kept.
+
+    Args:
+        fit: A proposal.
+        first: Another one.
+        states: The same number of draws of each, shape `(samples, data, dim)`. Neither proposal was
+            fitted to them.
+        log_joint: log p(x, z) at the draws, shape `(samples, data)`.
+    """
+    ours, theirs = (r.distribution.log_prob(states) for r in (fit, first))
+    log_weights = (log_joint - torch.logaddexp(ours, theirs)).nan_to_num(nan=-torch.inf)
+    return (log_weights.softmax(0) * (ours - theirs)).sum(0) >= 0
+
+
+def _with_scores(
+    posterior: Unconstrained, proposal: Proposal, num_draws: int, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return draws of a proposal with log p(x, z) and its gradients there."""
+    states = proposal.distribution.sample((num_draws,))
+    terms = [value_and_gradient(posterior, part) for part in states.split(chunk)]
+    log_joint, scores = (torch.cat(parts) for parts in zip(*terms, strict=True))
+    return states, log_joint, scores
 
 
 @torch.no_grad()
@@ -121,10 +154,12 @@ def resampled(found: WeightedStates, num_samples: int) -> Tensor:
 def defence(posterior: Unconstrained) -> dict[str, float]:
     """Return the shares of the draws that come from the guide and from the prior.
 
-    A guide without a density at any value of the latents has no share.
+    A guide without a density at any value of the latents has no share, and none if latents are
+    angles: its samples may be wrapped, and its density is not.
     """
+    known = posterior.sampler.has_density and not posterior.angles
     return {
-        "guide": GUIDE_SHARE if posterior.sampler.has_density else 0.0,
+        "guide": GUIDE_SHARE if known else 0.0,
         "prior": PRIOR_SHARE if _num_starts(posterior.dim) > 1 else 0.0,
     }
 

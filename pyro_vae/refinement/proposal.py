@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.refinement.student_t import StudentT
+
 CLIPPED = 0.05  # share of the largest weights that are set to the smallest of them
 PSEUDO_DRAWS = 0.5  # effective draws per dimension that keep the precision
 PRECISIONS = 0.2, 5.0  # limits of a new precision in units of the one before
@@ -64,10 +66,10 @@ class Proposal:
         return self.loc.shape[-1]
 
     @property
-    def components(self) -> dist.TorchDistribution:
+    def components(self) -> StudentT:
         """The components, with batch shape `(data, components)`."""
         df = self.loc.new_full(self.loc.shape[:-1], self.df)
-        return dist.MultivariateStudentT(df, self.loc, self.scale_tril, validate_args=False)
+        return StudentT(df, self.loc, self.scale_tril, validate_args=False)
 
     @property
     def distribution(self) -> dist.TorchDistribution:
@@ -112,8 +114,7 @@ class Proposal:
         effective = share.square().sum(0).clamp(min=1 / len(states)).reciprocal()
         pseudo = (PSEUDO_DRAWS * dim / effective)[..., None, None]
         share = share.movedim(0, -1).unsqueeze(-2)  # (data, components, 1, samples)
-        centred = (states.unsqueeze(-2) - self.loc).movedim(0, -1)
-        white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
+        white = self.components.whitened(states.unsqueeze(-2))
         slope = self.scale_tril.mT @ scores.unsqueeze(-2).movedim(0, -1)
         mean, mean_slope = ((share * part).sum(-1, keepdim=True) for part in (white, slope))
         identity = torch.eye(dim, dtype=states.dtype, device=states.device)

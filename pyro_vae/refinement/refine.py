@@ -36,7 +36,7 @@ from pyro_vae.refinement.importance import defence, log_mixture, resampled, weig
 from pyro_vae.refinement.proposal import Proposal
 from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
 from pyro_vae.runtime.files import CheckpointError
-from pyro_vae.runtime.tables import rendered
+from pyro_vae.runtime.tables import positions, rendered
 
 SETTINGS = ("num_rounds", "seed", "dataset", "binarization")  # saved with a posterior
 
@@ -103,8 +103,8 @@ class RefinedPosterior:
 
     @property
     def unreliable(self) -> np.ndarray:
-        """Positions of the data with k-hat above the threshold."""
-        return np.flatnonzero(self.khat > self.khat_threshold)
+        """Positions of the data with k-hat above the threshold, or without one (NaN)."""
+        return np.flatnonzero(~(self.khat <= self.khat_threshold))
 
     @checked
     def sample(
@@ -113,7 +113,8 @@ class RefinedPosterior:
         """Sample the latents from the posterior of each datum, by importance resampling.
 
         Fresh draws from r are resampled by their Pareto smoothed weights (Vehtari et al. 2024). A
-        draw can be repeated. For the data in `unreliable`, the samples are not from the posterior.
+        draw can be repeated. Smoothing takes mass from modes that few draws reach. For the data in
+        `unreliable`, the samples are not from the posterior.
 
         Args:
             num_samples: Number of samples of each datum.
@@ -259,6 +260,7 @@ class RefinedPosterior:
             f"proposal refined in {self.num_rounds} rounds, K = {self.num_samples}, "
             f"seed {self.seed},\n"
             f"k-hat above {self.khat_threshold:.2f} for {bad:.1%} of the data"
+            f"{positions(self.unreliable.tolist())}"
         )
         table = Table("per datum", "mean", "median", caption=caption)
         for name, values in (
@@ -291,8 +293,8 @@ def refine(
     1. Newton's method finds modes of p(z|x) in the unconstrained space of the latents. Student t
        distributions there, with the inverse negative Hessians as scales, are the first proposal.
     2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
-       2008) and to the gradients of log p(x, z) there. A fit is kept if draws that it has not seen
-       say that it is nearer to p(z|x).
+       2008) and to the gradients of log p(x, z) there. A fit is kept if draws that it has not seen,
+       of the first proposal and of the fit, show that it is nearer to p(z|x).
     3. Fresh draws, a tenth of them from the guide if it has a density at given latents, are
        weighted by p(x, z) / r(z|x). Their k-hat shows for which data the proposal is still too far
        from the posterior.

@@ -1,7 +1,9 @@
 """Render rich tables, and names from files, as text."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+MAX_POSITIONS = 10  # that are printed
 # Control characters, and those that reverse the direction of the text after them.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _VISIBLE = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
@@ -33,3 +35,12 @@ def rendered(item: Renderable, width: int) -> str:
     with console.capture() as capture:
         console.print(item)
     return capture.get()
+
+
+def positions(places: Sequence[int]) -> str:
+    """Return a line that names data by their positions, the first few of many."""
+    if not len(places):
+        return ""
+    shown = ", ".join(str(place) for place in places[:MAX_POSITIONS])
+    rest = len(places) - MAX_POSITIONS
+    return f"\n(data {shown}{f' and {rest} more' if rest > 0 else ''})"
