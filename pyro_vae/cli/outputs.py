@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pyro_vae.cli.sources import taken_by
+from pyro_vae.cli.sources import check_apart, taken_by
 from pyro_vae.runtime.files import writable_folder, write_file
 
 if TYPE_CHECKING:
@@ -21,15 +21,28 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".tsv", ".parquet", ".feather")
 
 
-def check(path: Path, endings: Sequence[str]) -> None:
+def check(
+    path: Path, option: str, data: Sequence[str | None], endings: Sequence[str] | None = None
+) -> None:
     """Check that a file can be written, before any work.
 
+    Args:
+        path: The file.
+        option: Option that names it.
+        data: Data that it may not replace.
+        endings: Possible endings of its name, or None for any.
+
     Raises:
-        ValueError: If its ending is not one of `endings`.
+        ValueError: If it is a folder or data, or its ending is not one of `endings`.
         CheckpointError: If its folder is not writable.
     """
-    if path.suffix not in endings:
-        raise ValueError(f"--out {path}: expected a file that ends in one of {', '.join(endings)}")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; expected the path of a file")
+    if endings is not None and path.suffix not in endings:
+        raise ValueError(
+            f"{option} {path}: expected a file that ends in one of {', '.join(endings)}"
+        )
+    check_apart(path, option, *data)
     writable_folder(path.parent, [path.name])
 
 
@@ -94,7 +107,6 @@ def write_samples(path: Path, schema: Any, x: "Tensor", given: "Tensor | int") -
     if path.suffix == ".npy":
         write_array(path, restored)
         return
-    check(path, (*TABLES, ".npy"))
     if is_table:
         write_frame(path, restored)
         return

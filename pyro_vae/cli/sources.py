@@ -145,6 +145,35 @@ class Source:
         )
 
 
+def check_apart(path: Path, option: str, *data: str | None) -> None:
+    """Check that an output does not replace data, and is not written into a folder of data.
+
+    Args:
+        path: File or folder to write.
+        option: Option that names it.
+        *data: Names of datasets, paths of data, or None.
+
+    Raises:
+        ValueError: If it is data, or in a folder of data.
+    """
+    target = path.resolve()
+    for source in data:
+        if source is None or source in pv.data.NAMES:
+            continue
+        place = Path(source).resolve()
+        if place == target or (place.is_dir() and place in target.parents):
+            raise ValueError(
+                f"{option} {path}: expected another path than that of the data, {source}, and "
+                "outside it"
+            )
+
+
+def data_in(metrics: "JSONObject") -> list[str | None]:
+    """Return the paths of the data of a run, as they are recorded."""
+    entry = metrics.get("source") or {}
+    return [entry.get("data"), entry.get("test")]
+
+
 def data_of(
     vae: "VAE", metrics: "JSONObject", data: str | None, root: Path | None = None
 ) -> "Dataset":

@@ -29,7 +29,7 @@ from pyro_vae.cli.options import (
     print_first,
     print_schema,
 )
-from pyro_vae.cli.sources import SCHEMA, Source, options_of, schema_json
+from pyro_vae.cli.sources import SCHEMA, Source, check_apart, options_of, schema_json
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +65,14 @@ def describe(
 ) -> None:
     """Print the kinds and ranges of data, and the code of a VAE that suits them."""
     options = options_of(column, labels, context, size, key, schema, option)
+    if out is not None:
+        path = out if out.suffix == ".json" else out / SCHEMA
+        check_apart(path, "--out", data)
     rows = Source(data, options, root=data_root).open()
     print_schema(rows, options)
     if rows.schema is not None and out is not None:
         from pyro_vae.runtime.files import writable_folder, write_json
 
-        path = out if out.suffix == ".json" else out / SCHEMA
         writable_folder(path.parent)
         write_json(path, schema_json(rows.schema))
         print_first(f"Wrote the schema to {path}; train --schema {path} uses its kinds")
@@ -165,6 +167,7 @@ def train(
     followed = _recipe(recipe, objective, particles, learning_rate)
     options = options_of(column, labels, context, size, key, schema, option)
     origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
+    check_apart(out, "--out", origin.data, test)
     training, validation, held_out = origin.split()
     if training.schema is not None:
         print_schema(training, options)

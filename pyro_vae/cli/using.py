@@ -21,7 +21,7 @@ from pyro_vae.cli.options import (
     imported,
     print_first,
 )
-from pyro_vae.cli.sources import Source, data_of
+from pyro_vae.cli.sources import Source, data_in, data_of
 from pyro_vae.cli.training import EXPLORER, write_page
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def inspect(
     if explorer and html is None:
         raise ValueError("--explorer adds to the page of --html: pass --html page.html")
     if html is not None:
-        _check_page(html, "--html")
+        outputs.check(html, "--html", [data, *data_in(metrics)])
     writable_folder(run, ["trust.json", "model_card.md"])
     rows = data_of(vae, metrics, data, data_root)
     section = None
@@ -104,7 +104,7 @@ def explore(
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
-    _check_page(path, "--out")
+    outputs.check(path, "--out", [data, *data_in(metrics)])
     rows = data_of(vae, metrics, data, data_root)
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
@@ -147,8 +147,8 @@ def encode(
     """Write mean and standard deviation of q(z|x), log p(x) and k-hat of each row."""
     from pyro_vae.reporting.rows import latent_moments
 
-    outputs.check(out, (*outputs.TABLES, ".h5ad"))
     vae, metrics = _open(run, device, module)
+    outputs.check(out, "--out", [data, *data_in(metrics)], (*outputs.TABLES, ".h5ad"))
     rows = data_of(vae, metrics, data, data_root)
     means, scales = (v.cpu().numpy() for v in latent_moments(vae, rows.to(device), seed))
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
@@ -185,8 +185,8 @@ def score(
 
     if not 0 < false_alarms < 1:
         raise ValueError(f"--false-alarms {false_alarms}: expected a share between 0 and 1")
-    outputs.check(out, outputs.TABLES)
     vae, metrics = _open(run, device, module)
+    outputs.check(out, "--out", [data, *data_in(metrics)], outputs.TABLES)
     rows = data_of(vae, metrics, data, data_root)
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
     columns = outputs.row_columns(rows)
@@ -254,9 +254,10 @@ def impute(
     vae, metrics = _open(run, "cpu", module)
     rows = data_of(vae, metrics, data)
     content = getattr(rows.schema, "content", "array")
-    outputs.check(out, outputs.TABLES if content == "table" else (".npy",))
+    kept, endings = [data, *data_in(metrics)], outputs.TABLES if content == "table" else (".npy",)
+    outputs.check(out, "--out", kept, endings)
     if intervals is not None:
-        outputs.check(intervals, outputs.TABLES)
+        outputs.check(intervals, "--intervals", [*kept, str(out)], outputs.TABLES)
     if not isinstance(vae, pv.VAE):
         raise ValueError(f"impute needs a run of a VAE, got one of a {type(vae).__name__}")
     if len(rows.event_shape) != 1:
@@ -307,6 +308,8 @@ def sample(
     x = vae.sample(given)
     is_image = x.dim() == 4
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
+    endings = None if is_image else (*outputs.TABLES, ".npy")
+    outputs.check(out, "--out", data_in(metrics), endings)
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)
@@ -314,15 +317,6 @@ def sample(
     else:
         outputs.write_samples(out, getattr(vae, "schema", None), x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
-
-
-def _check_page(path: Path, option: str) -> None:
-    """Check that a page can be written, before any work."""
-    from pyro_vae.runtime.files import writable_folder
-
-    if path.is_dir():
-        raise ValueError(f"{option}={path} is a folder; expected the path of a file")
-    writable_folder(path.parent, [path.name])
 
 
 def _open(run: Path, device: str, module: Path | None = None) -> tuple["VAE", "JSONObject"]:

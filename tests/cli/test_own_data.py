@@ -9,52 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import cli
-from pyro_vae.cli.sources import Source
+from tests.support.commands import ROWS, TRAIN, people, refused, run
 
 pytestmark = pytest.mark.xdist_group("own data")  # a module's runs are made once
-
-TRAIN = ["--epochs", "2", "--hidden", "8", "--latent-dim", "2", "--num-samples", "30"]
-ROWS = 120
-
-
-def run(*words):
-    """Run a command in this process; return its output."""
-    done = CliRunner().invoke(cli.app, [*map(str, words)], env={"COLUMNS": "200"})
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done.output
-
-
-def refused(*words):
-    """Run a command that fails; return the sentence of its error."""
-    done = CliRunner().invoke(cli.app, [*map(str, words)])
-    assert done.exit_code == 1
-    assert isinstance(done.exception, ValueError | OSError), done.exception
-    return str(done.exception)
-
-
-def people(seed=0, rows=ROWS):
-    """Return a table with all types of columns, missing values, and classes."""
-    rng = np.random.default_rng(seed)
-    z = rng.normal(size=rows)
-    frame = pd.DataFrame(
-        {
-            "name": [f"person {i}" for i in range(rows)],
-            "age": np.round(40 + 12 * z, 1),
-            "visits": rng.poisson(np.exp(1 + z / 2)),
-            "town": np.array(["Lille", "Graz", "Turku"])[rng.integers(3, size=rows)],
-            "member": np.where(z + rng.normal(size=rows) > 0, "yes", "no"),
-            "joined": pd.to_datetime("2020-03-01")
-            + pd.to_timedelta(rng.integers(900, size=rows), "D"),
-            "group": np.array(["control", "treated"])[(z > 0).astype(int)],
-        }
-    )  # fmt: skip
-    for column in ("age", "town", "joined"):
-        frame.loc[rng.random(rows) < 0.15, column] = None
-    return frame
 
 
 @pytest.fixture(scope="module")
@@ -101,31 +60,6 @@ def test_the_page_of_a_run_links_to_its_explorer(trained, tmp_path):
     assert len(explorer) < 8_000_000
     run("inspect", trained, "--html", tmp_path / "page.html", "--num-data", 20, "--num-samples", 20)
     assert "explorer.html" not in (tmp_path / "page.html").read_text()  # it is not there
-
-
-def test_a_decoder_that_no_page_runs_has_no_explorer(tmp_path):
-    module, table, out = tmp_path / "own.py", tmp_path / "table.csv", tmp_path / "run"
-    pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"]).to_csv(
-        table, index=False
-    )
-    module.write_text(
-        """
-import pyro_vae as pv
-
-class Sine(pv.Part):
-    def forward(self, z):
-        return z.sin()
-
-def vae(data):
-    size = data.event_shape[0]
-    guide = pv.guides.DiagonalNormal(pv.networks.MLP(size, [4], 2 * size))
-    return pv.VAE(pv.priors.StandardNormal(size), pv.likelihoods.Normal(Sine()), guide)
-"""
-    )
-    said = run("train", table, "--module", module, "--out", out, *TRAIN)
-    assert "No explorer.html: the explorer cannot run a Sine in the page" in " ".join(said.split())
-    assert not (out / "explorer.html").exists()
-    assert 'href="explorer.html"' not in (out / "page.html").read_text()
 
 
 def test_a_run_of_a_table_has_scores_pictures_schema_and_page(trained, table):
@@ -314,100 +248,3 @@ def test_a_wrong_config_is_refused(table, tmp_path, name, text, sentence):
 
 def test_the_version_is_printed():
     assert run("--version").strip() == pv.__version__
-
-
-def test_arrays_in_files_are_trained_and_sampled(tmp_path):
-    x = np.random.default_rng(0).normal(3.0, 2.0, (60, 2, 3)).astype(np.float32)
-    np.savez(tmp_path / "x.npz", train=x, other=np.zeros(3))
-    path, out = tmp_path / "x.npz", tmp_path / "run"
-    assert "expected the key of one" in refused("train", path)
-    run("train", path, "--key", "train", "--test", path, "--no-page", "--out", out, *TRAIN)
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["num_train"], metrics["num_test"]) == (54, 60)
-    assert (out / "columns.png").is_file()
-    run("evaluate", out, "--num-samples", 2)
-    run("sample", out, "-n", 5, "--out", tmp_path / "s.npy")
-    assert np.load(tmp_path / "s.npy").shape == (5, 2, 3)
-
-
-def test_counts_with_a_batch_are_one_command_each(tmp_path):
-    """`train` builds a ConditionalVAE of the batch, and all commands take it."""
-    anndata = pytest.importorskip("anndata")
-    rng = np.random.default_rng(0)
-    batch = np.arange(80) % 2
-    rate = np.exp(rng.normal(size=(80, 1)) * 0.3 + 2.0 * batch[:, None] * (np.arange(6) == 2))
-    cells = anndata.AnnData(rng.poisson(rate).astype(np.float32))
-    cells.obs["lab"] = [f"lab{b}" for b in batch]
-    path, out = tmp_path / "cells.h5ad", tmp_path / "run"
-    cells.write_h5ad(path)
-    words = ["--option", "batch=lab", "--out", out, *TRAIN]
-    said = run("train", path, *words)
-    assert "vae = pv.ConditionalVAE(" in said
-    assert {"counts.png", "metrics.json", "page.html"} <= {item.name for item in out.iterdir()}
-    vae = pv.load(out / "model")
-    data = vae.schema.read(path)
-    x, y = data.batch(slice(None))
-    scores = pv.evaluate(vae, cells, num_samples=5).log_likelihood
-    np.testing.assert_array_equal(scores, pv.evaluate(vae, (x, y), num_samples=5).log_likelihood)
-    reference = vae.schema.context(len(cells), lab="lab0")
-    with torch.no_grad():
-        q = vae.encode(cells, reference)
-        assert torch.equal(q.mean, vae.encode(x, torch.tensor([1.0, 0.0]).expand(80, 2)).mean)
-        assert not torch.equal(q.mean[batch == 1], vae.encode(x, y).mean[batch == 1])
-    for level, expected in ({"lab": "lab9"}, "unknown level 'lab9'"), ({}, "a value for each"):
-        with pytest.raises(pv.data.DataError, match=expected):
-            vae.schema.context(**level)
-    run("encode", out, path, "--out", tmp_path / "z.h5ad", "--num-samples", 5)
-    assert anndata.read_h5ad(tmp_path / "z.h5ad").obsm["X_vae"].shape == (80, 2)
-    run("score", out, path, "--out", tmp_path / "s.csv", "--num-samples", 5)
-    entries = pd.read_csv(tmp_path / "s.csv").filter(like="log_p_")
-    assert entries.shape == (80, 6)
-    run("sample", out, "-n", 30, "--out", tmp_path / "x.csv")
-    assert len(pd.read_csv(tmp_path / "x.csv")) == 30
-    run("inspect", out, "--num-data", 8, "--num-samples", 30)
-    assert "ConditionalVAE" in refused("impute", out, path, "--out", tmp_path / "full.npy")
-
-
-def test_test_rows_do_not_decide_the_numbers_of_parts(tmp_path):
-    """Two files that differ in held-out rows only give the same parts and validation scores."""
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(
-        {
-            "a": rng.normal(size=60),
-            "b": rng.lognormal(size=60),
-            "c": rng.poisson(3, 60),
-            "d": pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 99, 60), "D"),
-        }
-    )
-    rows, array = np.arange(60), rng.normal(size=(60, 2, 3))
-    held = pv.data.Dataset(torch.tensor(rows)[:, None]).hold_out(0.1, seed=0)[1][:].flatten()
-    other, other_array = frame.copy(), array.copy()
-    other.loc[held.numpy(), ["a", "b"]] *= 3
-    other_array[held] *= 5
-    found = []
-    for name, table, x in (("one", frame, array), ("two", other, other_array)):
-        table.to_csv(tmp_path / f"{name}.csv", index=False)
-        np.save(tmp_path / f"{name}.npy", x)
-        for ending in ("csv", "npy"):
-            training, validation, test = Source(str(tmp_path / f"{name}.{ending}")).split()
-            assert training.schema is validation.schema is test.schema
-            torch.manual_seed(0)
-            vae = pv.suggest(training, latent_dim=2, show=False)
-            schema = training.schema
-            columns = getattr(schema, "columns", [schema])
-            found.append(
-                (
-                    [(column.shift, column.unit) for column in columns],
-                    pv.evaluate(vae, validation, num_samples=5).log_likelihood,
-                )
-            )
-            np.testing.assert_allclose(
-                columns[0].shift,
-                float(training[:].flatten(1)[:, 0].mean())
-                if ending == "csv"
-                else float(training[:].mean()),
-                atol=1e-5,
-            )
-    for one, two in zip(found[:2], found[2:], strict=True):
-        assert one[0] == two[0]
-        np.testing.assert_array_equal(one[1], two[1])
