@@ -59,11 +59,16 @@ SHOWN = 100  # images in a picture
 _SOURCE = Record({"data": Text(), "sha256": ListOf(Text()), "options": Record()})
 _SCORES = {f"test_{name}{end}": Maybe(Number()) for name in DESCRIPTIONS for end in ("", "_se")}
 _METRICS = Record(
-    {"dataset": Text(), "binarization": Text(), "seed": Number(0, 2**64, integer=True)},
     {
-        **_SCORES,
+        "dataset": Text(),
+        "binarization": Text(),
+        "seed": Number(0, 2**64, integer=True),
         "num_test": PLACE,
         "num_importance_samples": PLACE,
+    },
+    {
+        **_SCORES,
+        "test_khat_share_above_threshold": Maybe(Number(0, 1)),
         "best_epoch": COUNT,
         "versions": TEXTS,
         "history": HISTORY,
@@ -210,13 +215,13 @@ def write_metrics(
 
 
 def read_metrics(run: Path) -> JSONObject:
-    """Read the metrics.json of a run's folder. Scores that are null there are NaN.
+    """Read the metrics.json of a run's folder. Scores that are null or missing there are NaN.
 
     Raises:
         CheckpointError: If the file is missing or damaged.
     """
     metrics = parse(read_file(run, METRICS, MAX_BYTES), run / METRICS, _METRICS)
-    undefined = [name for name in _SCORES if name in metrics and metrics[name] is None]
+    undefined = [name for name in _SCORES if metrics.get(name) is None]
     return {**metrics, **dict.fromkeys(undefined, math.nan)}
 
 

@@ -32,6 +32,7 @@ def run(tmp_path_factory):
     vae = pv.suggest(data, latent_dim=2, show=False)
     vae.save(folder / "run" / "model")
     metrics = {"dataset": "table", "binarization": "none", "seed": 0}
+    metrics |= {"num_test": 40, "num_importance_samples": 10}
     (folder / "run" / "metrics.json").write_text(json.dumps(metrics))
     return folder / "run", folder / "table.csv"
 
@@ -72,7 +73,7 @@ def test_inspect_passes_the_explorer_to_the_page(run, tmp_path, monkeypatch, add
     ("arguments", "sentence"),
     [
         (["explore", "nowhere"], "nowhere: no such directory"),
-        (["explore", "{run}", "{table}", "--out", "."], "--out=. is a folder"),
+        (["explore", "{run}", "{table}", "--out", "."], "--out . is a folder"),
         (["explore", "{run}", "{table}", "--num-data", "1"], "num_data must be a whole number"),
         (["inspect", "{run}", "{table}", "--explorer"], "--explorer adds to the page of --html"),
     ],

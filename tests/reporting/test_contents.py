@@ -1,6 +1,7 @@
 """Every content of data has figures, and the figures have the numbers of data and model."""
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -84,6 +85,30 @@ def test_every_content_has_a_report_and_a_page(name, tmp_path):
     is_image = content_of(data) == "images"
     assert page.count("<img") == len(found) + 3 + is_image  # k-hat, KL, aggregate, predictive
     assert ("<h2>Data</h2>" in page) == (data.schema is not None)
+
+
+def test_pages_need_few_of_the_metrics(tmp_path):
+    from pyro_vae.reporting.html_page import write
+    from pyro_vae.reporting.run_report import read_metrics
+
+    data = pv.data.open(FRAME)
+    vae = suggested(data)
+    pv.report(vae, pv.fit(vae, data, epochs=1, progress=False), data, tmp_path, num_samples=30)
+    path = tmp_path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    needed = ("dataset", "binarization", "seed", "num_test", "num_importance_samples")
+    card = pv.diagnose(vae, data[:], num_samples=30, num_gap_data=0, num_simulations=0)
+    for names in (needed, metrics.keys() - {"test_elbo", "test_kl_se"}):
+        path.write_text(json.dumps({name: metrics[name] for name in names}))
+        write(tmp_path / "page.html", tmp_path, read_metrics(tmp_path), vae, data[:], card)
+        assert "nan" in (tmp_path / "page.html").read_text()  # scores that are not there
+    wrong = {"test_khat_share_above_threshold": [], "test_elbo": "x", "num_test": 0}
+    for bad in [{**metrics, name: value} for name, value in wrong.items()] + [
+        {key: value for key, value in metrics.items() if key != name} for name in needed
+    ]:
+        path.write_text(json.dumps(bad))
+        with pytest.raises(pv.CheckpointError):
+            read_metrics(tmp_path)
 
 
 def test_every_content_of_the_readers_has_figures():
