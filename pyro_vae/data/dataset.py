@@ -150,8 +150,8 @@ class Dataset:
     def _check_context(self) -> None:
         if self._context and not self._rows.random_access:
             raise DataError(
-                "context= cannot be combined with a DataLoader: let the loader yield x and its "
-                "context as tuples (x, y, ...)"
+                f"{setting('context')} cannot be combined with a DataLoader: let the loader yield "
+                "x and its context as tuples (x, y, ...)"
             )
         for rows in self._context:
             if not rows.random_access or not rows.shape or len(rows) != len(self):

@@ -35,7 +35,10 @@ OneBeta: TypeAlias = (
     AtLeastZero
     | Annotated[Callable[[int], float], Instance((), "a function of the step", functions=True)]
 )
-AnyBeta: TypeAlias = OneBeta | Mapping[str, OneBeta]
+AnyBeta: TypeAlias = (
+    OneBeta
+    | Annotated[Mapping[str, OneBeta], Instance((Mapping,), "a mapping from latents to these")]
+)
 Objective: TypeAlias = Annotated[ELBO, Instance((ELBO,), "an objective such as Trace_ELBO()")]
 
 
@@ -256,6 +259,12 @@ def _schedule(beta: AnyBeta) -> Callable[[int], Any]:
     if isinstance(beta, Mapping):
         if not beta:
             raise ArgumentError("beta must name at least one latent, got an empty mapping")
-        schedules = [_schedule(one) for one in beta.values()]
+        schedules = [_schedule(_of_one(name, value)) for name, value in beta.items()]
         return lambda step: [schedule(step) for schedule in schedules]
     return beta if callable(beta) else lambda step: beta
+
+
+@checked
+def _of_one(name: str, beta: OneBeta) -> OneBeta:
+    """Return the beta of one latent of a mapping, checked."""
+    return beta

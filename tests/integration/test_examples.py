@@ -243,7 +243,7 @@ def test_a_careless_user_gets_a_sentence(tmp_path, arguments, sentence):
 def test_the_command_trains_evaluates_and_samples(tmp_path):
     train = ["train", "--data", "mnist-5k", "--epochs", "1", "--hidden", "32", "--out", "run"]
     done = run(["-m", "pyro_vae", *train, "--num-samples", "30"], tmp_path)
-    extra = ("traversals.png", "trust.json", "page.html")
+    extra = ("traversals.png", "trust.json", "page.html", "explorer.html")
     metrics = check_run(done, tmp_path / "run", "mnist-5k", *extra)
     done = run(["-m", "pyro_vae", "evaluate", "run", "--num-samples", "30"], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -102,10 +102,20 @@ def test_a_schedule_for_each_latent():
     assert Beta({"a": 1.0, "b": 2.0}).is_bound
 
 
-@pytest.mark.parametrize("betas", [{}, {"c": 1.0}, {"a": 1.0, "x": 0.5}])
-def test_betas_need_names_of_latents(betas):
+@pytest.mark.parametrize(
+    ("betas", "sentence"),
+    [
+        ({}, "empty"),
+        ({"c": 1.0}, "'c', which is no latent"),
+        ({"a": 1.0, "x": 0.5}, "'x', which is no latent"),
+        ({"a": -1.0}, "at least 0.* got -1.0"),
+        ({"a": 1.0, "b": "much"}, "got 'much'"),
+        ({1: 1.0}, "got 1"),
+    ],
+)
+def test_betas_need_names_of_latents(betas, sentence):
     pair, x = TwoLatents(), torch.zeros(3, dtype=torch.float64)
-    with pytest.raises(ArgumentError, match=list(betas)[-1] if betas else "empty"):
+    with pytest.raises(ArgumentError, match=sentence):
         Beta(betas).loss(pair.model, pair.guide, x)
 
 
