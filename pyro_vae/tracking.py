@@ -9,6 +9,8 @@ from pyro_vae.arguments import ArgumentError, Check, FilePath, Unfit, checked
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+METHODS = ("params", "metrics", "figure", "close")
+
 
 @runtime_checkable
 class Tracker(Protocol):
@@ -47,13 +49,14 @@ class Tracker(Protocol):
 class IsTracker(Check):
     """An object with the methods of a `Tracker`."""
 
-    expected = "a tracker with the methods params, metrics, figure and close"
+    expected = f"a tracker with the methods {', '.join(METHODS[:-1])} and {METHODS[-1]}"
 
     def convert(self, value: object) -> object:
         """Return the tracker."""
         if isinstance(value, type):
             raise Unfit(f"pass an instance, {value.__name__}(...)")
-        if not isinstance(value, Tracker):
+        # isinstance does not find methods that `__getattr__` makes, from Python 3.12 on.
+        if not all(callable(getattr(value, name, None)) for name in METHODS):
             raise Unfit("for example, pyro_vae.TensorBoard('runs/board')")
         return value
 

@@ -36,7 +36,7 @@ def check(
         ValueError: If it is a folder or data, or its ending is not one of `endings`.
         CheckpointError: If its folder is not writable.
     """
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # a link is replaced
         raise ValueError(f"{option} {path} is a folder; expected the path of a file")
     if endings is not None and path.suffix not in endings:
         raise ValueError(

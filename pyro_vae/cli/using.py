@@ -307,9 +307,10 @@ def sample(
     torch.manual_seed(seed)
     x = vae.sample(given)
     is_image = x.dim() == 4
+    if out is not None:
+        endings = None if is_image else (*outputs.TABLES, ".npy")
+        outputs.check(out, "--out", data_in(metrics), endings)
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
-    endings = None if is_image else (*outputs.TABLES, ".npy")
-    outputs.check(out, "--out", data_in(metrics), endings)
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-# ArviZ fits the tail to a fifth of the samples and needs at least 5.
-MIN_TAIL_SAMPLES = 25
+# ArviZ fits a fifth of the samples and compares their smallest with their first quartile, which
+# must be another sample.
+MIN_TAIL_SAMPLES = 30
 # Log weights that differ by less than this share of the largest are equal up to the rounding of
 # densities in float32, at least and at most these nats. No tail can be fitted to them.
 EQUAL_SHARE, EQUAL_NATS, MOST_EQUAL_NATS = 1e-6, 1e-5, 1.0
@@ -26,7 +27,7 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
 
     ArviZ fits the tail. The result is
 
-    - NaN for fewer than 25 samples, and for a weight that is not finite;
+    - NaN for fewer than 30 samples, and for a weight that is not finite;
     - -inf if all weights in the tail are equal up to rounding, as for an exact posterior;
     - inf if a quarter of the tail vanishes in float64 next to the largest weight, and if one sample
       has more than half of the weight although the fitted k-hat is below the threshold.
@@ -55,6 +56,8 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
         fitted = np.isnan(result)
         for i in np.flatnonzero(fitted & (np.exp(quartile) - np.exp(cutoff) < np.exp(UNDERFLOW))):
             rows[i] = _without_ties(rows[i], quartile[i], tail_size)
+        for i in np.flatnonzero(fitted & (quartile - tail[:, 0] < EQUAL_NATS)):
+            _lower_smallest(rows[i], tail_size)
         if fitted.any():
             # ArviZ takes log likelihoods and uses their negatives as log weights.
             result[fitted] = array_stats.psislw(-rows[fitted], axis=-1)[1]
@@ -101,3 +104,14 @@ def _without_ties(row: np.ndarray, tied: float, tail_size: int) -> np.ndarray:
     equal = rest >= tied - EQUAL_NATS
     lower = rest[~equal].max(initial=2 * UNDERFLOW)
     return np.concatenate([np.where(equal, lower, rest), row[-tail_size:]])
+
+
+def _lower_smallest(row: np.ndarray, tail_size: int) -> None:
+    """Lower the smallest weight of the tail of partitioned log weights a little, in place.
+
+    ArviZ fits no distribution if a quarter of the tail equals its smallest weight. k-hat depends on
+    that one weight only up to rounding.
+    """
+    cutoff, tail = row[:-tail_size].max(), row[-tail_size:]
+    smallest = tail.argmin()
+    tail[smallest] = max(tail[smallest] - EQUAL_NATS, (tail[smallest] + cutoff) / 2)

@@ -41,7 +41,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
     Vehtari et al. (2024), "Pareto smoothed importance sampling": above min(1 - 1/log10(K), 0.7),
     the estimate of log p(x) from K samples is unreliable. Equal weights, as for an exact posterior,
-    give -inf. Weights that span more than float64 can represent give inf. Fewer than 25 samples
+    give -inf. Weights that span more than float64 can represent give inf. Fewer than 30 samples
     give NaN. Weights may be zero, as those of latents at which x is impossible, but not all.
     """
     log_weights = log_weights.double()

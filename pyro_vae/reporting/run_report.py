@@ -160,7 +160,10 @@ def report(
             Subject(vae, test, shown, tuple(context), means, scales, title, seed), fit
         )
     # Encoded in memory, because HDF5 follows links and crashes if the disk is full.
-    files: dict[str, bytes | memoryview] = {POSTERIOR: tree.to_netcdf(engine="h5netcdf")}
+    encoded = tree.to_netcdf(engine="h5netcdf")
+    files = {POSTERIOR: bytes(encoded)}
+    if isinstance(encoded, memoryview):
+        encoded.release()  # otherwise Python 3.13 warns when it frees the buffer
     files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
     writers: list[Callable[[], object]] = [
         lambda: set_aside_other_results(out, fit.history),

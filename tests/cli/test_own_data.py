@@ -123,7 +123,7 @@ def test_missing_values_are_filled_and_others_kept(trained, table, tmp_path):
     assert list(full.columns) == list(before.columns)
     assert full.notna().all(axis=None)
     observed = before.notna()
-    assert (full[observed].fillna(0) == before[observed].fillna(0)).all(axis=None)
+    pd.testing.assert_frame_equal(full.where(observed), before)
     assert set(full["town"]) == {"Lille", "Graz", "Turku"}
     found = pd.read_csv(intervals)
     assert len(found) == int((~observed).sum().sum())

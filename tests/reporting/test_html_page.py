@@ -237,7 +237,7 @@ def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
         (["empty"], "empty is not the folder of a training run: it has no metrics.json"),
         (["half"], "half is not the folder of a training run: it has no model"),
         (["damaged"], "damaged/metrics.json is damaged: "),
-        (["silent"], "silent/metrics.json is damaged: .* lacks binarization, dataset, seed"),
+        (["silent"], "silent/metrics.json is damaged: .* lacks binarization, dataset, num_import"),
         (["arrays"], "cannot load the test data of the run: unknown dataset 'arrays'"),
         (
             ["fashion-mnist"],

@@ -117,7 +117,9 @@ def _opened(path: Path) -> "AnnData | Matrix":
     if path.suffix.lower() == ".npz":
         return scipy.sparse.load_npz(path)
     if path.suffix.lower() != ".h5ad":
-        return scipy.io.mmread(path)
+        with warnings.catch_warnings():  # the class of matrices changes in scipy 1.20
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return scipy.io.mmread(path)
     import anndata
 
     with warnings.catch_warnings():  # of files of earlier versions
