@@ -34,7 +34,7 @@ def is_source(data: object) -> TypeGuard[Table]:
 
 def is_matrix(source: object) -> bool:
     """Return whether an object is a sparse matrix of scipy, or AnnData."""
-    return type(source).__module__.startswith(("scipy.sparse.", "anndata."))
+    return f"{type(source).__module__}.".startswith(("scipy.sparse.", "anndata."))
 
 
 def numbers_of(frame: IntoDataFrame) -> Tensor:
