@@ -148,7 +148,8 @@ def _counts_of(
     if hasattr(source, "var_names"):  # AnnData
         if transposed:
             raise DataError(f"{name}: expected genes as columns; transpose it, by adata.T")
-        obs, layers = source.obs, [*source.layers, *[RAW] * (source.raw is not None)]
+        layers = [key for key in source.layers if key is not None]  # X in anndata 0.13
+        obs, layers = source.obs, [*layers, *[RAW] * (source.raw is not None)]
         if layer is not None and layer not in layers:
             raise DataError(f"{name}: no layer {layer!r}; expected one of {layers}")
         values = source.raw if layer == RAW and RAW not in source.layers else source
