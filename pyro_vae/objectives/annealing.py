@@ -8,6 +8,7 @@ decoder uses the latents. A large beta throughout favors independent latents.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -120,9 +121,14 @@ class _ScaleLatents(Messenger):
         self.beta, self.names = beta, names
         self.missing = set(names)
 
-    def __exit__(self, *args: Any) -> None:
-        super().__exit__(*args)
-        if self.missing and args[0] is None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self.missing and kind is None:
             missing = ", ".join(map(repr, sorted(self.missing)))
             raise ArgumentError(f"beta has a value for {missing}, which is no latent of the pair")
 
@@ -254,13 +260,17 @@ class Beta(ELBO):
         return self.objective._get_trace(self._scaled(model), self._scaled(guide), args, kwargs)
 
 
-def _schedule(beta: AnyBeta) -> Callable[[int], Any]:
+def _schedule(beta: AnyBeta) -> Callable[[int], float | list[float]]:
     """Return the function of the step that gives beta, or the list of all betas of a mapping."""
     if isinstance(beta, Mapping):
         if not beta:
             raise ArgumentError("beta must name at least one latent, got an empty mapping")
-        schedules = [_schedule(_of_one(name, value)) for name, value in beta.items()]
+        schedules = [_of_step(_of_one(name, value)) for name, value in beta.items()]
         return lambda step: [schedule(step) for schedule in schedules]
+    return _of_step(beta)
+
+
+def _of_step(beta: OneBeta) -> Callable[[int], float]:
     return beta if callable(beta) else lambda step: beta
 
 
