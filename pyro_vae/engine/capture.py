@@ -18,6 +18,7 @@ A recorded graph can differ from the program in five ways:
   change of it; see `guards.py`.
 """
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -214,13 +215,22 @@ def _explicit_mutation() -> Mapping[Any, Callable[..., object]]:
     return get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm])
 
 
+def one_fake_mode() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which `make_fx` describes all tensors of a graph in one fake mode.
+
+    By default it makes a mode for every operation, which takes most of the time of recording.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+
+
 def _record(
     function: Callable[..., tuple[Sequence[float | Tensor], list[Tensor]]], inputs: list[Tensor]
 ) -> Capture:
     # Imported here: torch's compiler stack is slow to import, and only compiled steps need it.
     from torch.fx.experimental.proxy_tensor import make_fx
-
-    from pyro_vae.engine.inductor import one_fake_mode
 
     reader = ValueReader()
     parameters: list[Tensor] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from pyro_vae.engine.capture import NotCompilable, first_line, same_strides
+from pyro_vae.engine.capture import NotCompilable, first_line, one_fake_mode, same_strides
 from pyro_vae.engine.matmul import product
 
 aten = torch.ops.aten
@@ -119,17 +119,6 @@ def compile_graph(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., 
         raise NotCompilable(f"torch's compiler fails: {first_line(error)}") from error
     log.info("compiled in %.1f s", time.perf_counter() - started)
     return compiled
-
-
-def one_fake_mode() -> contextlib.AbstractContextManager[object]:
-    """Return a context in which `make_fx` describes all tensors of a graph in one fake mode.
-
-    By default it makes a mode for every operation, which takes most of the time of recording.
-    """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
 def functional(function: Callable[..., object], inputs: list[Tensor]) -> fx.GraphModule:
