@@ -90,11 +90,15 @@ def _settings(names: dict[str, str], metrics: JSONObject) -> list[tuple[str, obj
 def _cell(value: object) -> str:
     """Return a value as the text of a cell of a Markdown table, without markup of its own."""
     value = f"{value:,.0f}" if isinstance(value, float) else value
-    text = re.sub(r"([\[\]|])", r"\\\1", printable(" ".join(str(value).split())))
+    text = re.sub(r"([\[\]|])", r"\\\1", _line(value))
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)  # the start of a tag
 
 
 def _code(value: object) -> str:
     """Return a value as code in a cell of a Markdown table."""
-    text = printable(" ".join(str(value).split())).replace("`", "'")
-    return f"`{text.replace('|', chr(92) + '|')}`"
+    text = _line(value).replace("`", "'").replace("|", r"\|")
+    return f"`{text}`"
+
+
+def _line(value: object) -> str:
+    return printable(" ".join(str(value).split()))
