@@ -4,6 +4,7 @@ A new interpreter needs several seconds for its imports. Here, the processes are
 that has imported the package and the libraries of the examples; nothing else is shared.
 """
 
+import gc
 import io
 import multiprocessing
 import os
@@ -88,6 +89,7 @@ def run_alone(command, cwd, timeout=300):
 
 
 def _main(words, cwd, env, files):
+    gc.freeze()  # a collection would touch, and so copy, all the memory of the imports
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
