@@ -168,7 +168,8 @@ def map_chunks(
 
     def work(place: int, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         def scored(part: slice, draws: int) -> dict[str, Tensor]:
-            seed_chunk(seed, place + part.start)
+            if part.start:  # the first part has the seed of the chunk
+                seed_chunk(seed, place + part.start)
             found = score(tuple(rows[part] for rows in batch), draws)
             _check_rows(found, part.stop - part.start)
             report(place + part.stop)
