@@ -13,9 +13,9 @@ from pyro_vae.evaluation import evaluate
 from pyro_vae.explorer.decoder import checkpoint, exported, packed
 from pyro_vae.explorer.latents import clouds_of, geometry_of, latents_of, principal_axes
 from pyro_vae.explorer.observations import observation_of, pixels
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.base import mean_of
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
 from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.files import JSONObject
@@ -29,7 +29,7 @@ CLOUDS, DRAWS = 60, 60  # data with draws of their posterior, and draws of each
 
 @torch.no_grad()
 def contents_of(
-    vae: VAE | ConditionalVAE,
+    vae: AnyVAE,
     data: Dataset,
     *,
     num_data: int,
@@ -96,7 +96,7 @@ def _rows(data: Dataset, num_data: int) -> np.ndarray:
     return np.arange(len(data))[evenly_spaced(len(data), count)]
 
 
-def _prior(vae: VAE | ConditionalVAE, context: list[Tensor]) -> tuple[Distribution, Tensor]:
+def _prior(vae: AnyVAE, context: list[Tensor]) -> tuple[Distribution, Tensor]:
     """Return p(z), or p(z|y) for each row of y, and samples `(PRIOR_SAMPLES, latent_dim)`."""
     if isinstance(vae, ConditionalVAE) and vae.model.prior_takes_y:
         prior = vae.model.prior(*context)
@@ -105,7 +105,7 @@ def _prior(vae: VAE | ConditionalVAE, context: list[Tensor]) -> tuple[Distributi
     return prior, prior.sample((PRIOR_SAMPLES,))
 
 
-def _means(vae: VAE | ConditionalVAE, batch: tuple[Tensor, ...], geometry: str) -> Tensor:
+def _means(vae: AnyVAE, batch: tuple[Tensor, ...], geometry: str) -> Tensor:
     """Return E[z|x], on the support of the prior, shape `(num_data, latent_dim)`."""
     size = data_per_chunk(batch[0].shape[1:], 1)
     parts = zip(*(values.split(size) for values in batch), strict=True)

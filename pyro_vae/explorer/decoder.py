@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pyro_vae.explorer.layers import Layers
 from pyro_vae.explorer.means import layers_of
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.files import JSONObject
 
@@ -21,7 +20,7 @@ TOLERANCE = 1e-3  # of E[x|z], in units of the larger of 1 and its size
 
 
 @torch.no_grad()
-def exported(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+def exported(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
     """Return the map from z to E[x|z] as data for `decoder.js`; with a context, from z and y.
 
     Weights are stored in float32, and in float16 if they would need more than 3 MB and E[x|z]
@@ -65,7 +64,7 @@ def _size(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _check_rounding(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> None:
+def _check_rounding(vae: AnyVAE, z: Tensor, *context: Tensor) -> None:
     """Check that weights in float16 do not change E[x|z].
 
     Raises:
@@ -85,7 +84,7 @@ def _check_rounding(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> N
 
 
 @torch.no_grad()
-def checkpoint(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+def checkpoint(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
     """Return one input of the decoder and E[x|z], which the page compares with its decoder."""
     mean = vae.decode(z[:1], *(y[:1] for y in context)).mean[0].flatten()
     return {"z": torch.cat([z[0], *(y[0] for y in context)]).tolist(), "mean": mean.tolist()}

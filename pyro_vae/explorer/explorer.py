@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pyro_vae.arguments import FilePath, Instance, Samples, Seed, Whole, checked
+from pyro_vae.arguments import FilePath, Samples, Seed, Whole, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.files import write_file
 
@@ -65,9 +64,7 @@ class Explorer:
     @checked
     def __init__(
         self,
-        vae: Annotated[
-            VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
-        ],
+        vae: AnyVAE,
         x: Data,
         *,
         num_data: Annotated[int, Whole(2)] = 1000,

@@ -10,8 +10,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vae.diagnostics.collapse import Collapse
 from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.explorer.decoder import packed
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.refinement.refine import refine
 from pyro_vae.runtime.files import JSONObject
 
@@ -79,7 +78,7 @@ def principal_axes(means: Tensor) -> list[JSONObject]:
 
 
 def clouds_of(
-    vae: VAE | ConditionalVAE,
+    vae: AnyVAE,
     batch: tuple[Tensor, ...],
     places: list[int],
     num_draws: int,
