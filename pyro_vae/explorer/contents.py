@@ -16,6 +16,7 @@ from pyro_vae.explorer.observations import observation_of, pixels
 from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.base import mean_of
 from pyro_vae.models.conditional import ConditionalVAE
+from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.files import JSONObject
@@ -67,7 +68,7 @@ def contents_of(
     stored = pixels(values) if observation["kind"] == "image" else values.astype(np.float32)
     return {
         "title": f"Latent space of {data.name}",
-        "notes": _notes(data, rows, num_samples, decoder["weights"]["dtype"]),
+        "notes": _notes(vae, data, rows, num_samples, decoder["weights"]["dtype"]),
         "geometry": geometry,
         "latents": latents_of(use, means, z.cpu(), geometry),
         "axes": principal_axes(means),
@@ -148,12 +149,17 @@ def _classes(data: Dataset, rows: np.ndarray) -> JSONObject:
     return {"labels": labels, "class_names": [str(name) for name in names]}
 
 
-def _notes(data: Dataset, rows: np.ndarray, num_samples: int, dtype: str) -> list[str]:
+def _notes(vae: AnyVAE, data: Dataset, rows: np.ndarray, num_samples: int, dtype: str) -> list[str]:
     notes = [f"{len(rows):,} of {len(data):,} data of {data.name}"]
     if data.binarization != "none":
         notes[0] += f", {data.binarization} binarization"
     notes[0] += "."
     notes.append(f"log p(x) and k-hat are estimated with K = {num_samples} samples of the encoder.")
+    if isinstance(vae, LadderVAE):
+        notes.append(
+            f"z is {vae.latent_site}, the top layer of a LadderVAE. The layers below are at their "
+            "means given the layer above."
+        )
     if dtype == "float16":
         notes.append("The weights of the decoder are stored in float16.")
     return notes

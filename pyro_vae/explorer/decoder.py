@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.explorer.layers import Layers
+from pyro_vae.explorer.layers import Layer, Layers
 from pyro_vae.explorer.means import layers_of
 from pyro_vae.models.any_vae import AnyVAE
+from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.files import JSONObject
 
@@ -34,9 +35,9 @@ def exported(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
     Raises:
         PairError: If a module cannot be run in a page, or the decoder is too large for one.
     """
-    likelihood = vae.model.likelihood
     layers = Layers((sum(values.shape[1] for values in (z, *context)),))
-    program = layers_of(likelihood, layers)
+    program = _conditional_means(vae, layers) if isinstance(vae, LadderVAE) else []
+    program += layers_of(vae.model.likelihood, layers)
     dtype = "float32"
     if 4 * _size(layers.tensors) > FLOAT32_BYTES:
         dtype = "float16"
@@ -52,6 +53,16 @@ def exported(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
         "shapes": [list(tensor.shape) for tensor in layers.tensors],
         "weights": packed(np.concatenate(weights) if weights else np.zeros(0, dtype)),
     }
+
+
+def _conditional_means(vae: LadderVAE, layers: Layers) -> list[Layer]:
+    """Return the layers from z_L to z_1, each layer at its mean given the layer above."""
+    found = []
+    for decoder in vae.model.decoders:
+        found += layers.of(decoder)
+        layers.shape = (layers.shape[0] // 2,)  # loc, the first half of the outputs
+        found.append({"op": "first", "shape": list(layers.shape)})
+    return found
 
 
 def packed(array: np.ndarray) -> JSONObject:
@@ -70,10 +81,10 @@ def _check_rounding(vae: AnyVAE, z: Tensor, *context: Tensor) -> None:
     Raises:
         PairError: If it changes by 0.001 or more.
     """
-    rounded: Any = copy.deepcopy(vae.model.likelihood)
-    for parameter in rounded.parameters():
+    rounded: Any = copy.deepcopy(vae)
+    for parameter in rounded.model.parameters():
         parameter.copy_(parameter.half().float())
-    mean, changed = vae.decode(z, *context).mean, rounded(z, *context).mean
+    mean, changed = vae.decode(z, *context).mean, rounded.decode(z, *context).mean
     worst = ((mean - changed).abs() / mean.abs().clamp(min=1)).max().item()
     if not worst < TOLERANCE:
         raise PairError(

@@ -32,8 +32,9 @@ class Explorer:
     and chains of common torch modules are supported, with every likelihood of the package.
 
     Args:
-        vae: Trained `VAE` or `ConditionalVAE`. A condition y can be chosen in the page. Models with
-            several latent sites, such as a `LadderVAE`, have no plane of one z and are refused.
+        vae: Trained `VAE`, `ConditionalVAE` or `LadderVAE`. A condition y can be chosen in the
+            page. The latents of a `LadderVAE` are those of its top layer, decoded at the means of
+            the layers below.
         x: At least two data, as for `evaluate`. Labels and the schema of a `Dataset` are shown.
         num_data: Number of data on the map, from evenly spaced places. Large images are fewer, so
             that a page stays below 8 MB.

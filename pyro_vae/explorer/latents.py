@@ -39,12 +39,13 @@ def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> li
     """Return KL and range of each latent.
 
     Args:
-        use: Use of the latents.
+        use: Use of the latents, of which those of `means` come first.
         means: Posterior means, shape `(num_data, latent_dim)`.
         prior: Samples of the prior, shape `(num_samples, latent_dim)`.
         geometry: Geometry of the prior.
     """
     ends = torch.cat([means, prior.quantile(torch.tensor([0.005, 0.995], dtype=prior.dtype), 0)])
+    size = means.shape[1]
     low, high = ends.min(0).values, ends.max(0).values
     margin = MARGIN * (high - low)
     low, high = low - margin, high + margin
@@ -55,7 +56,7 @@ def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> li
         )
     return [
         {"kl": float(kl), "active": bool(active), "low": float(a), "high": float(b)}
-        for kl, active, a, b in zip(use.kl, use.active, low, high, strict=True)
+        for kl, active, a, b in zip(use.kl[:size], use.active[:size], low, high, strict=True)
     ]
 
 
@@ -98,7 +99,7 @@ def clouds_of(
     encoder = vae.encode(*batch).sample((num_draws,))
     refined = None
     if is_refined:
-        refined = refine(vae, batch, seed=seed).sample(num_draws, seed=seed)["z"]
+        refined = refine(vae, batch, seed=seed).sample(num_draws, seed=seed)[vae.latent_site]
     return {
         "data": places,
         "draws": num_draws,
