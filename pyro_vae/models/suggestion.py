@@ -200,8 +200,9 @@ GUIDES: dict[str, Callable[[Encoder, int], Part]] = {
 
 
 def vamp(latent_dim: int, guide: Part, data: Dataset, num_pseudo_inputs: int = 200) -> Part:
-    """Return a VampPrior with data as the first pseudo-inputs."""
+    """Return a VampPrior with data as the first pseudo-inputs, missing values at the median."""
     x = data.spread(num_pseudo_inputs)
+    x = torch.where(x.isnan(), data.sample().nanmedian(0).values, x)
     return priors.VampPrior(guide, len(x), data.event_shape, bounds=None, pseudo_inputs=x)
 
 
