@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -176,7 +175,7 @@ def train(
     vae = _built(
         training,
         imported(module),
-        parts=followed.parts if followed else {},
+        recipe=followed,
         latent_dim=latent_dim or None,
         hidden=hidden or None,
         conv=conv,
@@ -264,14 +263,14 @@ def write_page(
 
 
 def _built(
-    data: "Dataset", module: ModuleType | None, parts: Mapping[str, Any], **given: Any
+    data: "Dataset", module: ModuleType | None, recipe: "Recipe | None", **given: Any
 ) -> "AnyVAE":
     """Return the VAE of a user's module, or a suggested one, with parts of the module by name.
 
     Args:
         data: Training data.
         module: The user's module.
-        parts: Arguments of `suggest` from a recipe.
+        recipe: Recipe with other arguments of `suggest`.
         **given: Arguments of `suggest` from the command line, None for those of the recipe.
     """
     if module is not None and hasattr(module, "vae"):
@@ -286,7 +285,8 @@ def _built(
     for name in ("likelihood", "prior", "guide"):
         given[name] = getattr(module, str(given[name]), given[name])
     chosen = {name: value for name, value in given.items() if value is not None}
-    return pv.suggest(data, show=pv.distributed.is_first(), **{**parts, **chosen})
+    build = pv.suggest if recipe is None else recipe.build
+    return build(data, show=pv.distributed.is_first(), **chosen)
 
 
 def _recipe(
