@@ -86,8 +86,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## Missing values
 #
-# `impute` fills missing values with the median of samples given the observed columns of the row. Two
-# columns show how much a single value is worth: the ends of the central 80% of the samples.
+# `impute` fills missing values with the median of samples given the observed columns of the row.
+# The 10% and 90% quantiles of the samples show how uncertain each value is.
 
 # %%
 rows = frame[frame["income"].isna()].head()
