@@ -1,5 +1,7 @@
 """Formulas as MathML, which browsers display without a script and without a network."""
 
+import html
+import re
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,7 +18,10 @@ def mathml(formula: str, block: bool) -> str:
 
     The converter of docutils writes the subscript of `\hat x_i` below x, as that of a sum.
     """
-    root = ElementTree.fromstring(latex2mathml.tex2mathml(formula, as_block=block))
+    markup = latex2mathml.tex2mathml(formula, as_block=block)
+    # XML knows no names of characters but these.
+    named = re.compile(r"&(?!(?:lt|gt|amp|quot|apos);)\w+;")
+    root = ElementTree.fromstring(named.sub(lambda match: html.unescape(match[0]), markup))
     for part in root.iter(f"{{{NAMESPACE}}}munderover"):
         base, below, above = part
         if (above.text or "") in ACCENTS:
