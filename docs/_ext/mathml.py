@@ -26,7 +26,7 @@ def mathml(formula: str, block: bool) -> str:
         base, below, above = part
         if (above.text or "") in ACCENTS:
             part.tag = f"{{{NAMESPACE}}}msub"
-            accented = ElementTree.Element(f"{{{NAMESPACE}}}mover", {"accent": "true"})
+            accented = ElementTree.Element(f"{{{NAMESPACE}}}mover")
             accented.extend([base, above])
             part[:] = [accented, below]
     for part in root.iter(f"{{{NAMESPACE}}}msup"):
