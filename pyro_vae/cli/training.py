@@ -258,7 +258,7 @@ def write_page(
     metrics = read_metrics(run)
     pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
     if path is not None:
-        write(path, run, metrics, vae, x, card, explorer)
+        write(path, run, metrics, vae, batch, card, explorer)
         print_first(f"Wrote the page to {path}")
 
 
