@@ -77,6 +77,13 @@ ROWS = {
         "gated-flow", "dynamic", f"-82.43, Exemplar -82.09 ({NOROUZI})", -82.0,
         "the same networks, flow prior",
     ),
+    "ladder": Row(
+        "ladder", "dynamic", f"-82.39 ({NOROUZI})", -82.39, "two stochastic levels, 2x300 gated",
+    ),
+    "ladder-vamp": Row(
+        "ladder-vamp", "dynamic", f"-81.56, Exemplar -81.22 ({NOROUZI})", -81.2,
+        "the same levels, VampPrior",
+    ),
     "relu": Row("relu", "static", f"-89.78 ({PYTHAE})", -89.78, "1x400 ReLU, z = 40, ELBO"),
     "relu-vamp": Row("relu-vamp", "static", f"-85.79 ({PYTHAE})", -85.79, "the same, VampPrior"),
     "relu-iwae-50": Row(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pyro_vae.distributed import DistributedError
     from pyro_vae.evaluation import Evaluation, evaluate
     from pyro_vae.models.conditional import ConditionalVAE
-    from pyro_vae.models.ladder import LadderVAE
+    from pyro_vae.models.ladder import LadderEncoder, LadderVAE
     from pyro_vae.models.mixed import MixedVAE
     from pyro_vae.models.suggestion import suggest
     from pyro_vae.models.vae import VAE
@@ -66,6 +66,7 @@ __all__ = [
     "Evaluation",
     "Fit",
     "Gaps",
+    "LadderEncoder",
     "LadderVAE",
     "MixedVAE",
     "Pair",
@@ -122,6 +123,7 @@ _MODULE_OF = {
     "Evaluation": "evaluation",
     "Fit": "training.result",
     "Gaps": "diagnostics.gaps",
+    "LadderEncoder": "models.ladder",
     "LadderVAE": "models.ladder",
     "MixedVAE": "models.mixed",
     "Pair": "pairs.pair",

@@ -7,21 +7,23 @@ docs/records.md has the scores of each recipe.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyro.infer import ELBO
 
 from pyro_vae import schedules
-from pyro_vae.arguments import Count, checked
+from pyro_vae.arguments import Count, checked, setting
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.errors import DataError
 from pyro_vae.models import suggestion
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.objectives import Beta, ImportanceWeighted, Linear
 from pyro_vae.part import Part
 from pyro_vae.priors import Flow
 
 __all__ = ["RECIPES", "Recipe"]
+
+Warmups: TypeAlias = Linear | dict[str, Linear] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class Recipe:
         schedule: Name of a function of `pyro_vae.schedules`.
         num_particles: Number of samples in the objective. With 1 it is the ELBO, otherwise the
             importance-weighted bound with doubly reparameterized gradients.
-        warmup: Share of the steps in which the weight of the KL divergence grows from 0 to 1.
+        warmup: Share of the steps in which the weight of the KL divergence grows from 0 to 1; or
+            one share for each layer of a `LadderVAE`, from x upwards.
         average: Average of the weights, as in `fit`.
 
     Example:
@@ -60,19 +63,30 @@ class Recipe:
     learning_rate: float = 1e-3
     schedule: str = "one_cycle"
     num_particles: int = 1
-    warmup: float = 0.0
+    warmup: float | tuple[float, ...] = 0.0
     average: str | None = "ema"
 
     @checked
-    def build(self, data: Dataset, *, show: bool = True, **parts: object) -> VAE | ConditionalVAE:
+    def build(self, data: Dataset, *, show: bool = True, **parts: object) -> AnyVAE:
         """Build the VAE for some data.
 
         Args:
             data: Training data.
             show: Whether to print the code that builds it.
             **parts: Arguments of `pyro_vae.suggest` in place of those of the recipe.
+
+        Raises:
+            DataError: If the recipe warms up layers, and `latent_dim` has another number of sizes.
         """
-        return suggestion.suggest(data, show=show, **{**self.parts, **parts})
+        given: dict[str, Any] = {**self.parts, **parts}
+        sizes = given["latent_dim"]
+        sizes = [sizes] if isinstance(sizes, int) else sizes
+        if isinstance(self.warmup, tuple) and len(sizes) != len(self.warmup):
+            raise DataError(
+                f"this recipe is for {len(self.warmup)} layers of latents; expected as many sizes, "
+                f"got {setting('latent_dim', sizes)}"
+            )
+        return suggestion.suggest(data, show=show, **given)
 
     @checked
     def settings(
@@ -93,7 +107,7 @@ class Recipe:
             "schedule": getattr(schedules, self.schedule),
             "average": self.average,
         }
-        objective = self._objective(self._warmup_steps(num_data, epochs, batch_size))
+        objective = self._objective(self._warmups(num_data, epochs, batch_size))
         return settings if objective is None else {**settings, "objective": objective}
 
     @checked
@@ -105,15 +119,19 @@ class Recipe:
         settings["schedule"] = f"pv.schedules.{self.schedule}"
         settings["average"] = repr(self.average)
         if "objective" in settings:
-            steps = self._warmup_steps(num_data, settings["epochs"], settings["batch_size"])
-            settings["objective"] = self._objective_code(steps)
+            warmups = self._warmups(num_data, settings["epochs"], settings["batch_size"])
+            settings["objective"] = self._objective_code(warmups)
         lines = [f"    {name}={value},\n" for name, value in settings.items()]
         return f"fit = pv.fit(\n    vae,\n    train,\n    validation=validation,\n{''.join(lines)})"
 
-    def _warmup_steps(self, num_data: int, epochs: int, batch_size: int) -> int:
-        return round(self.warmup * epochs * -(-num_data // batch_size))
+    def _warmups(self, num_data: int, epochs: int, batch_size: int) -> Warmups:
+        steps = epochs * -(-num_data // batch_size)
+        if isinstance(self.warmup, tuple):
+            layers = enumerate(self.warmup, start=1)
+            return {f"z{i}": Linear(max(1, round(share * steps))) for i, share in layers}
+        return Linear(round(self.warmup * steps)) if round(self.warmup * steps) else None
 
-    def _objective(self, warmup_steps: int) -> ELBO | None:
+    def _objective(self, warmups: Warmups) -> ELBO | None:
         """Return the objective; None for the ELBO with one particle."""
         bound = None
         if self.num_particles > 1:
@@ -123,17 +141,21 @@ class Recipe:
                 vectorize_particles=True,
                 max_plate_nesting=1,
             )
-        return Beta(Linear(warmup_steps), bound) if warmup_steps else bound
+        return bound if warmups is None else Beta(warmups, bound)
 
-    def _objective_code(self, warmup_steps: int) -> str:
+    def _objective_code(self, warmups: Warmups) -> str:
         bound = ""
         if self.num_particles > 1:
             options = "doubly_reparameterized=True, vectorize_particles=True, max_plate_nesting=1"
             bound = f"pv.objectives.ImportanceWeighted({self.num_particles}, {options})"
-        if not warmup_steps:
+        if warmups is None:
             return bound
-        linear = f"pv.objectives.Linear({warmup_steps})"
-        return f"pv.objectives.Beta({linear}{', ' if bound else ''}{bound})"
+        if isinstance(warmups, Linear):
+            beta = f"pv.objectives.Linear({warmups.num_steps})"
+        else:
+            each = (f'"{z}": pv.objectives.Linear({w.num_steps})' for z, w in warmups.items())
+            beta = f"{{{', '.join(each)}}}"
+        return f"pv.objectives.Beta({beta}{', ' if bound else ''}{bound})"
 
 
 def _autoregressive(latent_dim: int, guide: Part, data: Dataset) -> Part:
@@ -148,6 +170,7 @@ _TANH: dict[str, object] = {"latent_dim": 50, "hidden": [200, 200], "conv": Fals
 _RELU: dict[str, object] = {
     "latent_dim": 40, "hidden": [400], "conv": False, "network": {"activation": "relu"}
 }  # fmt: skip
+_LADDER: dict[str, object] = {**_GATED, "latent_dim": [40, 40]}
 _CONVOLUTIONAL: dict[str, object] = {
     "latent_dim": 64,
     "conv": True,
@@ -213,6 +236,18 @@ RECIPES: dict[str, Recipe] = {
         parts={**_GATED, "prior": _autoregressive},
         epochs=300,
         warmup=0.1,
+    ),
+    "ladder": Recipe(
+        description="2 x 300 gated, two layers of 40 latents, a warm-up for each: a LadderVAE",
+        parts=_LADDER,
+        epochs=300,
+        warmup=(0.1, 0.2),
+    ),
+    "ladder-vamp": Recipe(
+        description="the same networks, VampPrior of the upper layer with 500 pseudo-inputs",
+        parts={**_LADDER, "prior": _VAMP},
+        epochs=200,
+        warmup=(0.1, 0.2),
     ),
     "conv-flow": Recipe(
         description="residual convolutions, 64 latents, flows as prior and guide; for a GPU",

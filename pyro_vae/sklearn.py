@@ -85,7 +85,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
 
     def __init__(
         self,
-        latent_dim: int | None = None,
+        latent_dim: int | Sequence[int] | None = None,
         *,
         hidden: Sequence[int] | None = None,
         prior: str = "standard-normal",

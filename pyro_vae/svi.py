@@ -87,7 +87,7 @@ class SVI(pyro.infer.SVI):
         loss_and_grads: Function that fills the gradients, as in `pyro.infer.SVI`, if `loss` is a
             function.
         compile: When to compile. `True` compiles as soon as the parameters exist; `False` never.
-            `"auto"` compiles the model and guide of a `VAE`, `LadderVAE` or `MixedVAE` after 1,000
+            `"auto"` compiles the models of this package, such as `VAE` and `LadderVAE`, after 1,000
             steps with arguments of the same shapes, if there is a C++ compiler, and runs other
             programs eagerly.
         precision: Precision of linear and convolutional layers. `"bf16"` computes them in bfloat16;

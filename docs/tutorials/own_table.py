@@ -56,11 +56,24 @@ fit = pv.fit(vae, train, epochs=60, learning_rate=3e-3, progress=False)
 print(pv.evaluate(vae, test, num_samples=100))
 
 # %% [markdown]
+# `pv.fit` maximized the ELBO of the training rows, and `pv.evaluate` scored rows that it has not
+# seen. [How to read these numbers](../explanation/khat) is about the last line, k-hat.
+#
 # ## Samples, in the types and levels of the table
 
 # %%
 synthetic = vae.schema.restore(vae.sample(3000))
 synthetic.head()
+
+# %% [markdown]
+# Each column of the samples should have the distribution of the data:
+
+# %%
+numbers = ["age", "income", "children"]
+pv.plots.marginals(frame[numbers], synthetic[numbers], "3,000 rows and 3,000 samples of the model")
+
+# %% [markdown]
+# The columns should also depend on each other as in the data:
 
 # %%
 pd.DataFrame(
@@ -69,3 +82,24 @@ pd.DataFrame(
         for name, table in {"data": frame, "model": synthetic}.items()
     }
 ).round(-2)
+
+# %% [markdown]
+# ## Missing values
+#
+# `impute` fills missing values with the median of samples given the observed columns of the row.
+# The 10% and 90% quantiles of the samples show how uncertain each value is.
+
+# %%
+rows = frame[frame["income"].isna()].head()
+filled = vae.impute(rows)
+samples = vae.impute(rows, num_samples=500, draws=True)
+low, high = np.quantile([sample["income"] for sample in samples], [0.1, 0.9], axis=0)
+filled.assign(low=low, high=high).round({"age": 0, "income": -2, "low": -2, "high": -2})
+
+# %% [markdown]
+# ## Next
+#
+# - The same from a terminal, with files: [train on a CSV file](../howto/own_table).
+# - Kinds of columns, and the assumption behind imputation: [tables](../models/tables).
+# - Rows that do not belong: [find anomalies](../howto/anomalies).
+# - Can the posterior of a row be trusted? [Can I believe it?](believe).

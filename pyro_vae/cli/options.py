@@ -111,6 +111,10 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
     values = _read_config(path)
     known = {parameter.name for parameter in context.command.params}
     named = {name.replace("-", "_"): value for name, value in values.items()}
+    repeated = {p.name for p in context.command.params if getattr(p, "multiple", False)}
+    for name in named.keys() & repeated:
+        if not isinstance(named[name], list):
+            named[name] = [named[name]]
     if unknown := sorted(named.keys() - known):
         raise ValueError(
             f"{path}: unknown option {unknown[0]!r}; expected some of {sorted(filter(None, known))}"

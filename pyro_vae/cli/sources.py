@@ -17,7 +17,7 @@ from pyro_vae.cli.options import pairs_of
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
     from pyro_vae.data.sources.schema import Schema
-    from pyro_vae.models.vae import VAE
+    from pyro_vae.models.any_vae import AnyVAE
     from pyro_vae.runtime.files import JSONObject
 
 SCHEMA = "schema.json"
@@ -27,7 +27,9 @@ OPTIONS = {
     "columns": "--column",
     **{name: f"--{name}" for name in ("labels", "context", "size", "key", "schema")},
     **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
+    **{"prior": "--prior", "guide": "--guide", "latent_dim": "--latent-dim"},
 }
+REPEATED = ("hidden", "latent_dim")  # options that are given once for each value
 HELD_OUT = 0.1  # share of the rows for tests, and another one for validation
 
 
@@ -175,7 +177,7 @@ def data_in(metrics: "JSONObject") -> list[str | None]:
 
 
 def data_of(
-    vae: "VAE", metrics: "JSONObject", data: str | None, root: Path | None = None
+    vae: "AnyVAE", metrics: "JSONObject", data: str | None, root: Path | None = None
 ) -> "Dataset":
     """Return data in the schema of a run's model: given ones, or the test rows of the run.
 
@@ -279,6 +281,8 @@ def as_option(name: str, value: object = ANY) -> str:
         return option if name in OPTIONS else f"{option} {name}"
     if isinstance(value, Mapping):
         words = [f"{key}={item}" for key, item in value.items()]
+    elif isinstance(value, Sequence) and name in REPEATED:
+        words = f" {option} ".join(map(str, value)).split()
     elif isinstance(value, Sequence) and not isinstance(value, str):
         words = [("x" if name == "size" else ",").join(map(str, value))]
     elif isinstance(value, bool):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from pyro_vae.data import Dataset
-    from pyro_vae.models.conditional import ConditionalVAE
-    from pyro_vae.models.vae import VAE
+    from pyro_vae.models.any_vae import AnyVAE
     from pyro_vae.recipes import Recipe
 
 EPOCHS = 18  # of datasets by name, and the fewest of other data
@@ -128,7 +126,9 @@ def train(
         int | None, Option(help="Number of passes over the training data [default: by their size]")
     ] = None,
     latent_dim: Annotated[
-        int | None, Option(help="Dimension of the latent space [default: by the data, at most 20]")
+        list[int] | None,
+        Option(help="Number of latents; repeat the option for the layers of a LadderVAE, from the "
+               "data upwards [default: by the data, at most 20]"),
     ] = None,
     hidden: Annotated[
         list[int] | None, Option(help="Number of hidden units; repeat the option for more layers")
@@ -175,8 +175,8 @@ def train(
     vae = _built(
         training,
         imported(module),
-        parts=followed.parts if followed else {},
-        latent_dim=latent_dim,
+        recipe=followed,
+        latent_dim=latent_dim or None,
         hidden=hidden or None,
         conv=conv,
         likelihood=likelihood,
@@ -219,7 +219,7 @@ def train(
         )
 
 
-def _write_explorer(path: Path, vae: "VAE | ConditionalVAE", data: "Dataset", seed: int) -> None:
+def _write_explorer(path: Path, vae: "AnyVAE", data: "Dataset", seed: int) -> None:
     """Write the latent explorer, or print why the page cannot run this model."""
     try:
         explorer = pv.explorer.Explorer(
@@ -235,7 +235,7 @@ def _write_explorer(path: Path, vae: "VAE | ConditionalVAE", data: "Dataset", se
 def write_page(
     run: Path,
     path: Path | None,
-    vae: "VAE | ConditionalVAE",
+    vae: "AnyVAE",
     batch: "tuple[torch.Tensor, ...]",
     num_samples: int,
     seed: int,
@@ -258,34 +258,35 @@ def write_page(
     metrics = read_metrics(run)
     pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
     if path is not None:
-        write(path, run, metrics, vae, x, card, explorer)
+        write(path, run, metrics, vae, batch, card, explorer)
         print_first(f"Wrote the page to {path}")
 
 
 def _built(
-    data: "Dataset", module: ModuleType | None, parts: Mapping[str, Any], **given: Any
-) -> "VAE | ConditionalVAE":
+    data: "Dataset", module: ModuleType | None, recipe: "Recipe | None", **given: Any
+) -> "AnyVAE":
     """Return the VAE of a user's module, or a suggested one, with parts of the module by name.
 
     Args:
         data: Training data.
         module: The user's module.
-        parts: Arguments of `suggest` from a recipe.
+        recipe: Recipe with other arguments of `suggest`.
         **given: Arguments of `suggest` from the command line, None for those of the recipe.
     """
     if module is not None and hasattr(module, "vae"):
         vae = module.vae(data)
-        if not isinstance(vae, pv.VAE | pv.ConditionalVAE):
+        if not isinstance(vae, pv.VAE | pv.ConditionalVAE | pv.LadderVAE):
             raise ValueError(
-                f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE "
-                "or a pv.ConditionalVAE"
+                f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE, "
+                "a pv.ConditionalVAE or a pv.LadderVAE"
             )
         vae.schema = vae.schema or data.schema
         return vae
     for name in ("likelihood", "prior", "guide"):
         given[name] = getattr(module, str(given[name]), given[name])
     chosen = {name: value for name, value in given.items() if value is not None}
-    return pv.suggest(data, show=pv.distributed.is_first(), **{**parts, **chosen})
+    build = pv.suggest if recipe is None else recipe.build
+    return build(data, show=pv.distributed.is_first(), **chosen)
 
 
 def _recipe(

@@ -25,7 +25,7 @@ from pyro_vae.cli.sources import Source, data_in, data_of
 from pyro_vae.cli.training import EXPLORER, write_page
 
 if TYPE_CHECKING:
-    from pyro_vae.models.vae import VAE
+    from pyro_vae.models.any_vae import AnyVAE
     from pyro_vae.runtime.files import JSONObject
 
 
@@ -144,7 +144,10 @@ def encode(
     device: Device = "cpu",
     module: Module = None,
 ) -> None:
-    """Write mean and standard deviation of q(z|x), log p(x) and k-hat of each row."""
+    """Write mean and standard deviation of q(z|x), log p(x) and k-hat of each row.
+
+    z is the top layer of a LadderVAE.
+    """
     from pyro_vae.reporting.rows import latent_moments
 
     vae, metrics = _open(run, device, module)
@@ -208,7 +211,12 @@ def score(
 
 
 def _threshold(
-    vae: "VAE", metrics: "JSONObject", root: Path | None, rate: float, num_samples: int, seed: int
+    vae: "AnyVAE",
+    metrics: "JSONObject",
+    root: Path | None,
+    rate: float,
+    num_samples: int,
+    seed: int,
 ) -> tuple[float, str]:
     """Return the k-th smallest log p(x) of n validation rows, k = floor(rate (n + 1)).
 
@@ -258,8 +266,10 @@ def impute(
     outputs.check(out, "--out", kept, endings)
     if intervals is not None:
         outputs.check(intervals, "--intervals", [*kept, str(out)], outputs.TABLES)
-    if not isinstance(vae, pv.VAE):
-        raise ValueError(f"impute needs a run of a VAE, got one of a {type(vae).__name__}")
+    if not isinstance(vae, pv.VAE | pv.LadderVAE):
+        raise ValueError(
+            f"impute needs a run of a VAE or a LadderVAE, got one of a {type(vae).__name__}"
+        )
     if len(rows.event_shape) != 1:
         raise ValueError(f"impute fills tables and vectors, not data of shape {rows.event_shape}")
     missing = rows[:].isnan()
@@ -302,7 +312,7 @@ def sample(
 
     vae, metrics = _open(run, "cpu", module)
     given: Any = num_samples
-    if not isinstance(vae, pv.VAE):
+    if isinstance(vae, pv.ConditionalVAE):
         given = contexts(data_of(vae, metrics, None), num_samples)
     torch.manual_seed(seed)
     x = vae.sample(given)
@@ -320,7 +330,7 @@ def sample(
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 
-def _open(run: Path, device: str, module: Path | None = None) -> tuple["VAE", "JSONObject"]:
+def _open(run: Path, device: str, module: Path | None = None) -> tuple["AnyVAE", "JSONObject"]:
     """Return the model and the metrics of a run."""
     from pyro_vae.reporting.run_report import read_metrics
     from pyro_vae.runtime.files import check_folder

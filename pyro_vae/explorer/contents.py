@@ -13,9 +13,10 @@ from pyro_vae.evaluation import evaluate
 from pyro_vae.explorer.decoder import checkpoint, exported, packed
 from pyro_vae.explorer.latents import clouds_of, geometry_of, latents_of, principal_axes
 from pyro_vae.explorer.observations import observation_of, pixels
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.base import mean_of
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.pairs.chunking import data_per_chunk
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.files import JSONObject
@@ -29,7 +30,7 @@ CLOUDS, DRAWS = 60, 60  # data with draws of their posterior, and draws of each
 
 @torch.no_grad()
 def contents_of(
-    vae: VAE | ConditionalVAE,
+    vae: AnyVAE,
     data: Dataset,
     *,
     num_data: int,
@@ -67,7 +68,7 @@ def contents_of(
     stored = pixels(values) if observation["kind"] == "image" else values.astype(np.float32)
     return {
         "title": f"Latent space of {data.name}",
-        "notes": _notes(data, rows, num_samples, decoder["weights"]["dtype"]),
+        "notes": _notes(vae, data, rows, num_samples, decoder["weights"]["dtype"]),
         "geometry": geometry,
         "latents": latents_of(use, means, z.cpu(), geometry),
         "axes": principal_axes(means),
@@ -96,7 +97,7 @@ def _rows(data: Dataset, num_data: int) -> np.ndarray:
     return np.arange(len(data))[evenly_spaced(len(data), count)]
 
 
-def _prior(vae: VAE | ConditionalVAE, context: list[Tensor]) -> tuple[Distribution, Tensor]:
+def _prior(vae: AnyVAE, context: list[Tensor]) -> tuple[Distribution, Tensor]:
     """Return p(z), or p(z|y) for each row of y, and samples `(PRIOR_SAMPLES, latent_dim)`."""
     if isinstance(vae, ConditionalVAE) and vae.model.prior_takes_y:
         prior = vae.model.prior(*context)
@@ -105,7 +106,7 @@ def _prior(vae: VAE | ConditionalVAE, context: list[Tensor]) -> tuple[Distributi
     return prior, prior.sample((PRIOR_SAMPLES,))
 
 
-def _means(vae: VAE | ConditionalVAE, batch: tuple[Tensor, ...], geometry: str) -> Tensor:
+def _means(vae: AnyVAE, batch: tuple[Tensor, ...], geometry: str) -> Tensor:
     """Return E[z|x], on the support of the prior, shape `(num_data, latent_dim)`."""
     size = data_per_chunk(batch[0].shape[1:], 1)
     parts = zip(*(values.split(size) for values in batch), strict=True)
@@ -148,12 +149,17 @@ def _classes(data: Dataset, rows: np.ndarray) -> JSONObject:
     return {"labels": labels, "class_names": [str(name) for name in names]}
 
 
-def _notes(data: Dataset, rows: np.ndarray, num_samples: int, dtype: str) -> list[str]:
+def _notes(vae: AnyVAE, data: Dataset, rows: np.ndarray, num_samples: int, dtype: str) -> list[str]:
     notes = [f"{len(rows):,} of {len(data):,} data of {data.name}"]
     if data.binarization != "none":
         notes[0] += f", {data.binarization} binarization"
     notes[0] += "."
     notes.append(f"log p(x) and k-hat are estimated with K = {num_samples} samples of the encoder.")
+    if isinstance(vae, LadderVAE):
+        notes.append(
+            f"z is {vae.latent_site}, the top layer of a LadderVAE. The layers below are at their "
+            "means given the layer above."
+        )
     if dtype == "float16":
         notes.append("The weights of the decoder are stored in float16.")
     return notes

@@ -320,6 +320,7 @@ export function decoderOf(spec) {
         tensor(op.bias), spec.shapes[op.weight].slice(2), op.op === "conv_transpose");
       case "upsample": return upsample(x, op);
       case "reshape": return { data: x.data, shape: op.shape };
+      case "first": return { data: x.data.subarray(0, op.shape[0]), shape: op.shape };
       case "affine": return affine(x, tensor(op.scale), tensor(op.shift));
       case "glu": return glu(x, op.shape);
       case "layer_norm": return layerNorm(x, tensor(op.weight), tensor(op.bias), op.eps);

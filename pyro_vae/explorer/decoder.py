@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.explorer.layers import Layers
+from pyro_vae.explorer.layers import Layer, Layers
 from pyro_vae.explorer.means import layers_of
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
+from pyro_vae.models.ladder import LadderVAE
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.files import JSONObject
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # of E[x|z], in units of the larger of 1 and its size
 
 
 @torch.no_grad()
-def exported(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+def exported(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
     """Return the map from z to E[x|z] as data for `decoder.js`; with a context, from z and y.
 
     Weights are stored in float32, and in float16 if they would need more than 3 MB and E[x|z]
@@ -35,9 +35,9 @@ def exported(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObje
     Raises:
         PairError: If a module cannot be run in a page, or the decoder is too large for one.
     """
-    likelihood = vae.model.likelihood
     layers = Layers((sum(values.shape[1] for values in (z, *context)),))
-    program = layers_of(likelihood, layers)
+    program = _conditional_means(vae, layers) if isinstance(vae, LadderVAE) else []
+    program += layers_of(vae.model.likelihood, layers)
     dtype = "float32"
     if 4 * _size(layers.tensors) > FLOAT32_BYTES:
         dtype = "float16"
@@ -55,6 +55,16 @@ def exported(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObje
     }
 
 
+def _conditional_means(vae: LadderVAE, layers: Layers) -> list[Layer]:
+    """Return the layers from z_L to z_1, each layer at its mean given the layer above."""
+    found = []
+    for decoder in vae.model.decoders:
+        found += layers.of(decoder)
+        layers.shape = (layers.shape[0] // 2,)  # loc, the first half of the outputs
+        found.append({"op": "first", "shape": list(layers.shape)})
+    return found
+
+
 def packed(array: np.ndarray) -> JSONObject:
     """Return an array as its dtype and its bytes in base64, in little-endian order."""
     plain = array.astype(array.dtype.newbyteorder("<"))
@@ -65,16 +75,16 @@ def _size(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _check_rounding(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> None:
+def _check_rounding(vae: AnyVAE, z: Tensor, *context: Tensor) -> None:
     """Check that weights in float16 do not change E[x|z].
 
     Raises:
         PairError: If it changes by 0.001 or more.
     """
-    rounded: Any = copy.deepcopy(vae.model.likelihood)
-    for parameter in rounded.parameters():
+    rounded: Any = copy.deepcopy(vae)
+    for parameter in rounded.model.parameters():
         parameter.copy_(parameter.half().float())
-    mean, changed = vae.decode(z, *context).mean, rounded(z, *context).mean
+    mean, changed = vae.decode(z, *context).mean, rounded.decode(z, *context).mean
     worst = ((mean - changed).abs() / mean.abs().clamp(min=1)).max().item()
     if not worst < TOLERANCE:
         raise PairError(
@@ -85,7 +95,7 @@ def _check_rounding(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> N
 
 
 @torch.no_grad()
-def checkpoint(vae: VAE | ConditionalVAE, z: Tensor, *context: Tensor) -> JSONObject:
+def checkpoint(vae: AnyVAE, z: Tensor, *context: Tensor) -> JSONObject:
     """Return one input of the decoder and E[x|z], which the page compares with its decoder."""
     mean = vae.decode(z[:1], *(y[:1] for y in context)).mean[0].flatten()
     return {"z": torch.cat([z[0], *(y[0] for y in context)]).tolist(), "mean": mean.tolist()}

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pyro_vae.arguments import FilePath, Instance, Samples, Seed, Whole, checked
+from pyro_vae.arguments import FilePath, Samples, Seed, Whole, checked
 from pyro_vae.data.dataset import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.runtime.files import write_file
 
@@ -33,8 +32,9 @@ class Explorer:
     and chains of common torch modules are supported, with every likelihood of the package.
 
     Args:
-        vae: Trained `VAE` or `ConditionalVAE`. A condition y can be chosen in the page. Models with
-            several latent sites, such as a `LadderVAE`, have no plane of one z and are refused.
+        vae: Trained `VAE`, `ConditionalVAE` or `LadderVAE`. A condition y can be chosen in the
+            page. The latents of a `LadderVAE` are those of its top layer, decoded at the means of
+            the layers below.
         x: At least two data, as for `evaluate`. Labels and the schema of a `Dataset` are shown.
         num_data: Number of data on the map, from evenly spaced places. Large images are fewer, so
             that a page stays below 8 MB.
@@ -65,9 +65,7 @@ class Explorer:
     @checked
     def __init__(
         self,
-        vae: Annotated[
-            VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
-        ],
+        vae: AnyVAE,
         x: Data,
         *,
         num_data: Annotated[int, Whole(2)] = 1000,

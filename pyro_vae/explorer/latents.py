@@ -10,8 +10,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vae.diagnostics.collapse import Collapse
 from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.explorer.decoder import packed
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.refinement.refine import refine
 from pyro_vae.runtime.files import JSONObject
 
@@ -40,12 +39,13 @@ def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> li
     """Return KL and range of each latent.
 
     Args:
-        use: Use of the latents.
+        use: Use of the latents, of which those of `means` come first.
         means: Posterior means, shape `(num_data, latent_dim)`.
         prior: Samples of the prior, shape `(num_samples, latent_dim)`.
         geometry: Geometry of the prior.
     """
     ends = torch.cat([means, prior.quantile(torch.tensor([0.005, 0.995], dtype=prior.dtype), 0)])
+    size = means.shape[1]
     low, high = ends.min(0).values, ends.max(0).values
     margin = MARGIN * (high - low)
     low, high = low - margin, high + margin
@@ -56,7 +56,7 @@ def latents_of(use: Collapse, means: Tensor, prior: Tensor, geometry: str) -> li
         )
     return [
         {"kl": float(kl), "active": bool(active), "low": float(a), "high": float(b)}
-        for kl, active, a, b in zip(use.kl, use.active, low, high, strict=True)
+        for kl, active, a, b in zip(use.kl[:size], use.active[:size], low, high, strict=True)
     ]
 
 
@@ -79,7 +79,7 @@ def principal_axes(means: Tensor) -> list[JSONObject]:
 
 
 def clouds_of(
-    vae: VAE | ConditionalVAE,
+    vae: AnyVAE,
     batch: tuple[Tensor, ...],
     places: list[int],
     num_draws: int,
@@ -99,7 +99,7 @@ def clouds_of(
     encoder = vae.encode(*batch).sample((num_draws,))
     refined = None
     if is_refined:
-        refined = refine(vae, batch, seed=seed).sample(num_draws, seed=seed)["z"]
+        refined = refine(vae, batch, seed=seed).sample(num_draws, seed=seed)[vae.latent_site]
     return {
         "data": places,
         "draws": num_draws,

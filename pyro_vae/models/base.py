@@ -124,6 +124,8 @@ class Autoencoder(Part):
 class ThreeParts(Autoencoder):
     """Base class of the models with one prior, one likelihood and one guide."""
 
+    latent_site = "z"  # of the latents that `encode` and `decode` are about
+
     @property
     def parts(self) -> dict[str, Any]:
         """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
@@ -139,11 +141,19 @@ class ThreeParts(Autoencoder):
         Raises:
             PairError: If the part fails on the values.
         """
-        part = self.parts[role]
-        try:
-            return expect_distribution(role, part, part(values, *context))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise program_error(role, values, error, part) from error
+        return call_part(role, self.parts[role], values, *context)
+
+
+def call_part(role: str, part: Any, values: Tensor, *context: Tensor) -> dist.TorchDistribution:
+    """Return the distribution of a part at some values, given their context.
+
+    Raises:
+        PairError: If the part fails on the values.
+    """
+    try:
+        return expect_distribution(role, part, part(values, *context))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise program_error(role, values, error, part) from error
 
 
 def mean_of(posterior: Distribution, num_samples: int = 100) -> Tensor:

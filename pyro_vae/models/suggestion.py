@@ -1,6 +1,7 @@
 """`suggest`: a VAE with parts that suit the data."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -18,8 +19,10 @@ from pyro_vae.data.sources.arrays import ArraySchema
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.opening import open
 from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.column_likelihoods import BLOCKS, counts_likelihood
 from pyro_vae.models.conditional import ConditionalVAE
+from pyro_vae.models.ladder import LadderEncoder, LadderVAE
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP, ColumnInputs
 from pyro_vae.part import Part, code_of
@@ -28,12 +31,13 @@ HIDDEN = 128  # hidden units for tables
 HIDDEN_OF_IMAGES = 500
 CONVOLUTIONAL = 32 * 32  # pixels of an image from which networks are convolutional
 CHANNELS = (32, 64, 128)
+OF_MLP = ("activation", "block", "norm")  # arguments of networks without convolutions
 
 
 @checked
 def suggest(
     data: object,
-    latent_dim: Count | None = None,
+    latent_dim: Count | Sequence[Count] | None = None,
     *,
     hidden: Sequence[Count] | None = None,
     conv: bool | None = None,
@@ -42,20 +46,23 @@ def suggest(
     prior: str | Callable[..., Part] = "standard-normal",
     guide: str | Callable[..., Part] = "diagonal-normal",
     show: bool = True,
-) -> VAE | ConditionalVAE:
+) -> AnyVAE:
     """Build a VAE with parts that suit the data, and print the code that builds it.
 
     Tables get a `likelihoods.Columns` with a likelihood for each kind of column; 8-bit pixels a
     `likelihoods.DiscretizedLogistic`; binarized pixels a `likelihoods.Bernoulli`; numbers in [0, 1]
     a `likelihoods.ContinuousBernoulli`; counts a negative binomial or Poisson likelihood; other
     numbers a `likelihoods.Normal`. Data with missing values get `likelihoods.Missing`. Data with
-    context, such as the class of an image, get a `ConditionalVAE`. Shift and unit of the data are
-    arguments of the parts, so log p(x) is a density in the unit of the data.
+    context, such as the class of an image, get a `ConditionalVAE`. Several sizes of latents give a
+    `LadderVAE`. Shift and unit of the data are arguments of the parts, so log p(x) is a density in
+    the unit of the data.
 
     Args:
         data: Data: a result of `pyro_vae.data.open`, or an argument of it.
         latent_dim: Number of latents; by default a third of the entries of a datum, from 2 to 20.
-        hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed.
+            Or the sizes of the layers of a `LadderVAE`, from x upwards, such as `[20, 10]`.
+        hidden: Sizes of the hidden layers of the encoder; the decoder has them reversed. Networks
+            between the layers of a `LadderVAE` have the same.
         conv: Whether networks of images are convolutional; by default from 32 x 32 pixels on.
         network: Further arguments of the networks, such as `{"block": "gated"}`: those of
             `networks.MLP`, or of `networks.ConvEncoder` for convolutional ones.
@@ -63,13 +70,14 @@ def suggest(
             function of a decoder with the event_shape of the data.
         prior: Name of a prior, a key of `PRIORS`, or a function with the arguments of its values.
         guide: Name of a guide, a key of `GUIDES`, or a function with the arguments of its values.
+            The guide of a `LadderVAE` is always "diagonal-normal".
         show: Whether to print the code.
 
     Returns:
         The VAE, with the schema of the data. Initial values are drawn from torch's generator.
 
     Raises:
-        DataError: If the data cannot be read or a name is unknown.
+        DataError: If the data cannot be read, a name is unknown, or arguments exclude each other.
 
     Example:
         >>> import pandas as pd
@@ -83,6 +91,7 @@ def suggest(
     """
     dataset = data if isinstance(data, Dataset) else open(data)
     is_counts = likelihood is None and getattr(dataset.schema, "kind", None) == "counts"
+    layers = _latent_dims(latent_dim, dataset, guide)
     if dataset.context and prior == "vamp":
         raise DataError("a VampPrior has no context; choose another prior for a ConditionalVAE")
     if conv and len(dataset.event_shape) != 3:
@@ -94,11 +103,9 @@ def suggest(
         raise DataError(
             f"expected {setting('conv', True)} or {setting('hidden')}, got both: {hidden}"
         )
-    size = torch.Size(dataset.event_shape).numel()
-    latent_dim = latent_dim or min(20, max(2, size // 3))
     dense: Callable[..., Part] = functools.partial(MLP, **(network or {}))
     if isinstance(dataset.schema, TableSchema):
-        decoded, encoder = _table(dataset, latent_dim, hidden, dense)
+        decoded, encoder = _table(dataset, layers[0], hidden, dense)
         if likelihood is not None:
             if not callable(likelihood):
                 raise DataError(
@@ -107,21 +114,68 @@ def suggest(
                     f"{setting('columns', {'age': 'real'})}"
                 )
             sizes = list(hidden or [HIDDEN])[::-1]
-            decoded = likelihood(_decoder(dataset, latent_dim, sizes, dataset.event_shape, dense))
+            decoded = likelihood(_decoder(dataset, layers[0], sizes, dataset.event_shape, dense))
     elif is_counts:
-        decoded, encoder = _sparse_counts(dataset, latent_dim, hidden, dense)
+        decoded, encoder = _sparse_counts(dataset, layers[0], hidden, dense)
     else:
-        decoded, encoder = _array(dataset, latent_dim, hidden, likelihood, conv, network or {})
-    q = _named(GUIDES, guide, "guide")(encoder, latent_dim)
-    p_z = _named(PRIORS, prior, "prior")(latent_dim, q, dataset)
-    built = ConditionalVAE if dataset.context else VAE
+        decoded, encoder = _array(dataset, layers[0], hidden, likelihood, conv, network or {})
+    q: Part
+    build: Callable[..., AnyVAE] = ConditionalVAE if dataset.context else VAE
+    if len(layers) > 1:
+        sizes = list(hidden or [HIDDEN_OF_IMAGES if len(dataset.event_shape) == 3 else HIDDEN])
+        options = {name: (network or {})[name] for name in OF_MLP if name in (network or {})}
+        q, build = _ladder(layers, encoder, sizes, functools.partial(MLP, **options))
+    else:
+        q = _named(GUIDES, guide, "guide")(encoder, layers[0])
+    p_z = _named(PRIORS, prior, "prior")(layers[-1], q, dataset)
     if show:
         # A prior may share the guide.
         names: dict[Module, str] = {q: "guide"} if q in p_z.modules() else {}
         for part in names:
             print(f"guide = {code_of(part)}")
-        print(f"vae = {code_of(built(p_z, decoded, q), names=names)}")
-    return built(p_z, decoded, q, schema=dataset.schema)
+        print(f"vae = {code_of(build(p_z, decoded, q), names=names)}")
+    return build(p_z, decoded, q, schema=dataset.schema)
+
+
+def _latent_dims(given: int | Sequence[int] | None, data: Dataset, guide: object) -> list[int]:
+    """Return the sizes of the layers of latents, from x upwards.
+
+    Raises:
+        DataError: If there is none, or several that the data or the guide exclude.
+    """
+    if given is None:
+        return [min(20, max(2, torch.Size(data.event_shape).numel() // 3))]
+    sizes = [given] if isinstance(given, int) else list(given)
+    if not sizes:
+        raise DataError(f"{setting('latent_dim', given)}: expected at least one size")
+    if len(sizes) > 1 and data.context:
+        raise DataError(
+            f"{setting('latent_dim', given)} asks for a LadderVAE, which has no context; give one "
+            "size for a ConditionalVAE"
+        )
+    if len(sizes) > 1 and guide != "diagonal-normal":
+        raise DataError(
+            f"{setting('latent_dim', given)} asks for a LadderVAE, which has the guide "
+            f"'diagonal-normal' in all layers; got {guide!r}: leave out {setting('guide')}"
+        )
+    return sizes
+
+
+def _ladder(
+    layers: Sequence[int], encoder: "Encoder", hidden: list[int], network: Callable[..., Part]
+) -> tuple[LadderEncoder, Callable[..., LadderVAE]]:
+    """Return the encoder of a ladder, and its constructor from prior, likelihood and encoder."""
+    width = hidden[-1]
+    upper = [network(width, hidden, width) for _ in layers[1:]]
+    decoders = [
+        network(above, hidden[::-1], 2 * size)
+        for size, above in reversed(list(itertools.pairwise(layers)))
+    ]
+
+    def build(prior: Part, likelihood: Part, guide: LadderEncoder, **schema: Any) -> LadderVAE:
+        return LadderVAE(prior, decoders, likelihood, guide, **schema)
+
+    return LadderEncoder([encoder(width), *upper], list(layers)), build
 
 
 def _named(
@@ -146,8 +200,9 @@ GUIDES: dict[str, Callable[[Encoder, int], Part]] = {
 
 
 def vamp(latent_dim: int, guide: Part, data: Dataset, num_pseudo_inputs: int = 200) -> Part:
-    """Return a VampPrior with data as the first pseudo-inputs."""
+    """Return a VampPrior with data as the first pseudo-inputs, missing values at the median."""
     x = data.spread(num_pseudo_inputs)
+    x = torch.where(x.isnan(), data.sample().nanmedian(0).values, x)
     return priors.VampPrior(guide, len(x), data.event_shape, bounds=None, pseudo_inputs=x)
 
 

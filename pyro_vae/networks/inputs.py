@@ -1,6 +1,6 @@
 """Networks of inputs that are masked, standardized, or columns of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,13 @@ from torch import Tensor
 from pyro_vae.arguments import ArgumentError, Finite, Positive
 from pyro_vae.networks.layers import Module, batch_shape
 from pyro_vae.part import Part
+
+# Learned inputs, such as those of a VampPrior, may leave the domain of a logarithm.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "log": lambda x: x.clamp_min(torch.finfo(x.dtype).tiny).log(),
+    "log1p": lambda x: x.clamp_min(0.0).log1p(),
+}
 
 
 class WithMask(Part):
@@ -200,7 +207,7 @@ class ColumnInputs(Part):
                 continue
             # 1 is in the domain of every feature.
             x = torch.where(lost, torch.ones_like(x), x)
-            x = {"identity": lambda x: x, "log": torch.log, "log1p": torch.log1p}[name](x)
+            x = FUNCTIONS[name](x)
             standardized = (x - self.shift[columns]) / self.unit[columns]
             found.append(torch.where(lost, torch.zeros_like(x), standardized))
         if self.missing:

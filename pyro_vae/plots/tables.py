@@ -32,7 +32,7 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
     of few whole numbers and columns with levels are bars.
 
     Args:
-        data: Values of each column by name.
+        data: Values of each column by name, such as a frame of numbers.
         model: Sampled values of the same columns.
         title: Title of the figure.
         levels: Levels of the columns that have them.
@@ -49,10 +49,11 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
 
     See also: `dependence`, `imputation_errors`.
     """
-    width = min(5, math.ceil(math.sqrt(len(data))))
-    height = math.ceil(len(data) / width)
+    columns = list(data)  # the length of a frame is that of its rows
+    width = min(5, math.ceil(math.sqrt(len(columns))))
+    height = math.ceil(len(columns) / width)
     figure = Figure(figsize=(2.6 * width + 0.6, 2.1 * height + 0.7), layout="constrained")
-    for place, name in enumerate(data):
+    for place, name in enumerate(columns):
         axes = figure.add_subplot(height, width, place + 1)
         axes.set_title(_text(name, 28), fontsize=9)
         axes.tick_params(labelsize=8)

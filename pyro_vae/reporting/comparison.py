@@ -16,7 +16,7 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.distributions.entrywise import PartlyObserved, SideBySide, support_of
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.runtime.tables import rendered
 
 
@@ -66,7 +66,7 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, tuple[VAE, Dataset]], *, num_samples: int, seed: int = 0
+    models: Mapping[str, tuple[AnyVAE, Dataset]], *, num_samples: int, seed: int = 0
 ) -> Comparison:
     """Score several models on the same data.
 
@@ -108,7 +108,7 @@ def _difference(data: Dataset, other: Dataset) -> str:
     return ""
 
 
-def _is_discrete(vae: VAE, data: Dataset) -> torch.Tensor:
+def _is_discrete(vae: AnyVAE, data: Dataset) -> torch.Tensor:
     """Return whether each entry of x has a probability, not a density."""
     x, *context = data.batch(slice(1))
     with torch.no_grad():

@@ -169,7 +169,7 @@ def write(
     run: Path,
     metrics: JSONObject,
     vae: Autoencoder,
-    x: Tensor,
+    x: Tensor | tuple[Tensor, ...],
     card: TrustCard,
     explorer: Explorer | None = None,
 ) -> None:
@@ -188,7 +188,7 @@ def write(
         run: Folder of the run.
         metrics: Contents of its metrics.json.
         vae: Model of the run.
-        x: Data of the card, shape `(num_data, *event)`.
+        x: Data of the card, shape `(num_data, *event)`; or a tuple of them and their context.
         card: Result of `pyro_vae.diagnose` for these data.
         explorer: Explorer to add to the page, or None for a page without scripts.
 
@@ -197,7 +197,8 @@ def write(
         OSError: If the file cannot be written.
     """
     schema: Schema | None = getattr(vae, "schema", None)
-    pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, x, card)}
+    batch = x if isinstance(x, tuple) else (x,)
+    pictures = {name: encoded(figure, dpi=110) for name, figure in _figures(vae, batch, card)}
     for name in READINGS.keys() - pictures.keys():
         if (run / f"{name}.png").is_file():
             pictures[name] = _picture(run, f"{name}.png")
@@ -283,10 +284,13 @@ def _listed(card: TrustCard) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str, Figure]]:
+def _figures(
+    vae: Autoencoder, batch: tuple[Tensor, ...], card: TrustCard
+) -> Iterator[tuple[str, Figure]]:
+    x = batch[0]
     images = x if x.dim() == 4 else None
     if images is not None:
-        yield "predictive", _predictive(vae, images, card)
+        yield "predictive", _predictive(vae, batch, card)
     elpd = SimpleNamespace(pareto_k=card.per_datum["khat"], good_k=card.khat_threshold)
     yield "khat", plots.khat(elpd, None if images is None else images.cpu())
     untrusted = np.flatnonzero(np.isin(card.status(), UNTRUSTED[:2]))[:SHOWN]
@@ -302,16 +306,17 @@ def _figures(vae: Autoencoder, x: Tensor, card: TrustCard) -> Iterator[tuple[str
     yield "aggregate", plots.aggregate_posterior(latents.draws, title)
 
 
-def _predictive(vae: Autoencoder, x: Tensor, card: TrustCard) -> Figure:
+def _predictive(vae: Autoencoder, batch: tuple[Tensor, ...], card: TrustCard) -> Figure:
+    rows = tuple(values[:SHOWN].to(device_of(vae)) for values in batch)
     tree = from_pyro_svi(
         vae.model,
         vae.guide,
-        model_args=(x[:SHOWN].to(device_of(vae)),),
+        model_args=rows,
         num_samples=min(card.num_samples, 500),
         groups=("observed_data", "posterior_predictive"),
         seed=card.seed,
     )
-    return plots.predictive(tree, range(len(x[:SHOWN])), "x above its posterior predictive")
+    return plots.predictive(tree, range(len(rows[0])), "x above its posterior predictive")
 
 
 def _versions(trained: dict[str, str]) -> list[tuple[str, str, str]]:

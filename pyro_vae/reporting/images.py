@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.unconditional import Unconditional
 from pyro_vae.reporting.subject import Subject
 from pyro_vae.runtime.devices import device_of
 
@@ -30,7 +30,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
             "reconstructions": plots.reconstructions(shown[:50].cpu(), means, text),
         }
     latent_dim = subject.means.shape[1]
-    draws = vae.decode(vae.model.prior().sample((SHOWN,))).mean
+    draws = vae.sample_means(SHOWN)
     found = {
         "samples": plots.image_grid(
             draws.cpu(), f"{title}\nE[x|z] for z drawn from the prior ({latent_dim} latents)"
@@ -44,7 +44,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
     return {**found, "traversals": _traversals(vae, title, subject.means, subject.scales)}
 
 
-def _manifold(vae: VAE, title: str) -> Figure:
+def _manifold(vae: Unconditional, title: str) -> Figure:
     """Decode a grid of N(0, I) quantiles (Kingma & Welling 2013, Figure 4)."""
     quantiles = ndtri((np.arange(MANIFOLD) + 0.5) / MANIFOLD)
     z2, z1 = np.meshgrid(quantiles[::-1], quantiles, indexing="ij")
@@ -61,7 +61,7 @@ def _manifold(vae: VAE, title: str) -> Figure:
     )
 
 
-def _traversals(vae: VAE, title: str, means: Tensor, scales: Tensor) -> Figure:
+def _traversals(vae: Unconditional, title: str, means: Tensor, scales: Tensor) -> Figure:
     """Vary one latent at a time from -2.5 to 2.5, in descending order of KL."""
     # KL(q(z_i|x) || N(0, 1))
     kl = 0.5 * (means.square() + scales.square() - 1) - scales.log()

@@ -8,14 +8,15 @@ from torch import Tensor
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.sources.table_schema import center
 from pyro_vae.distributions.entrywise import entries_of
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.unconditional import Unconditional
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 
 
 @torch.no_grad()
-def latent_moments(vae: VAE | ConditionalVAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Return posterior means and standard deviations, each `(num_data, latent_dim)`.
+def latent_moments(vae: AnyVAE, data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations of `vae.encode`, each `(num_data, latent_dim)`.
 
     They are estimated from 100 samples if q(z|x) has no closed form for them, for example a flow.
     """
@@ -34,9 +35,11 @@ def latent_moments(vae: VAE | ConditionalVAE, data: Dataset, seed: int) -> tuple
     return found["mean"], found["scale"]
 
 
-def sampled(vae: VAE | ConditionalVAE, data: Dataset, count: int) -> Tensor:
+def sampled(vae: AnyVAE, data: Dataset, count: int) -> Tensor:
     """Sample x from a model; from p(x|y) in the contexts y of some data if it is conditional."""
-    return vae.sample(count) if isinstance(vae, VAE) else vae.sample(contexts(data, count))
+    if isinstance(vae, ConditionalVAE):
+        return vae.sample(contexts(data, count))
+    return vae.sample(count)
 
 
 def contexts(data: Dataset, count: int) -> Tensor:
@@ -46,7 +49,7 @@ def contexts(data: Dataset, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
+def contributions(vae: AnyVAE, data: Dataset, num_samples: int, seed: int) -> Tensor:
     """Return E_q log p(x_i|z) of each entry in nats, shape `(num_data, *event)`; 0 for NaN.
 
     Their sum over the entries is the term E log p(x|z) of the ELBO.
@@ -56,6 +59,9 @@ def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, se
     """
 
     def expected(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        if isinstance(vae, Unconditional):
+            given_z = vae.predictive(batch[0], num_samples)
+            return {"entries": entries_of(given_z).log_prob(batch[0]).mean(dim=0)}
         z = vae.encode(*batch).sample((num_samples,))
         x, *context = (rows.repeat(num_samples, *(1,) * (rows.dim() - 1)) for rows in batch)
         entries = entries_of(vae.decode(z.flatten(0, 1), *context)).log_prob(x)
@@ -67,12 +73,12 @@ def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, se
 
 @torch.no_grad()
 def imputed(
-    vae: VAE, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
+    vae: Unconditional, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
 ) -> dict[str, Tensor]:
     """Summarize samples of the missing entries of vectors. Observed entries are unchanged.
 
     Args:
-        vae: VAE for data with missing entries.
+        vae: Model of data with missing entries.
         data: Rows of shape `(num_data, num_columns)`, NaN for missing entries.
         num_levels: Number of levels of each column, 0 for numbers.
         num_samples: Number of samples for each row.

@@ -28,8 +28,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.distributions.independent import is_standard_normal
 from pyro_vae.evaluation import DESCRIPTIONS, Evaluation, evaluate
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.plots.images import title_of
@@ -79,9 +78,7 @@ _METRICS = Record(
 
 @checked
 def report(
-    vae: Annotated[
-        VAE | ConditionalVAE, Instance((VAE, ConditionalVAE), "a VAE or a ConditionalVAE")
-    ],
+    vae: AnyVAE,
     fit: Annotated[Fit, Instance((Fit,), "the result of pyro_vae.fit")],
     test: Data,
     out: FilePath,
@@ -100,7 +97,8 @@ def report(
     one writes. Results of another run in the folder are moved to `results-before`.
 
     Args:
-        vae: Trained VAE; or a `ConditionalVAE`, sampled in the contexts of the test data.
+        vae: Trained `VAE` or `LadderVAE`; or a `ConditionalVAE`, sampled in the contexts of the
+            test data.
         fit: Result of `pyro_vae.fit` for it.
         test: Test data, as for `evaluate`.
         out: Folder for the results; it is created if it does not exist.
@@ -195,9 +193,7 @@ def _write_all(writers: Iterable[Callable[[], object]], out: Path) -> None:
         )
 
 
-def write_metrics(
-    path: Path, vae: VAE | ConditionalVAE, fit: Fit, scores: Evaluation
-) -> JSONObject:
+def write_metrics(path: Path, vae: AnyVAE, fit: Fit, scores: Evaluation) -> JSONObject:
     """Write settings, scores (nats per datum) and history to `path`, atomically."""
     metrics: JSONObject = {
         **{kind: type(part).__name__ for kind, part in vae.parts.items()},

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.reporting.rows import sampled
 
 
@@ -25,7 +24,7 @@ class Subject:
         seed: Random seed.
     """
 
-    vae: VAE | ConditionalVAE
+    vae: AnyVAE
     test: Dataset
     shown: Tensor
     context: tuple[Tensor, ...]

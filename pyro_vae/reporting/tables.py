@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.unconditional import Unconditional
 from pyro_vae.reporting.subject import Subject
 
 ROWS = 2000  # test data that are compared with samples
@@ -28,7 +28,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
     names = [column.name for column in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
-    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE):
+    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, Unconditional):
         repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
         rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
         errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])
@@ -144,11 +144,13 @@ class ImputationErrors:
     coverage: dict[float, np.ndarray]
 
 
-def imputation(vae: VAE, x: Tensor, num_levels: list[int], seed: int = 0) -> ImputationErrors:
+def imputation(
+    vae: Unconditional, x: Tensor, num_levels: list[int], seed: int = 0
+) -> ImputationErrors:
     """Hide observed entries at random and impute them.
 
     Args:
-        vae: VAE for data with missing entries.
+        vae: Model of data with missing entries.
         x: Rows of shape `(num_data, num_columns)`.
         num_levels: Number of levels of each column, 0 for numbers.
         seed: Random seed of the hidden entries.

@@ -184,3 +184,15 @@ def test_runs_are_not_written_into_a_folder_of_data(tmp_path, monkeypatch, place
     assert "outside it" in refused("train", "images", "--out", place, *TRAIN)
     assert "outside it" in refused("describe", "images", "--out", place)
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_images_given_their_class_have_a_page(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("even", "odd"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    said = run("train", tmp_path / "images", "--context", "label", "--out", tmp_path / "r", *TRAIN)
+    assert "vae = pv.ConditionalVAE(" in said
+    assert "Posterior predictive against x" in (tmp_path / "r" / "page.html").read_text()

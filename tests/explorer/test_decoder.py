@@ -1,5 +1,9 @@
 """The decoder of the page computes E[x|z] of `vae.decode`, for each likelihood and network."""
 
+from base64 import b64decode
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +20,7 @@ from tests.explorer.cases import (
     OF_IMAGES,
     compared,
     programs,
+    spread,
     vae_of,
 )
 from tests.support.catalogue import LIKELIHOODS
@@ -142,18 +147,53 @@ def test_the_prior_may_depend_on_the_condition():
     assert contents["conditions"]["choices"] == contents["conditions"]["of"] == []
 
 
-def test_a_ladder_is_refused():
-    ladder = pv.LadderVAE(
-        pv.priors.StandardNormal(2),
-        [MLP(2, [4], 2 * LATENTS)],
-        likelihoods.Normal(MLP(LATENTS, [4], 5)),
-        [MLP(5, [4], 4), MLP(4, [4], 4)],
-        [LATENTS, 2],
-    )
-    with pytest.raises(pv.ArgumentError, match="a VAE or a ConditionalVAE, got a LadderVAE"):
-        explorer.Explorer(ladder, torch.zeros(3, 5))
+def ladder(decoders, likelihood, sizes):
+    encoders = [MLP(5, [4], 4), *(MLP(4, [4], 4) for _ in decoders)]
+    return pv.LadderVAE(
+        pv.priors.StandardNormal(sizes[-1]), decoders, likelihood, encoders, sizes
+    ).eval()
+
+
+@pytest.mark.skipif(NODE is None, reason="no node is on PATH to run the script of the page with")
+def test_a_ladder_is_decoded_at_the_means_of_its_layers(tmp_path):
+    torch.manual_seed(0)
+    vaes = {
+        "two layers": ladder(
+            [MLP(LATENTS, [4], 2 * 4, block="gated")],
+            spread(likelihoods.Bernoulli(MLP(4, [4], 5))),
+            [4, LATENTS],
+        ),
+        "three layers": ladder(
+            [MLP(LATENTS, [4], 2 * 2), MLP(2, [], 2 * 6)],
+            spread(likelihoods.Poisson(MLP(6, [4], 5))),
+            [6, 2, LATENTS],
+        ),
+    }
+    for vae in vaes.values():
+        spread(vae.model.decoders)
+    assert all(found < TOLERANCE / 50 for found in compared(vaes, tmp_path).values())
+
+
+@pytest.mark.parametrize("sizes", [[LATENTS, 2], [2, 1, 4]], ids=str)
+def test_the_map_of_a_ladder_has_the_top_latents(sizes):
+    torch.manual_seed(0)
+    decoders = [MLP(above, [4], 2 * size) for size, above in pairwise(sizes)][::-1]
+    vae = ladder(decoders, likelihoods.Normal(MLP(sizes[0], [4], 5)), sizes)
+    x = torch.randn(30, 5)
+    contents = explorer.Explorer(vae, x, num_samples=10, refine=True).contents
+    means = np.frombuffer(b64decode(contents["data"]["z"]["data"]), np.float32)
+    top = vae.encode(x).mean.detach().numpy()
+    np.testing.assert_allclose(means.reshape(30, -1), top, rtol=1e-5)
+    use = pv.collapse(vae, x, num_samples=20)
+    kl = [latent["kl"] for latent in contents["latents"]]
+    np.testing.assert_allclose(kl, use.kl[: sizes[-1]])
+    draws = np.frombuffer(b64decode(contents["clouds"]["refined"]["data"]), np.float16)
+    assert draws.size == 30 * 60 * sizes[-1]
+    assert f"z is z{len(sizes)}, the top layer" in contents["notes"][2]
 
 
 def test_other_models_are_refused_by_a_sentence():
-    with pytest.raises(pv.ArgumentError, match="vae must be a VAE or a ConditionalVAE"):
+    with pytest.raises(
+        pv.ArgumentError, match="vae must be a VAE, a ConditionalVAE or a LadderVAE"
+    ):
         explorer.Explorer(pv.Pair(print, print), torch.zeros(3, 2))

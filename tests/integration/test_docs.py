@@ -1,11 +1,13 @@
 """The pages of the documentation run, link to what exists, and name what is public."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -115,11 +117,32 @@ def test_broken_links_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_formulas_of_a_page_can_be_displayed(page):
-    math = pytest.importorskip("docutils.utils.math.latex2mathml")
+def test_the_formulas_of_a_page_can_be_displayed(page, monkeypatch):
+    pytest.importorskip("docutils.utils.math.latex2mathml")
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    mathml = importlib.import_module("mathml").mathml
     text = re.sub(r"`[^`\n]*`", "", prose(page))
     for block, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, re.DOTALL):
-        math.tex2mathml((block or inline).strip(), as_block=bool(block))
+        mathml((block or inline).strip(), bool(block))
+
+
+@pytest.mark.parametrize(
+    ("formula", "tags"),
+    [
+        (r"\hat\mu_i", ["msub", "mover", "mi", "mo", "mi"]),
+        (r"\hat\mu_i^2", ["msubsup", "mover", "mi", "mo", "mi", "mn"]),
+        (r"\sum_i^n x", ["munderover", "mo", "mi", "mi", "mi"]),
+        (r"\mu_i^2", ["msubsup", "mi", "mi", "mn"]),
+    ],
+)
+def test_subscripts_are_next_to_an_accented_letter(formula, tags, monkeypatch):
+    pytest.importorskip("docutils.utils.math.latex2mathml")
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    written = importlib.import_module("mathml").mathml(formula, True)
+    assert [part.tag.partition("}")[2] for part in ElementTree.fromstring(written).iter()] == [
+        "math",
+        *tags,
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

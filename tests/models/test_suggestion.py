@@ -7,6 +7,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.data.errors import DataError
@@ -125,6 +126,30 @@ def test_priors_and_guides_by_name(prior, guide):
     x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
     vae = trained(x, prior=prior, guide=guide)
     assert np.isfinite(pv.evaluate(vae, x, num_samples=4).elbo).all()
+
+
+@pytest.mark.parametrize("kind", ["missing", "counts", "positive"])
+@pytest.mark.parametrize("latent_dim", [2, [3, 2]], ids=str)
+def test_pseudo_inputs_of_every_kind_of_column_have_finite_gradients(kind, latent_dim):
+    """Also those that an optimizer has moved out of the range of the data."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(2.0, (40, 3)).astype(np.float32) + (0 if kind == "counts" else 0.5)
+    if kind == "missing":
+        x[rng.random(x.shape) < 0.3] = np.nan
+    names = {"missing": "real", "counts": "count"}
+    data = pv.data.open(
+        pd.DataFrame(x, columns=["a", "b", "c"]),
+        columns=dict.fromkeys("abc", names.get(kind, kind)),
+    )
+    torch.manual_seed(0)
+    vae = pv.suggest(data, latent_dim=latent_dim, hidden=[4], prior="vamp", show=False)
+    pseudo_inputs = vae.parts["prior"].raw_pseudo_inputs
+    assert pseudo_inputs.isfinite().all()
+    for moved in (0.0, 4.0):
+        pseudo_inputs.data -= moved
+        vae.zero_grad()
+        Trace_ELBO().differentiable_loss(vae.model, vae.guide, data[:]).backward()
+        assert all(p.grad.isfinite().all() for p in vae.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

@@ -1,6 +1,7 @@
 """Plots of images and of diagnostics contain the arrays that they are given."""
 
 import numpy as np
+import pandas as pd
 import torch
 
 import pyro_vae as pv
@@ -109,3 +110,11 @@ def test_the_prior_is_a_circle_on_the_map():
 def test_no_title_says_that_nothing_was_binarized():
     assert title_of("wine", "none", 3) == "wine, seed 3"
     assert title_of("$x", "dynamic", 0) == r"\$x, dynamic binarization, seed 0"
+
+
+def test_a_frame_has_as_many_panels_as_columns():
+    columns = {name: np.linspace(0.0, 1.0, 500) for name in "abc"}
+    figures = [plots.marginals(x, x, "toy") for x in (columns, pd.DataFrame(columns))]
+    sizes = [tuple(figure.get_size_inches()) for figure in figures]
+    assert sizes[0] == sizes[1]
+    assert [axes.get_title() for axes in figures[1].axes] == ["a", "b", "c"]
