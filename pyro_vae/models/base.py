@@ -12,6 +12,9 @@ from torch.distributions import Distribution
 
 from pyro_vae.arguments import FilePath, Samples, checked, shown
 from pyro_vae.checkpointing import model_folder
+from pyro_vae.data.sources.frames import is_source
+from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import program_error
@@ -29,6 +32,8 @@ Likelihood: TypeAlias = Annotated[
 ]
 Posterior: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("x",))]
 Network: TypeAlias = Annotated[nn.Module, Role("network", ("values",))]
+
+CHUNK = 1024  # rows of a table that are completed at once
 
 
 class Autoencoder(Part):
@@ -124,6 +129,8 @@ class Autoencoder(Part):
 class ThreeParts(Autoencoder):
     """Base class of the models with one prior, one likelihood and one guide."""
 
+    schema: Part | None
+
     @property
     def parts(self) -> dict[str, Any]:
         """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
@@ -144,6 +151,43 @@ class ThreeParts(Autoencoder):
             return expect_distribution(role, part, part(values, *context))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise program_error(role, values, error, part) from error
+
+    @torch.no_grad()
+    def _reconstructed(self, source: object, x: Tensor, *context: Tensor) -> Any:
+        """Return E[x'|z] at z = E[z|x], in the form of a source with the data x."""
+        with evaluating(self):
+            z = mean_of(self._called("guide", x, *context))
+            given_z = self._called("likelihood", z, *context)
+            if (schema := self._table_schema(source)) is None:
+                return given_z.mean
+            x = point_estimate(given_z)
+            return schema.restore(x, like=source, context=context[0] if context else None)
+
+    @torch.no_grad()
+    def _imputed(
+        self, source: object, num_samples: int, draws: bool, x: Tensor, *context: Tensor
+    ) -> Any:
+        """Sample the NaN entries of x, the data of a source; see `VAE.impute`."""
+        schema = self._table_schema(source)
+        self.check(x, *context)
+        with evaluating(self):
+            if schema is None:
+                return self._completed(num_samples, x, *context)
+            parts = zip(*(rows.split(CHUNK) for rows in (x, *context)), strict=True)
+            chunks = [self._completed(num_samples, *part) for part in parts]
+        if draws:
+            return [schema.complete(source, sample) for sample in torch.cat(chunks, dim=1)]
+        return schema.complete(source, torch.cat([schema.center(part) for part in chunks]))
+
+    def _completed(self, num_samples: int, x: Tensor, *context: Tensor) -> Tensor:
+        z = self._called("guide", x, *context).sample((num_samples,))
+        context = tuple(y.expand(num_samples, *y.shape) for y in context)
+        return torch.where(x.isnan(), self._called("likelihood", z, *context).sample(), x)
+
+    def _table_schema(self, x: object) -> TableSchema | None:
+        """Return the schema if it is one of a table, and x a table of a user."""
+        schema = self.schema
+        return schema if isinstance(schema, TableSchema) and is_source(x) else None
 
 
 def mean_of(posterior: Distribution, num_samples: int = 100) -> Tensor:

@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import ArgumentError, FilePath, Samples, checked
-from pyro_vae.data.sources.frames import is_source
-from pyro_vae.data.sources.table_schema import TableSchema
-from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.models.base import (
     AnyPrior,
     Likelihood,
@@ -29,7 +26,6 @@ from pyro_vae.models.base import (
     ThreeParts,
     expect_distribution,
     expose_parameters,
-    mean_of,
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
@@ -38,8 +34,6 @@ from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
-
-CHUNK = 1024  # rows of a table that are completed at once
 
 
 class Model(nn.Module):
@@ -194,7 +188,6 @@ class VAE(ThreeParts):
         """
         return self._called("likelihood", as_input(self, z, "z"))
 
-    @torch.no_grad()
     def reconstruct(self, x: UserData) -> Any:
         """Return E[x'|z] at z = E[z|x].
 
@@ -220,14 +213,9 @@ class VAE(ThreeParts):
 
         See also: `VAE.encode`, `VAE.impute`.
         """
-        with evaluating(self):
-            z = mean_of(self.encode(x))
-            if (schema := self._table_schema(x)) is not None:
-                return schema.restore(point_estimate(self.decode(z)), like=x)
-            return self.decode(z).mean
+        return self._reconstructed(x, as_input(self, x))
 
     @checked
-    @torch.no_grad()
     def impute(self, x: UserData, num_samples: Samples = 100, draws: bool = False) -> Any:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
@@ -266,16 +254,7 @@ class VAE(ThreeParts):
 
         See also: `likelihoods.Missing`, `networks.WithMask`.
         """
-        schema = self._table_schema(x)
-        values = as_input(self, x)
-        self.check(values)
-        with evaluating(self):
-            if schema is None:
-                return self._completed(values, num_samples)
-            chunks = [self._completed(part, num_samples) for part in values.split(CHUNK)]
-        if draws:
-            return [schema.complete(x, sample) for sample in torch.cat(chunks, dim=1)]
-        return schema.complete(x, torch.cat([schema.center(part) for part in chunks]))
+        return self._imputed(x, num_samples, draws, as_input(self, x))
 
     @checked
     @torch.no_grad()
@@ -317,12 +296,3 @@ class VAE(ThreeParts):
             count = max(BATCH_SIZES)
             x, z = self.sample(count), self.model.prior().sample((count,))
             export(self.model.likelihood, self.guide.posterior, x, z, Path(path))
-
-    def _completed(self, x: Tensor, num_samples: int) -> Tensor:
-        z = self.encode(x).sample((num_samples,))
-        return torch.where(x.isnan(), self.decode(z).sample(), x)
-
-    def _table_schema(self, x: object) -> TableSchema | None:
-        """Return the schema if it is one of a table, and x a table of a user."""
-        schema = self.schema
-        return schema if isinstance(schema, TableSchema) and is_source(x) else None

@@ -65,14 +65,27 @@ def contributions(vae: VAE | ConditionalVAE, data: Dataset, num_samples: int, se
     return map_chunks(data, expected, rows=rows, seed=seed)["entries"]
 
 
+def completed(vae: VAE | ConditionalVAE, batch: Sequence[Tensor], num_samples: int) -> Tensor:
+    """Sample the NaN entries of x, `num_samples` times, given x and its context if it has one."""
+    if isinstance(vae, ConditionalVAE):
+        x, y = batch
+        return vae.impute(x, y, num_samples)
+    (x,) = batch
+    return vae.impute(x, num_samples)
+
+
 @torch.no_grad()
 def imputed(
-    vae: VAE, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
+    vae: VAE | ConditionalVAE,
+    data: Dataset,
+    num_levels: Sequence[int],
+    num_samples: int,
+    seed: int,
 ) -> dict[str, Tensor]:
     """Summarize samples of the missing entries of vectors. Observed entries are unchanged.
 
     Args:
-        vae: VAE for data with missing entries.
+        vae: Model of data with missing entries.
         data: Rows of shape `(num_data, num_columns)`, NaN for missing entries.
         num_levels: Number of levels of each column, 0 for numbers.
         num_samples: Number of samples for each row.
@@ -87,7 +100,7 @@ def imputed(
     quantiles = {"low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
 
     def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        draws = vae.impute(batch[0], num_samples)
+        draws = completed(vae, batch, num_samples)
         found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
         for interval in found.values():
             interval[:, levels] = torch.nan

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.models.conditional import ConditionalVAE
 from pyro_vae.models.vae import VAE
+from pyro_vae.reporting.rows import completed
 from pyro_vae.reporting.subject import Subject
 
 ROWS = 2000  # test data that are compared with samples
@@ -28,10 +30,11 @@ def figures(subject: Subject) -> dict[str, Figure]:
     names = [column.name for column in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
-    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE):
+    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE | ConditionalVAE):
         repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
-        rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
-        errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])
+        given = subject.test.spread_batch(ROWS)
+        rows, *context = (v[:IMPUTED_ROWS].cpu().repeat(repeats, 1) for v in given)
+        errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled], *context)
         title = f"{subject.title}\n{HIDDEN_SHARE:.0%} of the observed entries hidden, "
         title += f"{len(x[:IMPUTED_ROWS]):,} test data, {repeats} times"
         found["imputation"] = plots.imputation_errors(
@@ -144,19 +147,28 @@ class ImputationErrors:
     coverage: dict[float, np.ndarray]
 
 
-def imputation(vae: VAE, x: Tensor, num_levels: list[int], seed: int = 0) -> ImputationErrors:
+def imputation(
+    vae: VAE | ConditionalVAE,
+    x: Tensor,
+    num_levels: list[int],
+    *context: Tensor,
+    seed: int = 0,
+) -> ImputationErrors:
     """Hide observed entries at random and impute them.
 
     Args:
-        vae: VAE for data with missing entries.
+        vae: Model of data with missing entries.
         x: Rows of shape `(num_data, num_columns)`.
         num_levels: Number of levels of each column, 0 for numbers.
+        *context: Context of the rows, for a `ConditionalVAE`.
         seed: Random seed of the hidden entries.
     """
     generator = torch.Generator().manual_seed(seed)
     hidden = (torch.rand(x.shape, generator=generator) < HIDDEN_SHARE) & ~x.isnan()
     given = x.masked_fill(hidden, torch.nan)
-    draws = vae.impute(given.to(next(vae.parameters()).device), DRAWS).cpu().double().numpy()
+    device = next(vae.parameters()).device
+    batch = [value.to(device) for value in (given, *context)]
+    draws = completed(vae, batch, DRAWS).cpu().double().numpy()
     width = x.shape[1]
     model, baseline = np.full(width, np.nan), np.full(width, np.nan)
     coverage = {p: np.full(width, np.nan) for p in PROBABILITIES}
