@@ -152,9 +152,9 @@ class Column(Part):
             )
 
     def _codes(self, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        import pandas as pd
-
-        codes = pd.Index(np.array(self.levels, dtype=values.dtype)).get_indexer(values)
+        levels = np.array(self.levels, dtype=values.dtype).tolist()
+        code = {level: i for i, level in enumerate(levels)}
+        codes = np.array([code.get(value, -1) for value in values.tolist()])
         known = f"the levels {', '.join(map(repr, self.levels[:SHOWN]))}"
         more = len(self.levels) - SHOWN
         self._check(
@@ -225,10 +225,10 @@ class Column(Part):
             found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
         elif self.values_type == "boolean":
             found = filled > 0.5
-        if self.kind == "proportion":
+        elif self.kind == "proportion":
             found = filled.clip(0, 1)
-        if self.kind == "count":
-            found = filled = filled.round()
+        elif self.kind == "count":
+            found = filled.round()
         if self.values_type == "real":
             return np.where(missing, np.nan, found)
         if missing.any():

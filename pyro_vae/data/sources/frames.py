@@ -98,12 +98,10 @@ def read(
 
 
 def _plain(frame: Any) -> Any:
-    """Return a pandas frame with names that are text, and without sparse columns."""
-    import pandas as pd
-
-    if not isinstance(frame, pd.DataFrame):
+    """Return a frame; if it is one of pandas, with names that are text, and no sparse columns."""
+    if not nw.dependencies.is_pandas_dataframe(frame):
         return frame
-    sparse = [isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes]
+    sparse = [hasattr(dtype, "fill_value") for dtype in frame.dtypes]
     if any(sparse):
         frame = frame.astype({name: frame[name].dtype.subtype for name in frame.columns[sparse]})
     if all(isinstance(name, str) for name in frame.columns):
@@ -265,8 +263,6 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
         columns: Values by name, with None or NaT for missing ones.
         like: Frame or numpy array. For an array, the result is an array.
     """
-    import pandas as pd
-
     if like is not None and is_frame(like):
         library = nw.from_native(like, eager_only=True).implementation
         if not library.is_pandas():
@@ -275,6 +271,8 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
                 for name, column in columns.items()
             }
             return nw.from_dict(values, backend=library).to_native()
+    import pandas as pd
+
     # Columns with missing values have pandas' nullable types: integers stay integers.
     found = pd.DataFrame(
         {

@@ -68,9 +68,9 @@ class Values:
     @functools.cached_property
     def distinct(self) -> np.ndarray:
         """The different values, sorted."""
-        import pandas as pd
-
-        return np.sort(pd.unique(self.observed))  # much faster than np.unique for text
+        if self.observed.dtype == object:
+            return np.array(sorted({*self.observed}), dtype=object)  # faster than np.unique
+        return np.unique(self.observed)
 
     @property
     def is_number(self) -> bool:
@@ -95,7 +95,7 @@ def _is_identifier(values: Values) -> bool:
 
 
 def is_labels(values: Values) -> bool:
-    """Return whether whole numbers have few values, all of them frequent, and no tail of a count."""
+    """Return whether whole numbers have few values, all frequent, and do not end as counts do."""
     if not values.is_whole or not 2 < len(values.distinct) <= MAX_LABELS:
         return False
     rows = np.unique(values.observed, return_counts=True)[1].astype(float)
