@@ -27,7 +27,7 @@ PROBABILITIES = (0.5, 0.9)  # of intervals
 def figures(subject: Subject) -> dict[str, Figure]:
     """Return the figures of a table."""
     schema, x = subject.test.schema, subject.test.spread(ROWS).cpu()
-    names = [column.name for column in schema.modelled]
+    names = [f"{c.name} (days)" if c.kind == "date" else c.name for c in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
     if schema.has_missing and len(x) > 1 and isinstance(subject.vae, VAE | ConditionalVAE):
@@ -73,7 +73,7 @@ def _compared(
     shown = names[:COLUMNS]
     title = f"{subject.title}\n{len(x):,} test data and "
     first = {name: data[name] for name in shown}
-    of_model = f"{title}{ROWS:,} samples of the model"
+    of_model = f"{title}{ROWS:,} samples of the model, those out of range in the outermost bars"
     found: dict[str, Figure] = {"columns": plots.marginals(first, model, of_model, levels)}
     if pairs := most_dependent(first, {*levels}):
         title += "as many samples of the model"
