@@ -224,10 +224,10 @@ class Column(Part):
             levels = np.array(self.levels, dtype=object if self.values_type == "text" else None)
             found = levels[filled.round().clip(0, len(levels) - 1).astype(np.int64)]
         elif self.values_type == "integer":
-            low, high, dtype = -(2.0**63), 2.0**63 - 1024, np.dtype(np.int64)
             if self.low >= 0 and self.high >= 2.0**63:
-                low, high, dtype = 0.0, 2.0**64 - 2048, np.dtype(np.uint64)
-            found = filled.round().clip(low, high).astype(dtype)
+                found = filled.round().clip(0, 2.0**64 - 2048).astype(np.uint64)
+            else:
+                found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
         elif self.values_type == "boolean":
             found = filled > 0.5
         elif self.kind == "proportion":
@@ -322,6 +322,7 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
     if rule is None or kind_type not in rule.accepts:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
+        frames.check_exact(series)
         levels = kinds.levels_of(observed) if kind_type != "date" else []
         _say_equal(name, levels)
         return Column(name, rule.name, kind_type, levels, missing=share)

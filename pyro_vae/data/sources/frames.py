@@ -13,6 +13,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
@@ -231,6 +232,25 @@ def _not_of(series: nw.Series, expected: str, found: str) -> str:
         row = int(wrong.argmax())
         return f"expected values of type {expected}, got {values.all[row]!r} in row {row}"
     return f"expected values of type {expected}, got {found}"
+
+
+def check_exact(series: nw.Series) -> None:
+    """Check that no integer of a column changes as a float64, as those beyond 2^53 can.
+
+    Raises:
+        DataError: If one does; the message has its row.
+    """
+    if not series.dtype.is_integer():
+        return
+    found = series.drop_nulls().unique().to_list()
+    if changed := [value for value in found if int(float(value)) != value]:
+        row = int((series == changed[0]).fill_null(False).to_numpy().argmax())
+        way_out = setting("columns", {series.name: "identifier"})
+        raise DataError(
+            f"column {series.name!r}, row {row}: {changed[0]} has too many digits for a level, "
+            f"which are compared as float64. Convert the column to text, or leave it out by "
+            f"{way_out}"
+        )
 
 
 def missing_of(series: nw.Series) -> np.ndarray:

@@ -98,6 +98,19 @@ def test_large_integers_are_restored(largest):
     np.testing.assert_allclose(restored.astype(float), values.astype(float), rtol=1e-7)
 
 
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("first", [2**53 + 1, 2**60 + 1, -(2**62) - 1])
+def test_integers_that_change_as_floats_are_no_levels(first, count, library):
+    """In float64 they would be rounded, and different levels could become one."""
+    values = [None, *[first + 2 * i for i in range(count)] * 20]
+    column = pl.Series(values) if library is pl.DataFrame else pd.array(values, dtype="Int64")
+    frame = library({"id": column, "b": np.arange(len(values)) / 7})
+    with pytest.raises(DataError, match=r"'id', row [123]: -?\d{16,} has too many digits"):
+        pv.data.open(frame, columns={} if count < 3 else {"id": "category"})
+    assert pv.data.open(frame, columns={"id": "identifier"}).schema.names() == ("b",)
+
+
 def test_every_kind_is_found():
     assert set(COLUMNS) == set(KINDS)
 
