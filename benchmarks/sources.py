@@ -4,6 +4,7 @@ python benchmarks/sources.py images
 python benchmarks/sources.py counts
 """
 
+import io
 import resource
 import sys
 import tempfile
@@ -23,19 +24,26 @@ import pyro_vae as pv
 from pyro_vae.data.sources import image_files, images
 from pyro_vae.data.sources.opening import open as open_source
 
-NUM_IMAGES, SIDE, BATCH, REPEATS = 5000, 64, 128, 5
+NUM_IMAGES, SIDE, BATCH, REPEATS = 50_000, 64, 128, 3
+NUM_DIFFERENT = 1000  # images; the others are copies
+WORKERS = (0, 2)
 NUM_CELLS, NUM_GENES, DENSITY = 200_000, 2000, 0.05
 
 
 def write_images(folder: Path) -> None:
-    """Write smooth colour images with noise, as PNG."""
+    """Write smooth colour images with noise, as PNG, in two folders of classes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
-    (folder / "all").mkdir()
-    for i in range(NUM_IMAGES):
+    files = []
+    for _ in range(NUM_DIFFERENT):
         waves = [np.sin(rng.normal() * x / 8 + rng.normal() * y / 8) for _ in range(3)]
         pixels = 128 + 100 * np.stack(waves, -1) + 5 * rng.normal(size=(SIDE, SIDE, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "all" / f"{i}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file := io.BytesIO(), "png")
+        files.append(file.getvalue())
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    for i in range(NUM_IMAGES):
+        (folder / "ab"[i % 2] / f"{i}.png").write_bytes(files[i % NUM_DIFFERENT])
 
 
 def epoch(data: pv.data.Dataset) -> None:
@@ -46,39 +54,40 @@ def epoch(data: pv.data.Dataset) -> None:
 
 
 def time_images() -> None:
-    """Time the ways to read a folder, interleaved."""
+    """Time the ways to read a folder, interleaved, with each number of workers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder)
-        loader = DataLoader(
-            ImageFolder(folder, pil_to_tensor),
-            BATCH,
-            shuffle=True,
-            num_workers=image_files.NUM_THREADS,
-        )
-        opened = open_source(folder)
-        schema = opened.schema
-        files = pv.data.Dataset(images.ImageFiles(sorted((folder / "all").iterdir()), schema))
-        ways: dict[str, Callable[[], object]] = {
-            "DataLoader, an epoch": lambda: consume(loader),
-            "open": lambda: open_source(folder),
-            "in memory, an epoch": lambda: epoch(opened),
-            "from files, an epoch": lambda: epoch(files),
-        }
-        seconds = {way: [] for way in ways}
-        for _ in range(REPEATS):
-            for way, run in ways.items():
-                start = time.perf_counter()
-                run()
-                seconds[way].append(time.perf_counter() - start)
-        base = np.array(seconds["DataLoader, an epoch"])
-        print(
-            f"{NUM_IMAGES} images, {image_files.NUM_THREADS} workers or threads, {REPEATS} repeats"
-        )
-        for way, times in seconds.items():
-            ratio = np.array(times) / base
-            print(f"{way}: {np.median(times):.2f} s, ratio {np.median(ratio):.2f}"
-                  f" ({ratio.min():.2f} to {ratio.max():.2f})")  # fmt: skip
+        for workers in WORKERS:
+            image_files.NUM_THREADS = max(1, workers)
+            compare(folder, workers)
+
+
+def compare(folder: Path, workers: int) -> None:
+    """Time the ways to read a folder with a number of workers, or threads."""
+    loader = DataLoader(
+        ImageFolder(folder, pil_to_tensor), BATCH, shuffle=True, num_workers=workers
+    )
+    opened = open_source(folder)
+    files = pv.data.Dataset(images.ImageFiles(sorted(folder.rglob("*.png")), opened.schema))
+    ways: dict[str, Callable[[], object]] = {
+        "DataLoader, an epoch": lambda: consume(loader),
+        "from files, an epoch": lambda: epoch(files),
+        "open": lambda: open_source(folder),
+        "in memory, an epoch": lambda: epoch(opened),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(REPEATS):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run()
+            seconds[way].append(time.perf_counter() - start)
+    base = np.array(seconds["DataLoader, an epoch"])
+    print(f"{NUM_IMAGES:,} images, {workers} workers, {REPEATS} repeats", flush=True)
+    for way, times in seconds.items():
+        ratio = np.array(times) / base
+        print(f"{way}: {np.median(times):.2f} s, ratio {np.median(ratio):.2f}"
+              f" ({ratio.min():.2f} to {ratio.max():.2f})", flush=True)  # fmt: skip
 
 
 def consume(batches: Iterable[object]) -> None:

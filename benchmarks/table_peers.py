@@ -293,8 +293,8 @@ def main(
                 if importlib.util.find_spec(package) and (not method or m in method)
             }
             for source, data in load().items() if known else ():
-                for method, function in known.items():
-                    key = f"{name}/{source}/{method}/{seed}"
+                for m, function in known.items():
+                    key = f"{name}/{source}/{m}/{seed}"
                     if key in results:
                         continue
                     started = time.perf_counter()

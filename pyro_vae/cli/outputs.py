@@ -123,7 +123,7 @@ def write_completed(
     source: str,
     options: Mapping[str, object],
     rows: "Dataset",
-    tables: Sequence["Tensor"],
+    tables: "Tensor",
 ) -> None:
     """Write a table with its missing values filled. Observed values are those of the source.
 
@@ -132,7 +132,8 @@ def write_completed(
         source: Path of the table with missing values.
         options: Options with which it is read.
         rows: Its rows.
-        tables: Completed rows; several are written below each other, with a column `draw`.
+        tables: Completed rows, shape `(num_tables, num_data, num_columns)`; several tables are
+            written below each other, with a column `draw`.
     """
     import pandas as pd
 

@@ -250,41 +250,50 @@ def impute(
         Path | None, Option(help="Table of the 50% and 90% intervals of each imputed value")
     ] = None,
     draws: Annotated[
-        int, Option(help="Write this number of complete tables of samples, instead of medians")
+        int,
+        Option(min=0, help="Write this number of completed tables of samples, instead of medians"),
     ] = 0,
     num_samples: Annotated[int, Option(help="Number of samples for each row")] = 200,
     seed: Seed = 0,
     module: Module = None,
 ) -> None:
-    """Fill missing values with the median, or the most frequent level, of samples."""
+    """Fill missing values with the median, or the most frequent level, of samples.
+
+    Arrays with --draws have the shape (draws, rows, columns).
+    """
+    import torch
+
+    from pyro_vae.data.sources import array_files
+    from pyro_vae.models.any_vae import KINDS
     from pyro_vae.reporting.rows import imputed
 
     vae, metrics = _open(run, "cpu", module)
     rows = data_of(vae, metrics, data)
     content = getattr(rows.schema, "content", "array")
-    kept, endings = [data, *data_in(metrics)], outputs.TABLES if content == "table" else (".npy",)
+    kept, is_array = [data, *data_in(metrics)], Path(data).suffix.lower() in array_files.ENDINGS
+    endings = outputs.TABLES * (content == "table") + (".npy",) * (content != "table" or is_array)
     outputs.check(out, "--out", kept, endings)
     if intervals is not None:
         outputs.check(intervals, "--intervals", [*kept, str(out)], outputs.TABLES)
-    if not isinstance(vae, pv.VAE | pv.LadderVAE):
+    if not isinstance(vae, KINDS):
         raise ValueError(
-            f"impute needs a run of a VAE or a LadderVAE, got one of a {type(vae).__name__}"
+            "impute needs a run of a VAE, a ConditionalVAE or a LadderVAE, got one of a "
+            f"{type(vae).__name__}"
         )
     if len(rows.event_shape) != 1:
         raise ValueError(f"impute fills tables and vectors, not data of shape {rows.event_shape}")
-    missing = rows[:].isnan()
+    batch = rows.batch(slice(None))
+    missing = batch[0].isnan()
     levels = [c.num_levels for c in rows.schema.modelled] if content == "table" else None
     levels = levels or [0] * rows.event_shape[0]
     found = imputed(vae, rows, levels, num_samples, seed)
-    tables = [found["value"]]
-    if draws:
-        pv_rows = vae.impute(rows[:], draws)
-        tables = list(pv_rows)
+    torch.manual_seed(seed)
+    tables = vae.completed(*batch, num_samples=draws) if draws else found["value"][None]
     options = metrics.get("source", {}).get("options", {})
-    if content == "table":
+    if out.suffix != ".npy":
         outputs.write_completed(out, data, options, rows, tables)
     else:
-        outputs.write_array(out, tables[0])
+        outputs.write_array(out, tables if draws else tables[0])
     print_first(f"Wrote {len(rows):,} rows with {int(missing.sum()):,} imputed values to {out}")
     if intervals is not None:
         outputs.write_intervals(intervals, rows, missing, found)

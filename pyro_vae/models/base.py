@@ -121,29 +121,6 @@ class Autoencoder(Part):
             return self.model(num_data=num_samples)
 
 
-class ThreeParts(Autoencoder):
-    """Base class of the models with one prior, one likelihood and one guide."""
-
-    latent_site = "z"  # of the latents that `encode` and `decode` are about
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The arguments `prior`, `likelihood` and `guide` of the constructor, by name."""
-        return {
-            "prior": self.model.prior,
-            "likelihood": self.model.likelihood,
-            "guide": self.guide.posterior,
-        }
-
-    def _called(self, role: str, values: Tensor, *context: Tensor) -> dist.TorchDistribution:
-        """Return the distribution of the part `role` at some values, given their context.
-
-        Raises:
-            PairError: If the part fails on the values.
-        """
-        return call_part(role, self.parts[role], values, *context)
-
-
 def call_part(role: str, part: Any, values: Tensor, *context: Tensor) -> dist.TorchDistribution:
     """Return the distribution of a part at some values, given their context.
 

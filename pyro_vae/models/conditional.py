@@ -9,7 +9,7 @@ variation. All bounds and scores are those of log p(x|y).
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias, cast
 
 import pyro
 import pyro.distributions as dist
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.arguments import ArgumentError, FilePath, checked, takes
+from pyro_vae.arguments import ArgumentError, FilePath, Samples, checked, takes
+from pyro_vae.data.dataset import Data
+from pyro_vae.data.sources.frames import is_source
 from pyro_vae.models.base import (
     AnyPrior,
-    ThreeParts,
     expect_distribution,
     expose_parameters,
-    mean_of,
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
+from pyro_vae.models.with_schema import ThreeParts
 from pyro_vae.networks.inputs import Standardized, WithMask
 from pyro_vae.pairs.check import check
-from pyro_vae.pairs.inputs import as_input, program_error
+from pyro_vae.pairs.inputs import UserData, as_input, dataset_of, program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.part import Part, Role
@@ -169,21 +170,21 @@ class ConditionalVAE(ThreeParts):
         """
         return check(self, (x, y))
 
-    def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
+    def encode(self, x: UserData, y: Tensor | None = None) -> dist.TorchDistribution:
         """Return q(z|x, y), batch_shape `(num_data,)`, event_shape `(latent_dim,)`.
 
         Args:
-            x: Data, shape `(num_data, *event)`; or data in the form of the source, such as AnnData,
-                if the VAE has a schema.
+            x: Data, shape `(num_data, *event)`; or data in the form of the source, such as a table
+                or AnnData, if the VAE has a schema.
             y: Context of each datum, shape `(num_data, *context)`, such as the result of the
-                schema's `context`.
+                schema's `context`; by default that of data in the form of the source.
 
         Raises:
-            PairError: If the guide fails on them.
+            PairError: If the guide fails on them, or x has no context and y is not given.
 
         See also: `ConditionalVAE.decode`, `ConditionalVAE.reconstruct`.
         """
-        return self._distribution("guide", as_input(self, x), y)
+        return self._called("guide", *self._inputs(x, y))
 
     def decode(self, z: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return p(x|z, y), batch_shape `z.shape[:-1]`, event_shape that of one observation.
@@ -197,35 +198,92 @@ class ConditionalVAE(ThreeParts):
 
         See also: `ConditionalVAE.encode`, `ConditionalVAE.sample`.
         """
-        return self._distribution("likelihood", as_input(self, z, "z"), y)
+        return self._called("likelihood", *self._paired(as_input(self, z, "z"), y))
 
-    def _distribution(self, role: str, values: Tensor, y: object) -> dist.TorchDistribution:
+    def _inputs(self, x: UserData, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return data and their context as tensors. Data in the form of the source contain it."""
+        if y is not None:
+            return self._paired(as_input(self, x), y)
+        if self.schema is None or not is_source(x):
+            raise PairError(
+                f"y is missing: expected the context of each datum, since x is a "
+                f"{type(x).__name__} without context"
+            )
+        values, *context = dataset_of(self, cast(Data, x)).batch(slice(None))
+        if not context:
+            raise PairError("y is missing: the schema of the data has no context")
+        return values, context[0]
+
+    def _paired(self, values: Tensor, y: object) -> tuple[Tensor, Tensor]:
         context = as_input(self, y, "y")
         if len(values) != len(context):
             raise PairError(
                 f"expected one row of y for each of {len(values)} data, got shape "
                 f"{tuple(context.shape)}"
             )
-        return self._called(role, values, context)
+        return values, context
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+    def reconstruct(self, x: UserData, y: Tensor | None = None) -> Any:
         """Return E[x'|z, y] at z = E[z|x, y]; 100 samples of z if their mean has no closed form.
 
         Args:
-            x: Data, shape `(num_data, *event)`.
-            y: Context of each datum, shape `(num_data, *context)`.
+            x: Data, as for `encode`.
+            y: Context of each datum, as for `encode`.
 
         Returns:
-            Reconstructions, of the same shape as x.
+            Reconstructions, of the same shape as x. For a table, a frame with its types and its
+            context, with the most probable level in columns of levels.
 
         Raises:
-            PairError: If guide or likelihood fails on them.
+            PairError: If guide or likelihood fails on them, or x has no context and y is not given.
 
         See also: `ConditionalVAE.encode`.
         """
-        with evaluating(self):
-            return self.decode(mean_of(self.encode(x, y)), y).mean
+        return self._reconstructed(x, *self._inputs(x, y))
+
+    @checked
+    def impute(
+        self,
+        x: UserData,
+        y: Tensor | None = None,
+        num_samples: Samples = 100,
+        draws: bool = False,
+    ) -> Any:
+        """Sample the NaN entries of x from p(x'|z, y), z ~ q(z|x, y), as `VAE.impute`.
+
+        Args:
+            x: Data, shape `(num_data, *event)`, with NaN for missing entries; or a table, if the
+                VAE has the schema of a table. A context has no missing values.
+            y: Context of each datum, as for `encode`.
+            num_samples: Number of samples for each datum.
+            draws: Whether to return each sample of a table. For a tensor, each one is returned.
+
+        Returns:
+            Completed data, shape `(num_samples, num_data, *event)`; for a table, tables as
+            `VAE.impute` returns them.
+
+        Raises:
+            PairError: If x and y do not fit the model, or x has no context and y is not given.
+            DataError: If a value of the context is missing or unknown.
+
+        Example:
+            >>> import torch
+            >>> import pyro_vae as pv
+            >>> from pyro_vae.networks import MLP, WithContext, WithMask
+            >>> likelihood = pv.likelihoods.Normal(WithContext(MLP(3 + 2, [8], 2), in_shape=3))
+            >>> encoder = WithMask(WithContext(MLP(2 * 2 + 2, [8], 6), in_shape=4))
+            >>> vae = pv.ConditionalVAE(
+            ...     pv.priors.StandardNormal(3),
+            ...     pv.likelihoods.Missing(likelihood),
+            ...     pv.guides.DiagonalNormal(encoder),
+            ... )
+            >>> x = torch.tensor([[0.5, float("nan")], [1.0, 2.0]])
+            >>> vae.impute(x, torch.eye(2), num_samples=10).shape
+            torch.Size([10, 2, 2])
+
+        See also: `VAE.impute`, `likelihoods.Missing`.
+        """
+        return self._imputed(x, num_samples, draws, *self._inputs(x, y))
 
     @torch.no_grad()
     def sample(self, y: Tensor) -> Tensor:  # type: ignore[override]

@@ -27,7 +27,7 @@ from pyro_vae.models.base import (
     expose_parameters,
     observed_or_drawn,
 )
-from pyro_vae.models.unconditional import Unconditional
+from pyro_vae.models.with_schema import Unconditional
 from pyro_vae.pairs.inputs import UserData, as_input
 from pyro_vae.part import Part
 
@@ -189,7 +189,7 @@ class LadderVAE(Unconditional):
         """
         return call_part("likelihood", self._below, as_input(self, z, "z"))
 
-    def predictive(self, x: UserData, num_samples: int) -> dist.TorchDistribution:
+    def predictive(self, x: Tensor, *context: Tensor, num_samples: int) -> dist.TorchDistribution:
         """Return p(x'|z_1) at samples of the guide, batch_shape `(num_samples, num_data)`."""
         shapes = {self.latent_site: (num_samples,)}
         return self._given(x, lambda name, q: q.sample(shapes.get(name, ())))
@@ -199,13 +199,13 @@ class LadderVAE(Unconditional):
         z = self.model.prior().sample((num_samples,))
         return self.model.likelihood(self.model.descend(z, lambda _, p: p.sample())).mean
 
-    def _at_means(self, x: UserData) -> dist.TorchDistribution:
+    def _at_means(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         return self._given(x, lambda _, q: q.mean)
 
-    def _given(self, x: UserData, choose: Choice) -> dist.TorchDistribution:
+    def _given(self, x: Tensor, choose: Choice) -> dist.TorchDistribution:
         """Return p(x'|z_1) with the layers of the guide at chosen values."""
         z = lambda x: self.guide.descend(x, choose)  # noqa: E731
-        return call_part("guide", lambda x: self.model.likelihood(z(x)), as_input(self, x))
+        return call_part("guide", lambda x: self.model.likelihood(z(x)), x)
 
     def _below(self, z: Tensor) -> dist.TorchDistribution:
         return self.model.likelihood(self.model.descend(z, lambda _, p: p.mean))

@@ -23,21 +23,17 @@ from pyro_vae.models.base import (
     Likelihood,
     Posterior,
     Prior,
-    ThreeParts,
     expect_distribution,
     expose_parameters,
-    mean_of,
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
-from pyro_vae.models.unconditional import Unconditional
+from pyro_vae.models.with_schema import ThreeParts, Unconditional
 from pyro_vae.pairs.inputs import UserData, as_input
 from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
-
-CHUNK = 1024  # rows of a table that are completed at once
 
 
 class Model(nn.Module):
@@ -192,16 +188,9 @@ class VAE(ThreeParts, Unconditional):
         """
         return self._called("likelihood", as_input(self, z, "z"))
 
-    def predictive(self, x: UserData, num_samples: int) -> dist.TorchDistribution:
-        """Return p(x'|z) at samples of q(z|x), batch_shape `(num_samples, num_data)`."""
-        return self.decode(self.encode(x).sample((num_samples,)))
-
     def sample_means(self, num_samples: int) -> Tensor:
         """Return E[x|z] at samples of the prior, shape `(num_samples, *event)`."""
         return self.decode(self.model.prior().sample((num_samples,))).mean
-
-    def _at_means(self, x: UserData) -> dist.TorchDistribution:
-        return self.decode(mean_of(self.encode(x)))
 
     @checked
     @torch.no_grad()

@@ -98,6 +98,8 @@ def _compare(
         names = [_text(level, SHORT) for level in levels]
         sideways = max(map(len, names)) * len(names[::step]) > 24
         axes.set_xticks(places[::step], names[::step], rotation=90 if sideways else 0)
+    else:
+        axes.locator_params("x", integer=True)
 
 
 def dependence(
@@ -144,11 +146,8 @@ def dependence(
             axes.scatter(x, y, s=size, alpha=0.5, color=colour, linewidths=0)
             axes.tick_params(labelsize=8)
             axes.set_ylabel(f"{'model' if row else 'data'}\n" if column == 0 else "", fontsize=9)
-        shown = np.array([np.asarray(data[name], float) for name in names])
-        low, high = np.nanquantile(shown, [0.0, 1.0], axis=1)
-        margin = 0.1 * (high - low) + 0.05
-        axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        axes.set_xlim(_limits(data[names[0]], levels.get(names[0])))
+        axes.set_ylim(_limits(data[names[1]], levels.get(names[1])))
         axes.set_xlabel(_text(names[0], 28), fontsize=9)
         grid[0, column].set_title(f"{_text(names[1], 24)} (vertical)", fontsize=9)
         for name, axis in zip(names, (axes.xaxis, axes.yaxis), strict=True):
@@ -157,6 +156,15 @@ def dependence(
                 axis.set_ticks(range(len(ticks)), ticks)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _limits(values: ArrayLike, levels: Sequence[object] | None) -> tuple[float, float]:
+    """Return the ends of an axis that shows all data, and all levels with their random shifts."""
+    if levels is not None:
+        return -0.5, len(levels) - 0.5
+    low, high = np.nanquantile(np.asarray(values, float), [0.0, 1.0])
+    margin = 0.1 * (high - low) + 0.05
+    return float(low - margin), float(high + margin)
 
 
 def imputation_errors(

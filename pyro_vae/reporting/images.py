@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.unconditional import Unconditional
+from pyro_vae.models.with_schema import Unconditional
 from pyro_vae.reporting.subject import Subject
 from pyro_vae.runtime.devices import device_of
 

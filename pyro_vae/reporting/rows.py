@@ -10,7 +10,6 @@ from pyro_vae.data.sources.table_schema import center
 from pyro_vae.distributions.entrywise import entries_of
 from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.models.conditional import ConditionalVAE
-from pyro_vae.models.unconditional import Unconditional
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 
 
@@ -59,13 +58,8 @@ def contributions(vae: AnyVAE, data: Dataset, num_samples: int, seed: int) -> Te
     """
 
     def expected(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        if isinstance(vae, Unconditional):
-            given_z = vae.predictive(batch[0], num_samples)
-            return {"entries": entries_of(given_z).log_prob(batch[0]).mean(dim=0)}
-        z = vae.encode(*batch).sample((num_samples,))
-        x, *context = (rows.repeat(num_samples, *(1,) * (rows.dim() - 1)) for rows in batch)
-        entries = entries_of(vae.decode(z.flatten(0, 1), *context)).log_prob(x)
-        return {"entries": entries.unflatten(0, z.shape[:2]).mean(dim=0)}
+        given_z = vae.predictive(*batch, num_samples=num_samples)
+        return {"entries": entries_of(given_z).log_prob(batch[0]).mean(dim=0)}
 
     rows = data_per_chunk(data.event_shape, num_samples)
     return map_chunks(data, expected, rows=rows, seed=seed)["entries"]
@@ -73,7 +67,7 @@ def contributions(vae: AnyVAE, data: Dataset, num_samples: int, seed: int) -> Te
 
 @torch.no_grad()
 def imputed(
-    vae: Unconditional, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
+    vae: AnyVAE, data: Dataset, num_levels: Sequence[int], num_samples: int, seed: int
 ) -> dict[str, Tensor]:
     """Summarize samples of the missing entries of vectors. Observed entries are unchanged.
 
@@ -93,7 +87,7 @@ def imputed(
     quantiles = {"low_50": 0.25, "high_50": 0.75, "low_90": 0.05, "high_90": 0.95}
 
     def summary(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        draws = vae.impute(batch[0], num_samples)
+        draws = vae.completed(*batch, num_samples=num_samples)
         found = {name: draws.quantile(q, dim=0) for name, q in quantiles.items()}
         for interval in found.values():
             interval[:, levels] = torch.nan

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.models.unconditional import Unconditional
+from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.reporting.subject import Subject
 
 ROWS = 2000  # test data that are compared with samples
@@ -25,13 +25,14 @@ PROBABILITIES = (0.5, 0.9)  # of intervals
 def figures(subject: Subject) -> dict[str, Figure]:
     """Return the figures of a table."""
     schema, x = subject.test.schema, subject.test.spread(ROWS).cpu()
-    names = [column.name for column in schema.modelled]
+    names = [f"{c.name} (days)" if c.kind == "date" else c.name for c in schema.modelled]
     levels = {c.name: c.levels for c in schema.modelled if c.num_levels}
     found = _compared(subject, names, x, levels)
-    if schema.has_missing and len(x) > 1 and isinstance(subject.vae, Unconditional):
+    if schema.has_missing and len(x) > 1:
         repeats = min(20, -(-IMPUTED_ROWS // len(x)))  # other entries are hidden in each
-        rows = x[:IMPUTED_ROWS].repeat(repeats, 1)
-        errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled])
+        given = subject.test.spread_batch(ROWS)
+        rows, *context = (v[:IMPUTED_ROWS].cpu().repeat(repeats, 1) for v in given)
+        errors = imputation(subject.vae, rows, [c.num_levels for c in schema.modelled], *context)
         title = f"{subject.title}\n{HIDDEN_SHARE:.0%} of the observed entries hidden, "
         title += f"{len(x[:IMPUTED_ROWS]):,} test data, {repeats} times"
         found["imputation"] = plots.imputation_errors(
@@ -70,7 +71,7 @@ def _compared(
     shown = names[:COLUMNS]
     title = f"{subject.title}\n{len(x):,} test data and "
     first = {name: data[name] for name in shown}
-    of_model = f"{title}{ROWS:,} samples of the model"
+    of_model = f"{title}{ROWS:,} samples of the model, those out of range in the outermost bars"
     found: dict[str, Figure] = {"columns": plots.marginals(first, model, of_model, levels)}
     if pairs := most_dependent(first, {*levels}):
         title += "as many samples of the model"
@@ -145,7 +146,7 @@ class ImputationErrors:
 
 
 def imputation(
-    vae: Unconditional, x: Tensor, num_levels: list[int], seed: int = 0
+    vae: AnyVAE, x: Tensor, num_levels: list[int], *context: Tensor, seed: int = 0
 ) -> ImputationErrors:
     """Hide observed entries at random and impute them.
 
@@ -153,12 +154,15 @@ def imputation(
         vae: Model of data with missing entries.
         x: Rows of shape `(num_data, num_columns)`.
         num_levels: Number of levels of each column, 0 for numbers.
+        *context: Context of the rows, for a `ConditionalVAE`.
         seed: Random seed of the hidden entries.
     """
     generator = torch.Generator().manual_seed(seed)
     hidden = (torch.rand(x.shape, generator=generator) < HIDDEN_SHARE) & ~x.isnan()
     given = x.masked_fill(hidden, torch.nan)
-    draws = vae.impute(given.to(next(vae.parameters()).device), DRAWS).cpu().double().numpy()
+    device = next(vae.parameters()).device
+    batch = [value.to(device) for value in (given, *context)]
+    draws = vae.completed(*batch, num_samples=DRAWS).cpu().double().numpy()
     width = x.shape[1]
     model, baseline = np.full(width, np.nan), np.full(width, np.nan)
     coverage = {p: np.full(width, np.nan) for p in PROBABILITIES}

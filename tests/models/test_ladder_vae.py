@@ -122,7 +122,7 @@ def test_draws_of_a_linear_ladder_have_its_moments():
         assert ((draws.mean(0) - mean).abs() < 5 * error).all()
         assert ((draws.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / count)).all()
     x = marginal.sample((2,))
-    given = vae.predictive(x, count)
+    given = vae.predictive(x, num_samples=count)
     assert given.batch_shape == (count, 2)
     drawn = given.sample()
     assert ((drawn.mean(0) - expected(x)).abs() < 5 * drawn.std(0) / math.sqrt(count)).all()

@@ -203,3 +203,21 @@ def test_classes_have_their_names():
     figure = pv.plots.latent_map(np.eye(3)[:, :2], labels, "toy", ("a", "b"), ("x", "y", "$z$"))
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert names == ["x", r"\$z\$"]
+
+
+@pytest.mark.parametrize("num_levels", [0, 2, 3, 12])
+@pytest.mark.parametrize("seed", range(3))
+def test_dependence_shows_every_datum(num_levels, seed):
+    """The axes contain all points of the data, with the random shifts of levels."""
+    rng = np.random.default_rng(seed)
+    data = {"a": rng.normal(size=60), "b": rng.normal(size=60)}
+    levels = {}
+    if num_levels:
+        data["a"] = rng.integers(num_levels, size=60).astype(float)
+        levels = {"a": [f"level {i}" for i in range(num_levels)]}
+    for pair in (("a", "b"), ("b", "a")):
+        axes = pv.plots.dependence([pair], data, data, "toy", levels).axes[0]
+        low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+        points = axes.collections[0].get_offsets()
+        assert len(points) == 60
+        assert ((low < points) & (points < high)).all()

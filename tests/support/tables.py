@@ -87,6 +87,10 @@ CONTAINERS = {
     "pandas": lambda values, folder: pd.DataFrame(values),
     "pandas, nullable": lambda values, folder: nullable(values),
     "pandas, categories": lambda values, folder: _categories(values),
+    "pandas, Arrow": lambda values, folder: nullable(values).convert_dtypes(
+        dtype_backend="pyarrow"
+    ),
+    "pandas, repeated index": lambda values, folder: pd.DataFrame(values, index=[0] * ROWS),
     "polars": lambda values, folder: pl.DataFrame(values),
     "CSV": _written(".csv", lambda frame, path: frame.to_csv(path, index=False)),
     "semicolons": _written(".csv", lambda frame, path: frame.to_csv(path, index=False, sep=";")),

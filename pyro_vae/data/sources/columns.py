@@ -1,6 +1,7 @@
 """`Column`: a column of a table, and its values as numbers."""
 
 import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Self
@@ -19,6 +20,7 @@ from pyro_vae.part import Part
 
 SHOWN = 6  # levels in a description
 NARROW = ("binary", "category", "count", "proportion", "positive")  # kinds that refuse numbers
+_CODE = re.compile(r"-?(9{2,5}|8{2,5}|7{2,5})")  # codes for missing values, by convention
 MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
 
 
@@ -152,9 +154,9 @@ class Column(Part):
             )
 
     def _codes(self, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        import pandas as pd
-
-        codes = pd.Index(np.array(self.levels, dtype=values.dtype)).get_indexer(values)
+        levels = np.array(self.levels, dtype=values.dtype).tolist()
+        code = {level: i for i, level in enumerate(levels)}
+        codes = np.array([code.get(value, -1) for value in values.tolist()])
         known = f"the levels {', '.join(map(repr, self.levels[:SHOWN]))}"
         more = len(self.levels) - SHOWN
         self._check(
@@ -222,13 +224,16 @@ class Column(Part):
             levels = np.array(self.levels, dtype=object if self.values_type == "text" else None)
             found = levels[filled.round().clip(0, len(levels) - 1).astype(np.int64)]
         elif self.values_type == "integer":
-            found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
+            if self.low >= 0 and self.high >= 2.0**63:
+                found = filled.round().clip(0, 2.0**64 - 2048).astype(np.uint64)
+            else:
+                found = filled.round().clip(-(2.0**63), 2.0**63 - 1024).astype(np.int64)
         elif self.values_type == "boolean":
             found = filled > 0.5
-        if self.kind == "proportion":
+        elif self.kind == "proportion":
             found = filled.clip(0, 1)
-        if self.kind == "count":
-            found = filled = filled.round()
+        elif self.kind == "count":
+            found = filled.round()
         if self.values_type == "real":
             return np.where(missing, np.nan, found)
         if missing.any():
@@ -271,6 +276,27 @@ def _say_equal(name: str, levels: Sequence[Level]) -> None:
             return
 
 
+def _say_code(values: Values, rule: Kind) -> None:
+    """Warn of a repeated number such as -999 that is far from all others: it may mean missing."""
+    if not values.is_number or rule.has_levels or not rule.in_model:
+        return
+    found = values.distinct
+    for code, others in ((found[0], found[1:]), (found[-1], found[:-1])):
+        gap = np.abs(others - code).min()
+        if not _CODE.fullmatch(f"{code:g}") or gap <= others[-1] - others[0]:
+            continue
+        if (count := int((values.observed == code).sum())) > 1:
+            warnings.warn(
+                f"column {values.name!r}: {code:g} occurs {count} times and is far from the other "
+                f"values, {others[0]:.4g} to {others[-1]:.4g}. If it is a code for missing values, "
+                f"read a file with {setting('na', [f'{code:g}'])}, or replace it by NaN. If it is "
+                f"a number, pass {setting('columns', {values.name: rule.name})}",
+                DataWarning,
+                stacklevel=2,
+            )
+            return
+
+
 def column_of(series: nw.Series, kind: str | None) -> Column:
     """Describe a column.
 
@@ -292,9 +318,11 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
     if kind is None:
         kinds.refuse_dates(observed)
         rule = kinds.kind_of(observed)
+        _say_code(observed, rule)
     if rule is None or kind_type not in rule.accepts:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
+        frames.check_exact(series)
         levels = kinds.levels_of(observed) if kind_type != "date" else []
         _say_equal(name, levels)
         return Column(name, rule.name, kind_type, levels, missing=share)

@@ -13,6 +13,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
@@ -98,12 +99,10 @@ def read(
 
 
 def _plain(frame: Any) -> Any:
-    """Return a pandas frame with names that are text, and without sparse columns."""
-    import pandas as pd
-
-    if not isinstance(frame, pd.DataFrame):
+    """Return a frame; if it is one of pandas, with names that are text, and no sparse columns."""
+    if not nw.dependencies.is_pandas_dataframe(frame):
         return frame
-    sparse = [isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes]
+    sparse = [hasattr(dtype, "fill_value") for dtype in frame.dtypes]
     if any(sparse):
         frame = frame.astype({name: frame[name].dtype.subtype for name in frame.columns[sparse]})
     if all(isinstance(name, str) for name in frame.columns):
@@ -235,6 +234,25 @@ def _not_of(series: nw.Series, expected: str, found: str) -> str:
     return f"expected values of type {expected}, got {found}"
 
 
+def check_exact(series: nw.Series) -> None:
+    """Check that no integer of a column changes as a float64, as those beyond 2^53 can.
+
+    Raises:
+        DataError: If one does; the message has its row.
+    """
+    if not series.dtype.is_integer():
+        return
+    found = series.drop_nulls().unique().to_list()
+    if changed := [value for value in found if int(float(value)) != value]:
+        row = int((series == changed[0]).fill_null(False).to_numpy().argmax())
+        way_out = setting("columns", {series.name: "identifier"})
+        raise DataError(
+            f"column {series.name!r}, row {row}: {changed[0]} has too many digits for a level, "
+            f"which are compared as float64. Convert the column to text, or leave it out by "
+            f"{way_out}"
+        )
+
+
 def missing_of(series: nw.Series) -> np.ndarray:
     """Return the mask of missing values: null, NaN, NaT or blank text."""
     if series.dtype.is_numeric():
@@ -265,8 +283,6 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
         columns: Values by name, with None or NaT for missing ones.
         like: Frame or numpy array. For an array, the result is an array.
     """
-    import pandas as pd
-
     if like is not None and is_frame(like):
         library = nw.from_native(like, eager_only=True).implementation
         if not library.is_pandas():
@@ -275,6 +291,8 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
                 for name, column in columns.items()
             }
             return nw.from_dict(values, backend=library).to_native()
+    import pandas as pd
+
     # Columns with missing values have pandas' nullable types: integers stay integers.
     found = pd.DataFrame(
         {

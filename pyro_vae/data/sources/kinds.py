@@ -10,7 +10,8 @@ The first kind with a rule that fits is the kind of a column:
   different integers that are 0, 1, 2, ... or 1, 2, 3, ... in order, or in a column without a name
   or with the name id, or one that ends in _id or Id. Left out.
 - category: other text; and whole numbers of 3 to `MAX_LABELS` values, each in at least `LABEL_ROWS`
-  rows and in the share `LABEL_SHARE` of them. x is the position in the sorted levels.
+  rows and in the share `LABEL_SHARE` of them, that do not end as counts do. x is the position in
+  the sorted levels.
 - count: integers from 0 to `MAX_COUNT`, some of them below `SMALL_COUNT`. x is the integer.
 - proportion: numbers in [0, 1], some of them below 1/4 and some above 3/4.
 - positive: numbers above 0 with a skewness above 1 that the logarithm reduces.
@@ -18,9 +19,13 @@ The first kind with a rule that fits is the kind of a column:
 
 Whole numbers are labels, not counts, if all values are frequent. The largest values of a count are
 rare, so a sample nearly always has a value with few rows. The probability that the next value is a
-new one is about the share of values that occur once (Good 1953), which is 0 for labels. Values that
-were not in the data of the schema are refused for levels, and for numbers outside the range of
-their kind. Another kind on request, such as `real`, accepts them.
+new one is about the share of values that occur once (Good 1953), which is 0 for labels. If the mean
+of a count is small, all values can be frequent. For the values 0, 1, ..., K in n_0, ..., n_K rows,
+a Poisson law with the ratio n_K / n_(K-1) expects at least n_K^2 K / (n_(K-1) (K + 1)) rows above
+K; a negative binomial law expects more, and further zeros change nothing. Labels have none, so the
+values are a count unless this number is `ROWS_ABOVE` or more. Values that were not in the data of
+the schema are refused for levels, and for numbers outside the range of their kind. Another kind on
+request, such as `real`, accepts them.
 """
 
 import dataclasses
@@ -39,6 +44,7 @@ Level: TypeAlias = bool | int | float | str
 MAX_LEVELS = 50  # of a category of text
 MAX_LABELS = 10  # of a category of whole numbers
 LABEL_ROWS, LABEL_SHARE = 10, 0.005  # of each label that is a whole number
+ROWS_ABOVE = 5.0  # expected above the largest label, if it were a count: none has exp(-5) = 0.7%
 MAX_COUNT = 2**24  # float32 has all integers up to it
 SMALL_COUNT = 10  # integers that are all larger, such as ages of adults, are numbers
 SECONDS_PER_DAY = 86_400.0
@@ -62,9 +68,9 @@ class Values:
     @functools.cached_property
     def distinct(self) -> np.ndarray:
         """The different values, sorted."""
-        import pandas as pd
-
-        return np.sort(pd.unique(self.observed))  # much faster than np.unique for text
+        if self.observed.dtype == object:
+            return np.array(sorted({*self.observed}), dtype=object)  # faster than np.unique
+        return np.unique(self.observed)
 
     @property
     def is_number(self) -> bool:
@@ -89,11 +95,16 @@ def _is_identifier(values: Values) -> bool:
 
 
 def is_labels(values: Values) -> bool:
-    """Return whether whole numbers have few values, all of which are frequent."""
+    """Return whether whole numbers have few values, all frequent, and do not end as counts do."""
     if not values.is_whole or not 2 < len(values.distinct) <= MAX_LABELS:
         return False
-    rows = np.unique(values.observed, return_counts=True)[1].min()
-    return bool(rows >= max(LABEL_ROWS, LABEL_SHARE * len(values.observed)))
+    rows = np.unique(values.observed, return_counts=True)[1].astype(float)
+    if rows.min() < max(LABEL_ROWS, LABEL_SHARE * rows.sum()):
+        return False
+    largest = len(rows) - 1
+    if values.distinct[0] != 0 or values.distinct[-1] != largest:
+        return True
+    return bool(rows[-1] ** 2 * largest / (rows[-2] * (largest + 1)) >= ROWS_ABOVE)
 
 
 def skewness(x: np.ndarray) -> float:

@@ -59,22 +59,31 @@ class Texts:
         Raises:
             DataError: If a value is a list, bytes or of another class that is no scalar.
         """
-        import pandas as pd
-
-        values = pd.Series(series.to_list(), dtype=object)
-        missing = values.isna().to_numpy()
-        if not all(issubclass(cls, VALUES) for cls in {*map(type, values[~missing])}):
-            wrong = [not isinstance(value, VALUES) for value in values[~missing]]
-            row = int(np.flatnonzero(~missing)[np.argmax(wrong)])
-            raise DataError(
-                f"column {series.name!r}, row {row}: got a {type(values[row]).__name__}; expected "
-                "numbers, truth values, dates or text. Leave the column out or convert it"
+        values, missing = series.to_list(), np.array(series.is_null().to_list(), dtype=bool)
+        types = {*map(type, values)}
+        if float in types:  # NaN among objects is not null in polars
+            missing |= np.array([isinstance(v, float) and v != v for v in values])
+        if not all(issubclass(found, VALUES) for found in types):
+            row = next(
+                (i for i in np.flatnonzero(~missing) if not isinstance(values[i], VALUES)), -1
             )
-        found, distinct = pd.factorize(values.where(missing, values.map(str)))
-        texts = np.array([str(text) for text in distinct], dtype=object)
-        blank = np.array([not text.strip() for text in texts], dtype=bool)
-        kept = np.append(np.where(blank, -1, np.cumsum(~blank) - 1), -1)  # of code -1, too
-        return cls(series.name, texts[~blank], kept[found])
+            if row >= 0:
+                raise DataError(
+                    f"column {series.name!r}, row {row}: got a {type(values[row]).__name__}; "
+                    "expected numbers, truth values, dates or text. Leave the column out or "
+                    "convert it"
+                )
+        texts = [*map(str, values)]
+        position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        codes = np.fromiter(map(position.__getitem__, texts), np.int64, len(texts))
+        kept = np.bincount(codes[~missing], minlength=len(position)) > 0
+        kept &= np.array([bool(text.strip()) for text in position], dtype=bool)
+        new = np.where(kept, np.cumsum(kept) - 1, -1)
+        return cls(
+            series.name,
+            np.array([*position], dtype=object)[kept],
+            np.where(missing, -1, new[codes]),
+        )
 
     @property
     def missing(self) -> np.ndarray:

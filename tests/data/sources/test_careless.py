@@ -15,7 +15,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources.kinds import LABEL_ROWS, MAX_LABELS, Values, is_labels
+from pyro_vae.data.sources.kinds import LABEL_ROWS, MAX_LABELS, ROWS_ABOVE, Values, is_labels
 
 ROWS = 60
 Z = np.random.default_rng(0).normal(size=ROWS).round(2)
@@ -289,7 +289,7 @@ def test_the_last_row_counts(name, container, tmp_path):
 
 @pytest.mark.parametrize("form", [int, float, str])
 def test_whole_numbers_are_labels_if_all_are_frequent(form):
-    """The grid of the rule: number of values by number of rows of the rarest one."""
+    """The grid of the rule: number of values by number of rows of the rarest and largest one."""
     for count in range(3, MAX_LABELS + 3):
         for rarest in (1, LABEL_ROWS - 1, LABEL_ROWS, 3 * LABEL_ROWS):
             for start in (-1, 0, 5):
@@ -299,7 +299,9 @@ def test_whole_numbers_are_labels_if_all_are_frequent(form):
                 frame = pd.DataFrame(
                     {"a": [*map(form, values)], "x": np.linspace(-2, 1, len(values))}
                 )
+                above = rarest**2 / (3 * LABEL_ROWS) * (count - 1) / count  # of a count from 0 on
                 is_labels = count <= MAX_LABELS and rarest >= LABEL_ROWS
+                is_labels &= start != 0 or above >= ROWS_ABOVE
                 data = pv.data.open(frame)
                 expected = "category" if is_labels else "count" if start >= 0 else "real"
                 assert data.schema.columns[0].kind == expected, (count, rarest, start)

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,65 @@ def test_kinds_are_found_by_the_stated_rules(values, kind):
     frame = pd.DataFrame({"a": values})
     schema = pv.data.open(frame.assign(b=np.linspace(-1, 1, len(frame)))).schema
     assert schema.columns[0].kind == kind
+
+
+@pytest.mark.parametrize("code", [-999, -99, 999, 9999, 888, -77.0])
+@pytest.mark.parametrize("repeats", [0, 1, 2, 30])
+@pytest.mark.parametrize("container", ["frame", "CSV"])
+def test_codes_for_missing_values_are_reported(code, repeats, container, tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.permutation([*rng.normal(25, 3, 60).round(1), *[code] * repeats])
+    frame = pd.DataFrame({"bmi": a, "b": rng.normal(size=len(a))})
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, index=False)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pv.data.open(frame if container == "frame" else path)
+        pv.data.open(frame, columns={"bmi": "real"})
+    texts = [str(warning.message) for warning in found]
+    assert len(texts) == (repeats > 1)
+    if texts:
+        assert f"'bmi': {code:g} occurs {repeats} times" in texts[0]
+        data = pv.data.open(path, na=[str(code), str(float(code))])
+        assert int(data[:].isnan().sum()) == repeats
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [99, 98, 97.5, *range(90)],  # no gap
+        [99.5, 99.5, 1, 2.5, 3],  # another number
+        [1, 2, 5, 9] * 12,  # labels
+        [99, 1, 2, 3, 4, 5.5],  # once
+    ],
+)
+def test_other_numbers_are_no_codes(values):
+    pv.data.open(pd.DataFrame({"a": values, "b": np.linspace(-1, 1, len(values))}))
+
+
+@pytest.mark.parametrize("largest", [2**31, 2**53, 2**63 - 2**11, 2**63, 2**64 - 2**12])
+def test_large_integers_are_restored(largest):
+    values = np.array([0, largest // 3, largest // 5, largest], dtype=np.uint64)
+    frame = pd.DataFrame({"a": values, "b": [0.5, 1.5, 2.0, -1.0]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = pv.data.open(frame, columns={"a": "real"})
+    restored = data.schema.restore(data[:])["a"]
+    assert restored.dtype.kind in "iu"
+    np.testing.assert_allclose(restored.astype(float), values.astype(float), rtol=1e-7)
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("first", [2**53 + 1, 2**60 + 1, -(2**62) - 1])
+def test_integers_that_change_as_floats_are_no_levels(first, count, library):
+    """In float64 they would be rounded, and different levels could become one."""
+    values = [None, *[first + 2 * i for i in range(count)] * 20]
+    column = pl.Series(values) if library is pl.DataFrame else pd.array(values, dtype="Int64")
+    frame = library({"id": column, "b": np.arange(len(values)) / 7})
+    with pytest.raises(DataError, match=r"'id', row [123]: -?\d{16,} has too many digits"):
+        pv.data.open(frame, columns={} if count < 3 else {"id": "category"})
+    assert pv.data.open(frame, columns={"id": "identifier"}).schema.names() == ("b",)
 
 
 def test_every_kind_is_found():
