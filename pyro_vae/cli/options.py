@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyro_vae.data import Dataset
 
 MAX_CONFIG_BYTES = 2**20
+_OURS = "_pyro_vae_option"  # attribute of modules of --module
 
 DataRoot = Annotated[
     Path | None,
@@ -189,10 +190,18 @@ def imported(path: Path | None) -> ModuleType | None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--module {path}: expected a Python file")
+    known = sys.modules.get(path.stem)
+    if path.stem in sys.stdlib_module_names or (known is not None and not hasattr(known, _OURS)):
+        raise ValueError(
+            f"--module {path}: the name {path.stem!r} is that of another module: rename the file"
+        )
     module = importlib.util.module_from_spec(spec)
+    setattr(module, _OURS, True)
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, which would end the command without an error
         raise ValueError(f"--module {path} fails: {type(error).__name__}: {error}") from error
     return module

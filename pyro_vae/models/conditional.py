@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from pyro_vae.arguments import ArgumentError, FilePath, checked, takes
 from pyro_vae.models.base import (
     AnyPrior,
+    AnySchema,
     ThreeParts,
     expect_distribution,
     expose_parameters,
@@ -32,7 +33,7 @@ from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import as_input, program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Part, Role
+from pyro_vae.part import Role
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -136,7 +137,7 @@ class ConditionalVAE(ThreeParts):
         prior: AnyPrior | GivenY,
         likelihood: LikelihoodGivenY,
         guide: PosteriorGivenY,
-        schema: Part | None = None,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
         self.schema = schema

@@ -23,6 +23,7 @@ from pyro_vae.data.sources.table_schema import TableSchema
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.models.base import (
     AnyPrior,
+    AnySchema,
     Likelihood,
     Posterior,
     Prior,
@@ -34,7 +35,6 @@ from pyro_vae.models.base import (
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.pairs.inputs import UserData, as_input
-from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -118,7 +118,7 @@ class VAE(ThreeParts):
         prior: AnyPrior,
         likelihood: Likelihood,
         guide: Posterior,
-        schema: Part | None = None,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
         self.schema = schema

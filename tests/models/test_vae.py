@@ -158,3 +158,14 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (tmp_path / "model" / "architecture.json").write_text("{")
     with pytest.raises(pv.CheckpointError, match="damaged"):
         pv.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("schema", ["x", 3, [], {}, pv.networks.MLP(2, [2], 2), pv.data.Column])
+def test_a_schema_is_one_of_data(schema):
+    parts = (
+        pv.priors.StandardNormal(1),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(1, [], 2)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(2, [], 2)),
+    )
+    with pytest.raises(ValueError, match="schema must be the schema of a dataset"):
+        pv.VAE(*parts, schema=schema)

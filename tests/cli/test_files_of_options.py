@@ -1,7 +1,8 @@
-"""Files of options: each mistake is a sentence, and nothing is expanded, built or waited for."""
+"""Files of options and modules: each mistake is a sentence, and nothing is expanded, built or waited for."""
 
 import os
 import re
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -95,3 +96,34 @@ def test_a_file_of_options_may_be_a_link(refusal, tmp_path):
     (tmp_path / "real.toml").write_text("prior = 'none'\nhidden = [4]\nresume = false\n")
     (tmp_path / "link.toml").symlink_to("real.toml")
     assert "unknown prior 'none'" in refusal(tmp_path / "link.toml")
+
+
+MODULES = {
+    "raises.py": ("1 / 0", "fails: ZeroDivisionError"),
+    "ends.py": ("raise SystemExit", "fails: SystemExit"),
+    "ends_with.py": ("import sys; sys.exit(3)", "fails: SystemExit: 3"),
+    "base.py": ("class E(BaseException): pass\nraise E('x')", "fails: E: x"),
+    "syntax.py": ("def (", "fails: SyntaxError"),
+    "nul.py": ("\0", "fails: SyntaxError"),
+    "text.txt": ("x", "expected a Python file"),
+    "recursion.py": ("def f(): f()\nf()", "fails: RecursionError"),
+    "json.py": ("x = 1", "the name 'json' is that of another module: rename the file"),
+    "wave.py": ("x = 1", "the name 'wave' is that of another module"),
+    "torch.py": ("x = 1", "the name 'torch' is that of another module"),
+    "pyro_vae.py": ("x = 1", "the name 'pyro_vae' is that of another module"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_fails_is_named_and_replaces_no_other(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(pv, "fit", lambda *args, **kwargs: pytest.fail("training has begun"))
+    text, sentence = MODULES[name]
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(40)))
+    (tmp_path / name).write_text(text)
+    before = {key: sys.modules.get(key) for key in ("json", "torch", "pyro_vae", "wave")}
+    words = ["train", str(tmp_path / "t.csv"), "--module", str(tmp_path / name)]
+    error = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out")]).exception
+    assert isinstance(error, ValueError), error
+    assert sentence in str(error)
+    assert before == {key: sys.modules.get(key) for key in before}
+    assert not (tmp_path / "out").exists()
