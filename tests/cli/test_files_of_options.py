@@ -1,4 +1,4 @@
-"""Files of options and modules: each mistake is a sentence, and nothing is expanded, built or waited for."""
+"""Files of options, and modules: a mistake is a sentence; nothing is expanded or waited for."""
 
 import os
 import re
