@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import pyro_vae as pv
-from pyro_vae import cli, plots
+from pyro_vae import cli
 from pyro_vae.checkpointing import checkpoint_store as runs
 from pyro_vae.checkpointing import model_folder as checkpoints
-from pyro_vae.reporting import html_page as pages
 from pyro_vae.reporting import run_report as reports
 from pyro_vae.runtime import files as folders
 from pyro_vae.training import run_state
 from tests.models.test_vae import small_vae
+from tests.support.pictures import draw_no_pictures
 
 # A second run in a folder moves the results of the first one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has the results of an earlier run")
@@ -242,14 +242,6 @@ def finished(tmp_path_factory):
     return run, vae, trained, x, card
 
 
-@pytest.fixture
-def same_pictures(monkeypatch, finished):
-    """Draw no figure: each picture has the pixels of another one."""
-    picture = (finished[0] / "prior_samples.png").read_bytes()
-    for module in (plots, pages):
-        monkeypatch.setattr(module, "encoded", lambda *args, **kwargs: picture)
-
-
 def write_results(finished, run):
     _, vae, trained, x, _ = finished
     return pv.report(vae, trained, x, run, num_samples=2)
@@ -264,10 +256,10 @@ def command(run, name):
     return CliRunner().invoke(cli.app, [name, str(run), *words[name]]).exception
 
 
-@pytest.mark.usefixtures("same_pictures")
 @pytest.mark.parametrize("kind", LINKS)
 def test_results_are_never_written_through_a_link(kind, precious, tmp_path, finished, monkeypatch):
     monkeypatch.setattr(pv, "diagnose", lambda *args, **kwargs: finished[-1])
+    draw_no_pictures(monkeypatch)
     run, before = tmp_path / "run", contents(precious)
     shutil.copytree(finished[0], run)
     for name in RESULTS:
