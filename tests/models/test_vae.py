@@ -169,3 +169,25 @@ def test_a_schema_is_one_of_data(schema):
     )
     with pytest.raises(ValueError, match="schema must be the schema of a dataset"):
         pv.VAE(*parts, schema=schema)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.engine.compilation_warning.CompilationWarning")
+@pytest.mark.parametrize(
+    "x",
+    [None, 3, "x", [], torch.ones(4, 1, 4, 4).numpy(), torch.full((4, 1, 4, 4), torch.nan),
+     torch.ones(4, 5), torch.ones(0, 1, 4, 4), torch.ones(4, 1, 4, 4).long(),
+     torch.ones(4, 1, 4, 4, device="meta"), torch.full((4, 1, 4, 4), 2.0)],
+)  # fmt: skip
+def test_a_step_on_a_wrong_batch_fails_as_a_step_of_pyro(x):
+    failed = []
+    for kind in (pv.SVI, SVI):
+        torch.manual_seed(0)
+        vae = small_vae()
+        before = [parameter.clone() for parameter in vae.parameters()]
+        stock = pyro.optim.Adam({"lr": 1e-3})
+        optim = torch.optim.Adam(vae.parameters(), lr=1e-3) if kind is pv.SVI else stock
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            kind(vae.model, vae.guide, optim, Trace_ELBO()).step(x)
+        failed.append((error.type, str(error.value)))
+        assert all(map(torch.equal, before, vae.parameters()))
+    assert failed[0] == failed[1]
