@@ -25,7 +25,8 @@ from pyro_vae.training import run_state
 FORK = multiprocessing.get_context("fork")
 EPOCHS, DATA, BATCH = 6, 64, 16
 STEPS = EPOCHS * DATA // BATCH
-taken = FORK.Value("i", 0)  # steps that the child has taken
+# Steps that the child has taken. A child that is killed would keep the lock of the value.
+taken = FORK.Value("i", 0, lock=False)
 Settings = dict[str, Any]
 
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 MAX_ENTRIES = 10**6  # of a sequence that is an argument, other than data
+SHOWN = 60  # characters of an argument in an error
 
 
 class ArgumentError(ValueError):
@@ -106,17 +107,31 @@ def shown(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if isinstance(value, int) and abs(value) >= 10**SHOWN:  # Python refuses to print long ones
+        return f"an integer of more than {SHOWN} digits"
     if value is None or isinstance(value, str | bytes | bool | numbers.Number):
-        text = repr(value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
+        text = repr(value[:SHOWN] if isinstance(value, str | bytes) else value)
+        is_short = len(text) <= SHOWN
+        return text if is_short else f"{text[: SHOWN - 3]}..."
     shape = array_shape(value)
     if shape is not None:
         return f"{_a(type(value).__name__)} of shape {tuple(shape)}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and _has_few_entries(value):
         with contextlib.suppress(RecursionError):
-            if len(text := repr(value)) <= 60:
+            if len(text := repr(value)) <= SHOWN:
                 return text
     return _a(type(value).__name__)
+
+
+def _has_few_entries(value: Sequence[object]) -> bool:
+    """Return whether a nested list can have a short text; lists may contain each other often."""
+    entries = list(value[:SHOWN])
+    for entry in entries:  # grows
+        if len(entries) >= SHOWN:
+            return False
+        if isinstance(entry, list | tuple):
+            entries.extend(entry[:SHOWN])
+    return True
 
 
 def _a(noun: str) -> str:

@@ -13,9 +13,13 @@ import typer
 from typer import Argument, Option
 
 import pyro_vae as pv
+from pyro_vae.arguments import shown
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
+
+MAX_CONFIG_BYTES = 2**20
+_OURS = "_pyro_vae_option"  # attribute of modules of --module
 
 DataRoot = Annotated[
     Path | None,
@@ -104,36 +108,55 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
     """Read the values of options from a file. Options of the command line replace them.
 
     Raises:
-        ValueError: If the file cannot be read, or has the name of no option.
+        ValueError: If the file cannot be read, names no option or one option twice, or has a value
+            that an option cannot have.
     """
     if path is None:
         return None
-    values = _read_config(path)
-    known = {parameter.name for parameter in context.command.params}
-    named = {name.replace("-", "_"): value for name, value in values.items()}
-    repeated = {p.name for p in context.command.params if getattr(p, "multiple", False)}
-    for name in named.keys() & repeated:
-        if not isinstance(named[name], list):
-            named[name] = [named[name]]
-    if unknown := sorted(named.keys() - known):
-        raise ValueError(
-            f"{path}: unknown option {unknown[0]!r}; expected some of {sorted(filter(None, known))}"
-        )
+    options = {str(o.name): o for o in context.command.params if o.name not in (None, "config")}
+    named: dict[str, object] = {}
+    for given, value in _read_config(path):
+        name = str(given).replace("-", "_")
+        if name not in options:
+            raise ValueError(
+                f"{path}: unknown option {shown(given)}; expected some of {sorted(options)}"
+            )
+        if name in named:
+            raise ValueError(f"{path}: the option {given!r} is given twice")
+        is_list, is_flag = (getattr(options[name], key, False) for key in ("multiple", "is_flag"))
+        entries = value if is_list and isinstance(value, list) else [value]
+        kinds = bool | None if is_flag else str | int | float | None
+        for entry in entries:
+            if not isinstance(entry, kinds) or (isinstance(entry, bool) and not is_flag):
+                expected = "true or false" if is_flag else "a text or a number"
+                raise ValueError(
+                    f"{path}: {name}: expected {expected}{', or a list of them' * is_list}, got "
+                    f"{shown(entry)}"
+                )
+        named[name] = entries if is_list and value is not None else value
     context.default_map = {**(context.default_map or {}), **named}
     return path
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def _read_config(path: Path) -> list[tuple[object, object]]:
+    """Return the names and values in a file, with repeated names."""
+    if not path.is_file():
+        kind = "expected a file" if path.exists() else "no such file"
+        raise ValueError(f"--config {path}: {kind}")
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path}: expected at most {MAX_CONFIG_BYTES:,} bytes, got {size:,}")
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml"):
             import yaml
 
             values = yaml.safe_load(text)
+            if isinstance(values, dict) and len(nodes := yaml.compose(text).value) > len(values):
+                return [(name.value, None) for name, _ in nodes]  # a name is repeated
         elif path.suffix == ".json":
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_Pairs)
         else:
-            values = tomllib.loads(text)
+            values = tomllib.loads(text)  # refuses repeated names
     except ImportError as error:
         raise ValueError(
             f"reading {path.name} needs PyYAML: pip install 'pyro-vae[config]', or write "
@@ -143,9 +166,15 @@ def _read_config(path: Path) -> dict[str, object]:
         raise
     except Exception as error:  # each format has errors of its own
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if isinstance(values, _Pairs):
+        return list(values)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected options by name, got a {type(values).__name__}")
-    return values
+    return list(values.items())
+
+
+class _Pairs(tuple[tuple[str, object], ...]):
+    """The names and values of a JSON object, with repeated names."""
 
 
 def imported(path: Path | None) -> ModuleType | None:
@@ -161,10 +190,18 @@ def imported(path: Path | None) -> ModuleType | None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--module {path}: expected a Python file")
+    known = sys.modules.get(path.stem)
+    if path.stem in sys.stdlib_module_names or (known is not None and not hasattr(known, _OURS)):
+        raise ValueError(
+            f"--module {path}: the name {path.stem!r} is that of another module: rename the file"
+        )
     module = importlib.util.module_from_spec(spec)
+    setattr(module, _OURS, True)
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, which would end the command without an error
         raise ValueError(f"--module {path} fails: {type(error).__name__}: {error}") from error
     return module

@@ -241,6 +241,8 @@ def _is_plain(module: nn.Module) -> bool:
 def _is_constant(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_constant, value))
+    if isinstance(value, dict):
+        return all(map(_is_constant, value.values()))
     return value is None or isinstance(value, str | int | float | bool)
 
 

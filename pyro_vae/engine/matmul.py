@@ -84,7 +84,9 @@ def fast_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias  # read once: a `PyroModule` may sample them
     result: Tensor | NotImplementedType = NotImplemented
-    if not torch.is_grad_enabled() and x.dim() > 1:
+    if not isinstance(x, Tensor):
+        pass  # torch's error names the argument
+    elif not torch.is_grad_enabled() and x.dim() > 1:
         result = product(_as_matrix(x), weight.t(), bias)
     elif x.numel() * len(weight) >= LARGE_LAYER and x.dim() > 1 and is_faster(x, weight):
         result = _Linear.apply(_as_matrix(x), weight, bias)

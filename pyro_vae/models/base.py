@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_vae.arguments import FilePath, Samples, checked, shown
 from pyro_vae.checkpointing import model_folder
+from pyro_vae.data.sources.schema import IsSchema
 from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import program_error
@@ -20,6 +21,7 @@ from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.part import Part, Role
 from pyro_vae.runtime.devices import evaluating
 
+AnySchema: TypeAlias = Annotated[Part | None, IsSchema()]
 Prior: TypeAlias = Annotated[Callable[[], dist.TorchDistribution], Role("prior")]
 AnyPrior: TypeAlias = Annotated[
     Prior | dist.TorchDistribution, Role("prior", kinds=(Distribution,))

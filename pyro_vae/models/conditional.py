@@ -22,6 +22,7 @@ from pyro_vae.data.dataset import Data
 from pyro_vae.data.sources.frames import is_source
 from pyro_vae.models.base import (
     AnyPrior,
+    AnySchema,
     expect_distribution,
     expose_parameters,
     observed_or_drawn,
@@ -33,7 +34,7 @@ from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import UserData, as_input, dataset_of, program_error
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.site_table import SiteTable
-from pyro_vae.part import Part, Role
+from pyro_vae.part import Role
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -137,7 +138,7 @@ class ConditionalVAE(ThreeParts):
         prior: AnyPrior | GivenY,
         likelihood: LikelihoodGivenY,
         guide: PosteriorGivenY,
-        schema: Part | None = None,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
         self.schema = schema

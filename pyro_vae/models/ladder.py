@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import ArgumentError, Count
 from pyro_vae.distributions.parameters import MIN_LADDER_SCALE, loc_and_scale
 from pyro_vae.models.base import (
+    AnySchema,
     Likelihood,
     Network,
     Prior,
@@ -137,7 +138,7 @@ class LadderVAE(Unconditional):
         likelihood: Likelihood,
         encoders: Sequence[Network] | LadderEncoder,
         latent_dims: Sequence[Count] | None = None,
-        schema: Part | None = None,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
         self.schema = schema

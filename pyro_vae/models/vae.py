@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from pyro_vae.arguments import ArgumentError, FilePath, checked
 from pyro_vae.models.base import (
     AnyPrior,
+    AnySchema,
     Likelihood,
     Posterior,
     Prior,
@@ -30,7 +31,6 @@ from pyro_vae.models.base import (
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.models.with_schema import ThreeParts, Unconditional
 from pyro_vae.pairs.inputs import UserData, as_input
-from pyro_vae.part import Part
 from pyro_vae.priors.simple import Fixed
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -112,7 +112,7 @@ class VAE(ThreeParts, Unconditional):
         prior: AnyPrior,
         likelihood: Likelihood,
         guide: Posterior,
-        schema: Part | None = None,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
         self.schema = schema

@@ -1,7 +1,7 @@
 """Devices of modules, and their evaluation mode."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, TypeAlias
 
 import torch
@@ -18,8 +18,7 @@ def evaluating(*callables: object) -> Iterator[None]:
 
     In evaluation mode, BatchNorm does not update its running statistics, and dropout is off.
     """
-    modules = [module for fn in callables if isinstance(fn, nn.Module) for module in fn.modules()]
-    were_training = [module for module in modules if module.training]
+    were_training = [module for module in _with_children(callables) if module.training]
     for module in were_training:
         module.training = False
     try:
@@ -27,6 +26,21 @@ def evaluating(*callables: object) -> Iterator[None]:
     finally:
         for module in were_training:
             module.training = True
+
+
+def _with_children(values: Iterable[object]) -> Iterator[nn.Module]:
+    """Yield the modules among some values and in them, each once.
+
+    The time is linear in their number. `nn.Module.modules` passes each module through a generator
+    of every level above it, and would visit a module again for each of its parents in `values`.
+    """
+    left, seen = [value for value in values if isinstance(value, nn.Module)], set[nn.Module]()
+    while left:
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            left.extend(module.children())
+            yield module
 
 
 @checked

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.arguments import ArgumentError, Instance, IsDevice, IsPath, Number, OneOf, Whole
+from pyro_vae.arguments import (
+    ArgumentError,
+    Instance,
+    IsDevice,
+    IsPath,
+    Number,
+    OneOf,
+    Whole,
+    shown,
+)
 
 REFUSED = object()
 
@@ -99,3 +108,14 @@ def test_random_numbers_have_the_same_answer_in_an_array(wrap):
             else:
                 with pytest.raises(ArgumentError):
                     check("given", wrap(number))
+
+
+def test_errors_show_arguments_of_any_size():
+    nested, itself = [1], []
+    for _ in range(40):
+        nested = [nested] * 10  # 10^40 entries
+    itself.append(itself)
+    for value in (nested, itself, tuple(nested), list(range(1000)), 10**5000, -(10**5000),
+                  "x" * 10**7, b"x" * 10**7, [["x" * 10**6]]):  # fmt: skip
+        assert 2 < len(shown(value)) <= 60
+    assert shown([[1, 2], (3, "a")]) == "[[1, 2], (3, 'a')]"

@@ -1,10 +1,11 @@
 """Files and links of others in a run's folder: no target of a link changes, nothing is deleted."""
 
-import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,18 +18,19 @@ from pyro_vae.reporting import run_report as reports
 from pyro_vae.runtime import files as folders
 from pyro_vae.training import run_state
 from tests.models.test_vae import small_vae
+from tests.support.pictures import draw_no_pictures
 
 # A second run in a folder moves the results of the first one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has the results of an earlier run")
 
 PRECIOUS = b"precious"
-CHECKPOINT = "checkpoints/00000001"
+CHECKPOINT = "checkpoints/00000003"  # the newest one of a run of three epochs
 
 # What `fit` makes in a run's folder, also what it leaves there if it is killed.
 FOLDERS = [
-    "checkpoints", "checkpoints-before", CHECKPOINT, "checkpoints/00000009", "model", ".model.old",
-    "checkpoints-before/00000001", "checkpoints/.new-x", "checkpoints/.old-x",
-    "checkpoints/.old-00000001", ".new-x", ".old-x", ".model-x",
+    "checkpoints", "checkpoints-before", CHECKPOINT, "checkpoints/00000001", "checkpoints/00000009",
+    "model", ".model.old", "checkpoints-before/00000003", "checkpoints/.new-x",
+    "checkpoints/.old-x", "checkpoints/.old-00000001", ".new-x", ".old-x", ".model-x",
 ]  # fmt: skip
 FILES = [
     "history.json", ".history.json.new", ".lock", ".lock.pid", f"{CHECKPOINT}/{runs.STATE}",
@@ -131,55 +133,112 @@ def steps(monkeypatch):
     return taken
 
 
-def works_or_refuses(work, steps=()):
-    """Call `work`; a refusal is an error of the package before the first step."""
-    before, refusal = len(steps), None
-    try:
-        work()
-    except ValueError as error:
-        refusal = error
-    assert refusal is None or len(steps) == before, refusal
-
-
 def assert_kept(run, precious, before, planted):
     assert contents(precious) == before
     assert not (precious / "nothing").exists()
     assert of_others(run) == planted
 
 
-CASES = [
-    *((name, kind) for name in FOLDERS for kind in (*LINKS, folder_of_others, file_of_others)),
-    *((name, kind) for name in FILES for kind in (*LINKS, folder_of_others)),
-    *((name, kind) for name in (".lock", ".lock.pid") for kind in (file_of_others, pipe)),
-]
+@pytest.fixture(scope="module")
+def runs_before(tmp_path_factory):
+    """Return folders without a run and with the results and checkpoints of two runs."""
+    folder = tmp_path_factory.mktemp("runs before")
+    (folder / "0").mkdir()
+    for _ in range(2):
+        fit(folder / "2")
+    return folder
+
+
+# Places in which nothing of others is accepted. Elsewhere it is kept or, if a link, replaced.
+REFUSED = {
+    kind: [
+        *("model", ".model.old", ".lock", ".lock.pid"),
+        *(["checkpoints", "checkpoints-before"] if kind is not folder_of_others else []),
+        *(["model/" + checkpoints.WEIGHTS] if kind not in (file_of_others, pipe) else []),
+        *(["history.json"] if kind is folder_of_others else []),
+    ]
+    for kind in (*LINKS, folder_of_others, file_of_others, pipe)
+}
+
+
+@pytest.mark.parametrize("earlier", ["0", "2"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for kind, names in REFUSED.items() for name in names]
+)
+def test_training_is_refused_and_keeps_what_is_not_its_own(
+    name, kind, earlier, runs_before, precious, tmp_path, steps
+):
+    run, before = tmp_path / "run", contents(precious)
+    shutil.copytree(runs_before / earlier, run)
+    plant(run / name, kind, precious)
+    if not os.path.lexists(run / name):
+        return  # in a folder that a new run does not have
+    planted, found = of_others(run), {*run.rglob("*")}
+    for settings in ({}, {"resume": True}):
+        with pytest.raises(pv.CheckpointError):
+            fit(run, **settings)
+        assert not steps
+        assert_kept(run, precious, before, planted)
+        assert {*run.rglob("*")} - found <= {run / ".lock", run / ".lock.pid"}
+
+
+def in_groups(names):
+    """Return names in groups without a file and its folder, whose places exist together."""
+    inside = [name for name in names if name.startswith(f"{CHECKPOINT}/")]
+    others = [name for name in names if name not in (*inside, CHECKPOINT)]
+    return [group for group in ([*inside, *others[::2]], [CHECKPOINT, *others[1::2]]) if group]
+
+
+# Folders and files of others are put in the place of folders only.
+PLACES = {
+    kind: [name for name in (FOLDERS if kind is file_of_others else [*FOLDERS, *FILES])
+           if name not in REFUSED[kind]]
+    for kind in (*LINKS, folder_of_others, file_of_others)
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*(is damaged|cannot be written)")
-@pytest.mark.parametrize("runs_before", [0, 2])
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_training_keeps_what_is_not_its_own(name, kind, runs_before, precious, tmp_path, steps):
+@pytest.mark.parametrize("earlier", ["0", "2"])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [(kind, names) for kind, places in PLACES.items() for names in in_groups(places)],
+)
+def test_training_works_and_keeps_what_is_not_its_own(
+    kind, names, earlier, runs_before, precious, tmp_path
+):
     run, before = tmp_path / "run", contents(precious)
-    run.mkdir()
-    for _ in range(runs_before):
-        fit(run)
-    plant(run / name, kind, precious)
+    shutil.copytree(runs_before / earlier, run)
+    for name in names:
+        plant(run / name, kind, precious)
+    there = [name for name in names if os.path.lexists(run / name)]
+    assert there == names or earlier == "0"
+    assert there
     planted = of_others(run)
     for settings in ({}, {}, {"resume": True}, {}):
-        works_or_refuses(lambda: fit(run, **settings), steps)  # noqa: B023
+        assert fit(run, **settings).stopped == "finished"
         assert_kept(run, precious, before, planted)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Return a run's folder with all results, and what to write them again with."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    command = ["--data", "mnist-5k", "--hidden", "4", "--latent-dim", "2", "--epochs", "1"]
-    done = CliRunner().invoke(cli.app, ["train", *command, "--num-samples", "2", "--out", str(run)])
+    folder = tmp_path_factory.mktemp("finished")
+    run, rng = folder / "run", np.random.default_rng(0)
+    for name, size in (("train", 100), ("test", 40)):
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (size, 6, 6), dtype=np.uint8))
+    words = ["--no-conv", "--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--no-page"]
+    words += ["--num-samples", "2", "--out", str(run), "--test", str(folder / "test.npy")]
+    done = CliRunner().invoke(cli.app, ["train", str(folder / "train.npy"), *words])
     assert done.exit_code == 0, done.exception
-    vae, x = pv.load(run / "model"), pv.data.load("mnist-5k")[1]
-    x = dataclasses.replace(x, values=x.values[:40], labels=x.labels[:40])
+    vae = pv.load(run / "model")
+    x = vae.schema.read(folder / "test.npy")
     trained = pv.fit(vae, x, epochs=1, progress=False)
+    trained.settings["source"] = json.loads((run / "metrics.json").read_text())["source"]
     card = pv.diagnose(vae, x, num_samples=5, num_gap_data=0, num_simulations=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pv, "diagnose", lambda *args, **kwargs: card)
+        assert command(run, "inspect") is None
+        assert command(run, "sample") is None
     return run, vae, trained, x, card
 
 
@@ -200,6 +259,7 @@ def command(run, name):
 @pytest.mark.parametrize("kind", LINKS)
 def test_results_are_never_written_through_a_link(kind, precious, tmp_path, finished, monkeypatch):
     monkeypatch.setattr(pv, "diagnose", lambda *args, **kwargs: finished[-1])
+    draw_no_pictures(monkeypatch)
     run, before = tmp_path / "run", contents(precious)
     shutil.copytree(finished[0], run)
     for name in RESULTS:

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import pickle
 import random
+import shutil
 import struct
+import subprocess
 import time
-import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pyro_vae.reporting.run_report import read_metrics
 from pyro_vae.runtime import files
 from tests.models.test_vae import small_vae
 from tests.support.runs import STEPS, Stop, half_a_run, stop_after, train
+from tests.support.watched import watched
 
 pytestmark = pytest.mark.xdist_group("mutated files")  # a module's runs are made once
 
@@ -87,22 +90,23 @@ def write(folder, contents):
     files.write_files(folder, contents)
 
 
-def outcome(call):
-    """Return whether a call gave a result; fail if it is slow, large, or raises something else."""
-    tracemalloc.start()
-    start = time.process_time()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+def outcome(call, folder):
+    """Return whether a call gave a result.
+
+    Fail if it is slow, uses much memory, touches anything outside of the folder, or raises another
+    error than `CheckpointError`.
+    """
+    result = True
+    with watched(folder) as use, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             call()
-    except pv.CheckpointError:
-        return False
-    finally:
-        seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert seconds < SECONDS
-        assert peak < BYTES
-    return True
+        except pv.CheckpointError:
+            result = False
+    assert use.seconds < SECONDS
+    assert use.peak < BYTES
+    assert not use.touched
+    return result
 
 
 def seeds(fast, slow):
@@ -127,7 +131,7 @@ def test_a_mutated_model_loads_or_is_refused(seed, model, tmp_path):
         contents[model_folder.WEIGHTS] = mutated_tensors(weights, choose)
     (tmp_path / "model").mkdir()
     write(tmp_path / "model", contents)
-    outcome(lambda: pv.load(tmp_path / "model"))
+    outcome(lambda: pv.load(tmp_path / "model"), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def test_a_mutated_checkpoint_is_resumed_or_refused(seed, checkpoint, tmp_path, 
         with contextlib.suppress(Stop, pv.TrainingError):
             train(tmp_path, resume=True)
 
-    outcome(resume)
+    outcome(resume, tmp_path)
 
 
 def test_wrong_shapes_of_an_optimizer_state_are_refused(checkpoint, tmp_path):
@@ -183,7 +187,7 @@ METRICS = {
 def test_mutated_metrics_are_read_or_refused(seed, tmp_path):
     changed = mutated(METRICS, random.Random(seed))
     Path(tmp_path / "metrics.json").write_text(json.dumps(changed))
-    if outcome(lambda: read_metrics(tmp_path)):
+    if outcome(lambda: read_metrics(tmp_path), tmp_path):
         metrics = read_metrics(tmp_path)
         assert isinstance(metrics["dataset"], str)
         assert all(isinstance(v, str) for v in metrics.get("versions", {}).values())
@@ -197,3 +201,39 @@ def test_a_model_that_is_larger_than_its_weights_allocates_nothing(model, tmp_pa
     write(tmp_path / "model", {**model, model_folder.ARCHITECTURE: text.encode()})
     with pytest.raises(pv.CheckpointError, match="larger than its weights"):
         pv.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("call", "seen"),
+    [
+        (lambda path: path.read_bytes(), True),
+        (lambda path: path.write_bytes(b""), True),
+        (lambda path: path.unlink(), True),
+        (lambda path: path.rename("stolen"), True),
+        (lambda path: Path("copy").hardlink_to(path), True),
+        (lambda path: shutil.rmtree(path.parent), True),
+        (lambda path: Path("../outside/file").read_bytes(), True),
+        (lambda path: pickle.loads(pickle.dumps(path)), True),
+        (lambda path: subprocess.run(["true"], check=True), True),
+        (lambda path: Path("inside").write_bytes(b""), False),
+        (lambda path: Path(json.__file__).read_bytes(), False),
+    ],
+)
+def test_the_watch_sees_what_is_outside_of_the_folder(call, seen, tmp_path):
+    folder, path = tmp_path / "folder", tmp_path / "outside" / "file"
+    folder.mkdir()
+    path.parent.mkdir()
+    path.write_bytes(b"1")
+    with watched(folder) as use:
+        call(path)
+    assert bool(use.touched) == seen, use.touched
+
+
+def test_the_watch_measures_time_and_memory(tmp_path):
+    with watched(tmp_path) as use:
+        size = len(b"1" * 2**26)
+        start = time.process_time()
+        while time.process_time() < start + 0.05:
+            pass
+    assert use.peak > 0.9 * size
+    assert use.seconds >= 0.05

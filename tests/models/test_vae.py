@@ -158,3 +158,36 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (tmp_path / "model" / "architecture.json").write_text("{")
     with pytest.raises(pv.CheckpointError, match="damaged"):
         pv.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("schema", ["x", 3, [], {}, pv.networks.MLP(2, [2], 2), pv.data.Column])
+def test_a_schema_is_one_of_data(schema):
+    parts = (
+        pv.priors.StandardNormal(1),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(1, [], 2)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(2, [], 2)),
+    )
+    with pytest.raises(ValueError, match="schema must be the schema of a dataset"):
+        pv.VAE(*parts, schema=schema)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.engine.compilation_warning.CompilationWarning")
+@pytest.mark.parametrize(
+    "x",
+    [None, 3, "x", [], torch.ones(4, 1, 4, 4).numpy(), torch.full((4, 1, 4, 4), torch.nan),
+     torch.ones(4, 5), torch.ones(0, 1, 4, 4), torch.ones(4, 1, 4, 4).long(),
+     torch.ones(4, 1, 4, 4, device="meta"), torch.full((4, 1, 4, 4), 2.0)],
+)  # fmt: skip
+def test_a_step_on_a_wrong_batch_fails_as_a_step_of_pyro(x):
+    failed = []
+    for kind in (pv.SVI, SVI):
+        torch.manual_seed(0)
+        vae = small_vae()
+        before = [parameter.clone() for parameter in vae.parameters()]
+        stock = pyro.optim.Adam({"lr": 1e-3})
+        optim = torch.optim.Adam(vae.parameters(), lr=1e-3) if kind is pv.SVI else stock
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            kind(vae.model, vae.guide, optim, Trace_ELBO()).step(x)
+        failed.append((error.type, str(error.value)))
+        assert all(map(torch.equal, before, vae.parameters()))
+    assert failed[0] == failed[1]

@@ -10,6 +10,12 @@ import torch
 import pyro_vae as pv
 from pyro_vae.checkpointing.earlier_results import BEFORE, FILES
 from tests.support.grids import thinned
+from tests.support.pictures import draw_no_pictures
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    draw_no_pictures(monkeypatch)
 
 
 def run(latents, out, *, fits, reports, resume=False, epochs=1, seed=0):

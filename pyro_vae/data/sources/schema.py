@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from pyro_vae.arguments import Check, Unfit
+
 if TYPE_CHECKING:
     from pyro_vae.data.dataset import Dataset
 
@@ -51,3 +53,16 @@ class Schema(Protocol):
 
     def rows(self) -> list[dict[str, str]]:
         """Return a description of the data for people: one row for each column or property."""
+
+
+class IsSchema(Check):
+    """A description of data, such as the `schema` of the result of `pyro_vae.data.open`."""
+
+    expected = "the schema of a dataset of pyro_vae.data.open, or None"
+
+    def convert(self, value: object) -> object:
+        """Return the schema."""
+        names = ("content", "event_shape", "read", "standardized_by", "restore", "names", "rows")
+        if value is not None and not all(hasattr(type(value), name) for name in names):
+            raise Unfit
+        return value
