@@ -43,15 +43,25 @@ def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
 
 
 def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> None:
-    """Run guide and model once, so that programs that create parameters in a call have them.
+    """Run guide and model once if they create parameters in their first call.
 
-    The random state is restored.
+    The random state is restored; all other state is, too, if there are no new parameters.
     """
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(),
-        evaluating(*modules_of(model, guide)),
-        pyro.validation_enabled(False),
-    ):
-        guide(*batch)
-        model(*batch)
+
+    def parameters() -> set[int]:
+        found = [p for module in modules_of(model, guide) for p in module.parameters(recurse=False)]
+        stored = [p for _, p in pyro.get_param_store().named_parameters()]
+        return set(map(id, [*found, *stored]))
+
+    def run() -> None:
+        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            guide(*batch)
+            model(*batch)
+
+    with unchanged(model, guide):
+        before = parameters()
+        run()
+        creates = parameters() != before
+    if creates:
+        with evaluating(*modules_of(model, guide)):
+            run()

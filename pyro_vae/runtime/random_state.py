@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyro
@@ -78,3 +78,25 @@ def python_random_state() -> tuple[object, ...]:
     """Return the states of the generators of Python and numpy, for comparison."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's
     return random.getstate(), kind, np.asarray(keys).tobytes(), rest
+
+
+def python_random_tensors() -> dict[str, Tensor]:
+    """Return the states of the generators of Python and numpy, for `set_python_random`."""
+    _, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's
+    states = {
+        "python": torch.tensor([*words, np.nan if gauss is None else gauss], dtype=torch.double)
+    }
+    if kind == "MT19937":  # the only kind of numpy, unless the user has replaced it
+        states["numpy"] = torch.tensor([*map(int, keys), *rest], dtype=torch.double)
+    return states
+
+
+def set_python_random(states: Mapping[str, Tensor]) -> None:
+    """Set the generators of Python and numpy to `python_random_tensors`."""
+    *words, gauss = states["python"].tolist()
+    random.setstate((3, tuple(map(int, words)), None if np.isnan(gauss) else gauss))
+    if "numpy" in states:
+        *keys, position, has_gauss, cached = states["numpy"].tolist()
+        state = np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached
+        np.random.set_state(("MT19937", *state))  # noqa: NPY002 - the user's
