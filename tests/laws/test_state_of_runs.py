@@ -75,8 +75,8 @@ def trained(kind, folder, resume=False, learning_rate=0.01, **settings):
     np.random.seed(0)  # noqa: NPY002 - of the program
     networks = Networks()
     fit = pv.fit(
-        PAIRS[kind](networks), X, epochs=4, batch_size=16, learning_rate=learning_rate, seed=0, out=folder,
-        resume=resume, checkpoint_seconds=0, progress=False, compile=False, **settings,
+        PAIRS[kind](networks), X, epochs=4, batch_size=16, learning_rate=learning_rate, seed=0,
+        out=folder, resume=resume, checkpoint_seconds=0, progress=False, compile=False, **settings,
     )  # fmt: skip
     return fit, networks
 
