@@ -71,8 +71,6 @@ PAIRS = {
 def trained(kind, folder, resume=False, learning_rate=0.01, **settings):
     pyro.clear_param_store()
     torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - of the program
     networks = Networks()
     fit = pv.fit(
         PAIRS[kind](networks), X, epochs=4, batch_size=16, learning_rate=learning_rate, seed=0,
