@@ -9,6 +9,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from numpy.typing import ArrayLike
 
+from pyro_vae.data.conversion import without_mask
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames, tables
 from pyro_vae.data.sources.table_schema import TableSchema
@@ -238,6 +239,7 @@ class VAE(TransformerMixin, DensityMixin, BaseEstimator):
         if not reset:
             check_is_fitted(self)
         if not frames.is_frame(X):
+            X = without_mask(X) if isinstance(X, np.ndarray) else X
             return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan")
         validate_data(self, X, reset=reset, skip_check_array=True)
         if not len(X) or not len(X.columns):

@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.checkpointing.descriptions import (
@@ -45,7 +44,7 @@ Name: TypeAlias = tuple[str, frozenset[str]]
 Names: TypeAlias = tuple[Name, ...]
 CODE = " (code)"  # end of the path of a function's code
 
-_SKIPPED = types.ModuleType | weakref.ref | torch.Generator
+_SKIPPED = types.ModuleType | weakref.ref
 _PLUMBING = set(vars(nn.Module())) | {"build_arguments", "_pyro_params", *OBJECTIVE_STATE}
 
 

@@ -26,12 +26,15 @@ from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.distributed import gather, rank, world_size
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject
+from pyro_vae.runtime.random_state import python_random_tensors, set_python_random
 from pyro_vae.runtime.versions import versions
 
 _WRONG_VALUES = (TypeError, AttributeError, RuntimeError, ValueError)
 # Values of `Progress.stopped`: after all epochs, or if a callback asked for it. With more epochs,
 # such a run continues.
 FINISHED, CALLBACK = "finished", "callback"
+# Begin of the names of buffers of modules that the programs refer to. Older versions left them out.
+BUFFER = "buffer."
 
 
 @dataclass
@@ -210,7 +213,17 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         warnings.warn(f"the resumed run may not be equal bit for bit: {found}", stacklevel=4)
     before = run.tensors()
     run.late |= _late_parameters(run, before, saved, state)
-    named = run.tensors()
+    named = {
+        name: tensor
+        for name, tensor in run.tensors().items()
+        if f"now/{name}" in saved or not name.startswith(BUFFER)
+    }
+    if missing := run.tensors().keys() - named.keys():
+        warnings.warn(
+            f"the checkpoint of an older version lacks {len(missing)} buffers of modules, such as "
+            "running means: they keep their present values",
+            stacklevel=4,
+        )
     for group in state["optimizer"]["groups"]:
         parameters = [named[name] for name in group["parameters"]]
         svi.parameters |= dict.fromkeys(parameters)
@@ -318,7 +331,7 @@ def _random_states(run: Resumable) -> dict[str, Tensor]:
 
 def _noise_states(device: torch.device) -> dict[str, Tensor]:
     """Return the random states of this process."""
-    states = {"torch": torch.get_rng_state()}
+    states = {"torch": torch.get_rng_state(), **python_random_tensors()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
@@ -331,6 +344,9 @@ def _restore_noise(device: torch.device, saved: dict[str, Tensor]) -> None:
         torch.set_rng_state(saved[f"random/torch{number}"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved[f"random/cuda{number}"], device)
+        names = [name for name in ("python", "numpy") if f"random/{name}{number}" in saved]
+        if names:  # not in checkpoints of older versions
+            set_python_random({name: saved[f"random/{name}{number}"] for name in names})
     else:
         torch.set_rng_state(saved["random/torch"])
         torch.manual_seed(int(torch.randint(2**62, (world_size(),))[rank()]))

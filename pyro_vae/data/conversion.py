@@ -25,10 +25,12 @@ def as_tensor(x: object) -> object:
     See also: `as_dataset`.
 
     Args:
-        x: Array, or any other object. Arrays that torch cannot share memory with are copied.
+        x: Array, or any other object. Arrays that torch cannot share memory with are copied. Masked
+            entries of a `numpy.ma.MaskedArray` become NaN, which is a missing value.
 
     Raises:
-        DataError: If torch has no such dtype, as for arrays of objects or strings.
+        DataError: If torch has no such dtype, as for arrays of objects or strings, or if entries of
+            an array of whole numbers are masked.
 
     Example:
         >>> import numpy as np
@@ -38,11 +40,30 @@ def as_tensor(x: object) -> object:
     """
     if not isinstance(x, np.ndarray):
         return x
+    x = without_mask(x)
     try:
         # torch cannot hold read-only, reversed or foreign-endian arrays: these are copied.
         return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
     except TypeError as error:
         raise DataError(f"an array of dtype {x.dtype} cannot be a tensor: {error}") from error
+
+
+def without_mask(x: np.ndarray) -> np.ndarray:
+    """Return an array with NaN in the place of masked entries.
+
+    Raises:
+        DataError: If entries are masked and the dtype has no NaN.
+    """
+    if not isinstance(x, np.ma.MaskedArray):
+        return x
+    if not np.ma.is_masked(x):
+        return x.data
+    if x.dtype.kind != "f":
+        raise DataError(
+            f"{np.ma.count_masked(x)} entries of an array of {x.dtype} are masked: convert it by "
+            "x.astype(float), in which masked entries are missing values, or fill them by x.filled"
+        )
+    return x.filled(np.nan)
 
 
 def check_layout(x: Tensor, name: str = "x") -> None:

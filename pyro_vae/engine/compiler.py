@@ -11,7 +11,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
-from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line
+from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line, same_strides
 from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
@@ -339,7 +339,8 @@ class Compiler:
         """Record, verify and compile the step; return None if its loss is not finite."""
         try_out_processor()
         verifier = self._verifier
-        reference = verifier.reference(call.args, call.kwargs)
+        copies = map(same_strides, call.inputs)  # a program may change its arguments in place
+        reference = verifier.reference(*join(call.args, call.kwargs, copies))
         if reference.foreign_randomness:
             raise NotCompilable("it draws from Python's or numpy's random generator")
         if not reference.finite:
@@ -365,7 +366,7 @@ class Compiler:
                 loss, parameters = self.svi.gradients(args, kwargs)
             return loss if isinstance(loss, tuple) else (loss,), parameters
 
-        return capture(traced, [x.detach() for x in call.inputs])
+        return capture(traced, [same_strides(x) for x in call.inputs])
 
     def _compile(self, recorded: Capture, call: Call) -> CompiledStep:
         """Compile the graph, with the optimizer's update if the update can be recorded."""

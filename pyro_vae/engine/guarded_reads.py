@@ -18,9 +18,10 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import nn
 from torch.distributions import Transform
 
@@ -32,7 +33,9 @@ Container: TypeAlias = (
     | set[object]
     | frozenset[object]
 )
-RandomSource: TypeAlias = random.Random | np.random.Generator | np.random.RandomState
+RandomSource: TypeAlias = (
+    random.Random | np.random.Generator | np.random.RandomState | torch.Generator
+)
 Reader: TypeAlias = Callable[..., object]
 Read: TypeAlias = tuple[Reader, object, object]
 
@@ -86,6 +89,8 @@ def state_of(owner: RandomSource, name: object) -> object:
     """Return the state of a random generator."""
     if isinstance(owner, random.Random):
         return owner.getstate()
+    if isinstance(owner, torch.Generator):
+        return owner.get_state().numpy().tobytes()
     return pickle.dumps(
         owner.bit_generator.state if isinstance(owner, np.random.Generator) else owner.get_state()
     )
@@ -104,6 +109,30 @@ def environment_of(owner: object, name: object) -> object:
 VALUE_READERS = {
     entries_of, items_of, members_of, content_of, state_of, context_of, environment_of
 }  # fmt: skip
+
+
+def set_content(owner: np.ndarray, former: bytes) -> None:
+    """Set the content of an array to a result of `content_of`."""
+    owner[...] = np.frombuffer(former, owner.dtype).reshape(owner.shape)
+
+
+def set_state(owner: RandomSource, former: Any) -> None:
+    """Set a random generator to a result of `state_of`."""
+    if isinstance(owner, random.Random):
+        owner.setstate(former)
+    elif isinstance(owner, torch.Generator):
+        owner.set_state(torch.frombuffer(bytearray(former), dtype=torch.uint8))
+    elif isinstance(owner, np.random.Generator):
+        owner.bit_generator.state = pickle.loads(former)
+    else:
+        owner.set_state(pickle.loads(former))
+
+
+# Functions that set an owner to the result of a reader. Lists, dictionaries and sets are copied.
+VALUE_WRITERS: dict[Reader, Callable[[Any, Any], None]] = {
+    content_of: set_content,
+    state_of: set_state,
+}
 
 
 # -- code ------------------------------------------------------------------------------------------
@@ -231,7 +260,7 @@ def reads_of(value: object) -> Iterator[Read]:
     elif isinstance(value, np.ndarray):
         if value.size <= LARGE and not value.dtype.hasobject:
             yield content_of, value, "an array"
-    elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
+    elif isinstance(value, RandomSource):
         yield state_of, value, "the state of a random generator"
     elif isinstance(value, contextvars.ContextVar):
         yield context_of, value, value.name

@@ -11,7 +11,7 @@ import copy
 import operator
 import sys
 import types
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from pyro_vae.engine.guarded_reads import (
     CODE_LIBRARIES,
     PROXY_GET,
     VALUE_READERS,
+    VALUE_WRITERS,
     Read,
     Reader,
     from_library,
@@ -55,6 +56,7 @@ class GuardedState:
     Attributes:
         modules: Modules found.
         tensors: Tensors found.
+        iterators: Iterators of Python found, as generators, which cannot be set back.
         complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
@@ -69,7 +71,9 @@ class GuardedState:
         self._groups: list[tuple[Any, Reader, list[object], list[object], list[object]]] = []
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
+        self.iterators: list[object] = []
         self._containers: list[Any] = []
+        self._classes: list[type] = []
 
     def key(self) -> GuardKey:
         """Return the values; a program that reads equal keys reads equal values.
@@ -106,7 +110,7 @@ class GuardedState:
 
     def _collect(self) -> None:
         self._reads, self._held, self.modules, self.tensors = [], [], [], []
-        self._containers = []
+        self._containers, self._classes, self.iterators = [], [], []
         key: list[tuple[str, Hashable]] = []
         walk = _Walk(self)
         for read in walk.reads(self._roots):
@@ -136,22 +140,34 @@ class GuardedState:
         ]
 
     @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore the values and tensors found, and the entries of containers on exit."""
-        self.key()
+    def restored(self, tensors: Iterable[Tensor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Restore the values found, the entries of containers, and tensors on exit.
+
+        Iterators keep their position.
+
+        Args:
+            tensors: Tensors to restore.
+
+        Yields:
+            The tensors with copies of their values. Values are compared, because batch
+            normalization and `Tensor.data` change a tensor and not its version.
+        """
         reads, held = list(self._reads), list(self._held)
         containers = [(value, copy.copy(value)) for value in self._containers]
-        tensors = [(t, t._version, t.detach().clone()) for t in self.tensors]
+        classes = [(kind, dict(vars(kind))) for kind in dict.fromkeys(self._classes)]
+        copies = [(t, t.detach().clone()) for t in {id(t): t for t in tensors}.values()]
         try:
-            yield
+            yield copies
         finally:
             for value, former in containers:
                 _restore_container(value, former)
+            for kind, entries in classes:
+                _restore_class(kind, entries)
             for read, former in zip(reads, held, strict=True):
                 _restore(read, former)
             with torch.no_grad():
-                for tensor, version, values in tensors:
-                    if tensor._version != version:
+                for tensor, values in copies:
+                    if not same_values(tensor, values):
                         tensor.copy_(values)
 
 
@@ -197,10 +213,15 @@ class _Walk:
             return
         if isinstance(value, type):
             if not from_library(value, CODE_LIBRARIES):
+                state._classes += [c for c in value.__mro__ if not from_library(c, CODE_LIBRARIES)]
                 yield from reads_of_class(value)
             return
         if isinstance(value, nn.Module):
             state.modules.append(value)
+            # The containers of library modules, such as those of an AutoGuide, are not compared.
+            state._containers += [v for v in vars(value).values() if isinstance(v, MUTABLE)]
+        if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+            state.iterators.append(value)
         if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
             self._names |= loads_of(value.__code__)[1]
         if isinstance(value, MUTABLE):
@@ -219,15 +240,25 @@ class _Walk:
                     yield read
 
 
+def same_values(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape have equal entries; NaN is equal to NaN."""
+    return torch.equal(tensor, other) or bool(((tensor == other) | (tensor != tensor)).all())
+
+
 def modules_of(*programs: object) -> list[nn.Module]:
     """Return the modules that programs consist of or refer to, each once."""
     own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
     if all(isinstance(program, nn.Module) for program in programs) and all(map(_is_plain, own)):
         return list(dict.fromkeys(own))  # the walk would find no others, and takes milliseconds
+    return list(dict.fromkeys([*own, *guarded_state(*programs).modules]))
+
+
+def guarded_state(*programs: object) -> GuardedState:
+    """Return the values that programs can read, or those found before an attribute raises."""
     state = GuardedState([(tuple.__getitem__, programs, i) for i in range(len(programs))])
     with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
         state.key()
-    return list(dict.fromkeys([*own, *state.modules]))
+    return state
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -259,9 +290,13 @@ def _reduced(read: Reader, value: Any) -> Hashable:
 
 def _restore(read: Read, former: object) -> None:
     function, owner, name = read
-    if function in VALUE_READERS or _get(*read) is former:
-        return
     target: Any = owner
+    if function in VALUE_READERS:
+        if function in VALUE_WRITERS and function(owner, name) != former:
+            VALUE_WRITERS[function](target, former)
+        return
+    if _get(*read) is former:
+        return
     if function in (dict.get, list.__getitem__):
         target[name] = former
     elif function is getattr and isinstance(owner, types.CellType):
@@ -271,12 +306,19 @@ def _restore(read: Read, former: object) -> None:
             setattr(target, str(name), former)
 
 
+def _restore_class(kind: type, former: dict[str, object]) -> None:
+    """Set the attributes of a class to their former values."""
+    for name in set(vars(kind)) - set(former):
+        delattr(kind, name)
+    for name, value in former.items():
+        if vars(kind).get(name) is not value:
+            setattr(kind, name, value)
+
+
 def _restore_container(value: Any, former: Any) -> None:
-    same = len(value) == len(former) and all(
-        map(operator.is_, value.values(), former.values())
-        if isinstance(value, dict)
-        else map(operator.is_, value, former)
-    )
+    same = len(value) == len(former) and all(map(operator.is_, value, former))
+    if isinstance(value, dict):
+        same = same and all(map(operator.is_, value.values(), former.values()))
     if same:
         return
     value.clear()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.capture import Capture, NotCompilable
-from pyro_vae.engine.guards import GuardedState
+from pyro_vae.engine.guards import GuardedState, same_values
 from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import check_close, tolerance_of
 from pyro_vae.runtime.random_state import (
@@ -58,10 +58,15 @@ class Verifier:
     def reference(self, args: Arguments, kwargs: Keywords) -> Reference:
         """Compute loss and gradients eagerly, without an update."""
         key, store = self._guards.key(), pyro.get_param_store()
-        with self.restored():
+        if self._guards.iterators:
+            raise NotCompilable(
+                f"it holds a {type(self._guards.iterators[0]).__name__}, and an iterator cannot be "
+                "set back after a trial run"
+            )
+        with self.restored() as copies:
             python = python_random_state()
             tables = dict(store._params)
-            versions = [(t, t._version) for t in self._constants()]
+            buffers = {id(buffer) for buffer in self.buffers()}
             loss, parameters = self.svi.gradients(args, kwargs)
             gradients = {p: p.grad for p in parameters if p.grad is not None}
             for parameter in parameters:
@@ -72,7 +77,7 @@ class Verifier:
                 raise NotCompilable(f"it changes {name!r} in each step")
             if any(store._params.get(name) is not value for name, value in tables.items()):
                 raise NotCompilable("it changes entries of Pyro's parameter store in each step")
-            if any(tensor._version != version for tensor, version in versions):
+            if not all(same_values(*pair) for pair in copies if id(pair[0]) not in buffers):
                 raise NotCompilable("it changes a tensor in place that is not a module's buffer")
             return Reference(loss, gradients, random_state(), foreign)
 
@@ -114,27 +119,28 @@ class Verifier:
         """Return the tolerance for a graph, by its parameters' dtypes and the step's precision."""
         return tolerance_of(recorded.parameters, self.svi.precision)
 
-    def _constants(self) -> list[Tensor]:
-        """Return the tensors that a program must not change in place."""
-        known = {id(buffer) for buffer in self.buffers()}
-        return [t for t in (*self._guards.tensors, *self.svi.parameters) if id(t) not in known]
-
     def buffers(self) -> list[Tensor]:
         """Return the buffers of the programs' modules."""
         modules = self._guards.modules
         return [b for module in modules for b in module.buffers(recurse=False)]
 
     @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore random states, guarded values, tensors, gradients and the store on exit."""
-        with preserved_state(), self._guards.restored():
+    def restored(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Restore random states, guarded values, tensors, gradients and the store on exit.
+
+        Yields:
+            The tensors with copies of their values.
+        """
+        self._guards.key()
+        tensors = (*self._guards.tensors, *self.svi.parameters)
+        with preserved_state(), self._guards.restored(tensors) as copies:
             state = random_state()
             leaves = dict.fromkeys(self.svi.parameters)
             leaves |= dict.fromkeys(t for t in self._guards.tensors if t.is_leaf)
             leaves |= dict.fromkeys(p for m in self._guards.modules for p in m.parameters(False))
             held = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in leaves]
             try:
-                yield
+                yield copies
             finally:
                 set_random_state(state)
                 for parameter, gradient, values in held:

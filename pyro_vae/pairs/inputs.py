@@ -186,7 +186,7 @@ def explanation(x: object, error: Exception, *programs: object) -> str:
             "x is float64, but other tensors of the program are not. Convert x by x.float(), or "
             "the modules by .double()"
         )
-    if x.dtype == torch.int64 and ("dtype" in text or "Long" in text):
+    if not x.is_floating_point() and ("dtype" in text or "Long" in text):
         return (
             "the program computes with floats. Convert counts by x.float(), or embed tokens in the "
             "encoder"

@@ -321,8 +321,11 @@ class PairRunner:
 
     def _learn_draws(self, batch: Batch) -> None:
         """Choose how samples run: vectorized, tiled or one by one."""
+        batches, num_rows = [batch], len(batch.indices)
+        if self.separable and num_rows > 1:  # the number of rows is no size of another dimension
+            batches.append(self.arguments.rows(0, num_rows - 1))
         self.layout.vectorized = True
-        if self._draws_agree(batch):
+        if all(map(self._draws_agree, batches)):
             return
         self.layout.vectorized = False
         self.layout.tiled = self.separable and self.all_local

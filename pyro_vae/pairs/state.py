@@ -1,38 +1,38 @@
 """Run the programs of a pair without changing the pair."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine.guards import modules_of
+from pyro_vae.engine.guards import guarded_state, modules_of
 from pyro_vae.pairs.pair import Program
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
+
+# Elements of the largest tensor, other than a parameter, that is restored. Larger ones are data.
+LARGEST = 10**6
 
 
 @contextlib.contextmanager
 def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Module]]:
     """Restore the state of programs on exit; yield their modules.
 
-    The first call of an `AutoGuide` creates its parameters. A call may also update buffers,
-    attributes of modules, Pyro's parameter store and random states. All of these are restored.
+    The first call of an `AutoGuide` creates its parameters. A call may also update buffers and
+    other tensors, attributes of modules and other objects, variables of closures, Pyro's parameter
+    store and random states. All of these are restored. Parameters and iterators are not.
 
     Args:
         programs: Models and guides: modules, functions or methods.
         seed: Random seed within the context; by default the random state is not changed.
     """
-    modules = modules_of(*programs)
-    states = [_State(module) for module in modules]
-    with preserved_state(seed):
-        try:
-            yield modules
-        finally:
-            for state in states:
-                state.restore()
+    state = guarded_state(*programs)
+    parameters = {id(p) for module in state.modules for p in module.parameters(recurse=False)}
+    tensors = [t for t in state.tensors if id(t) not in parameters and t.numel() <= LARGEST]
+    with preserved_state(seed), state.restored(tensors):
+        yield modules_of(*programs)
 
 
 @contextlib.contextmanager
@@ -42,51 +42,26 @@ def unchanged(*programs: object, seed: int | None = None) -> Iterator[None]:
         yield
 
 
-class _State:
-    """Attributes and buffers of a module, without those of its children."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(vars(module))
-        self.containers = [
-            (value, copy.copy(value))
-            for value in self.attributes.values()
-            if isinstance(value, dict | list | set)
-        ]
-        buffers = list(module.buffers(recurse=False))
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
-
-    def restore(self) -> None:
-        """Set attributes and buffers to their former values."""
-        attributes = vars(self.module)
-        attributes.clear()
-        attributes.update(self.attributes)
-        for value, former in self.containers:
-            if isinstance(value, list):
-                value[:] = former
-            else:
-                value.clear()
-                value.update(former)
-        for buffer, values in self.buffers:
-            _restore_buffer(buffer, values)
-
-
-@torch.no_grad()
-def _restore_buffer(buffer: Tensor, former: Tensor) -> None:
-    if not buffer.equal(former):
-        buffer.copy_(former)
-
-
 def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> None:
-    """Run guide and model once, so that programs that create parameters in a call have them.
+    """Run guide and model once if they create parameters in their first call.
 
-    The random state is restored.
+    The random state is restored; all other state is, too, if there are no new parameters.
     """
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(),
-        evaluating(*modules_of(model, guide)),
-        pyro.validation_enabled(False),
-    ):
-        guide(*batch)
-        model(*batch)
+
+    def parameters() -> set[int]:
+        found = [p for module in modules_of(model, guide) for p in module.parameters(recurse=False)]
+        stored = [p for _, p in pyro.get_param_store().named_parameters()]
+        return set(map(id, [*found, *stored]))
+
+    def run() -> None:
+        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            guide(*batch)
+            model(*batch)
+
+    with unchanged(model, guide):
+        before = parameters()
+        run()
+        creates = parameters() != before
+    if creates:
+        with evaluating(*modules_of(model, guide)):
+            run()

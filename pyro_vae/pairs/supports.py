@@ -178,6 +178,8 @@ def check_support(
     Raises:
         PairError: If a value is outside the support. The message suggests a change.
     """
+    if not value.numel():
+        return  # a `pyro.factor`, or no data
     batch_shape = value.shape[: value.dim() - len(distribution.event_shape)]
 
     def inside(value: Tensor) -> Tensor:

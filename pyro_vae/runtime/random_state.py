@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyro
@@ -78,3 +78,37 @@ def python_random_state() -> tuple[object, ...]:
     """Return the states of the generators of Python and numpy, for comparison."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's
     return random.getstate(), kind, np.asarray(keys).tobytes(), rest
+
+
+@contextlib.contextmanager
+def python_seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python and numpy; restore them on exit."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's
+    random.seed(seed)
+    np.random.seed(np.random.SeedSequence(seed).generate_state(1))  # noqa: NPY002 - the user's
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - the user's
+
+
+def python_random_tensors() -> dict[str, Tensor]:
+    """Return the states of the generators of Python and numpy, for `set_python_random`."""
+    _, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's
+    values = [*words, gauss is not None, gauss or 0.0]
+    states = {"python": torch.tensor(values, dtype=torch.double)}
+    if kind == "MT19937":  # the only kind of numpy, unless the user has replaced it
+        states["numpy"] = torch.tensor([*map(int, keys), *rest], dtype=torch.double)
+    return states
+
+
+def set_python_random(states: Mapping[str, Tensor]) -> None:
+    """Set the generators of Python and numpy to `python_random_tensors`."""
+    *words, has_gauss, gauss = states["python"].tolist()
+    random.setstate((3, tuple(map(int, words)), gauss if has_gauss else None))
+    if "numpy" in states:
+        *keys, position, has_gauss, cached = states["numpy"].tolist()
+        state = np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached
+        np.random.set_state(("MT19937", *state))  # noqa: NPY002 - the user's

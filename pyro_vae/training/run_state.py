@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from pyro_vae.checkpointing.checkpoint_store import CheckpointWriter
 from pyro_vae.checkpointing.fingerprint import describe_objectives
 from pyro_vae.checkpointing.identity import Identity
-from pyro_vae.checkpointing.snapshot import Progress
+from pyro_vae.checkpointing.snapshot import BUFFER, Progress
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
+from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
-from pyro_vae.runtime.devices import evaluating
+from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI
 from pyro_vae.training import averaging
@@ -224,6 +225,10 @@ class RunState:
         for number, tensor in enumerate(dict.fromkeys(named) | self.svi.parameters):
             name = named.get(tensor, store.get(tensor, f"number {number}"))
             names.setdefault(tensor, f"param.{name}")
+        # Modules that functions and methods refer to.
+        for number, module in enumerate(modules_of(*self.programs)):
+            for name, tensor in module.named_buffers(recurse=False):
+                names.setdefault(tensor, f"{BUFFER}{number}.{name}")
         return {name: tensor for tensor, name in names.items()}
 
     def share_buffers(self) -> None:
@@ -255,9 +260,8 @@ def named_parameters(
 ) -> dict[str, Tensor]:
     """Run guide and model once; return their unconstrained parameters by name."""
     with (
-        torch.random.fork_rng(),
         torch.no_grad(),
-        evaluating(*programs),
+        unchanged(*programs),
         poutine.trace(param_only=True) as capture,
     ):
         guide = poutine.trace(svi.guide).get_trace(*batch)

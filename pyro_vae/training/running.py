@@ -37,6 +37,7 @@ from pyro_vae.distributed import (
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, writing
 from pyro_vae.runtime.progress_bar import training_bar
+from pyro_vae.runtime.random_state import python_seeded
 from pyro_vae.runtime.signals import interruptible
 from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
 from pyro_vae.training.learning_rate import Rates
@@ -58,6 +59,7 @@ def running(job: Job) -> Iterator[RunState]:
     with (
         contextlib.ExitStack() as stack,
         torch.random.fork_rng(),
+        python_seeded(job.noise_seeds[rank()]),
         pyro.validation_enabled(False),  # `prepare` has checked everything that is static
         warnings.catch_warnings(),
         interruptible(also_sigterm=job.folder is not None) as interrupted,

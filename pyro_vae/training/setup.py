@@ -38,7 +38,7 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.pairs.state import create_parameters
+from pyro_vae.pairs.state import create_parameters, restored
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device, device_of, resolve_device
 from pyro_vae.runtime.files import JSONObject
@@ -212,7 +212,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     if held_out is not None:
         check_data(pair, held_out, objective=svi.objective)
         checked_validation = CheckedRows(pair, held_out)
-        sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
+        with restored(pair.model, pair.guide):
+            sampler = Sampler(pair, held_out.batch(slice(2)), given_globals=True)
     folder = _output_folder(pair, svi, config)
     # The order of the data is common to all processes; each process has its own noise.
     states = np.random.SeedSequence(config.seed).generate_state(1 + world_size(), np.uint64)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.pairs.state import unchanged
 
 
 def _validate(sampler: Sampler, data: CheckedRows, seed: int) -> dict[str, float]:
@@ -22,7 +22,7 @@ def _validate(sampler: Sampler, data: CheckedRows, seed: int) -> dict[str, float
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         return {"elbo": sampler.log_weights(batch, 1).log_weights[0].double()}
 
-    with preserved_state():
+    with unchanged(sampler.programs.model, sampler.programs.guide):
         rows, _ = fitting(
             data_per_chunk(data.event_shape, 1), 1, sampler.draw, data.data.batch(slice(4))
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import setting
-from pyro_vae.data.conversion import as_tensor, check_values
+from pyro_vae.data.conversion import as_tensor, check_values, without_mask
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.disk_array import is_stored
 from pyro_vae.data.errors import DataError
@@ -129,7 +129,7 @@ def read(
             value = value.detach().cpu()
             value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         if isinstance(value, np.ndarray):
-            value = _checked(value)
+            value = _checked(without_mask(value))
         name = frames.name_of(source) if isinstance(source, Path) else "arrays"
         if _is_small_table(value):
             data = tables.read(value, columns=columns)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import AtLeastZero, Count, checked
+from pyro_vae.arguments import Count, Finite, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
@@ -61,7 +61,7 @@ class CountsSchema(Part):
         columns: Sequence[Column] = (),
         labels: str | None = None,
         classes: Sequence[str] = (),
-        library_size: AtLeastZero = 0.0,
+        library_size: Finite = 0.0,
     ) -> None:
         super().__init__()
         self.genes, self.kind, self.layer = tuple(genes), kind, layer

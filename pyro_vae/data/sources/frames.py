@@ -14,6 +14,7 @@ from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
 from pyro_vae.arguments import setting
+from pyro_vae.data.conversion import without_mask
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
@@ -80,6 +81,7 @@ def read(
     if isinstance(source, str | os.PathLike):
         frame = _file(Path(source), form, as_text)
     elif isinstance(source, np.ndarray):
+        source = without_mask(source)
         if source.ndim != 2:
             raise DataError(f"expected an array of rows and columns, got shape {source.shape}")
         frame = nw.from_dict(
