@@ -207,7 +207,7 @@ def evaluate(
     See also: `diagnose`, `fit`, `report`.
     """
     dataset = dataset_of(pair, data)
-    check_data(pair, dataset)
+    check_data(pair, dataset, weighted=proposal == "guide")
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 
@@ -270,6 +270,7 @@ def _drawing(
         return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(
             few, len(data)
         )
+    sampler.check_weights()
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),

@@ -18,6 +18,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
+from pyro_vae.pairs.coverage import uncovered
 from pyro_vae.pairs.inputs import check_has_values
 from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
@@ -141,11 +142,11 @@ def from_pyro_svi(
         if PRIOR_SAMPLES & set(groups):
             programs.check_prior()
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
-        resampler = None
+        resampler, unweighted = None, uncovered(programs) if posterior == "guide" else ""
         if posterior == "resampled":
             resampler = Resampler(model, guide, programs.arguments)
             attrs |= {**resampler.attributes, "seed": base}
-        blocks = GroupCollector(programs, labels, num_samples, groups, resampler)
+        blocks = GroupCollector(programs, labels, num_samples, groups, resampler, unweighted)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))

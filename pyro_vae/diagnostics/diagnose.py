@@ -94,6 +94,8 @@ def diagnose(
     if len(data) < 2:
         raise ValueError(f"expected at least two data, got {len(data)}")
     check_data(pair, data)
+    with unchanged(pair.model, pair.guide):
+        Sampler(pair, data.batch(slice(2))).check_weights()
     refined = None
     if refine:
         refined = refine_posterior(

@@ -164,6 +164,7 @@ def gaps(
     checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        sampler.check_weights()
         guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
         few = data.batch(slice(4))
         rows, _ = fitting(rows, num_particles, one_step, few, gradients=True)

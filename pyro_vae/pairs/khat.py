@@ -77,8 +77,8 @@ def smoothed_log_weights(log_weights: np.ndarray) -> np.ndarray:
     """Return normalized log weights with the tail of each column replaced by a Pareto fit.
 
     The largest weights become expected order statistics of the fitted distribution (Vehtari et al.
-    2024). Columns without a fit, those with a k-hat that is not finite, are only normalized. Weights
-    of zero stay zero.
+    2024). Columns without a fit, those with a k-hat that is not finite, are only normalized.
+    Weights of zero stay zero.
 
     Args:
         log_weights: Log weights in nats, shape `(num_samples, num_data)`.

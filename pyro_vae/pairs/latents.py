@@ -9,6 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyro_vae.pairs.latent_supports import check_latent_support
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import (
     Node,
@@ -18,7 +19,6 @@ from pyro_vae.pairs.sites import (
     is_enumerated,
     values_of,
 )
-from pyro_vae.pairs.supports import check_latent_support
 
 
 def check_names(
@@ -82,8 +82,15 @@ def check_not_enumerated(model: Mapping[str, Node], guide: Mapping[str, Node]) -
             )
 
 
-def check_shapes(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
+def check_shapes(
+    model: Mapping[str, Node], guide: Mapping[str, Node], *, weighted: bool = True
+) -> None:
     """Check the shapes and supports of the latents that model and guide share.
+
+    Args:
+        model: Sites of the model by name.
+        guide: Sites of the guide by name.
+        weighted: Whether log densities of the guide are used, as in `check_latent_support`.
 
     Raises:
         PairError: If an event shape, a batch shape or a support differs.
@@ -91,7 +98,7 @@ def check_shapes(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
     for name, prior in model.items():
         if name in guide:
             _check_shape(name, prior["fn"], guide[name]["fn"])
-            check_latent_support(name, prior["fn"], guide[name])
+            check_latent_support(name, prior["fn"], guide[name], weighted=weighted)
 
 
 def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:

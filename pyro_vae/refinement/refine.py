@@ -206,7 +206,7 @@ class RefinedPosterior:
             raise CheckpointError(
                 f"{path} is a posterior of {settings['num_data']} data, got {len(data)}"
             )
-        check_data(pair, data)
+        check_data(pair, data, weighted=False)
         posterior = cls(
             log_weights=tensors["log_weights"].numpy(),
             khat=tensors["khat"].numpy(),
@@ -332,7 +332,7 @@ def refine(
     See also: `evaluate`, whose `proposal="refined"` scores with these draws; `diagnose`; `ais`.
     """
     dataset = dataset_of(pair, x)
-    check_data(pair, dataset)
+    check_data(pair, dataset, weighted=False)
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 
