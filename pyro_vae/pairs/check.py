@@ -26,6 +26,7 @@ from pyro_vae.pairs.latents import (
     check_not_observed,
     check_samples,
     check_shapes,
+    check_supports,
 )
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates, frame_of
@@ -136,7 +137,8 @@ def _check_batch(
         model, failure = _run("model", pair.model, batch)
         priors, posteriors = dict(latent_sites(model)), dict(latent_sites(guide))
         check_names(priors, posteriors, complete=failure is None)
-        check_shapes(priors, posteriors, weighted=weighted)
+        check_shapes(priors, posteriors)
+        check_supports(priors, posteriors, weighted=weighted, alone=True)
         if failure:
             raise failure
         check_not_observed(dict(sample_sites(model)), dict(sample_sites(guide)))
@@ -156,6 +158,7 @@ def _check_batch(
             replayed, failure = _run("model", pair.model, batch)
         if failure:
             raise failure
+        check_supports(dict(latent_sites(replayed)), posteriors, weighted=weighted, alone=False)
         given = {
             name: posteriors[name]["value"]
             for name, node in priors.items()

@@ -26,10 +26,10 @@ from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.plates import MISFITS
 from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sites import SiteDraws, Sites
-from pyro_vae.pairs.supports import density_support, elementwise, known_support
+from pyro_vae.pairs.supports import bounds_of, density_support, elementwise, known_support
 from pyro_vae.runtime.random_state import preserved_state
 
-NUM_POINTS = 32  # points of the prior's support that are compared with the guide's
+NUM_POINTS = 16  # points of the prior's support that are compared with the guide's
 SPREAD = 3.0  # their distance from the mean, to that of samples of the prior
 
 
@@ -195,11 +195,16 @@ def _not_containing(
 def _spread(values: Tensor, support: Constraint) -> Tensor:
     """Return samples of a prior at a multiple of their distance from the mean.
 
-    Those of discrete latents, and if bounds depend on data or other latents, are returned as given.
+    If bounds depend on data or other latents, they are returned as given.
     """
-    support = elementwise(support)
-    if support.is_discrete or any(isinstance(value, Tensor) for value in vars(support).values()):
+    if bounds_of(support):
         return values
+    support = elementwise(support)
+    if support.is_discrete:
+        center = values.double().mean(0)
+        moved = (center + SPREAD * (values - center)).round().to(values.dtype)
+        inside = support.check(moved)
+        return torch.where(inside, moved, values) if inside.shape == values.shape else values
     try:
         transform = biject_to(support)
         free = transform.inv(values)

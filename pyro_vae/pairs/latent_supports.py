@@ -38,6 +38,7 @@ GUIDES_ON = {
 # Supports with fewer dimensions than their arrays. Densities on them cannot be compared with
 # densities on the surrounding space.
 SURFACES = ("Simplex", "Sphere")
+NUM_SAMPLES = 16  # of a discrete guide, which are compared with the prior's support
 
 
 def check_latent_support(
@@ -76,23 +77,17 @@ def check_latent_support(
         surfaces = any(support_name(side) in SURFACES for side in (here, there))
         fits = here.is_discrete == there.is_discrete
         fits = fits and (support_name(here) == support_name(there) or not surfaces)
-        points += _spread_points(posterior, value) if fits and not _is_real(here) else []
+        if fits and not (_is_real(here) and _is_codomain(prior)):
+            points += _spread_points(posterior, value)
     if not fits or any(_is_outside(prior, support, point, zero_outside) for point in points):
         raise PairError(f"{differing(name, prior, posterior)}: {advice_for(prior)}")
 
 
 def covers(posterior: Distribution, prior: Distribution) -> bool:
     """Return whether the support of a guide is known to contain that of the prior."""
-    inner, support = inner_of(posterior), density_support(posterior)
-    if isinstance(inner, TransformedDistribution) and inner.transforms:
-        # Its support is the codomain of the last transform, and of the others if these are onto.
-        onto = [
-            density_support(inner.base_dist),
-            *(t.codomain for t in _flat(inner.transforms)[:-1]),
-        ]
-        if not all(map(_is_real, onto)):
-            return False
-    return _is_real(support) or _same(support, density_support(prior))
+    support = density_support(posterior)
+    known = _is_real(support) or _same(support, density_support(prior))
+    return known and _is_codomain(posterior)
 
 
 def _is_real(support: Constraint) -> bool:
@@ -115,25 +110,39 @@ def _same(one: Constraint, other: Constraint) -> bool:
 
 def contains(distribution: Distribution, value: Tensor) -> bool:
     """Return whether values are in the support of a distribution; true if it is not known."""
-    if known_support(distribution) is None:
-        return True
-    inner = inner_of(distribution)
-    if not density_support(distribution).check(value).all():
-        return False
-    if not isinstance(inner, TransformedDistribution):
-        return True
-    base = value
+    return bool(_inside(distribution, density_support(distribution), value).all())
+
+
+def _inside(distribution: Distribution, support: Constraint, value: Tensor) -> Tensor:
+    """Return a mask of the values in the support of a distribution, of its batch shape."""
+    inside, inner = support.check(value), inner_of(distribution)
+    if not isinstance(inner, TransformedDistribution) or _is_codomain(distribution):
+        return inside
+    base = image = value
     with contextlib.suppress(NotImplementedError, KeyError):  # of a transform without an inverse
         for transform in reversed(inner.transforms):
             base = transform.inv(base)
         image = base
         for transform in inner.transforms:
             image = transform(image)
-        # The inverse of a value that is no image is that of the nearest one.
-        return torch.allclose(image, value, rtol=1e-3, atol=1e-3) and contains(
-            inner.base_dist, base
-        )
-    return True
+    # The inverse of a value that is no image is that of the nearest one.
+    same = torch.isclose(image, value, rtol=1e-3, atol=1e-3)
+    return (
+        inside & same.flatten(inside.dim()).all(-1) if same.dim() > inside.dim() else inside & same
+    )
+
+
+def _is_codomain(distribution: Distribution) -> bool:
+    """Return whether the support of a distribution is all of its `support`.
+
+    That of a transformed distribution is the codomain of the last transform. It is all of it if the
+    other transforms, and the base, have values on all real numbers.
+    """
+    inner = inner_of(distribution)
+    if not isinstance(inner, TransformedDistribution) or not inner.transforms:
+        return True
+    others = [part.codomain for part in _flat(inner.transforms)[:-1]]
+    return all(map(_is_real, [density_support(inner.base_dist), *others]))
 
 
 def differing(name: str, prior: Distribution, posterior: Distribution) -> str:
@@ -160,14 +169,14 @@ def _is_outside(
     prior: Distribution, support: Constraint, point: Tensor, zero_outside: bool
 ) -> bool:
     """Return whether a point is outside the support of a prior, and matters."""
-    outside = ~support.check(point)
+    outside = ~_inside(prior, support, point)
     if not (zero_outside and outside.any()):
         return bool(outside.any())
     return bool((outside & (prior.log_prob(point) != -math.inf)).any())
 
 
 def _spread_points(distribution: Distribution, like: Tensor) -> list[Tensor]:
-    """Return widely spread points of the support of a continuous distribution.
+    """Return widely spread points of the support of a distribution, samples if it is discrete.
 
     Those of a transformed distribution are the images of points of its base: `support` is the
     codomain of the last transform alone, the real line for a shifted and scaled interval.
@@ -181,7 +190,8 @@ def _spread_points(distribution: Distribution, like: Tensor) -> list[Tensor]:
         return points
     support = elementwise(density_support(distribution))
     if support.is_discrete:
-        return []  # the sample itself is checked
+        with preserved_state():
+            return [distribution.sample() for _ in range(NUM_SAMPLES)]
     try:
         unconstrained = transform_to(support).inv(like)
         return [transform_to(support)(unconstrained + shift) for shift in (-5.0, 0.0, 5.0)]

@@ -58,6 +58,11 @@ def inner_of(distribution: Distribution) -> Distribution:
     return unwrap_independent(distribution, ExpandedDistribution, MaskedDistribution)
 
 
+def bounds_of(support: Constraint) -> dict[str, Tensor]:
+    """Return the bounds of a support that are tensors, and may differ between entries."""
+    return {n: v for n, v in vars(elementwise(support)).items() if isinstance(v, Tensor)}
+
+
 def known_support(distribution: Distribution) -> Constraint | None:
     """Return the support of a distribution, or None if it does not define one, as flows of zuko."""
     try:

@@ -21,7 +21,7 @@ from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
 from pyro_vae.pairs.sites import SiteDraws
-from pyro_vae.pairs.supports import elementwise, period_of, support_name, support_of
+from pyro_vae.pairs.supports import bounds_of, elementwise, period_of, support_name, support_of
 from pyro_vae.runtime.random_state import preserved_state
 
 
@@ -86,12 +86,12 @@ class Unconstrained:
             PairError: If bounds depend on other latents, or differ in another plate.
         """
         support, shape = support_of(site.distribution), site.distribution.batch_shape
-        bounds = _bounds(support)
+        bounds = bounds_of(support)
         if not bounds:
             return support
         with torch.no_grad(), preserved_state():
             again = self.sampler.programs.run_model(batch_of(self.batch), 1)[name].distribution
-        if any(not value.equal(bounds[n]) for n, value in _bounds(support_of(again)).items()):
+        if any(not value.equal(bounds[n]) for n, value in bounds_of(support_of(again)).items()):
             raise PairError(
                 f"the bounds of latent {name!r}, which has the support {support_name(support)}, "
                 "depend on other latents: sample a latent with fixed bounds, and compute this one"
@@ -174,11 +174,6 @@ def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def _bounds(support: Constraint) -> dict[str, Tensor]:
-    """Return the bounds of a support that are tensors."""
-    return {n: v for n, v in vars(elementwise(support)).items() if isinstance(v, Tensor)}
-
-
 def _with_bounds(support: Constraint, bounds: Mapping[str, Tensor]) -> Constraint:
     base = copy.copy(elementwise(support))
     vars(base).update(bounds)
@@ -187,7 +182,7 @@ def _with_bounds(support: Constraint, bounds: Mapping[str, Tensor]) -> Constrain
 
 def _rows(support: Constraint, index: Tensor) -> Constraint:
     """Return a support of some data. Bounds that differ between data have one more dimension."""
-    bounds = _bounds(support)
+    bounds = bounds_of(support)
     local = {n: v[index] for n, v in bounds.items() if v.dim() > support.event_dim}
     return _with_bounds(support, local) if local else support
 
