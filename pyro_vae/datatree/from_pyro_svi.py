@@ -144,7 +144,7 @@ def from_pyro_svi(
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
         resampler, unweighted = None, uncovered(programs) if posterior == "guide" else ""
         if posterior == "resampled":
-            resampler = Resampler(model, guide, programs.arguments)
+            resampler = Resampler(model, guide, programs)
             attrs |= {**resampler.attributes, "seed": base}
         blocks = GroupCollector(programs, labels, num_samples, groups, resampler, unweighted)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
