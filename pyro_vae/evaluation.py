@@ -185,6 +185,8 @@ def evaluate(
         The scores of each datum.
 
     Raises:
+        PairError: If the guide's samples cannot estimate p(x): its density is of another kind than
+            the prior's, or its support leaves out latents with p(x, z) > 0.
         ValueError: If K is below 1, the data do not fit the pair, or a score is not finite. If the
             evaluation is too large; the message has the expected time and memory.
         MemoryError: If there is not enough memory for one sample of one datum.

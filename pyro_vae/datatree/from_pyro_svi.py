@@ -89,7 +89,8 @@ def from_pyro_svi(
             of each datum is refined, 1000 fresh draws from it are candidates, and the samples are
             chosen from them by Pareto smoothed weights, as in `RefinedPosterior.sample`. If `khat`
             of a datum is above 0.7, its samples are not from the posterior. Every latent must be
-            continuous and in the plate over the data. The attributes of the tree name the source.
+            continuous and in the plate over the data, and the programs must run on any part of the
+            data. The attributes of the tree name the source.
         groups: Names of the groups to collect.
         obs_plate: Name of the plate over the data. The default is `"data"` or, if there is no such
             plate, the plate of the observed sites with one entry for each row of the data.
@@ -106,8 +107,8 @@ def from_pyro_svi(
         The tree.
 
     Raises:
-        PairError: If model and guide do not fit each other or their arguments, or if a latent
-            cannot be resampled.
+        PairError: If model and guide do not fit each other or their arguments, if a subsampled plate
+            cannot be run on all data, or if a latent cannot be resampled.
         ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
             dimensions and coordinates conflict.
         MemoryError: If there is not enough memory for one sample of one datum.
@@ -115,6 +116,8 @@ def from_pyro_svi(
     Warns:
         MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
             differs.
+        UserWarning: If `log_weight` is left out, because the guide is a point mass, or its support
+            leaves out latents with p(x, z) > 0.
 
     Example:
         >>> import torch, pyro_vae as pv

@@ -73,7 +73,8 @@ def diagnose(
         The trust card. `print` shows it as text.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, or cannot be refined.
+        PairError: If a latent is outside the plate over the data, or cannot be refined, or if the
+            guide's support leaves out latents with p(x, z) > 0.
         ValueError: If there are fewer than two data.
 
     Example:

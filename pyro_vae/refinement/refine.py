@@ -315,7 +315,8 @@ def refine(
         The draws, their log weights and k-hat, as a `RefinedPosterior`.
 
     Raises:
-        PairError: If a latent is discrete, outside the plate over the data, or on a surface.
+        PairError: If a latent is discrete, outside the plate over the data, or on a surface, or has
+            bounds that depend on other latents. The guide's support may be a part of the prior's.
         ValueError: If log p(x) of a datum is not finite.
 
     Example:
