@@ -107,8 +107,8 @@ def from_pyro_svi(
         The tree.
 
     Raises:
-        PairError: If model and guide do not fit each other or their arguments, if a subsampled plate
-            cannot be run on all data, or if a latent cannot be resampled.
+        PairError: If model and guide do not fit each other or their arguments, if a subsampled
+            plate cannot be run on all data, or if a latent cannot be resampled.
         ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
             dimensions and coordinates conflict.
         MemoryError: If there is not enough memory for one sample of one datum.
