@@ -127,9 +127,9 @@ def _inside(distribution: Distribution, support: Constraint, value: Tensor) -> T
             image = transform(image)
     # The inverse of a value that is no image is that of the nearest one.
     same = torch.isclose(image, value, rtol=1e-3, atol=1e-3)
-    return (
-        inside & same.flatten(inside.dim()).all(-1) if same.dim() > inside.dim() else inside & same
-    )
+    if same.dim() > inside.dim():
+        same = same.flatten(inside.dim()).all(-1)
+    return inside & same
 
 
 def _is_codomain(distribution: Distribution) -> bool:
