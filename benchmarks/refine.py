@@ -5,9 +5,9 @@
 
 Digits are scored in blocks. Each block is written to the output folder when it is complete, and a
 second call continues after the last one. Encoder and refined proposal take turns on each block, and
-their times are those of the processor. `--inverted` scores digits with black and white
-exchanged, and `--images` byte images of a NumPy file: both are far from the training data. Images with k-hat above 0.7 after refinement are
-written to `uncured.png`.
+their times are those of the processor. `--inverted` scores digits with black and white exchanged,
+and `--images` the byte images of a NumPy file: both are far from the training data. Images with
+k-hat above 0.7 after refinement are written to `uncured.png`.
 """
 
 import dataclasses
