@@ -121,7 +121,7 @@ def main(
         test = dataclasses.replace(test, values=255 - test.values, name=f"{test.name} inverted")
     if images is not None:
         values = torch.from_numpy(np.load(images)).reshape(-1, *test.values.shape[1:])
-        test = dataclasses.replace(test, values=values, name=images.stem)
+        test = dataclasses.replace(test, values=values, labels=None, name=images.stem)
     folder = out / f"{test.name.replace(' ', '-')}-{num_samples}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     blocks = []
