@@ -5,9 +5,9 @@
 
 Digits are scored in blocks. Each block is written to the output folder when it is complete, and a
 second call continues after the last one. Encoder and refined proposal take turns on each block, and
-their times are those of the processor. `--inverted` scores digits with black and white
-exchanged, which are far from the training data. Images with k-hat above 0.7 after refinement are
-written to `uncured.png`.
+their times are those of the processor. `--inverted` scores digits with black and white exchanged,
+and `--images` the byte images of a NumPy file: both are far from the training data. Images with
+k-hat above 0.7 after refinement are written to `uncured.png`.
 """
 
 import dataclasses
@@ -106,6 +106,7 @@ def main(
     data: Annotated[str, Option(help=f"One of {', '.join(pv.data.NAMES)}")] = "mnist",
     binarize: Annotated[str, Option(help="dynamic, static or none")] = "dynamic",
     inverted: Annotated[bool, Option(help="Exchange black and white")] = False,
+    images: Annotated[Path | None, Option(help="NumPy file of other images to score")] = None,
     num_data: Annotated[int, Option(help="Number of test data")] = 10_000,
     num_samples: Annotated[int, Option(help="K, weighted draws of each datum")] = 1000,
     anneal: Annotated[bool, Option("--anneal", help="Bound uncured data by AIS, too")] = False,
@@ -118,6 +119,9 @@ def main(
     _, test = pv.data.load(data, binarize=binarize, seed=seed)
     if inverted:
         test = dataclasses.replace(test, values=255 - test.values, name=f"{test.name} inverted")
+    if images is not None:
+        values = torch.from_numpy(np.load(images)).reshape(-1, *test.values.shape[1:])
+        test = dataclasses.replace(test, values=values, labels=None, name=images.stem)
     folder = out / f"{test.name.replace(' ', '-')}-{num_samples}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     blocks = []

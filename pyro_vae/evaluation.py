@@ -185,6 +185,8 @@ def evaluate(
         The scores of each datum.
 
     Raises:
+        PairError: If the guide's samples cannot estimate p(x): its density is of another kind than
+            the prior's, or its support leaves out latents with p(x, z) > 0.
         ValueError: If K is below 1, the data do not fit the pair, or a score is not finite. If the
             evaluation is too large; the message has the expected time and memory.
         MemoryError: If there is not enough memory for one sample of one datum.
@@ -207,7 +209,7 @@ def evaluate(
     See also: `diagnose`, `fit`, `report`.
     """
     dataset = dataset_of(pair, data)
-    check_data(pair, dataset)
+    check_data(pair, dataset, weighted=proposal == "guide")
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 
@@ -270,6 +272,7 @@ def _drawing(
         return lambda batch, draws: refiner.draw(batch, draws)[1], *refiner.chunk_sizes(
             few, len(data)
         )
+    sampler.check_weights()
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),

@@ -47,9 +47,11 @@ class GroupCollector:
         num_samples: int,
         groups: tuple[str, ...],
         resampler: Resampler | None = None,
+        unweighted: str = "",
     ) -> None:
         self.programs, self.labels, self.num_samples = programs, labels, num_samples
         self.resampler = resampler
+        self.unweighted = unweighted  # why weights of the guide's samples do not estimate p(x)
         self.groups, self.plate = groups, programs.data_plate
         self.shared: Shared | None = None  # None before the first batch
         # Limits on the part of a batch that runs at once, found when memory ran out.
@@ -171,17 +173,17 @@ class GroupCollector:
         terms = {"log_weight": log_p - log_q, "log_q": log_q}
         dims: tuple[str, ...] = (str(self.plate),)
         stats = {name: (dims, value.cpu().numpy()) for name, value in terms.items()}
-        return self._unless_point_masses(stats)
+        return self._if_weighted(stats)
 
     def joint_stats(self) -> Variables:
         """Return the joint log weights and log q of all data and latents, shape `(1, samples)`."""
         log_p, log_q = (np.sum(gather(mine), axis=0) for mine in (self.log_p, self.log_q))
         terms = {"log_weight": log_p - log_q, "log_q": log_q}
         stats: Group = {name: (SAMPLE_DIMS, value[None]) for name, value in terms.items()}
-        return {"sample_stats": self._unless_point_masses(stats)}
+        return {"sample_stats": self._if_weighted(stats)}
 
-    def _unless_point_masses(self, stats: Group) -> Group:
-        return {} if self.programs.point_masses else stats
+    def _if_weighted(self, stats: Group) -> Group:
+        return {} if self.programs.point_masses or self.unweighted else stats
 
     def _total(self, sites: Sites, batch: Batch, num_draws: int) -> Tensor:
         """Sum log densities: `(samples, data)` if each belongs to a datum, else `(samples,)`."""
@@ -275,4 +277,8 @@ class GroupCollector:
                 f"the guide is a point mass at {sorted(self.programs.point_masses)} (AutoDelta) "
                 "without a density, so log_weight, k-hat and evidence are not available",
                 stacklevel=3,
+            )
+        elif self.unweighted and "sample_stats" in self.groups:
+            warnings.warn(
+                f"{self.unweighted}. log_weight, k-hat and evidence are left out", stacklevel=3
             )

@@ -18,6 +18,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
+from pyro_vae.pairs.coverage import uncovered
 from pyro_vae.pairs.inputs import check_has_values
 from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
@@ -88,7 +89,8 @@ def from_pyro_svi(
             of each datum is refined, 1000 fresh draws from it are candidates, and the samples are
             chosen from them by Pareto smoothed weights, as in `RefinedPosterior.sample`. If `khat`
             of a datum is above 0.7, its samples are not from the posterior. Every latent must be
-            continuous and in the plate over the data. The attributes of the tree name the source.
+            continuous and in the plate over the data, and the programs must run on any part of the
+            data. The attributes of the tree name the source.
         groups: Names of the groups to collect.
         obs_plate: Name of the plate over the data. The default is `"data"` or, if there is no such
             plate, the plate of the observed sites with one entry for each row of the data.
@@ -105,8 +107,8 @@ def from_pyro_svi(
         The tree.
 
     Raises:
-        PairError: If model and guide do not fit each other or their arguments, or if a latent
-            cannot be resampled.
+        PairError: If model and guide do not fit each other or their arguments, if a subsampled
+            plate cannot be run on all data, or if a latent cannot be resampled.
         ValueError: If `num_samples` is below 1, a group is unknown, or names and sizes of sites,
             dimensions and coordinates conflict.
         MemoryError: If there is not enough memory for one sample of one datum.
@@ -114,6 +116,8 @@ def from_pyro_svi(
     Warns:
         MemoryWarning: If memory runs out. Smaller chunks are used and the Monte Carlo noise
             differs.
+        UserWarning: If `log_weight` is left out, because the guide is a point mass, or its support
+            leaves out latents with p(x, z) > 0.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -141,11 +145,11 @@ def from_pyro_svi(
         if PRIOR_SAMPLES & set(groups):
             programs.check_prior()
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
-        resampler = None
+        resampler, unweighted = None, uncovered(programs) if posterior == "guide" else ""
         if posterior == "resampled":
-            resampler = Resampler(model, guide, programs.arguments)
+            resampler = Resampler(model, guide, programs)
             attrs |= {**resampler.attributes, "seed": base}
-        blocks = GroupCollector(programs, labels, num_samples, groups, resampler)
+        blocks = GroupCollector(programs, labels, num_samples, groups, resampler, unweighted)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
         rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pyro_vae.datatree.writer import Group
-from pyro_vae.pairs.batching import Arguments, Batch
+from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.guides import is_automatic
 from pyro_vae.pairs.log_weights import effective_sample_size, pareto_khat
 from pyro_vae.pairs.pair import Pair, PairError, Program
+from pyro_vae.pairs.runner import PairRunner
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.refinement.refiner import NUM_CANDIDATES, NUM_ROUNDS, Refiner
 
@@ -21,17 +23,27 @@ class Resampler:
     Args:
         model: Pyro model.
         guide: Its guide.
-        arguments: Their arguments. Tensors with one row for each datum must be positional.
+        programs: The runner of both. Tensors with one row for each datum must be positional.
 
     Raises:
-        PairError: If another argument is positional, or a latent has no refined proposal.
+        PairError: If another argument is positional, if the programs do not run on a part of the
+            rows, or if a latent has no refined proposal.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Arguments) -> None:
-        if not arguments.all_rows():
+    def __init__(self, model: Program, guide: Program, programs: PairRunner) -> None:
+        arguments = programs.arguments
+        if not (arguments.num_rows and arguments.all_rows()):
             raise PairError(
                 "posterior='resampled' needs model_args of tensors with one row for each datum, "
                 "and no such tensor in model_kwargs. Pass the other arguments in model_kwargs"
+            )
+        if not programs.separable and not is_automatic(guide):
+            raise PairError(
+                "posterior='resampled' runs model and guide on parts of the data, and these two "
+                "subsample them, expect a fixed number of rows, or let a log density depend on "
+                f"other rows: give the plate over the data the number of rows, as in "
+                f"pyro.plate({programs.data_plate or 'data'!r}, len(x)), without subsample_size= "
+                "and subsample="
             )
         if arguments.kwargs:
             model, guide = (functools.partial(fn, **arguments.kwargs) for fn in (model, guide))

@@ -73,7 +73,8 @@ def diagnose(
         The trust card. `print` shows it as text.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, or cannot be refined.
+        PairError: If a latent is outside the plate over the data, or cannot be refined, or if the
+            guide's support leaves out latents with p(x, z) > 0.
         ValueError: If there are fewer than two data.
 
     Example:
@@ -94,6 +95,8 @@ def diagnose(
     if len(data) < 2:
         raise ValueError(f"expected at least two data, got {len(data)}")
     check_data(pair, data)
+    with unchanged(pair.model, pair.guide):
+        Sampler(pair, data.batch(slice(2))).check_weights()
     refined = None
     if refine:
         refined = refine_posterior(

@@ -117,7 +117,8 @@ def gaps(
         The gaps of each datum in nats, as `Gaps`.
 
     Raises:
-        PairError: If a latent is outside the plate over the data.
+        PairError: If a latent is outside the plate over the data, or the guide's support leaves out
+            latents with p(x, z) > 0.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
             row for each datum, or a latent cannot be reparameterized.
 
@@ -164,6 +165,7 @@ def gaps(
     checked = CheckedRows(pair, data)
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        sampler.check_weights()
         guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
         few = data.batch(slice(4))
         rows, _ = fitting(rows, num_particles, one_step, few, gradients=True)

@@ -26,6 +26,7 @@ from pyro_vae.pairs.latents import (
     check_not_observed,
     check_samples,
     check_shapes,
+    check_supports,
 )
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates, frame_of
@@ -114,7 +115,7 @@ def check(pair: AnyPair, x: Tensor | tuple[Tensor, ...], *, objective: object = 
 
 @torch.no_grad()
 def _check_batch(
-    pair: PairLike, batch: tuple[Tensor, ...], objective: object
+    pair: PairLike, batch: tuple[Tensor, ...], objective: object, weighted: bool = True
 ) -> tuple[SiteTable, poutine.Trace]:
     """Check a batch; return the table of the sites, and a trace of the model before training.
 
@@ -137,6 +138,7 @@ def _check_batch(
         priors, posteriors = dict(latent_sites(model)), dict(latent_sites(guide))
         check_names(priors, posteriors, complete=failure is None)
         check_shapes(priors, posteriors)
+        check_supports(priors, posteriors, weighted=weighted, alone=True)
         if failure:
             raise failure
         check_not_observed(dict(sample_sites(model)), dict(sample_sites(guide)))
@@ -156,6 +158,7 @@ def _check_batch(
             replayed, failure = _run("model", pair.model, batch)
         if failure:
             raise failure
+        check_supports(dict(latent_sites(replayed)), posteriors, weighted=weighted, alone=False)
         given = {
             name: posteriors[name]["value"]
             for name, node in priors.items()
@@ -177,7 +180,12 @@ def _check_batch(
 
 
 def check_data(
-    pair: PairLike, data: Dataset, *, objective: object = None, scales: bool = False
+    pair: PairLike,
+    data: Dataset,
+    *,
+    objective: object = None,
+    scales: bool = False,
+    weighted: bool = True,
 ) -> SiteTable:
     """Check the first rows of a dataset as `check` does. `CheckedRows` checks the support of all.
 
@@ -186,6 +194,7 @@ def check_data(
         data: Data on the device and in the type of the pair.
         objective: Objective, as for `check`.
         scales: Whether to compare the spread and offset of the data with those of the model.
+        weighted: Whether log densities of the guide are used, as in `check_latent_support`.
 
     Raises:
         PairError: As in `check`, or if the pair does not run on any rows of the data.
@@ -195,7 +204,7 @@ def check_data(
         DataWarning: If the spread or offset of the data is far from that of the model.
     """
     try:
-        table, trace, first = _check_rows(pair, data, objective)
+        table, trace, first = _check_rows(pair, data, objective, weighted)
     except PairError as error:
         if data.values.dtype != torch.int64 or error.__cause__ is None:
             raise
@@ -206,7 +215,7 @@ def check_data(
 
 
 def _check_rows(
-    pair: PairLike, data: Dataset, objective: object
+    pair: PairLike, data: Dataset, objective: object, weighted: bool
 ) -> tuple[SiteTable, poutine.Trace, Tensor]:
     """Check a few rows as `check` does, and that the programs run on other rows, too.
 
@@ -215,11 +224,13 @@ def _check_rows(
     """
     few, in_memory = data.batch(slice(FEW)), isinstance(data.values, Tensor)
     try:
-        table, trace = _check_batch(pair, few, objective)
+        table, trace = _check_batch(pair, few, objective, weighted)
     except PairError:
         if in_memory and len(data) > FEW and data.values.numel() <= MAX_ELEMENTS:
             whole = data.batch(slice(None))
-            check_not_whole(functools.partial(_check_batch, pair, whole, objective), len(data))
+            check_not_whole(
+                functools.partial(_check_batch, pair, whole, objective, weighted), len(data)
+            )
         raise
     parts = [few]
     if len(data) <= FEW:

@@ -12,6 +12,8 @@ MIN_TAIL_SAMPLES = 30
 EQUAL_SHARE, EQUAL_NATS, MOST_EQUAL_NATS = 1e-6, 1e-5, 1.0
 # exp of less than this is zero or subnormal in float64.
 UNDERFLOW = -690.0
+# A log weight in the place of -inf, next to which the exponential of every other one is infinite.
+SMALLEST = -1e300
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -27,7 +29,8 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
 
     ArviZ fits the tail. The result is
 
-    - NaN for fewer than 30 samples, and for a weight that is not finite;
+    - NaN for fewer than 30 samples, for a weight that is NaN or infinite, and if all weights are
+      zero. Some weights may be zero, as those of latents at which x is impossible;
     - -inf if all weights in the tail are equal up to rounding, as for an exact posterior;
     - inf if a quarter of the tail vanishes in float64 next to the largest weight, and if one sample
       has more than half of the weight although the fitted k-hat is below the threshold.
@@ -39,10 +42,11 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
 
     num_samples, num_data = log_weights.shape
     khat = np.full(num_data, np.nan)
+    log_weights = _with_small_zeros(log_weights)
     finite = np.isfinite(log_weights).all(axis=0)
     if num_samples < MIN_TAIL_SAMPLES or not finite.any():
         return khat
-    rows = np.asarray(log_weights.T[finite], dtype=np.float64)  # one for each datum
+    rows = log_weights.T[finite]  # one for each datum
     largest = rows.max(axis=1)
     rounding = np.clip(EQUAL_SHARE * np.abs(largest), EQUAL_NATS, MOST_EQUAL_NATS)
     with np.errstate(all="ignore"):  # weights that overflow or vanish are classified here
@@ -74,17 +78,29 @@ def smoothed_log_weights(log_weights: np.ndarray) -> np.ndarray:
 
     The largest weights become expected order statistics of the fitted distribution (Vehtari et al.
     2024). Columns without a fit, those with a k-hat that is not finite, are only normalized.
+    Weights of zero stay zero.
 
     Args:
         log_weights: Log weights in nats, shape `(num_samples, num_data)`.
     """
     from arviz_stats.base import array_stats
 
-    result = log_weights - np.logaddexp.reduce(log_weights, axis=0)
+    with np.errstate(invalid="ignore"):  # of columns without a positive weight
+        result = log_weights - np.logaddexp.reduce(log_weights, axis=0)
     fitted = np.isfinite(pareto_khat(log_weights))
     if fitted.any():
+        columns = _with_small_zeros(log_weights[:, fitted])
         with np.errstate(all="ignore"):
-            result[:, fitted] = array_stats.psislw(-log_weights[:, fitted].T, axis=-1)[0].T
+            smoothed = array_stats.psislw(-columns.T, axis=-1)[0].T
+        result[:, fitted] = np.where(columns == SMALLEST, -np.inf, smoothed)
+    return result
+
+
+def _with_small_zeros(log_weights: np.ndarray) -> np.ndarray:
+    """Return a copy in float64 with weights of zero as small as possible, unless all are zero."""
+    result = np.array(log_weights, dtype=np.float64)
+    zero = np.isneginf(result)
+    result[zero & ~zero.all(axis=0)] = SMALLEST
     return result
 
 

@@ -9,6 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyro_vae.pairs.latent_supports import check_latent_support
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import (
     Node,
@@ -18,7 +19,7 @@ from pyro_vae.pairs.sites import (
     is_enumerated,
     values_of,
 )
-from pyro_vae.pairs.supports import check_latent_support
+from pyro_vae.pairs.supports import bounds_of, support_of
 
 
 def check_names(
@@ -83,15 +84,34 @@ def check_not_enumerated(model: Mapping[str, Node], guide: Mapping[str, Node]) -
 
 
 def check_shapes(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
-    """Check the shapes and supports of the latents that model and guide share.
+    """Check the shapes of the latents that model and guide share.
 
     Raises:
-        PairError: If an event shape, a batch shape or a support differs.
+        PairError: If an event shape or a batch shape differs.
     """
     for name, prior in model.items():
         if name in guide:
             _check_shape(name, prior["fn"], guide[name]["fn"])
-            check_latent_support(name, prior["fn"], guide[name])
+
+
+def check_supports(
+    model: Mapping[str, Node], guide: Mapping[str, Node], *, weighted: bool, alone: bool
+) -> None:
+    """Check the supports of the latents that model and guide share.
+
+    Args:
+        model: Sites of the model by name.
+        guide: Sites of the guide by name.
+        weighted: Whether log densities of the guide are used, as in `check_latent_support`.
+        alone: Whether the model ran without the guide's samples. Supports with bounds that are
+            tensors, which may depend on other latents, are then not checked.
+
+    Raises:
+        PairError: If a guide samples outside the support of its prior.
+    """
+    for name, prior in model.items():
+        if name in guide and not (alone and bounds_of(support_of(prior["fn"]))):
+            check_latent_support(name, prior["fn"], guide[name], weighted=weighted)
 
 
 def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pyro_vae.pairs import khat
 
-SMALLEST = -1e300  # a log weight next to which the exponential of every other one is infinite
-
 
 def elbo(log_weights: Tensor) -> Tensor:
     """Return the evidence lower bound, the mean log weight (Kingma & Welling 2013, eq. 2)."""
@@ -44,10 +42,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     give -inf. Weights that span more than float64 can represent give inf. Fewer than 30 samples
     give NaN. Weights may be zero, as those of latents at which x is impossible, but not all.
     """
-    log_weights = log_weights.double()
-    zero = (log_weights == -math.inf) & (log_weights > -math.inf).any(dim=0)
-    log_weights = log_weights.masked_fill(zero, SMALLEST)
-    return torch.from_numpy(khat.pareto_khat(log_weights.cpu().numpy()))
+    return torch.from_numpy(khat.pareto_khat(log_weights.double().cpu().numpy()))
 
 
 def check_finite(log_likelihood: np.ndarray) -> None:

@@ -16,12 +16,13 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.pairs.batching import Arguments, Batch
-from pyro_vae.pairs.guides import model_of
+from pyro_vae.pairs.guides import is_automatic, model_of
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.sites import (
     PARTICLE_PLATES,
     ConditionLatents,
     Node,
+    full_size_of,
     is_data,
     sample_sites,
     subsampled_plates,
@@ -134,7 +135,29 @@ def data_frame(
             "p(x, z) is known only up to the entries that are left out: run them whole, "
             "without subsample_size= and subsample=, for all but training"
         )
+    if frame is not None and frame.size < full_size_of(frame):
+        _check_rows_can_be_set(frame, traces, programs)
     return frame
+
+
+def _check_rows_can_be_set(
+    frame: CondIndepStackFrame, traces: Sequence[poutine.Trace], programs: Sequence[Program]
+) -> None:
+    """Raise `PairError` unless each run of the programs can be given other rows of the data."""
+    if frame.dim is None:
+        raise PairError(
+            f"the loop over pyro.plate({frame.name!r}) visits a part of the data, and so the sites "
+            f"differ from run to run: use it as a context (with pyro.plate({frame.name!r}, ...) as "
+            "i: x[i]), or loop over all data, for all but training"
+        )
+    for trace, program in zip(traces, programs, strict=True):
+        used = {other.name for _, node in sample_sites(trace) for other in _frames(node)}
+        if frame.name in used - set(trace.nodes) and not is_automatic(program):
+            raise PairError(
+                f"pyro.plate({frame.name!r}) is subsampled and created outside of the program, and "
+                "so each run has the same rows of the data: create it inside, as in "
+                f"with pyro.plate({frame.name!r}, ...) as i: x[i]"
+            )
 
 
 def data_plates_of(program: Program, *args: object, **kwargs: object) -> tuple[str, ...]:

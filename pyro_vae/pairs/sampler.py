@@ -21,6 +21,7 @@ from pyro_vae.pairs.any_rows import check_any_rows
 from pyro_vae.pairs.batching import Data, as_arguments, batch_of
 from pyro_vae.pairs.check import check_arguments
 from pyro_vae.pairs.chunking import CHUNK_DRAWS
+from pyro_vae.pairs.coverage import check_coverage, is_zero_outside, stays_inside
 from pyro_vae.pairs.guides import is_automatic
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.runner import PairRunner
@@ -132,16 +133,27 @@ class Sampler:
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
+    def check_weights(self) -> None:
+        """Check that the weights of the guide's samples estimate p(x), as in `check_coverage`."""
+        check_coverage(self.programs)
+
     @functools.cached_property
     def has_density(self) -> bool:
         """Whether `guide_at` gives the density of the guide's samples.
 
-        It does not if the guide computes its latents from auxiliary variables.
+        It does not if the guide computes its latents from auxiliary variables, or if its
+        distributions return positive densities outside their supports.
         """
         with preserved_state(seed=0):
             draws = self.draw(self.few, PROBE_DRAWS)
             again = self.guide_at(self.few, draws.latents).detach()
-        return bool(torch.isclose(again.expand_as(draws.log_q), draws.log_q, rtol=1e-3).all())
+        same = bool(torch.isclose(again.expand_as(draws.log_q), draws.log_q, rtol=1e-3).all())
+        return same and is_zero_outside(self.programs)
+
+    @functools.cached_property
+    def stays_inside(self) -> bool:
+        """Whether the guide's support is in that of the prior."""
+        return stays_inside(self.programs)
 
     def values(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return latents of the shapes of `Draws.latents` in those of `SiteDraws.value`."""

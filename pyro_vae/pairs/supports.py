@@ -1,4 +1,4 @@
-"""Compare the supports of distributions: a guide's with its prior's, a likelihood's with x."""
+"""Supports of distributions, and the check that data are in those of their likelihoods."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from typing import TypeAlias
 
 import torch
 from pyro.distributions import (
-    Delta,
     MixtureSameFamily,
     NanMaskedMultivariateNormal,
     NanMaskedNormal,
@@ -17,7 +16,7 @@ from pyro.distributions import (
 )
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints, transform_to
+from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.distributions.independent import unwrap_independent
@@ -26,17 +25,6 @@ from pyro_vae.pairs.sites import Node
 
 Observed: TypeAlias = Mapping[str, Node]  # observed sites of a trace by name
 
-# Guides to suggest for a prior's support, by `support_name`.
-GUIDES_ON = {
-    "Real": "Normal or MultivariateNormal",
-    "GreaterThan": "LogNormal or Gamma",
-    "Interval": "Beta, or a Normal through a SigmoidTransform",
-    "Simplex": "Dirichlet, or a Normal through a StickBreakingTransform",
-    "Sphere": "ProjectedNormal, or a von Mises-Fisher distribution",
-}
-# Supports with fewer dimensions than their arrays. Densities on them cannot be compared with
-# densities on the surrounding space.
-SURFACES = ("Simplex", "Sphere")
 # Distributions of angles. torch calls their support real, but they sample from [-pi, pi], and their
 # densities integrate to one over a period, not over the real line.
 CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
@@ -44,7 +32,7 @@ CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
 
 def support_name(support: Constraint) -> str:
     """Return the name of a support, without the shape of its events. Tensors give their range."""
-    support = _elementwise(support)
+    support = elementwise(support)
     if not any(isinstance(value, Tensor) for value in vars(support).values()):
         return str(support).removesuffix("()")
     bounds = ", ".join(f"{name}={_range(value)}" for name, value in vars(support).items())
@@ -58,10 +46,21 @@ def _range(value: object) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _elementwise(support: Constraint) -> Constraint:
+def elementwise(support: Constraint) -> Constraint:
+    """Return the support of one entry of an event."""
     while hasattr(support, "base_constraint"):  # independent events, mixtures
         support = support.base_constraint
     return support
+
+
+def inner_of(distribution: Distribution) -> Distribution:
+    """Return the distribution inside `.to_event()`, `.expand()` and `.mask()`."""
+    return unwrap_independent(distribution, ExpandedDistribution, MaskedDistribution)
+
+
+def bounds_of(support: Constraint) -> dict[str, Tensor]:
+    """Return the bounds of a support that are tensors, and may differ between entries."""
+    return {n: v for n, v in vars(elementwise(support)).items() if isinstance(v, Tensor)}
 
 
 def known_support(distribution: Distribution) -> Constraint | None:
@@ -81,9 +80,9 @@ def support_of(distribution: Distribution) -> Constraint:
 
 def period_of(distribution: Distribution) -> Constraint | None:
     """Return [-pi, pi], the support of the samples, for a distribution of angles, else None."""
-    entry = unwrap_independent(distribution, ExpandedDistribution, MaskedDistribution)
+    entry = inner_of(distribution)
     while isinstance(entry, MixtureSameFamily):
-        entry = unwrap_independent(entry.component_distribution, ExpandedDistribution)
+        entry = inner_of(entry.component_distribution)
     if not isinstance(entry, CIRCULAR):
         return None
     period = constraints.interval(-math.pi, math.pi)
@@ -95,51 +94,9 @@ def kind_of(distribution: Distribution) -> str:
     return type(unwrap_independent(distribution, ExpandedDistribution)).__name__
 
 
-def check_latent_support(name: str, prior: Distribution, posterior_site: Node) -> None:
-    """Check that the guide of a latent has the prior's support, or a part of it.
-
-    Args:
-        name: Name of the latent.
-        prior: Distribution of the latent in the model.
-        posterior_site: Site of the latent in the guide's trace.
-
-    Raises:
-        PairError: If the guide samples outside the prior's support, or the two densities are of
-            different kinds (discrete and continuous, or on a surface and on a volume).
-    """
-    posterior, value = posterior_site["fn"], posterior_site["value"]
-    if not value.isfinite().all():
-        return  # in no support; other checks name the cause, such as NaN data
-    if known_support(prior) is None:
-        return
-    here, there = _elementwise(support_of(prior)), _elementwise(support_of(posterior))
-    names = support_name(here), support_name(there)
-    is_point = isinstance(posterior, Delta)  # a MAP guide, supported at its value
-    fits = bool(support_of(prior).check(value).all())
-    if not is_point and known_support(posterior) is not None:
-        surfaces = any(name in SURFACES for name in names)
-        fits = fits and here.is_discrete == there.is_discrete
-        fits = fits and (names[0] == names[1] or not surfaces)
-        fits = fits and _contains(support_of(prior), support_of(posterior), value)
-    if not fits:
-        advice = GUIDES_ON.get(names[0].split("(")[0].removesuffix("Eq"))
-        raise PairError(
-            f"latent {name!r} lies on {names[0]} in the model's prior, a {kind_of(prior)}, but the "
-            f"guide's {kind_of(posterior)} has support {names[1]}: give the guide a distribution "
-            f"on {names[0]}" + (f", such as {advice}" if advice else "")
-        )
-
-
-def _contains(outer: Constraint, inner: Constraint, like: Tensor) -> bool:
-    """Return whether widely spread points of the support `inner` all lie in `outer`."""
-    if inner.is_discrete:
-        return True  # the sample itself has been checked
-    try:
-        unconstrained = transform_to(inner).inv(like)
-        points = [transform_to(inner)(unconstrained + shift) for shift in (-5.0, 0.0, 5.0)]
-    except NotImplementedError:
-        return True
-    return all(bool(outer.check(point).all()) for point in points)
+def density_support(distribution: Distribution) -> Constraint:
+    """Return the support on which the density integrates to one: one period, for angles."""
+    return period_of(distribution) or support_of(distribution)
 
 
 def fixed_support(distribution: Distribution) -> Constraint | None:

@@ -8,18 +8,21 @@ states include the log Jacobian of the map.
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
-from pyro_vae.pairs.supports import period_of, support_of
+from pyro_vae.pairs.sites import SiteDraws
+from pyro_vae.pairs.supports import bounds_of, elementwise, period_of, support_name, support_of
+from pyro_vae.runtime.random_state import preserved_state
 
 
 class Unconstrained:
@@ -50,6 +53,7 @@ class Unconstrained:
         self._parameters = [p for module in modules for p in module.parameters(recurse=False)]
         with torch.no_grad():
             sites = sampler.programs.run_model(batch_of(batch), 1)
+        self.supports: dict[str, Constraint] = {}
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.angles: set[str] = set()
@@ -58,7 +62,8 @@ class Unconstrained:
             period = period_of(distribution)
             if period is not None:
                 self.angles.add(name)
-            self.transforms[name] = _to_support(name, period or support_of(distribution))
+            self.supports[name] = period or self._support(name, sites[name])
+            self.transforms[name] = _to_support(name, self.supports[name])
             self.shapes[name] = self.transforms[name].inv(sites[name].rows(sampler.plate)).shape[2:]
         self.dim = sum(math.prod(shape) for shape in self.shapes.values())
         if not self.dim:
@@ -70,7 +75,37 @@ class Unconstrained:
         """Return the densities of the data at these indices."""
         part = copy.copy(self)
         part.batch = tuple(rows[index] for rows in self.batch)
+        part.supports = {name: _rows(support, index) for name, support in self.supports.items()}
+        part.transforms = {n: _to_support(n, support) for n, support in part.supports.items()}
         return part
+
+    def _support(self, name: str, site: SiteDraws) -> Constraint:
+        """Return the support of a latent with bounds that are the same for all data or one a datum.
+
+        Raises:
+            PairError: If bounds depend on other latents, or differ in another plate.
+        """
+        support, shape = support_of(site.distribution), site.distribution.batch_shape
+        bounds = bounds_of(support)
+        if not bounds:
+            return support
+        with torch.no_grad(), preserved_state():
+            again = self.sampler.programs.run_model(batch_of(self.batch), 1)[name].distribution
+        if any(not value.equal(bounds[n]) for n, value in bounds_of(support_of(again)).items()):
+            raise PairError(
+                f"the bounds of latent {name!r}, which has the support {support_name(support)}, "
+                "depend on other latents: sample a latent with fixed bounds, and compute this one"
+            )
+        event = site.distribution.event_shape
+        rows = {n: v.expand(*shape, *event).reshape(-1, *event) for n, v in bounds.items()}
+        if all(bool((value == value[:1]).all()) for value in rows.values()):
+            return _with_bounds(support, {n: value[0] for n, value in rows.items()})
+        if site.plates != (self.sampler.plate,):
+            raise PairError(
+                f"the bounds of latent {name!r} differ in the plates {list(site.plates)}: they may "
+                f"differ in {self.sampler.plate!r} alone"
+            )
+        return _with_bounds(support, rows)
 
     @torch.no_grad()
     def from_prior(self, num_samples: int) -> Tensor:
@@ -137,6 +172,19 @@ def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_()
+
+
+def _with_bounds(support: Constraint, bounds: Mapping[str, Tensor]) -> Constraint:
+    base = copy.copy(elementwise(support))
+    vars(base).update(bounds)
+    return constraints.independent(base, support.event_dim - base.event_dim)
+
+
+def _rows(support: Constraint, index: Tensor) -> Constraint:
+    """Return a support of some data. Bounds that differ between data have one more dimension."""
+    bounds = bounds_of(support)
+    local = {n: v[index] for n, v in bounds.items() if v.dim() > support.event_dim}
+    return _with_bounds(support, local) if local else support
 
 
 def _wrapped(angle: Tensor) -> Tensor:

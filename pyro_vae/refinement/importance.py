@@ -154,10 +154,12 @@ def resampled(found: WeightedStates, num_samples: int) -> Tensor:
 def defence(posterior: Unconstrained) -> dict[str, float]:
     """Return the shares of the draws that come from the guide and from the prior.
 
-    A guide without a density at any value of the latents has no share, and none if latents are
-    angles: its samples may be wrapped, and its density is not.
+    A guide without a density at any value of the latents has no share, and none if it samples
+    outside the prior's support, or if latents are angles: its samples may be wrapped, and its
+    density is not.
     """
-    known = posterior.sampler.has_density and not posterior.angles
+    sampler = posterior.sampler
+    known = sampler.has_density and not posterior.angles and sampler.stays_inside
     return {
         "guide": GUIDE_SHARE if known else 0.0,
         "prior": PRIOR_SHARE if _num_starts(posterior.dim) > 1 else 0.0,

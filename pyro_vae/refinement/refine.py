@@ -206,7 +206,7 @@ class RefinedPosterior:
             raise CheckpointError(
                 f"{path} is a posterior of {settings['num_data']} data, got {len(data)}"
             )
-        check_data(pair, data)
+        check_data(pair, data, weighted=False)
         posterior = cls(
             log_weights=tensors["log_weights"].numpy(),
             khat=tensors["khat"].numpy(),
@@ -315,7 +315,8 @@ def refine(
         The draws, their log weights and k-hat, as a `RefinedPosterior`.
 
     Raises:
-        PairError: If a latent is discrete, outside the plate over the data, or on a surface.
+        PairError: If a latent is discrete, outside the plate over the data, or on a surface, or has
+            bounds that depend on other latents. The guide's support may be a part of the prior's.
         ValueError: If log p(x) of a datum is not finite.
 
     Example:
@@ -332,7 +333,7 @@ def refine(
     See also: `evaluate`, whose `proposal="refined"` scores with these draws; `diagnose`; `ais`.
     """
     dataset = dataset_of(pair, x)
-    check_data(pair, dataset)
+    check_data(pair, dataset, weighted=False)
     rows = CheckedRows(pair, dataset)
     programs = pair.model, pair.guide
 

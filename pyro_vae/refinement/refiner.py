@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.pairs.chunking import data_per_chunk
+from pyro_vae.pairs.coverage import check_kinds
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.importance import WeightedStates, fitted, resampled, weighted
@@ -37,9 +38,13 @@ class Refiner:
         sampler: Sampler of the pair.
         num_rounds: Number of rounds of adaptation.
         num_samples: Number of weighted draws of each datum.
+
+    Raises:
+        PairError: If samples of the guide cannot be starting points.
     """
 
     def __init__(self, sampler: Sampler, num_rounds: int, num_samples: int) -> None:
+        check_kinds(sampler.programs)
         self.sampler, self.num_rounds, self.num_samples = sampler, num_rounds, num_samples
 
     def chunk_sizes(self, few: tuple[Tensor, ...], num_data: int) -> tuple[int, int]:

@@ -1,14 +1,18 @@
 """k-hat over a grid of weight distributions: its class is known, no warning or error escapes."""
 
+import itertools
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from arviz_stats.base import array_stats
 
 import pyro_vae as pv
-from pyro_vae.pairs.khat import khat_threshold, pareto_khat
+from pyro_vae.pairs import log_weights
+from pyro_vae.pairs.khat import khat_threshold, pareto_khat, smoothed_log_weights
 
 SIZES = (1, 2, 29, 30, 31, 99, 224, 225, 226, 1000, 5000)
 SCALES = (0, 1e-12, 1e-9, 1e-3, 0.1, 1, 3, 10, 100, 200, 300, 700, 1e3, 1e4, 1e5, 1e6)
@@ -102,14 +106,50 @@ def test_weights_that_are_equal_up_to_rounding_in_float32(size, level):
     assert (strict(lw) == -np.inf).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("count", [1, 7, 100])
+@pytest.mark.parametrize(
+    ("bad", "count"),
+    [*itertools.product([np.nan, np.inf], [1, 7, 100]), (-np.inf, 100)],
+)
 def test_weights_that_are_not_finite(count, bad):
     lw = np.random.default_rng(4).normal(size=(100, 3))
     lw[:count, 1] = bad
     khat = strict(lw)
     assert np.isnan(khat[1])
     np.testing.assert_array_equal(khat[[0, 2]], strict(lw[:, [0, 2]]))
+
+
+@pytest.mark.parametrize("scale", [0, 0.3, 1, 3, 30])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.97, 0.999])
+@pytest.mark.parametrize("size", [30, 100, 226, 1000])
+def test_a_weight_of_zero_is_the_smallest_weight(size, share, scale):
+    """Its log is -inf. It counts as a sample, and smoothing leaves it at zero."""
+    rng = np.random.default_rng(6)
+    lw = rng.normal(size=(size, COLUMNS)) * scale
+    zero = rng.permuted(
+        np.tile(np.arange(size) < max(1, int(share * size)), (COLUMNS, 1)), axis=1
+    ).T
+    tiny, lw = np.where(zero, -1e5, lw), np.where(zero, -np.inf, lw)  # exp(-1e5) is 0 in float64
+    khat = strict(lw)
+    np.testing.assert_array_equal(khat, strict(tiny))
+    smoothed = smoothed_log_weights(lw)
+    np.testing.assert_array_equal(np.isneginf(smoothed), zero)
+    np.testing.assert_array_equal(np.exp(smoothed), np.exp(smoothed_log_weights(tiny)))
+    np.testing.assert_allclose(np.exp(smoothed).sum(0), 1, rtol=1e-12)
+    in_torch = log_weights.pareto_khat(torch.from_numpy(lw))
+    np.testing.assert_array_equal(in_torch.numpy(), khat)
+    assert (np.isfinite(khat) | (khat == np.inf) | (khat == -np.inf)).all()
+    if (~zero).sum(0).max() == 1:
+        assert (khat == np.inf).all()
+
+
+def test_the_score_of_a_tree_counts_weights_of_zero():
+    lw = np.random.default_rng(7).normal(size=(1, 400, 3))
+    lw[:, :100] = -np.inf
+    stats = xr.Dataset({"log_weight": (("chain", "draw", "data"), lw)})
+    elpd = pv.elpd_marginal(xr.DataTree.from_dict({"sample_stats": stats}))
+    np.testing.assert_array_equal(elpd.pareto_k, log_weights.pareto_khat(torch.tensor(lw[0])))
+    np.testing.assert_allclose(elpd.elpd_i, np.log(np.exp(lw[0]).mean(0)), rtol=1e-12)
+    assert not elpd.warning
 
 
 def test_extreme_finite_weights():
