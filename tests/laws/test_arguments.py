@@ -21,6 +21,7 @@ from pyro_vae.arguments import (
 )
 from pyro_vae.arguments.checks import Each, Either
 from pyro_vae.arguments.kinds import IsText
+from pyro_vae.data.sources.schema import IsSchema
 from pyro_vae.pairs.pair import IsPair, IsProgram
 from pyro_vae.part import Role
 from pyro_vae.tracking import IsTracker, Tracker
@@ -167,6 +168,7 @@ def careless(check):
         IsProgram: [*NO_OBJECTS, pv.VAE],
         Role: [*NO_OBJECTS, pv.VAE, MLP, pv.guides.DiagonalNormal],
         Instance: NO_OBJECTS,
+        IsSchema: [*NO_OBJECTS, pv.data.Column, X, [1], {"a": 1}],
         IsTracker: [*NO_OBJECTS, Tracker, pv.TensorBoard, vae()],
     }[type(check)]
     if isinstance(check, Number) and check.finite:
@@ -194,6 +196,8 @@ def accepts(check, value):
         return isinstance(value, pv.guides.DiagonalNormal)
     if isinstance(check, Instance):
         return isinstance(value, check.kinds) or (check.functions and callable(value))
+    if isinstance(check, IsSchema):
+        return value is None
     return isinstance(check, IsText) and isinstance(value, str)
 
 

@@ -254,7 +254,7 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize("p", {p for p, _ in STARTS})
+@pytest.mark.parametrize("p", dict.fromkeys(p for p, _ in STARTS))
 def test_refined_proposals_need_no_density_of_the_guide(p):
     for q in [q for start, q in STARTS if start == p][::3]:
         posterior = pv.refine(pair("scalars", p, q), X, num_samples=400, num_rounds=1)
