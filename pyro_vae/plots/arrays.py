@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,14 +11,21 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import ArgumentError, Count, checked
+from pyro_vae.plots import values as check
 from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.images import displayable, literal
 from pyro_vae.plots.palette import BLUE, CLASSES, DARK, ORANGE, VERMILION
 
 MAX_NAMED = 12  # classes with their names on a map
 
+PerLatent: TypeAlias = Annotated[ArrayLike, check.IsArray((("latent_dim",),))]
 
-def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
+
+@checked
+def learning_curve(
+    history: Annotated[Sequence[dict[str, float]], check.IsHistory()], title: str
+) -> Figure:
     """Plot the ELBO in nats per datum against epochs, with the standard error in validation.
 
     Args:
@@ -50,7 +57,7 @@ def learning_curve(history: Sequence[dict[str, float]], title: str) -> Figure:
     _draw_curves(axes, epochs, curves)
     values = np.concatenate([values for _, _, values, _ in curves])
     finite = values[np.isfinite(values)]
-    if len(epochs) > 4:
+    if len(epochs) > 4 and len(finite):
         # The large increase of the first epochs flattens the rest, which is shown again enlarged.
         top, low = finite.max(), np.quantile(finite, 0.25, method="higher")
         if finite.min() < low - 2 * (top - low):
@@ -78,13 +85,14 @@ def _draw_curves(
     axes.grid(alpha=0.3)
 
 
+@checked
 def latent_map(
-    points: ArrayLike,
-    labels: ArrayLike | None,
+    points: Annotated[ArrayLike, check.IsArray((("num_data", 2),))],
+    labels: check.PerDatum | None,
     title: str,
     axis_labels: Sequence[str],
     class_names: Sequence[str] = (),
-    prior_centre: ArrayLike | None = None,
+    prior_centre: Annotated[ArrayLike, check.IsArray(((2,),))] | None = None,
 ) -> Figure:
     """Show a scatter plot of two-dimensional latents.
 
@@ -108,6 +116,9 @@ def latent_map(
 
     See also: `aggregate_posterior`.
     """
+    if labels is not None:
+        check.check_same_length(points=points, labels=labels)
+    check.check_two(axis_labels=axis_labels)
     points = np.asarray(points)
     size = min(20.0, max(2.0, 2000 / len(points)))
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
@@ -115,7 +126,12 @@ def latent_map(
     if labels is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, alpha=0.5, color=BLUE)
     else:
-        labels = np.asarray(labels)
+        labels = np.asarray(labels).astype(int)
+        if len(class_names) and not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise ArgumentError(
+                f"expected labels from 0 to {len(class_names) - 1}, the positions of class_names, "
+                f"got {labels.min()} to {labels.max()}"
+            )
         for place, label in enumerate(np.unique(labels)):
             chosen = points[labels == label]
             name = literal(class_names[label]) if len(class_names) else str(label)
@@ -146,14 +162,19 @@ def _name(
     )  # fmt: skip
 
 
-class HasKHat(Protocol):
+class WithKHat(Protocol):
     """An ELPD of ArviZ with a k-hat for each datum."""
 
     pareto_k: ArrayLike
     good_k: float
 
 
-def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Figure:
+@checked
+def khat(
+    elpd: Annotated[WithKHat, check.HasKHat()],
+    images: check.Images | None = None,
+    count: Count = 10,
+) -> Figure:
     """Plot k-hat of each datum above the images with the highest k-hat.
 
     Infinite values are triangles above the finite ones, and -inf, of equal weights, below them.
@@ -176,6 +197,8 @@ def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Fig
     See also: `pyro_vae.elpd_marginal`, `pyro_vae.diagnose`.
     """
     values = np.asarray(elpd.pareto_k).ravel()
+    if images is not None:
+        check.check_same_length(pareto_k=values, images=images)
     figure = Figure(figsize=(8, 4 if images is None else 5.5), layout="constrained")
     grid = figure.add_gridspec(
         1 if images is None else 2, 1, height_ratios=[3, 1][: 1 if images is None else 2]
@@ -212,7 +235,8 @@ def khat(elpd: HasKHat, images: ArrayLike | None = None, count: int = 10) -> Fig
     return figure
 
 
-def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figure:
+@checked
+def gaps(approximation: check.PerDatum, amortization: check.PerDatum, title: str) -> Figure:
     """Show the two inference gaps of each datum in nats, sorted by their sum.
 
     Args:
@@ -231,6 +255,7 @@ def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figur
 
     See also: `pyro_vae.gaps`.
     """
+    check.check_same_length(approximation=approximation, amortization=amortization)
     approximation, amortization = np.asarray(approximation), np.asarray(amortization)
     order = np.argsort(approximation + amortization)
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -246,7 +271,8 @@ def gaps(approximation: ArrayLike, amortization: ArrayLike, title: str) -> Figur
     return figure
 
 
-def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
+@checked
+def kl_by_dimension(kl: PerLatent, active: PerLatent, title: str) -> Figure:
     """Show KL(q(z_i|x) || p(z_i)) of each latent in nats, in descending order.
 
     Args:
@@ -265,6 +291,7 @@ def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
 
     See also: `pyro_vae.collapse`, `aggregate_posterior`.
     """
+    check.check_same_length(kl=kl, active=active)
     kl, active = np.asarray(kl), np.asarray(active)
     order = np.argsort(-kl)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -275,7 +302,12 @@ def kl_by_dimension(kl: ArrayLike, active: ArrayLike, title: str) -> Figure:
     return figure
 
 
-def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
+@checked
+def aggregate_posterior(
+    draws: Annotated[ArrayLike, check.IsArray((("num_data", "latent_dim"),))],
+    title: str,
+    count: Count = 8,
+) -> Figure:
     """Compare one sample of z for each datum, in prior standard deviations, with N(0, 1).
 
     The latents that differ most come first.
@@ -297,7 +329,8 @@ def aggregate_posterior(draws: ArrayLike, title: str, count: int = 8) -> Figure:
     See also: `pyro_vae.collapse`, `kl_by_dimension`.
     """
     draws = np.asarray(draws)
-    off = np.abs(draws.mean(0)) + np.abs(np.log(draws.std(0)))
+    with np.errstate(divide="ignore"):  # of a latent with one value
+        off = np.abs(draws.mean(0)) + np.abs(np.log(draws.std(0)))
     chosen = np.argsort(-off)[:count]
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)

@@ -1,14 +1,21 @@
 """Plots of counts: the moments of data next to those of samples of a model."""
 
+from typing import Annotated, TypeAlias
+
 import numpy as np
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import ArgumentError, checked
 from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.palette import BLUE, GREY
+from pyro_vae.plots.values import IsArray
+
+Counts: TypeAlias = Annotated[ArrayLike, IsArray((("num_data", "num_columns"),))]
 
 
-def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
+@checked
+def count_moments(data: Counts, model: Counts, title: str) -> Figure:
     """Compare variances, zeros and totals of counts with those of samples of a model.
 
     The panels show the variance against the mean of each column, the share of zeros of each column,
@@ -31,6 +38,10 @@ def count_moments(data: ArrayLike, model: ArrayLike, title: str) -> Figure:
     See also: `marginals`.
     """
     x, drawn = np.asarray(data, float), np.asarray(model, float)
+    if x.shape[1] != drawn.shape[1]:
+        raise ArgumentError(
+            f"expected the same columns, got {x.shape[1]} of data and {drawn.shape[1]} of model"
+        )
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     moments, zeros, totals = figure.subplots(1, 3)
     for values, colour, label in ((x, GREY, "data"), (drawn, BLUE, "model")):

@@ -1,8 +1,14 @@
 """Encode figures as image files."""
 
 import io
+from typing import Annotated
 
 from matplotlib import figure as mpl
+from matplotlib.backend_bases import FigureCanvasBase
+
+from pyro_vae.arguments import Instance, OneOf, Whole, checked
+
+KINDS = tuple(FigureCanvasBase.filetypes)
 
 
 class Figure(mpl.Figure):
@@ -12,7 +18,12 @@ class Figure(mpl.Figure):
         return encoded(self, dpi=100)
 
 
-def encoded(figure: mpl.Figure, kind: str = "png", dpi: int = 150) -> bytes:
+@checked
+def encoded(
+    figure: Annotated[mpl.Figure, Instance((mpl.Figure,), "a figure of matplotlib")],
+    kind: Annotated[str, OneOf(KINDS)] = "png",
+    dpi: Annotated[int, Whole(10, 2400)] = 150,
+) -> bytes:
     """Return a figure as the bytes of an image file.
 
     Args:

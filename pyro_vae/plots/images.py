@@ -7,18 +7,24 @@ Images are arrays of shape `(..., height, width)` or `(..., channels, height, wi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import ArgumentError, Count, checked
 from pyro_vae.plots.encoding import Figure
+from pyro_vae.plots.values import (
+    Images,
+    IsImages,
+    PredictiveTree,
+    check_rows,
+    check_two,
+)
 
-if TYPE_CHECKING:
-    import xarray as xr
 
-
-def image_grid(images: ArrayLike, title: str, columns: int | None = None) -> Figure:
+@checked
+def image_grid(images: Images, title: str, columns: Count | None = None) -> Figure:
     """Show images in a grid.
 
     Args:
@@ -45,8 +51,9 @@ def image_grid(images: ArrayLike, title: str, columns: int | None = None) -> Fig
     return _canvas(cells.reshape(rows, columns, *array.shape[1:]), title)
 
 
+@checked
 def reconstructions(
-    originals: ArrayLike, reconstructed: ArrayLike, title: str, columns: int = 10
+    originals: Images, reconstructed: Images, title: str, columns: Count = 10
 ) -> Figure:
     """Show originals in odd rows, with each reconstruction below its original.
 
@@ -69,6 +76,11 @@ def reconstructions(
 
     See also: `image_grid`, `predictive`.
     """
+    if np.shape(originals) != np.shape(reconstructed):
+        raise ArgumentError(
+            f"expected the same shapes, got {np.shape(originals)} for originals and "
+            f"{np.shape(reconstructed)} for reconstructed"
+        )
     pairs = np.stack([displayable(originals), displayable(reconstructed)])
     pairs = pairs[:, : pairs.shape[1] // columns * columns or None]
     columns = min(columns, pairs.shape[1])
@@ -78,12 +90,13 @@ def reconstructions(
     return _canvas(cells, title, Labels(labels), group=2)
 
 
+@checked
 def mosaic(
-    images: ArrayLike,
+    images: Annotated[ArrayLike, IsImages("rows", "columns")],
     title: str,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
-    axis_labels: tuple[str, str] = ("", ""),
+    axis_labels: Sequence[str] = ("", ""),
 ) -> Figure:
     """Show images in given rows and columns.
 
@@ -105,11 +118,15 @@ def mosaic(
 
     See also: `image_grid`.
     """
+    check_two(axis_labels=axis_labels)
     cells = np.stack([displayable(row) for row in np.asarray(images)])
     return _canvas(cells, title, Labels(row_labels, column_labels, axis_labels))
 
 
-def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str = "data") -> Figure:
+@checked
+def predictive(
+    tree: PredictiveTree, data: Sequence[int], title: str, plate: str = "data"
+) -> Figure:
     """Show images x above the mean and three samples of the posterior predictive.
 
     Args:
@@ -132,6 +149,7 @@ def predictive(tree: "xr.DataTree", data: Sequence[int], title: str, plate: str 
 
     See also: `reconstructions`.
     """
+    check_rows(tree, "observed_data", plate, data)
     observed = tree["observed_data"].to_dataset().sel({plate: list(data)})
     (name,) = map(str, observed.data_vars)
     predicted = tree["posterior_predictive"].to_dataset()[name].sel({plate: list(data)})
@@ -165,7 +183,7 @@ class Labels:
 
     rows: Sequence[str] | None = None
     columns: Sequence[str] | None = None
-    axes: tuple[str, str] = ("", "")
+    axes: Sequence[str] = ("", "")
 
 
 def _canvas(cells: np.ndarray, title: str, labels: Labels = Labels(), group: int = 0) -> Figure:

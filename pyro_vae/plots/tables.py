@@ -6,24 +6,27 @@ positions in their list.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import ArgumentError, checked
 from pyro_vae.plots.encoding import Figure
 from pyro_vae.plots.palette import BLUE, ORANGE, VERMILION
+from pyro_vae.plots.values import Columns, IsArray, IsColumns, IsLevels, IsPairs, check_same_length
 
-Columns: TypeAlias = Mapping[str, ArrayLike]
-Levels: TypeAlias = Mapping[str, Sequence[object]]
+PerColumn: TypeAlias = Annotated[ArrayLike, IsArray((("num_columns",),), finite=False)]
+Levels: TypeAlias = Annotated[Mapping[str, Sequence[object]], IsLevels()]
 
 DATA, MODEL = "0.45", BLUE  # colours
 MAX_BARS = 25  # values of a whole number that are drawn as bars
 SHORT = 14  # characters of a level
 
 
+@checked
 def marginals(data: Columns, model: Columns, title: str, levels: Levels | None = None) -> Figure:
     """Compare the distribution of each column in data with that in samples of a model.
 
@@ -49,7 +52,8 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
 
     See also: `dependence`, `imputation_errors`.
     """
-    columns = list(data)  # the length of a frame is that of its rows
+    _check_columns(data, data, model)
+    columns = list(data)
     width = min(5, math.ceil(math.sqrt(len(columns))))
     height = math.ceil(len(columns) / width)
     figure = Figure(figsize=(2.6 * width + 0.6, 2.1 * height + 0.7), layout="constrained")
@@ -60,7 +64,9 @@ def marginals(data: Columns, model: Columns, title: str, levels: Levels | None =
         axes.set_yticks([])
         names = (levels or {}).get(name)
         _compare(axes, _observed(data[name]), _observed(model[name]), names)
-    figure.axes[0].legend(fontsize=8)
+    drawn = [axes for axes in figure.axes if axes.get_legend_handles_labels()[0]]
+    if drawn:
+        drawn[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -91,7 +97,7 @@ def _compare(
     places = np.arange(len(levels)) if levels else np.arange(values[0], values[-1] + 1)
     for x, colour, label, shift in ((data, DATA, "data", -0.2), (model, MODEL, "model", 0.2)):
         x = np.clip(np.round(x), places[0], places[-1])
-        shares = [float((x == place).mean()) for place in places]
+        shares = [np.count_nonzero(x == place) / max(len(x), 1) for place in places]
         axes.bar(places + shift, shares, 0.4, color=colour, label=label)
     if levels:
         step = max(1, math.ceil(len(levels) / 12))
@@ -102,8 +108,9 @@ def _compare(
         axes.locator_params("x", integer=True)
 
 
+@checked
 def dependence(
-    pairs: Sequence[tuple[str, str]],
+    pairs: Annotated[Sequence[tuple[str, str]], IsPairs()],
     data: Columns,
     model: Columns,
     title: str,
@@ -131,6 +138,7 @@ def dependence(
 
     See also: `marginals`.
     """
+    _check_columns([name for pair in pairs for name in pair], data, model)
     levels, jitter = levels or {}, np.random.default_rng(0)
     figure = Figure(figsize=(2.7 * len(pairs) + 0.5, 5.2), layout="constrained")
     grid = figure.subplots(2, len(pairs), sharex="col", sharey="col", squeeze=False)
@@ -162,16 +170,18 @@ def _limits(values: ArrayLike, levels: Sequence[object] | None) -> tuple[float, 
     """Return the ends of an axis that shows all data, and all levels with their random shifts."""
     if levels is not None:
         return -0.5, len(levels) - 0.5
-    low, high = np.nanquantile(np.asarray(values, float), [0.0, 1.0])
+    observed = _observed(values)
+    low, high = (observed.min(), observed.max()) if len(observed) else (0.0, 1.0)
     margin = 0.1 * (high - low) + 0.05
     return float(low - margin), float(high + margin)
 
 
+@checked
 def imputation_errors(
     names: Sequence[str],
-    error: ArrayLike,
-    baseline: ArrayLike,
-    coverage: Mapping[float, ArrayLike],
+    error: PerColumn,
+    baseline: PerColumn,
+    coverage: Annotated[Mapping[float, ArrayLike], IsColumns("shares by probability")],
     title: str,
 ) -> Figure:
     """Show the errors of imputed entries of each column, and the coverage of their intervals.
@@ -195,6 +205,9 @@ def imputation_errors(
 
     See also: `marginals`.
     """
+    check_same_length(names=names, error=error, baseline=baseline)
+    for shares in coverage.values():
+        check_same_length(names=names, coverage=shares)
     places = np.arange(len(names))
     figure = Figure(figsize=(9, 0.32 * len(names) + 1.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -218,9 +231,19 @@ def imputation_errors(
     return figure
 
 
+def _check_columns(names: Iterable[str], *tables: Columns) -> None:
+    """Raise `ArgumentError` if a table lacks a column."""
+    names = list(names)
+    for table in tables:
+        if any(name not in table for name in names):
+            raise ArgumentError(f"expected the columns {names}, got {list(table)}")
+    if not names:
+        raise ArgumentError("expected the names of some columns, got none")
+
+
 def _observed(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float)
-    return array[~np.isnan(array)]
+    return array[np.isfinite(array)]
 
 
 def _text(value: object, length: int) -> str:

@@ -1,16 +1,20 @@
 """Plots of trees of samples, made by ArviZ."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from matplotlib.figure import Figure
+
+from pyro_vae.arguments import checked
+from pyro_vae.plots.values import IsTree, Posterior, check_rows
 
 if TYPE_CHECKING:
     import xarray as xr
     from arviz_plots import PlotCollection
 
 
-def forest(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Figure:
+@checked
+def forest(tree: Posterior, data: Sequence[int], plate: str = "data") -> Figure:
     """Show means and intervals of the latents of some data.
 
     Args:
@@ -33,10 +37,12 @@ def forest(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Fig
     """
     import arviz_plots  # slow to import
 
+    check_rows(tree, "posterior", plate, data)
     return _figure_of(arviz_plots.plot_forest(tree, coords={plate: list(data)}))
 
 
-def densities(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> Figure:
+@checked
+def densities(tree: Posterior, data: Sequence[int], plate: str = "data") -> Figure:
     """Show the marginal posterior densities of the latents of some data.
 
     Args:
@@ -59,11 +65,13 @@ def densities(tree: "xr.DataTree", data: Sequence[int], plate: str = "data") -> 
     """
     import arviz_plots
 
+    check_rows(tree, "posterior", plate, data)
     return _figure_of(arviz_plots.plot_dist(tree, coords={plate: list(data)}))
 
 
+@checked
 def pairs(
-    tree: "xr.DataTree", datum: int, latents: Sequence[int] | None = None, plate: str = "data"
+    tree: Posterior, datum: int, latents: Sequence[int] | None = None, plate: str = "data"
 ) -> Figure:
     """Show scatter plots of the latents of one datum against each other.
 
@@ -90,13 +98,20 @@ def pairs(
     import arviz_plots
     import xarray as xr
 
+    check_rows(tree, "posterior", plate, [datum])
+    if latents is not None:
+        check_rows(tree, "posterior", "latent_dim", latents)
     one = tree["posterior"].to_dataset().sel({plate: datum}, drop=True)
     if latents is not None:
         one = one.sel(latent_dim=list(latents))
     return _figure_of(arviz_plots.plot_pair(xr.DataTree.from_dict({"posterior": one})))
 
 
-def calibration(tree: "xr.DataTree", coverage: bool = False) -> Figure:
+@checked
+def calibration(
+    tree: Annotated["xr.DataTree", IsTree("prior_sbc", source="pyro_vae.sbc")],
+    coverage: bool = False,
+) -> Figure:
     """Plot the ECDF of the SBC ranks minus the uniform CDF, with a simultaneous 99% envelope.
 
     Args:

@@ -241,7 +241,7 @@ def test_careless_arguments_are_named_before_any_work(name, argument, value, tmp
 
 def public_callables():
     """Yield the names of the public functions and constructors with parameters."""
-    spaces = ("data", "guides", "likelihoods", "networks", "objectives", "priors")
+    spaces = ("data", "guides", "likelihoods", "networks", "objectives", "plots", "priors")
     for name in pv.__all__:
         yield name
     for space in spaces:
