@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from pyro_vae.engine.guarded_reads import (
     ATOMS,
     CODE_LIBRARIES,
+    HOOKS,
     PROXY_GET,
     VALUE_READERS,
     VALUE_WRITERS,
@@ -52,6 +53,7 @@ class GuardedState:
 
     Args:
         roots: Reads of model, guide and loss.
+        hooks: Whether to follow the hooks of modules, too.
 
     Attributes:
         modules: Modules found.
@@ -60,8 +62,8 @@ class GuardedState:
         complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
-    def __init__(self, roots: Sequence[Read]) -> None:
-        self._roots = roots
+    def __init__(self, roots: Sequence[Read], hooks: bool = True) -> None:
+        self._roots, self.hooks = roots, hooks
         self.complete = True
         self._reads: list[Read] = []
         self._held: list[object] = []
@@ -220,6 +222,8 @@ class _Walk:
             state.modules.append(value)
             # The containers of library modules, such as those of an AutoGuide, are not compared.
             state._containers += [v for v in vars(value).values() if isinstance(v, MUTABLE)]
+            if not state.hooks:
+                self._seen.update(id(h) for name in HOOKS for h in vars(value)[name].values())
         if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
             state.iterators.append(value)
         if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
@@ -253,9 +257,9 @@ def modules_of(*programs: object) -> list[nn.Module]:
     return list(dict.fromkeys([*own, *guarded_state(*programs).modules]))
 
 
-def guarded_state(*programs: object) -> GuardedState:
+def guarded_state(*programs: object, hooks: bool = True) -> GuardedState:
     """Return the values that programs can read, or those found before an attribute raises."""
-    state = GuardedState([(tuple.__getitem__, programs, i) for i in range(len(programs))])
+    state = GuardedState([(tuple.__getitem__, programs, i) for i in range(len(programs))], hooks)
     with contextlib.suppress(Exception):  # raised by an attribute of a foreign object
         state.key()
     return state

@@ -75,7 +75,7 @@ def data_that_fit(work: Callable[[int], object], device: torch.device = CPU) -> 
     try:
         return limit / max(1.0, bytes_per_datum(work))
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         return math.inf  # `in_parts` finds a size that fits
 
@@ -245,7 +245,7 @@ def in_parts(num_data: int, size: ChunkSize, work: Callable[[slice, int], R]) ->
         try:
             result = work(part, size.draws)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             size.halve(error)
             set_random_state(state)
@@ -256,7 +256,8 @@ def in_parts(num_data: int, size: ChunkSize, work: Callable[[slice, int], R]) ->
                 return
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
     # torch has an exception type for the memory of a GPU, and a message for that of the CPU.
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)

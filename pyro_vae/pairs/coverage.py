@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.pairs.batching import Batch
+from pyro_vae.pairs.chunking import out_of_memory
 from pyro_vae.pairs.latent_supports import (
     advice_for,
     check_latent_support,
@@ -50,6 +51,8 @@ def check_coverage(programs: PairRunner) -> None:
 def uncovered(programs: PairRunner) -> str:
     """Return why the weights of the guide's samples do not estimate p(x); empty if they do.
 
+    It is also empty if there is not enough memory to run the programs on all data at once.
+
     Raises:
         PairError: If densities of guide and model are of different kinds, or the guide samples
             where the prior returns a density that is not on its support.
@@ -58,16 +61,28 @@ def uncovered(programs: PairRunner) -> str:
         return ""
     with preserved_state(seed=0):
         for batch in _first_data(programs):
-            guide, model = programs.run(batch, 1)
-            _check_supports(programs, guide, model)
-            name = _missed(programs, batch, _doubtful(guide, model))
-            if name is not None:
-                prior, posterior = model[name].distribution, guide[name].distribution
-                return (
-                    f"{differing(name, prior, posterior)}, which leaves out latents with "
-                    f"p(x, z) > 0. Weights of its samples do not estimate p(x): {advice_for(prior)}"
-                )
+            try:
+                reason = _uncovered_by(programs, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                return ""
+            if reason:
+                return reason
     return ""
+
+
+def _uncovered_by(programs: PairRunner, batch: Batch) -> str:
+    guide, model = programs.run(batch, 1)
+    _check_supports(programs, guide, model)
+    name = _missed(programs, batch, _doubtful(guide, model))
+    if name is None:
+        return ""
+    prior, posterior = model[name].distribution, guide[name].distribution
+    return (
+        f"{differing(name, prior, posterior)}, which leaves out latents with p(x, z) > 0. "
+        f"Weights of its samples do not estimate p(x): {advice_for(prior)}"
+    )
 
 
 @torch.no_grad()

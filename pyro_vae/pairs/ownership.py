@@ -50,7 +50,7 @@ def check_own_parameters(modules: Sequence[nn.Module]) -> None:
     foreign = _foreign(modules)
     if foreign:
         raise PairError(
-            f"the parameter {foreign[0]!r} belongs to another guide or model that was trained in "
+            f"the parameter {min(foreign)!r} belongs to another guide or model that was trained in "
             "this process: Pyro's parameter store has one parameter of each name, so that both "
             "programs would use it. Call pyro.settings.set(module_local_params=True) before the "
             "first of them is trained; or delete the other program, and call "

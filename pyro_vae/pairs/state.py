@@ -22,13 +22,14 @@ def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Mod
 
     The first call of an `AutoGuide` creates its parameters. A call may also update buffers and
     other tensors, attributes of modules and other objects, variables of closures, Pyro's parameter
-    store and random states. All of these are restored. Parameters and iterators are not.
+    store and random states. All of these are restored. Parameters and iterators are not, nor what
+    hooks change, which may be there to record the calls.
 
     Args:
         programs: Models and guides: modules, functions or methods.
         seed: Random seed within the context; by default the random state is not changed.
     """
-    state = guarded_state(*programs)
+    state = guarded_state(*programs, hooks=False)
     parameters = {id(p) for module in state.modules for p in module.parameters(recurse=False)}
     tensors = [t for t in state.tensors if id(t) not in parameters and t.numel() <= LARGEST]
     with preserved_state(seed), state.restored(tensors):

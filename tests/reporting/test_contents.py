@@ -149,14 +149,14 @@ def test_errors_of_imputation_are_those_of_the_draws():
     x[:, 1] = (x[:, 1] > 0).double()
     seen = {}
 
-    def impute(given, num_samples):
+    def completed(given, num_samples):
         seen["share"] = given.isnan().double().mean()
         noise = torch.randn(num_samples, 4000, 1, generator=rng, dtype=torch.float64)
         codes = (torch.rand(num_samples, 4000, 1, generator=rng) < 0.9).double()
         numbers = x[:, :1] + 1 + 2 * noise
         return torch.cat([numbers, torch.where(codes == 1, x[:, 1:], 1 - x[:, 1:])], -1)
 
-    vae = SimpleNamespace(impute=impute, parameters=lambda: iter([torch.zeros(1)]))
+    vae = SimpleNamespace(completed=completed, parameters=lambda: iter([torch.zeros(1)]))
     errors = tables.imputation(vae, x, [0, 2])
     assert float(seen["share"]) == pytest.approx(0.2, abs=0.01)
     # The mean of 200 draws has a standard deviation of 2 / sqrt(200); x has one of 3.

@@ -266,7 +266,9 @@ def test_one_rule_summarizes_draws_everywhere(num_draws):
         ],
         axis=-1,
     )
-    found = imputed(SimpleNamespace(impute=lambda x, n: draws), data, [0, 3, 2], num_draws, 0)
+    found = imputed(
+        SimpleNamespace(completed=lambda x, num_samples: draws), data, [0, 3, 2], num_draws, 0
+    )
     for summary in (data.schema.center(draws), found["value"]):
         np.testing.assert_allclose(summary, expected, rtol=1e-6)
     shares = (draws[..., 1:] == torch.tensor(expected[:, 1:])).float().mean(0)
