@@ -108,6 +108,9 @@ def latent_map(
     Returns:
         The figure.
 
+    Raises:
+        ArgumentError: If there is not one label for each point, or a label has no class name.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.latent_map(np.eye(2), np.array([0, 1]), "toy", ("z1", "z2"))

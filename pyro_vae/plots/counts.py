@@ -29,6 +29,9 @@ def count_moments(data: Counts, model: Counts, title: str) -> Figure:
     Returns:
         The figure.
 
+    Raises:
+        ArgumentError: If data and model have different numbers of columns.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> x = np.random.default_rng(0).poisson(3.0, (50, 4))

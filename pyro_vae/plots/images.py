@@ -68,6 +68,9 @@ def reconstructions(
     Returns:
         The figure.
 
+    Raises:
+        ArgumentError: If originals and reconstructions have different shapes.
+
     Example:
         >>> import numpy as np, pyro_vae as pv
         >>> figure = pv.plots.reconstructions(np.zeros((2, 2, 2)), np.ones((2, 2, 2)), "toy")

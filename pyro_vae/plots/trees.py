@@ -71,7 +71,7 @@ def densities(tree: Posterior, data: Sequence[int], plate: str = "data") -> Figu
 
 @checked
 def pairs(
-    tree: Posterior, datum: int, latents: Sequence[int] | None = None, plate: str = "data"
+    tree: Posterior, datum: int | str, latents: Sequence[int] | None = None, plate: str = "data"
 ) -> Figure:
     """Show scatter plots of the latents of one datum against each other.
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from pyro_vae.arguments import ArgumentError, Check, Unfit, shown
 
@@ -16,16 +15,14 @@ if TYPE_CHECKING:
 CHANNELS = (1, 3)  # of images
 
 
-def numbers_of(value: object) -> np.ndarray:
+def numbers_of(value: Any) -> np.ndarray:
     """Return numbers as an array of numpy in float64; raise `Unfit` for other values."""
-    if isinstance(value, Tensor):
-        if value.is_meta:
-            raise Unfit("it has no values")
-        value = value.detach().to_dense().cpu().double()
     try:
+        if hasattr(value, "detach"):  # a tensor; plots do without torch
+            value = value.detach().to_dense().cpu().double()
         array = np.asarray(value)
         numbers = array.astype(float) if array.dtype.kind in "biuf" else None
-    except (TypeError, ValueError, RuntimeError):  # sequences of several lengths, other objects
+    except (TypeError, ValueError, RuntimeError):  # of several lengths, without values, ...
         raise Unfit from None
     if numbers is None:
         raise Unfit
