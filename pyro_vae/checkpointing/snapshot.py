@@ -203,6 +203,27 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
 
 
+def _saved_of(tensors: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without buffers that a checkpoint of an older version lacks; warn of them.
+
+    Args:
+        tensors: Tensors of the run by name.
+        saved: Tensors of the checkpoint.
+    """
+    named = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if f"now/{name}" in saved or not name.startswith(BUFFER)
+    }
+    if missing := tensors.keys() - named.keys():
+        warnings.warn(
+            f"the checkpoint of an older version lacks {len(missing)} buffers of modules, such as "
+            "running means: they keep their present values",
+            stacklevel=5,
+        )
+    return named
+
+
 def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> None:
     svi = run.svi
     then, now = state["settings"], run.settings
@@ -213,17 +234,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         warnings.warn(f"the resumed run may not be equal bit for bit: {found}", stacklevel=4)
     before = run.tensors()
     run.late |= _late_parameters(run, before, saved, state)
-    named = {
-        name: tensor
-        for name, tensor in run.tensors().items()
-        if f"now/{name}" in saved or not name.startswith(BUFFER)
-    }
-    if missing := run.tensors().keys() - named.keys():
-        warnings.warn(
-            f"the checkpoint of an older version lacks {len(missing)} buffers of modules, such as "
-            "running means: they keep their present values",
-            stacklevel=4,
-        )
+    named = _saved_of(run.tensors(), saved)
     for group in state["optimizer"]["groups"]:
         parameters = [named[name] for name in group["parameters"]]
         svi.parameters |= dict.fromkeys(parameters)
