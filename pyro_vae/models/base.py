@@ -1,7 +1,7 @@
 """`Autoencoder`, and the `param` messages that expose the parameters of a model to Pyro."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -123,7 +123,9 @@ class Autoencoder(Part):
             return self.model(num_data=num_samples)
 
 
-def call_part(role: str, part: Any, values: Tensor, *context: Tensor) -> dist.TorchDistribution:
+def call_part(
+    role: str, part: Callable[..., object], values: Tensor, *context: Tensor
+) -> dist.TorchDistribution:
     """Return the distribution of a part at some values, given their context.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 CHANNELS = (1, 3)  # of images
 
 
-def numbers_of(value: Any) -> np.ndarray:
+def numbers_of(value: object) -> np.ndarray:
     """Return numbers as an array of numpy in float64; raise `Unfit` for other values."""
     try:
-        if hasattr(value, "detach"):  # a tensor; plots do without torch
-            value = value.detach().to_dense().cpu().double()
+        if detach := getattr(value, "detach", None):  # of a tensor; plots do without torch
+            value = detach().to_dense().cpu().double()
         array = np.asarray(value)
         numbers = array.astype(float) if array.dtype.kind in "biuf" else None
     except (TypeError, ValueError, RuntimeError):  # of several lengths, without values, ...
