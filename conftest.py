@@ -1,3 +1,4 @@
+import collections
 import gc
 import os
 
@@ -8,12 +9,29 @@ import torch
 # Two spinning pools of threads on shared cores swing timings wildly; one thread is steady.
 torch.set_num_threads(1)
 
+# For each seed, torch formats a stack trace to seed a GPU later: a twentieth of the suite.
+if not torch.cuda.is_available():
+    torch.cuda.manual_seed_all = lambda seed: None
+
 
 def pytest_collection_finish():
     """Keep modules out of the garbage collector; searching them was an eighth of the suite."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a grid that is marked `thinned(n, start=0)`, all but each n-th cell are slow."""
+    seen = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark is not None:
+            grid = item.nodeid.partition("[")[0]
+            if seen[grid] % mark.args[0] != mark.kwargs.get("start", 0):
+                item.add_marker(pytest.mark.slow)
+            seen[grid] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -103,6 +103,7 @@ def test_a_global_tensor_changed_in_place_is_an_input():
     assert svi.num_compiled_steps == 13
 
 
+@pytest.mark.usefixtures("graph_only")
 def test_the_step_of_a_vae_does_not_branch():
     """Its losses need not be read: on a GPU, reading one waits for the step to finish."""
     vae = small_vae().double()

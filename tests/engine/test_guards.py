@@ -13,7 +13,6 @@ import torch
 import pyro_vae as pv
 from pyro_vae.engine import guards
 from pyro_vae.engine.compilation_warning import CompilationWarning
-from tests.support.grids import thinned
 from tests.support.pyro_programs import both
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
@@ -46,10 +45,9 @@ HOLDERS = {
 
 
 @pytest.mark.usefixtures("graph_only")
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    thinned(itertools.product([pv.SVI, OwnSVI, pyro.infer.SVI], HOLDERS), every=4),
-)
+@pytest.mark.thinned(4)
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("kind", [pv.SVI, OwnSVI, pyro.infer.SVI])
 def test_an_object_that_holds_its_svi_costs_what_it_costs_without(name, kind):
     def sizes(hold):
         torch.manual_seed(0)

@@ -87,6 +87,7 @@ def fitted(compile, at):
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("at", [20, 60, 100, TOTAL - 3])
 def test_fit_takes_wrong_steps_again_with_their_learning_rates_and_beta(at):
     with pytest.warns(CompilationWarning, match="are taken again eagerly"):

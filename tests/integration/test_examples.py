@@ -6,7 +6,6 @@ import re
 import pytest
 import xarray as xr
 
-from tests.support.grids import thinned
 from tests.support.programs import ROOT, run
 
 # For each example the arguments that make it short.
@@ -153,7 +152,8 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("parts", thinned(PARTS, every=3, start=2))
+@pytest.mark.thinned(3, start=2)
+@pytest.mark.parametrize("parts", PARTS)
 def test_mnist_svi_takes_other_parts(tmp_path, parts):
     options = [word for kind, name in parts.items() for word in (f"--{kind}", name)]
     command = [ROOT / "examples/mnist_svi.py", *EXAMPLES["mnist_svi.py"], *options]

@@ -161,6 +161,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("earlier", ["0", "2"])
 @pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for kind, names in REFUSED.items() for name in names]
@@ -198,6 +199,7 @@ PLACES = {
 
 
 @pytest.mark.filterwarnings("ignore:.*(is damaged|cannot be written)")
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("earlier", ["0", "2"])
 @pytest.mark.parametrize(
     ("kind", "names"),
@@ -282,6 +284,7 @@ def not_to_be_called(*args, **kwargs):
     raise AssertionError("it is to be refused before")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*(("model", kind) for kind in LINKS), *((name, folder_of_others) for name in RESULTS)],

@@ -121,11 +121,13 @@ def test_killed_at_every_stage_of_a_checkpoint_nothing_is_lost(tmp_path):
 def killed_at_random(tmp_path, times, longest):
     draw, whole, run = random.Random(0), train(tmp_path / "whole", epochs=30), tmp_path / "run"
     step = 0
-    for _ in range(times):
+    for remaining in reversed(range(times)):
         child = FORK.Process(
             target=train, args=(run,), kwargs={"resume": True, "seconds": 0.0, "epochs": 30}
         )
         child.start()
+        if not remaining:  # also if every child of a busy machine was killed before a step
+            wait_for(lambda: checkpoints(run))
         child.join(draw.uniform(0.05, longest))
         child.kill()
         child.join()

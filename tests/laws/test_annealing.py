@@ -52,6 +52,7 @@ def check_mean_one(ratios, errors=4.0):
     assert error < 0.2  # otherwise nothing is tested
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("num_temperatures", "num_leapfrog"), [(40, 1), (120, 4)])
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_have_the_evidence_as_their_mean(name, num_leapfrog, num_temperatures):

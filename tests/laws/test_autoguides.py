@@ -70,6 +70,7 @@ def _own_store():
         yield
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", GUIDES)
 def test_the_weights_of_an_untrained_guide_estimate_the_evidence(kind):
     guide = GUIDES[kind](model)
@@ -78,6 +79,7 @@ def test_the_weights_of_an_untrained_guide_estimate_the_evidence(kind):
     assert abs(weights.mean() - 1) < 5 * weights.std() / len(weights) ** 0.5
 
 
+@pytest.mark.thinned(3, start=1)
 @pytest.mark.parametrize("kind", GUIDES)
 def test_fit_finds_the_posterior(kind):
     guide = GUIDES[kind](model)
@@ -90,6 +92,7 @@ def test_fit_finds_the_posterior(kind):
     assert w.std() == pytest.approx(SD, rel=0.5)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("objective", [None, pv.objectives.StickingTheLanding(2)])
 @pytest.mark.parametrize("kind", GUIDES)
 def test_svi_and_fit_have_the_elbo_of_the_weights(kind, objective):
@@ -151,6 +154,7 @@ LOCAL = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("called_on", [0, 1])
 @pytest.mark.parametrize("num_data", [5, 8, 9, 30])
 @pytest.mark.parametrize("kind", LOCAL)

@@ -20,7 +20,6 @@ from pyro_vae.objectives.importance_weighted import ImportanceWeighted
 from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
 from tests.laws.test_grid import fitting_pairs
 from tests.support.catalogue import GUIDES, LIKELIHOODS, PRIORS
-from tests.support.grids import thinned
 
 OBJECTIVES = {
     "Trace_ELBO": Trace_ELBO,
@@ -87,8 +86,9 @@ def train(case, compile):
     return svi, losses, [p.detach() for p in vae.parameters()]
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(
-    ("prior", "guide", "likelihood", "objective"), [*thinned(cases(), 3), *defaults()]
+    ("prior", "guide", "likelihood", "objective"), [*defaults(), *cases()]
 )
 def test_the_graph_equals_the_eager_step(prior, guide, likelihood, objective):
     case = prior, guide, likelihood, objective

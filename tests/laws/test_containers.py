@@ -25,7 +25,6 @@ from tests.support.containers import (
     image_files,
     memmaps,
 )
-from tests.support.grids import thinned
 
 NUM_DATA, LATENTS = 83, 2
 K = 10
@@ -179,14 +178,6 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-# Each container with `evaluated`, and with a third of the other functions: all read rows by one
-# protocol. The slow suite has all pairs.
-PAIRS = [
-    *itertools.product([evaluated], CONTAINERS),
-    *thinned(itertools.product(FUNCTIONS[1:], CONTAINERS), every=3),
-]
-
-
 def assert_same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -194,7 +185,9 @@ def assert_same(found, expected):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize(("function", "container"), PAIRS)
+@pytest.mark.thinned(5)  # all read rows by one protocol
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path, of_a_tensor):
     part = (22, 18) if function is chained else (NUM_DATA, 0)
     rows = tuple(values[part[1] : part[0]] for values in rows)
@@ -213,6 +206,7 @@ def test_a_vae_s_scores_are_those_of_a_tensor(container, rows, tmp_path):
     assert_same(evaluated(vae(), data, tmp_path), evaluated(vae(), rows[0], tmp_path))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("container", ["numpy", "memmap", "ragged loader", "iterable of batches"])
 def test_a_report_s_scores_are_those_of_a_tensor(container, rows, tmp_path):
     data = CONTAINERS[container](rows[:1], tmp_path)
@@ -311,6 +305,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("container", REFUSED)
 @pytest.mark.parametrize("function", [*FUNCTIONS, reported])
 def test_what_cannot_be_scored_is_refused_by_name(function, container, rows, tmp_path):

@@ -59,6 +59,7 @@ def pair(prior, guide, likelihood):
     return pv.VAE(PRIORS[prior](q, images()), LIKELIHOODS[likelihood](decoder), q)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_step_of_any_combination_takes_less_than_half_a_gigabyte(prior, guide):
@@ -73,6 +74,7 @@ def test_a_step_of_any_combination_takes_less_than_half_a_gigabyte(prior, guide)
         assert peak < 2**29, (likelihood, objective)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("prior", PRIORS)
 def test_chunks_fit_and_usual_pairs_keep_theirs(prior, guide):

@@ -112,13 +112,15 @@ SIZES = {
 }
 
 
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_draws_are_joint_for_every_number_of_data(levels, monkeypatch):
+def test_draws_are_joint_for_every_number_of_data(levels, part, monkeypatch):
     monkeypatch.setattr(collector, "CHUNK_ELEMENTS", 40)
     monkeypatch.setattr(from_pyro_svi, "BLOCK_ELEMENTS", 80)
     groups = ("posterior", "sample_stats", "log_likelihood", "observed_data")
     choices = random.Random(levels)
-    for num_data in SIZES[levels]:
+    for num_data in SIZES[levels][part::2]:
         settings = {"num_samples": choices.choice((1, 2, 7)), "seed": 0, "groups": groups}
         batch_size = choices.choice((None, 7, 13, 20, 59))
         pair, x = Levels(levels), rows(num_data)
@@ -133,6 +135,7 @@ class Limited(from_pyro_svi.PairRunner):
         model.__self__.limit = model.__self__.later_limit
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("limit", [1, 3, 5])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_draws_are_joint_when_memory_runs_out(levels, limit, monkeypatch):

@@ -229,6 +229,7 @@ def test_guides_inside_the_support_of_the_prior_can_be_trained(grid):
         assert (found is not None) == is_trainable(grid, p, q), (p, q)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("part", range(10))
 def test_weights_need_a_guide_on_all_of_the_support(part):
     for grid, p, q in WEIGHTED[part::10]:

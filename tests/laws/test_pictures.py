@@ -27,6 +27,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_datasets_are_reported_as_they_are(name, tmp_path):
     torch.manual_seed(0)

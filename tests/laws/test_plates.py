@@ -96,6 +96,7 @@ class Recorded(Trace_ELBO):
         return traces
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("subsampled", [False, True])
 @pytest.mark.parametrize("name", ["data", "people"])
 @pytest.mark.parametrize("observe", [as_events, in_two_plates, in_genes])
@@ -169,6 +170,7 @@ class Views:
         return dist.Normal(ZERO, 2**0.5).log_prob(x).sum(1)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", ["data", "people"])
 @pytest.mark.parametrize("num_views", [1, 2, 3, 4])
 def test_scores_belong_to_the_rows_of_the_data(num_views, name):
@@ -201,6 +203,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize(("name", "guide_name"), [("data",) * 2, ("obs",) * 2, ("data", "rows")])
 def test_objectives_are_exact_in_an_outer_plate_of_any_size(make, name, guide_name):

@@ -102,6 +102,7 @@ def assert_resumed(make, tmp_path, monkeypatch, steps=6, **settings):
         assert torch.equal(tensor, parts[name]), name
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("optimizer", [*optimizers(), pytest.param(Lists, id="lists")])
 def test_every_optimizer_is_resumed_bit_for_bit(optimizer, tmp_path, monkeypatch):
     name = getattr(optimizer, "func", optimizer).__name__
@@ -129,6 +130,7 @@ GUIDES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
     def make():
@@ -140,6 +142,7 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
         assert_resumed(make, tmp_path, monkeypatch)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("schedule", [None, "cosine"])
 @pytest.mark.parametrize(
     "constraint", [constraints.real, constraints.positive, constraints.simplex]

@@ -9,7 +9,6 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.checkpointing.earlier_results import BEFORE, FILES
-from tests.support.grids import thinned
 from tests.support.pictures import draw_no_pictures
 
 
@@ -47,9 +46,9 @@ def latents_of(folder):
 KINDS = {"fit": (True, 0), "report": (False, 1), "both": (True, 1)}
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), thinned(itertools.product(KINDS, KINDS), every=3, start=1)
-)
+@pytest.mark.thinned(3, start=1)
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
 def test_a_second_run_in_the_folder(first, second, tmp_path):
     for number, (before, after) in enumerate(itertools.permutations((1, 2, 3), 2)):
         if number % 3:  # a third of the pairs of latents for each pair of kinds

@@ -1,12 +1,14 @@
 """Watch a call: the files and programs that it touches, its processor time and its memory.
 
-Files are watched by Python's audit events. Files that C code opens by itself are not seen.
+Files are watched by Python's audit events, in the thread of the call and in those that it starts.
+Files that C code opens by itself are not seen.
 """
 
 import contextlib
 import os
 import re
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -51,6 +53,7 @@ class Use:
 class _Watch:
     folder: str
     use: Use
+    others: frozenset[int]  # threads that ran before, such as the compiler's of an earlier test
 
     def event(self, name: str, args: tuple) -> None:
         if name in NEVER:
@@ -79,7 +82,7 @@ _WATCHES: list[_Watch] = []
 
 
 def _hook(name: str, args: tuple) -> None:
-    if _WATCHES:
+    if _WATCHES and threading.get_ident() not in _WATCHES[0].others:
         watch = _WATCHES.pop()  # the work of the hook has events of its own
         try:
             watch.event(name, args)
@@ -100,7 +103,8 @@ def watched(folder: Path) -> Iterator[Use]:
     before = _start_peak()
     started = time.process_time()
     with contextlib.chdir(folder):
-        _WATCHES.append(_Watch(f"{Path(folder).resolve()}{os.sep}", use))
+        others = frozenset(sys._current_frames()) - {threading.get_ident()}
+        _WATCHES.append(_Watch(f"{Path(folder).resolve()}{os.sep}", use, others))
         try:
             yield use
         finally:

@@ -48,6 +48,7 @@ def state(vae):
     return [value.clone() for value in vae.state_dict().values()]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_last_batch_that_cannot_be_trained_on_is_refused_at_the_start(kind):
     for num_data, batch_size, loads in itertools.product((1, 4, 5, 8), (1, 2, 4), (False, True)):
@@ -64,6 +65,7 @@ def test_a_last_batch_that_cannot_be_trained_on_is_refused_at_the_start(kind):
             assert pv.fit(vae, data, epochs=1, batch_size=batch_size).stopped == "finished"
 
 
+@pytest.mark.thinned(2, start=1)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_drop_last_leaves_the_short_batch_out(kind):
     for num_data, batch_size in itertools.product((4, 5, 7, 9), (2, 4)):
