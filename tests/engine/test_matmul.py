@@ -33,6 +33,34 @@ def test_nothing_changes_where_torchs_products_use_the_processor(monkeypatch):
     assert matmul.product(torch.ones(200, 200), torch.ones(200, 200)) is NotImplemented
 
 
+@pytest.mark.parametrize(
+    ("name", "avx512", "described", "expected"),
+    [
+        ("AMD EPYC", True, "vendor_id : AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", True),
+        ("AMD EPYC", True, "cpu family\t: 25\nmodel\t\t: 17", False),
+        ("AMD EPYC", False, "cpu family\t: 23", False),
+        ("AMD Ryzen", True, "AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", True),
+        ("AMD Ryzen", True, "", False),
+        ("Intel Xeon", True, "cpu family\t: 6", False),
+    ],
+)
+def test_onednn_is_taken_on_amd_processors_with_units_of_512_bits(
+    name, avx512, described, expected, monkeypatch
+):
+    def no_file(path):
+        raise FileNotFoundError
+
+    if described.startswith("AMD64"):
+        monkeypatch.setattr(matmul.Path, "read_text", no_file)
+        monkeypatch.setattr(matmul.platform, "processor", lambda: described)
+    else:
+        monkeypatch.setattr(matmul.Path, "read_text", lambda path: described)
+    found = {"cpu_name": name, "avx512_f": avx512}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert matmul.has_half_speed_blas.__wrapped__() is expected
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """Record calls of `product` (without gradients) and `_Linear` (with gradients)."""
