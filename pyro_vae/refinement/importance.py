@@ -3,8 +3,8 @@
 The proposal starts as the Laplace approximation with heavy tails: Student t distributions at the
 modes of p(z|x), with the inverse negative Hessians as scales. Rounds of adaptive importance
 sampling then fit it to its weighted draws and to the gradients of log p(x, z) there. A fit is kept
-for a datum only if draws that it has not seen show that it is closer to p(z|x) than the first
-proposal. They come from both proposals.
+for a datum only if draws that it has not seen show that it is closer to p(z|x) than the proposal
+before. They come from both proposals.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.pairs.khat import smoothed_log_weights
+from pyro_vae.pairs.log_weights import effective_sample_size
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Weighted
 from pyro_vae.pairs.unconstrained import Unconstrained
@@ -24,6 +25,9 @@ NUM_CANDIDATES = 64  # draws of guide and prior from which a first state is take
 DIMENSIONS_PER_START = 20  # a start costs as many evaluations as there are dimensions
 MAX_STARTS = 8
 SAME_MODE = 1.0  # distance of two modes in standard deviations below which they are one
+EVEN = 0.1  # effective share of the draws, below which a datum has more rounds
+MORE_STAGES, MORE_DRAWS = 8, 2  # stages of more rounds, and how many times as many draws
+LEAST_GAIN = 0.5  # of a stage, in nats of the median log weight, to go on to the next one
 GUIDE_SHARE, PRIOR_SHARE = 0.1, 0.1  # of the draws
 
 
@@ -48,28 +52,34 @@ class WeightedStates(Weighted):
 def fitted(posterior: Unconstrained, num_rounds: int, num_draws: int, chunk: int) -> Proposal:
     """Return a proposal for each datum.
 
+    Data whose weights are still uneven have more rounds with more draws, in stages. Many of them
+    are unlike the training data: where log p(x, z) has kinks, the Hessian at one state says little
+    about the posterior.
+
     Args:
         posterior: The log density of latents and data.
         num_rounds: Number of rounds that fit the proposal to its draws.
         num_draws: Number of draws of each datum in a round.
         chunk: Number of draws to evaluate together.
     """
-    first = proposal = fit = _laplace(posterior)
-    if not num_rounds:
-        return first
-    unseen = weighted(posterior, first, num_draws, chunk)
-    states, log_joint, scores = _with_scores(posterior, first, num_draws, chunk)
-    going = torch.ones(len(first), dtype=torch.bool, device=first.loc.device)
-    for left in reversed(range(num_rounds)):
-        fit = fit.adapted(states, log_joint - fit.distribution.log_prob(states), scores)
-        if left:
-            states, log_joint, scores = _with_scores(posterior, fit, num_draws, chunk)
-        else:
-            last = weighted(posterior, fit, num_draws, chunk)
-            states, log_joint = last.states, last.log_joint
-        fresh = torch.cat([unseen.states, states]), torch.cat([unseen.log_joint, log_joint])
-        going = going & is_closer(fit, first, *fresh)
-        proposal = fit.where(going, proposal)
+    proposal = fit = _laplace(posterior)
+    rows = torch.arange(len(proposal), device=proposal.loc.device)
+    for stage in range(1 + MORE_STAGES if num_rounds else 0):
+        draws = num_draws * MORE_DRAWS if stage else num_draws
+        former = proposal[rows]
+        for _ in range(num_rounds):
+            states, log_joint, scores = _with_scores(posterior, fit, draws, chunk)
+            fit = fit.adapted(states, log_joint - fit.distribution.log_prob(states), scores)
+        unseen, last = (weighted(posterior, r, draws, chunk) for r in (former, fit))
+        states = torch.cat([unseen.states, last.states])
+        closer = is_closer(fit, former, states, torch.cat([unseen.log_joint, last.log_joint]))
+        proposal = proposal.replaced(rows, fit.where(closer, former))
+        uneven = ~(effective_sample_size(last.log_weights) >= EVEN * draws)
+        gain = last.log_weights.median(0).values - unseen.log_weights.median(0).values
+        going = (uneven & (closer | (gain > LEAST_GAIN) | (stage == 0))).nonzero()[:, 0]
+        if not len(going):
+            break
+        rows, fit, posterior = rows[going], fit[going], posterior.rows(going)
     return proposal
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyro_vae.refinement.student_t import StudentT
 
-CLIPPED = 0.05  # share of the largest weights that are set to the smallest of them
+EFFECTIVE = 0.1, 0.5  # least and largest share of effective draws that a fit needs
+EFFECTIVE_PER_DIMENSION = 2.5
+BISECTIONS = 12  # of the power of the weights
 PSEUDO_DRAWS = 0.5  # effective draws per dimension that keep the precision
 PRECISIONS = 0.2, 5.0  # limits of a new precision in units of the one before
 WIDENING = 1.1  # of fitted covariances: too wide costs little, too narrow has no finite variance
@@ -57,7 +59,7 @@ class Proposal:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __getitem__(self, rows: slice) -> "Proposal":
+    def __getitem__(self, rows: slice | Tensor) -> "Proposal":
         return Proposal(self.logits[rows], self.loc[rows], self.scale_tril[rows], self.df)
 
     @property
@@ -86,11 +88,22 @@ class Proposal:
             self.df,
         )
 
+    def replaced(self, rows: Tensor, other: "Proposal") -> "Proposal":
+        """Return this proposal with the given rows replaced by those of the other one."""
+        return Proposal(
+            self.logits.index_copy(0, rows, other.logits),
+            self.loc.index_copy(0, rows, other.loc),
+            self.scale_tril.index_copy(0, rows, other.scale_tril),
+            self.df,
+        )
+
     def adapted(self, states: Tensor, log_weights: Tensor, scores: Tensor) -> "Proposal":
         """Fit the components to weighted draws.
 
         Means are those of the draws, weighted by importance weights and responsibilities as in
-        population Monte Carlo (Cappe et al. 2008). Precisions are regressions of the scores on the
+        population Monte Carlo (Cappe et al. 2008). Weights of too few effective draws are flattened
+        by a power between 0 and 1 (Koblents & Miguez 2015); with equal weights a fit is a natural
+        gradient step that decreases KL(r || p). Precisions are regressions of the scores on the
         draws. By Stein's identity, E (z - mean) score(z)^T = -I under p(z|x), and so
 
             precision = -E score (z - mean)^T (E (z - mean) (z - mean)^T)^-1.
@@ -101,14 +114,12 @@ class Proposal:
 
         Args:
             states: Draws from this proposal, shape `(samples, data, dim)`.
-            log_weights: Their log weights, shape `(samples, data)`. The largest are clipped.
+            log_weights: Their log weights, shape `(samples, data)`.
             scores: Gradients of log p(x, z) at the draws, shape `(samples, data, dim)`.
         """
         dim = states.shape[-1]
-        log_weights = log_weights.nan_to_num(nan=-torch.inf)
-        cut = log_weights.topk(max(1, int(CLIPPED * len(states))), dim=0).values[-1]
         each = self.components.log_prob(states.unsqueeze(-2)) + self.logits.log_softmax(-1)
-        share = log_weights.minimum(cut).softmax(0).unsqueeze(-1) * each.softmax(-1)
+        share = _flattened(log_weights, dim).unsqueeze(-1) * each.softmax(-1)
         mass = share.sum(0)  # (data, components)
         share = share / mass.clamp(min=1e-30)
         effective = share.square().sum(0).clamp(min=1 / len(states)).reciprocal()
@@ -129,6 +140,34 @@ class Proposal:
             self.scale_tril @ torch.linalg.cholesky(WIDENING * covariance),
             self.df,
         )
+
+
+def _flattened(log_weights: Tensor, dim: int) -> Tensor:
+    """Return normalized powers of weights, with enough effective draws to fit a proposal.
+
+    Args:
+        log_weights: Log weights, shape `(samples, data)`. Those that are not finite become zero.
+        dim: Number of latents of a datum.
+    """
+    num = len(log_weights)
+    least = min(max(EFFECTIVE_PER_DIMENSION * dim, EFFECTIVE[0] * num), EFFECTIVE[1] * num)
+    possible = log_weights.isfinite()
+    log_weights = log_weights.where(possible, -torch.inf)
+
+    def weights(power: Tensor) -> Tensor:
+        powers = torch.where(possible, power * log_weights, -torch.inf)
+        return powers.softmax(0).nan_to_num(0.0)
+
+    def suffice(power: Tensor) -> Tensor:
+        return weights(power).square().sum(0) * least <= 1
+
+    low, high = torch.zeros_like(log_weights[0]), torch.ones_like(log_weights[0])
+    low = torch.where(suffice(high), high, low)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = suffice(middle)
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return weights(low)
 
 
 def _inverse(precision: Tensor) -> Tensor:

@@ -294,7 +294,9 @@ def refine(
        distributions there, with the inverse negative Hessians as scales, are the first proposal.
     2. Rounds of adaptive importance sampling fit the proposal to its weighted draws (Cappe et al.
        2008) and to the gradients of log p(x, z) there. A fit is kept if draws that it has not seen,
-       of the first proposal and of the fit, show that it is nearer to p(z|x).
+       of the proposal before and of the fit, show that it is nearer to p(z|x). A datum whose
+       weights are still uneven, such as one unlike the training data, has up to eight times as many
+       rounds again.
     3. Fresh draws, a tenth of them from the guide if it has a density at given latents, are
        weighted by p(x, z) / r(z|x). Their k-hat shows for which data the proposal is still too far
        from the posterior.
@@ -306,7 +308,7 @@ def refine(
             the data.
         x: Data of shape `(num_data, *event)`, or a tuple `(x, y, ...)` or a `DataLoader` as for
             `fit`.
-        num_rounds: Number of rounds of adaptation.
+        num_rounds: Number of rounds of adaptation of each datum, at first.
         num_samples: Number of weighted draws of each datum.
         seed: Random seed. The global random state is restored.
         progress: Whether to show a progress bar; by default if standard error is a terminal.

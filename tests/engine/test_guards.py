@@ -1,7 +1,6 @@
 """The guards of a compiled step read the values of the user's programs, and not too many."""
 
 import functools
-import itertools
 import warnings
 import weakref
 

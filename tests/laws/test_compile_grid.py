@@ -87,9 +87,7 @@ def train(case, compile):
 
 
 @pytest.mark.thinned(5)
-@pytest.mark.parametrize(
-    ("prior", "guide", "likelihood", "objective"), [*defaults(), *cases()]
-)
+@pytest.mark.parametrize(("prior", "guide", "likelihood", "objective"), [*defaults(), *cases()])
 def test_the_graph_equals_the_eager_step(prior, guide, likelihood, objective):
     case = prior, guide, likelihood, objective
     ours, eager = train(case, True), train(case, False)

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import itertools
 import random
 
 import numpy as np

@@ -335,7 +335,10 @@ def test_many_uncured_data_are_named_by_the_first():
 
 
 def test_resampling_keeps_most_of_a_rare_mode():
-    """Pareto smoothing takes up to a third of a mode that 1% of the posterior has."""
+    """Pareto smoothing takes about half of a mode that has 1% of the posterior.
+
+    Draws reach it by the prior's share only: no component of the proposal is there.
+    """
     x, z = X[1], torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     terms = dist.Normal(bent(z), 0.5).log_prob(x) + dist.Normal(0 * ONE, 1.0).log_prob(z)
     exact = float(terms.softmax(0)[z < -2].sum())
@@ -343,4 +346,4 @@ def test_resampling_keeps_most_of_a_rare_mode():
     samples = pv.refine(with_guide(0.0, 0.5).pair, x.repeat(200)).sample(1000)["z"]
     found = (samples < -2).double().mean(0)
     error = float(found.std()) / 200**0.5
-    assert 0.55 * exact < found.mean() < exact + 5 * error
+    assert 0.4 * exact < found.mean() < exact + 5 * error
