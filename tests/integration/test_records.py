@@ -46,7 +46,8 @@ def test_rows_are_of_recipes_and_have_a_goal_at_least_as_high_as_the_published_s
 def test_the_table_has_means_and_errors_over_seeds(records, tmp_path, monkeypatch):
     for seed, log_p in enumerate([-88.0, -89.0, -90.0]):
         write(tmp_path, "relu", seed, log_p)
-    write(tmp_path, "relu-vamp", 0, -85.5)  # its folder begins with the name of another row
+    refined = {"more": 0.5, "more_se": 0.04, "khat_share_above_threshold": 0.01}
+    write(tmp_path, "relu-vamp", 0, -85.5, refined=refined)  # its folder begins with the name of another row
     page = tmp_path / "records.md"
     page.write_text(f"before\n{records.BEGIN}\nold\n{records.END}\nafter\n")
     monkeypatch.setattr(records, "PAGE", page)
@@ -60,6 +61,8 @@ def test_the_table_has_means_and_errors_over_seeds(records, tmp_path, monkeypatc
     # The standard deviation of -88, -89 and -90 is 1; the mean time is 2.5 minutes.
     assert "-93.00 ± 0.58 | -89.00 ± 0.58 | 5000 | 90.0%" in rows["relu"]
     assert "2.5 processor minutes | 0, 1, 2 |" in rows["relu"]
+    assert "| 90.0% |  | 7 |" in rows["relu"]
+    assert "| +0.50 ± 0.04 (1.0%) | 7 |" in rows["relu-vamp"]
     assert "-85.50 ± 0.25" in rows["relu-vamp"]  # one seed: the error over images
     first = text
     records.write_table(tmp_path)
