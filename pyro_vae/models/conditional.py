@@ -9,7 +9,7 @@ variation. All bounds and scores are those of log p(x|y).
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, TypeAlias, cast
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +28,7 @@ from pyro_vae.models.base import (
     observed_or_drawn,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
-from pyro_vae.models.with_schema import ThreeParts
+from pyro_vae.models.with_schema import Filled, ThreeParts
 from pyro_vae.networks.inputs import Standardized, WithMask
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import UserData, as_input, dataset_of, program_error
@@ -224,7 +224,7 @@ class ConditionalVAE(ThreeParts):
             )
         return values, context
 
-    def reconstruct(self, x: UserData, y: Tensor | None = None) -> Any:
+    def reconstruct(self, x: UserData, y: Tensor | None = None) -> Filled:
         """Return E[x'|z, y] at z = E[z|x, y]; 100 samples of z if their mean has no closed form.
 
         Args:
@@ -249,7 +249,7 @@ class ConditionalVAE(ThreeParts):
         y: Tensor | None = None,
         num_samples: Samples = 100,
         draws: bool = False,
-    ) -> Any:
+    ) -> Filled:
         """Sample the NaN entries of x from p(x'|z, y), z ~ q(z|x, y), as `VAE.impute`.
 
         Args:

@@ -2,8 +2,9 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pyro
 import torch
@@ -14,6 +15,7 @@ from pyro_vae.pairs.pair import PairError
 from pyro_vae.runtime.files import replace_folder
 from pyro_vae.runtime.random_state import preserved_state
 
+Density: TypeAlias = Callable[..., Distribution]  # of latents or data, given tensors
 ENCODER, DECODER = "encoder.pt2", "decoder.pt2"
 BATCH_SIZES = (1, 2, 17)  # of the comparison with the original
 SEED = 0
@@ -22,7 +24,7 @@ SEED = 0
 class Encoder(nn.Module):
     """Maps x to mean and standard deviation of q(z|x)."""
 
-    def __init__(self, guide: Any) -> None:
+    def __init__(self, guide: Density) -> None:
         super().__init__()
         self.guide = guide
 
@@ -35,7 +37,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Maps z to the mean of p(x|z)."""
 
-    def __init__(self, likelihood: Any) -> None:
+    def __init__(self, likelihood: Density) -> None:
         super().__init__()
         self.likelihood = likelihood
 
@@ -57,7 +59,9 @@ def _moment(distribution: Distribution, name: str) -> Tensor:
         ) from None
 
 
-def export(likelihood: Any, guide: Any, x: Tensor, z: Tensor, path: Path, *context: Tensor) -> None:
+def export(
+    likelihood: Density, guide: Density, x: Tensor, z: Tensor, path: Path, *context: Tensor
+) -> None:
     """Write encoder and decoder to the folder `path`. Nothing is written if one of them fails.
 
     Args:

@@ -1,6 +1,6 @@
 """`WithSchema`: reconstructions and imputations, in the form of the data; of x alone or given y."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +15,7 @@ from pyro_vae.pairs.inputs import UserData, as_input
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import evaluating
 
+Filled: TypeAlias = Any  # a tensor, or a frame or list of frames like the source
 CHUNK = 1024  # rows of a table that are completed at once
 
 
@@ -43,7 +44,7 @@ class WithSchema(Autoencoder):
         raise NotImplementedError
 
     @torch.no_grad()
-    def _reconstructed(self, source: object, x: Tensor, *context: Tensor) -> Any:
+    def _reconstructed(self, source: object, x: Tensor, *context: Tensor) -> Filled:
         """Return E[x'|z] at z = E[z|x], in the form of a source with the data x."""
         with evaluating(self):
             given_z = self._at_means(x, *context)
@@ -55,7 +56,7 @@ class WithSchema(Autoencoder):
     @torch.no_grad()
     def _imputed(
         self, source: object, num_samples: int, draws: bool, x: Tensor, *context: Tensor
-    ) -> Any:
+    ) -> Filled:
         """Sample the NaN entries of x, the data of a source; see `VAE.impute`."""
         schema = self._table_schema(source)
         self.check(x, *context)
@@ -117,7 +118,7 @@ class Unconditional(WithSchema):
         """Return E[x|z] at samples of the prior, shape `(num_samples, *event)`."""
         raise NotImplementedError
 
-    def reconstruct(self, x: UserData) -> Any:
+    def reconstruct(self, x: UserData) -> Filled:
         """Return E[x'|z] at z = E[z|x].
 
         If q(z|x) has no mean in closed form, as for a flow, 100 samples estimate it. In a
@@ -146,7 +147,7 @@ class Unconditional(WithSchema):
         return self._reconstructed(x, as_input(self, x))
 
     @checked
-    def impute(self, x: UserData, num_samples: Samples = 100, draws: bool = False) -> Any:
+    def impute(self, x: UserData, num_samples: Samples = 100, draws: bool = False) -> Filled:
         """Sample the NaN entries of x from p(x'|z), z ~ q(z|x). Observed entries are unchanged.
 
         The mean of the samples is the imputation, and their standard deviation its uncertainty. The
