@@ -176,6 +176,11 @@ def explanation(x: object, error: Exception, *programs: object) -> str:
         )
     if isinstance(error, PairError):
         return text
+    if isinstance(error, IndexError):
+        return (
+            f"{text}. The pair is given batches of any size: index only rows that a batch has, and "
+            "leave `subsample` of the plate over the data to Pyro"
+        )
     if x.is_floating_point() and x.isnan().any():
         return (
             "x holds NaN entries. Replace or drop them, or wrap the encoder in networks.WithMask "

@@ -20,6 +20,7 @@ from pyro_vae.checkpointing.snapshot import BUFFER, Progress
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
 from pyro_vae.engine.guards import modules_of
+from pyro_vae.pairs.inputs import program_error
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
 from pyro_vae.pairs.state import unchanged
@@ -258,13 +259,20 @@ class LateConstraints(Messenger):
 def named_parameters(
     svi: SVI, programs: tuple[Program, Program], batch: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
-    """Run guide and model once; return their unconstrained parameters by name."""
+    """Run guide and model once; return their unconstrained parameters by name.
+
+    Raises:
+        PairError: If they fail on a batch of this size, as with rows chosen by the program.
+    """
     with (
         torch.no_grad(),
         unchanged(*programs),
         poutine.trace(param_only=True) as capture,
     ):
-        guide = poutine.trace(svi.guide).get_trace(*batch)
-        poutine.replay(svi.model, trace=guide)(*batch)
+        try:
+            guide = poutine.trace(svi.guide).get_trace(*batch)
+            poutine.replay(svi.model, trace=guide)(*batch)
+        except IndexError as error:
+            raise program_error("pair", batch[0], error, *programs) from error
     nodes: dict[str, Node] = capture.trace.nodes
     return {name: site["value"].unconstrained() for name, site in nodes.items()}

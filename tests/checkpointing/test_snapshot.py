@@ -1,6 +1,5 @@
 """Runs are resumed bit for bit from their checkpoints."""
 
-
 import pyro
 import pytest
 import torch

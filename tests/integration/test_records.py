@@ -47,7 +47,9 @@ def test_the_table_has_means_and_errors_over_seeds(records, tmp_path, monkeypatc
     for seed, log_p in enumerate([-88.0, -89.0, -90.0]):
         write(tmp_path, "relu", seed, log_p)
     refined = {"more": 0.5, "more_se": 0.04, "khat_share_above_threshold": 0.01}
-    write(tmp_path, "relu-vamp", 0, -85.5, refined=refined)  # its folder begins with the name of another row
+    write(
+        tmp_path, "relu-vamp", 0, -85.5, refined=refined
+    )  # its folder begins with the name of another row
     page = tmp_path / "records.md"
     page.write_text(f"before\n{records.BEGIN}\nold\n{records.END}\nafter\n")
     monkeypatch.setattr(records, "PAGE", page)

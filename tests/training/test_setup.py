@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
@@ -52,3 +54,20 @@ def test_a_job_has_everything_ready_and_nothing_trained(tmp_path):
     assert (job.data_seed, job.noise_seeds) == (again.data_seed, again.noise_seeds)
     assert job.settings == again.settings
     assert job.total_steps < STEPS_WORTH_COMPILING
+
+
+def test_rows_chosen_by_the_program_are_refused_by_a_sentence():
+    def rows(x):
+        return pyro.plate("data", 10, subsample=torch.arange(4))
+
+    def model(x):
+        with rows(x) as index:
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    def guide(x):
+        with rows(x) as index:
+            pyro.sample("z", dist.Normal(x[index], 1.0))
+
+    with pytest.raises(pv.PairError, match="given batches of any size"):
+        pv.fit(pv.Pair(model, guide), torch.randn(10), epochs=1, progress=False)
