@@ -138,10 +138,9 @@ class Run:
 
     def data(self) -> tuple[Any, Any, Any]:
         """Return training, validation and test data, with the usual sizes for MNIST."""
-        train, test = pv.data.load(
-            self.dataset, binarize=self.row.binarization, root=self.data_root
-        )
-        held_out = len(train) // (6 if self.row.binarization == "static" else 12)
+        binarize = self.row.binarization
+        train, test = pv.data.load(self.dataset, binarize=binarize, root=self.data_root)
+        held_out = len(train) // (6 if binarize == "static" else 12)
         return *train.hold_out(held_out), test
 
     @property
@@ -157,8 +156,8 @@ class Run:
     def fit(self, vae: Any, train: Any, **settings: Any) -> pv.Fit:
         """Train with a compiled step."""
         return pv.fit(
-            vae, train, seed=self.seed, device=self.device, compile=True, precision=self.precision,
-            **settings,
+            vae, train, seed=self.seed, device=self.device, compile=True,
+            precision=self.precision, **settings,
         )  # fmt: skip
 
     def plan(self, train: Any, validation: Any, minutes: float) -> dict[str, Any]:
@@ -266,11 +265,10 @@ def refined_scores(run: Run, num_test: int, num_samples: int) -> dict[str, Any]:
     guide = pv.evaluate(vae, x, num_samples=num_samples, seed=run.seed)
     refined = pv.evaluate(vae, x, num_samples=REFINED_SAMPLES, seed=run.seed, proposal="refined")
     more = refined.log_likelihood - guide.log_likelihood
-    return {
-        "num_test": num_test, "num_samples": REFINED_SAMPLES,
-        "khat_share_above_threshold": refined.metrics()["test_khat_share_above_threshold"],
-        "more": float(more.mean()), "more_se": float(more.std(ddof=1) / len(more) ** 0.5),
-    }  # fmt: skip
+    share = refined.metrics()["test_khat_share_above_threshold"]
+    mean, error = float(more.mean()), float(more.std(ddof=1) / len(more) ** 0.5)
+    return {"num_test": num_test, "khat_share_above_threshold": share, "more": mean,
+            "more_se": error, "num_samples": REFINED_SAMPLES}  # fmt: skip
 
 
 def records(out: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -296,10 +294,8 @@ def refined_cell(records: list[dict[str, Any]]) -> str:
     found = [record["refined"] for record in records if "refined" in record]
     if not found:
         return ""
-    more, share = (
-        statistics.mean(entry[name] for entry in found)
-        for name in ("more", "khat_share_above_threshold")
-    )
+    more = statistics.mean(entry["more"] for entry in found)
+    share = statistics.mean(entry["khat_share_above_threshold"] for entry in found)
     error = math.hypot(*(entry["more_se"] for entry in found)) / len(found)
     return f"{more:+.2f} ± {error:.2f} ({share:.1%})"
 
