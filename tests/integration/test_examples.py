@@ -218,6 +218,7 @@ def test_lightning_trains_the_pair_on_two_processes(tmp_path):
     assert -230 < float(elbo) < -100  # fair coins score -543
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

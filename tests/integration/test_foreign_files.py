@@ -284,7 +284,6 @@ def not_to_be_called(*args, **kwargs):
     raise AssertionError("it is to be refused before")
 
 
-@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*(("model", kind) for kind in LINKS), *((name, folder_of_others) for name in RESULTS)],

@@ -92,7 +92,7 @@ def test_fit_finds_the_posterior(kind):
     assert w.std() == pytest.approx(SD, rel=0.5)
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("objective", [None, pv.objectives.StickingTheLanding(2)])
 @pytest.mark.parametrize("kind", GUIDES)
 def test_svi_and_fit_have_the_elbo_of_the_weights(kind, objective):

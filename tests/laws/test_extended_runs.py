@@ -60,7 +60,7 @@ def train(out, epochs, stop=0, schedule=None, make=OPTIMIZERS["adam"], **options
     return torch.cat([p.detach().flatten() for p in vae.parameters()]), history, rates
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("stop", [0, 2, 3, 4])

@@ -169,6 +169,7 @@ def guided(sample, strength, scale):
     return guide
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("sample", REFUSED + PROPER)
 def test_auxiliary_variables_are_determined_or_refused(sample):
     for strength, scale in itertools.product((0.1, 0.3), (0.9, 1.3)):
@@ -213,6 +214,7 @@ def masked(kind, name, fn, y, **kwargs):
         return pyro.sample(name, fn, **kwargs)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("in_guide", MASKS)
 @pytest.mark.parametrize("in_model", MASKS)
 def test_masks_of_latents_are_equal_or_refused(in_model, in_guide):

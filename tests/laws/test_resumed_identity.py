@@ -165,6 +165,7 @@ def stopped(monkeypatch, *args, **settings):
             run(*args, **settings)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_program_is_refused(name, tmp_path, monkeypatch):
     one, other = CHANGES[name]
@@ -174,6 +175,7 @@ def test_another_program_is_refused(name, tmp_path, monkeypatch):
     assert run(one, tmp_path, resume=True).stopped == "finished"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_another_setting_is_refused(name, tmp_path, monkeypatch):
     key, (one, other) = SETTINGS[name]

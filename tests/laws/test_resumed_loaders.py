@@ -226,6 +226,7 @@ def assert_resumed_equal(make, folder, steps, validation=lambda: None):
         assert torch.equal(whole, resumed), f"interrupted at step {step}"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", REPEATABLE)
 def test_a_resumed_run_is_equal(kind, tmp_path):
     assert_resumed_equal(REPEATABLE[kind], tmp_path, STEPS)
@@ -246,6 +247,7 @@ def test_a_loader_that_cannot_be_read_again_warns_before_training(kind, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", WORKERS)
 def test_workers(kind, tmp_path):
     dataset, options, repeatable = WORKERS[kind]

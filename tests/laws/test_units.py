@@ -79,6 +79,7 @@ EQUIVARIANT = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "scale", "unit", "origin"), EQUIVARIANT)
 def test_log_p_and_samples_follow_the_unit(name, scale, unit, origin, tmp_path):
     x, shift = rows(), origin * unit
@@ -198,6 +199,7 @@ def named_columns(call):
     return sorted(int(i) for text in found for i in re.findall(r"column (\d+) of x", text))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("seed", range(12))
 def test_columns_on_another_scale_are_named_and_no_others(seed):
     x, bad = table(seed, 400)

@@ -46,7 +46,7 @@ def latents_of(folder):
 KINDS = {"fit": (True, 0), "report": (False, 1), "both": (True, 1)}
 
 
-@pytest.mark.thinned(3, start=1)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("first", KINDS)
 @pytest.mark.parametrize("second", KINDS)
 def test_a_second_run_in_the_folder(first, second, tmp_path):
