@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.pairs.log_weights import effective_sample_size
 from pyro_vae.refinement.student_t import StudentT
 
 EFFECTIVE = 0.1, 0.5  # least and largest share of effective draws that a fit needs
@@ -154,20 +155,16 @@ def _flattened(log_weights: Tensor, dim: int) -> Tensor:
     possible = log_weights.isfinite()
     log_weights = log_weights.where(possible, -torch.inf)
 
-    def weights(power: Tensor) -> Tensor:
-        powers = torch.where(possible, power * log_weights, -torch.inf)
-        return powers.softmax(0).nan_to_num(0.0)
-
-    def suffice(power: Tensor) -> Tensor:
-        return weights(power).square().sum(0) * least <= 1
+    def powers(power: Tensor) -> Tensor:
+        return torch.where(possible, power * log_weights, -torch.inf)
 
     low, high = torch.zeros_like(log_weights[0]), torch.ones_like(log_weights[0])
-    low = torch.where(suffice(high), high, low)
+    low = torch.where(effective_sample_size(powers(high)) >= least, high, low)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        enough = suffice(middle)
+        enough = effective_sample_size(powers(middle)) >= least
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return weights(low)
+    return powers(low).softmax(0).nan_to_num(0.0)
 
 
 def _inverse(precision: Tensor) -> Tensor:
