@@ -10,7 +10,8 @@ on a GPU, with the time to measure the speed. The number of epochs that fits is 
 kept in `plan.json`, so that an interrupted run is resumed bit for bit by the same command. The
 weights are those of the epoch with the best validation ELBO. The test data are read once, after
 training, and scored by K samples of the guide for each image. `record.json` in the folder of the
-run has the result.
+run has the result. With `--no-scores`, a run ends after training; the same command without it, on
+another device too, scores its model.
 """
 
 import json
@@ -18,10 +19,8 @@ import math
 import os
 import platform
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,90 +28,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from record_table import ROWS, Row, listing, spread_of, write_table
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
 import pyro_vae as pv
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "records.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 MEASURED = 100  # steps that measure the speed
 SCORED = 250  # validation data that measure the speed of scores
 REFINED_SAMPLES = 1000  # of each image, by refined posteriors
 CHOICES = (5000, 2000, 1000)  # K, if the time for scores is limited
-
-
-@dataclass(frozen=True)
-class Row:
-    """A published score.
-
-    Attributes:
-        recipe: Name of a recipe of the package.
-        binarization: Binarization of MNIST.
-        published: Published log p(x) of the test data, with its source.
-        goal: Score to pass.
-        description: Model and objective.
-    """
-
-    recipe: str
-    binarization: str
-    published: str
-    goal: float
-    description: str
-
-
-BURDA, PYTHAE = "Burda et al. 2016", "pythae"
-TOMCZAK, NOROUZI = "Tomczak & Welling 2018", "Norouzi et al. 2020"
-ROWS = {
-    "tanh": Row("tanh", "dynamic", f"-86.76 ({BURDA})", -86.76, "2x200 tanh, z = 50, ELBO"),
-    "tanh-iwae-5": Row("tanh-iwae-5", "dynamic", f"-85.54 ({BURDA})", -85.2, "the same, IWAE-5"),
-    "tanh-iwae-50": Row("tanh-iwae-50", "dynamic", f"-84.78 ({BURDA})", -84.7, "the same, IWAE-50"),
-    "gated": Row("gated", "dynamic", f"-84.45 ({NOROUZI})", -84.4, "2x300 gated, z = 40, N(0, I)"),
-    "gated-vamp": Row(
-        "gated-vamp", "dynamic", f"-82.43, Exemplar -82.09 ({NOROUZI})", -82.0,
-        "the same networks, VampPrior",
-    ),
-    "gated-flow": Row(
-        "gated-flow", "dynamic", f"-82.43, Exemplar -82.09 ({NOROUZI})", -82.0,
-        "the same networks, flow prior",
-    ),
-    "ladder": Row(
-        "ladder", "dynamic", f"-82.39 ({NOROUZI})", -82.39, "two stochastic levels, 2x300 gated",
-    ),
-    "ladder-vamp": Row(
-        "ladder-vamp", "dynamic", f"-81.56, Exemplar -81.22 ({NOROUZI})", -81.2,
-        "the same levels, VampPrior",
-    ),
-    "relu": Row("relu", "static", f"-89.78 ({PYTHAE})", -89.78, "1x400 ReLU, z = 40, ELBO"),
-    "relu-vamp": Row("relu-vamp", "static", f"-85.79 ({PYTHAE})", -85.79, "the same, VampPrior"),
-    "relu-iwae-50": Row(
-        "relu-iwae-50", "static", f"-86.82 ({PYTHAE})", -86.82, "the same, IWAE-50"
-    ),
-    "gated-static": Row(
-        "gated", "static", f"-88.56 ({TOMCZAK})", -88.56, "2x300 gated, z = 40, N(0, I)"
-    ),
-    "gated-vamp-static": Row(
-        "gated-vamp", "static", f"-85.57 ({TOMCZAK})", -85.57, "the same networks, VampPrior"
-    ),
-    "gated-flow-static": Row(
-        "gated-flow", "static", f"-85.57, VampPrior ({TOMCZAK})", -85.57,
-        "the same networks, flow prior",
-    ),
-    "quick": Row(
-        "quick", "static", "-100.31 (jaanli/variational-autoencoder, z = 128)", -93.0,
-        "1x500 tanh, z = 40, flow prior, 2.5 minutes",
-    ),
-    "conv-static": Row(
-        "conv-flow", "static", f"-81.09, ConvHVAE + VampPrior ({TOMCZAK})", -79.0,
-        "residual convolutions, z = 64, flows as prior and guide",
-    ),
-    "conv-dynamic": Row(
-        "conv-flow", "dynamic", f"-79.67, ConvHVAE + VampPrior ({NOROUZI})", -79.0,
-        "residual convolutions, z = 64, flows as prior and guide",
-    ),
-}  # fmt: skip
 
 
 def clock(device: str) -> float:
@@ -211,13 +136,9 @@ def num_samples_within(vae: Any, data: Any, num_test: int, minutes: float) -> in
     return CHOICES[-1]
 
 
-def carry_out(
-    run: Run, name: str, minutes: float, epochs: int | None, num_samples: int,
-    score_minutes: float | None, num_test: int | None, checkpoints: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Train and score one seed of a row, or continue; return its record."""
-    started = clock(run.device)
-    train, validation, test = run.data()
+def trained(run: Run, minutes: float, epochs: int | None, checkpoints: bool) -> dict[str, Any]:
+    """Train one seed of a row, or continue; save its model and return what is known of the run."""
+    train, validation, _ = run.data()
     plan_path = run.folder / "plan.json"
     if not plan_path.exists():
         plan = run.plan(train, validation, minutes)
@@ -225,7 +146,7 @@ def carry_out(
             plan["epochs"] = epochs
         plan_path.write_text(json.dumps(plan, indent=1) + "\n")
     plan = json.loads(plan_path.read_text())
-    print(f"{name}: {plan['epochs']} epochs of {plan['seconds_per_epoch']:.2f} s", flush=True)
+    print(f"{plan['epochs']} epochs of {plan['seconds_per_epoch']:.2f} s", flush=True)
     vae = run.build(train)
     spent, callback = spending(run.folder, run.device, checkpoints)
     settings = run.recipe.settings(len(train), epochs=plan["epochs"])
@@ -233,35 +154,45 @@ def carry_out(
     fit = run.fit(vae, train, validation=validation, callback=callback, **settings, **kept)
     if fit.stopped == "interrupted":
         sys.exit(1)
-    trained = clock(run.device)
     vae.save(run.folder / "model")
-    scored = test.spread(num_test or len(test))
-    if score_minutes is not None:
-        num_samples = num_samples_within(vae, validation, len(scored), score_minutes)
-    scores = pv.evaluate(vae, scored, num_samples=num_samples, seed=run.seed)
-    record = {
-        "row": name, **asdict(run.row), **fit.settings, **plan, **scores.metrics(),
-        "num_test": len(scored), "best": fit.best, "num_steps": fit.num_steps,
+    return {
+        **fit.settings, **plan, "best": fit.best, "num_steps": fit.num_steps,
         "elapsed_seconds": fit.seconds,
         "training_seconds": sum(s["seconds"] for s in json.loads(spent.read_text())),
-        "scoring_seconds": clock(run.device) - trained,
-        "session_seconds": clock(run.device) - started,
         "num_parameters": sum(p.numel() for p in vae.parameters()),
         "code": run.recipe.code(len(train), epochs=plan["epochs"]),
         "command": " ".join(["python benchmarks/records.py", *sys.argv[1:]]),
-        "machine": torch.cuda.get_device_name() if run.device != "cpu" else platform.processor(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "history": fit.history,
+        "machine": machine(run.device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "history": fit.history,
     }  # fmt: skip
+
+
+def machine(device: str) -> str:
+    """Return the name of the GPU, or of the processor."""
+    return torch.cuda.get_device_name() if device != "cpu" else platform.processor()
+
+
+def scored(
+    run: Run, num_samples: int, score_minutes: float | None, num_test: int | None
+) -> dict[str, Any]:
+    """Score the model of a run on the test data."""
+    started = clock(run.device)
+    vae = pv.load(run.folder / "model", run.device)
+    _, validation, test = run.data()
+    x = test.spread(num_test or len(test))
+    if score_minutes is not None:
+        num_samples = num_samples_within(vae, validation, len(x), score_minutes)
+    scores = pv.evaluate(vae, x, num_samples=num_samples, seed=run.seed)
     np.savez(run.folder / "scores.npz", elbo=scores.elbo, log_likelihood=scores.log_likelihood,
              khat=scores.khat)  # fmt: skip
-    return record
+    return {**scores.metrics(), "num_test": len(x), "scored_on": machine(run.device),
+            "scoring_seconds": clock(run.device) - started}  # fmt: skip
 
 
 def refined_scores(run: Run, num_test: int, num_samples: int) -> dict[str, Any]:
     """Score some test images by refined posteriors too; return the differences, paired by image."""
     *_, test = run.data()
-    x, vae = test.spread(num_test), pv.load(run.folder / "model")
+    x, vae = test.spread(num_test), pv.load(run.folder / "model", run.device)
     guide = pv.evaluate(vae, x, num_samples=num_samples, seed=run.seed)
     refined = pv.evaluate(vae, x, num_samples=REFINED_SAMPLES, seed=run.seed, proposal="refined")
     more = refined.log_likelihood - guide.log_likelihood
@@ -271,72 +202,9 @@ def refined_scores(run: Run, num_test: int, num_samples: int) -> dict[str, Any]:
             "more_se": error, "num_samples": REFINED_SAMPLES}  # fmt: skip
 
 
-def records(out: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each row with the records of its seeds."""
-    for name in ROWS:
-        found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-*/record.json"))]
-        found = [record for record in found if record["row"] == name]
-        if found:
-            yield name, found
-
-
-def spread_of(records: list[dict[str, Any]], score: str) -> str:
-    """Return the mean over seeds and its standard error; for one seed, that over images."""
-    values = [record[f"test_{score}"] for record in records]
-    if len(values) == 1:
-        return f"{values[0]:.2f} ± {records[0][f'test_{score}_se']:.2f}"
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.2f} ± {error:.2f}"
-
-
-def refined_cell(records: list[dict[str, Any]]) -> str:
-    """Return what refined posteriors add to log p(x), and their share of high k-hat."""
-    found = [record["refined"] for record in records if "refined" in record]
-    if not found:
-        return ""
-    more = statistics.mean(entry["more"] for entry in found)
-    share = statistics.mean(entry["khat_share_above_threshold"] for entry in found)
-    error = math.hypot(*(entry["more_se"] for entry in found)) / len(found)
-    return f"{more:+.2f} ± {error:.2f} ({share:.1%})"
-
-
-def table(out: Path) -> str:
-    """Return the table of all records as Markdown."""
-    lines = [
-        "| row | model | data | published log p(x) | ELBO | log p(x) | K | k-hat too high "
-        "| refined adds (k-hat too high) | epochs | training | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in records(out):
-        row, first = ROWS[name], found[0]
-        shares = [record["test_khat_share_above_threshold"] for record in found]
-        seconds = statistics.mean(record["training_seconds"] for record in found)
-        unit = "processor minutes" if first["device"] == "cpu" else f"minutes, {first['machine']}"
-        cells = [
-            f"`{name}`", row.description, row.binarization, row.published, spread_of(found, "elbo"),
-            spread_of(found, "log_likelihood"), str(first["num_importance_samples"]),
-            f"{statistics.mean(shares):.1%}" if None not in shares else "", refined_cell(found),
-            str(first["epochs"]), f"{seconds / 60:.1f} {unit}",
-            ", ".join(str(record["seed"]) for record in found),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def write_table(out: Path) -> None:
-    """Replace the table in the documentation."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(out)}\n{END}{after}")
-
-
-def listing() -> Table:
-    """Return a table of all rows."""
-    found = Table("row", "recipe", "data", "model", "published", "goal", title="log p(x), nats")
-    for name, row in ROWS.items():
-        found.add_row(name, row.recipe, row.binarization, row.description, row.published,
-                      f"above {row.goal}")  # fmt: skip
-    return found
+def written(path: Path, record: dict[str, Any]) -> None:
+    """Write a record."""
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main(
@@ -354,6 +222,9 @@ def main(
     ] = None,
     num_test: Annotated[int | None, Option(help="Number of test images [default: all]")] = None,
     refined: Annotated[int, Option(help="Test images to score by refined posteriors, too")] = 0,
+    scores: Annotated[
+        bool, Option("--scores/--no-scores", help="Whether to score a model that is trained")
+    ] = True,
     device: Annotated[str, Option(help="torch device, cpu or cuda")] = "cpu",
     precision: Annotated[str, Option(help="fp32 or bf16")] = "fp32",
     checkpoints: Annotated[
@@ -376,16 +247,20 @@ def main(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder = (out / f"{row}-{seed}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "record.json"
+    path, of_training = folder / "record.json", folder / "training.json"
     run = Run(ROWS[row], seed, device, precision, folder, data_root, dataset)
     if not path.exists():
-        record = carry_out(run, row, minutes, epochs, num_samples, score_minutes, num_test,
-                           checkpoints)  # fmt: skip
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        if not of_training.exists():
+            written(of_training, trained(run, minutes, epochs, checkpoints))
+        if not scores:
+            return
+        training = json.loads(of_training.read_text())
+        record = scored(run, num_samples, score_minutes, num_test)
+        written(path, {"row": row, **asdict(run.row), **training, **record})
     record = json.loads(path.read_text())
     if refined and "refined" not in record:
         record["refined"] = refined_scores(run, refined, record["num_importance_samples"])
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        written(path, record)
     share = record["test_khat_share_above_threshold"]
     print(
         f"{row}, seed {seed}: ELBO {spread_of([record], 'elbo')}, log p(x) "
