@@ -15,8 +15,10 @@ import torch
 from gpu_training import (
     Check,
     adam,
+    annealed_as_eager,
     bf16,
     compiled_as_eager,
+    convolutions_and_flows,
     default_adam,
     elsewhere,
     error,
@@ -30,6 +32,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.objectives import Beta, Linear
 from pyro_vae.pairs.sampler import Sampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -223,6 +226,10 @@ def first_checks(device: str) -> Iterator[tuple[str, Check]]:
             compiled_as_eager, device, torch.float32, 1e-3),
         "compiled step as the eager step, Adam's default": functools.partial(default_adam, device),
         "eager step as Pyro's SVI, float64": functools.partial(stock_as_ours, device),
+        "compiled step as the eager step, a KL weight that grows": functools.partial(
+            annealed_as_eager, device),
+        "compiled step as the eager step, convolutions and flows": functools.partial(
+            convolutions_and_flows, device),
         "losses in bfloat16": functools.partial(bf16, device),
         "log weights of the same samples, float64": functools.partial(log_weights, device),
         "log p(x) of a linear Gaussian VAE": functools.partial(closed_form, device),
@@ -235,7 +242,10 @@ def first_checks(device: str) -> Iterator[tuple[str, Check]]:
     if device != "cpu":
         named["synchronizations in 200 steps"] = functools.partial(synchronizations, device)
         named["launches a step outside of its CUDA graph"] = functools.partial(
-            graph_launches, device
+            graph_launches, device, 10.0
+        )
+        named["the same, with a KL weight that grows"] = functools.partial(
+            graph_launches, device, 11.0, functools.partial(Beta, Linear(1000))
         )
     yield from named.items()
     yield from densities(device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -127,9 +127,11 @@ def synchronizations(device: str) -> tuple[float, float]:
     return float(synchronizing), 4.0
 
 
-def graph_launches(device: str) -> tuple[float, float]:
+def graph_launches(
+    device: str, limit: float, objective: Callable[[], ELBO] = Trace_ELBO
+) -> tuple[float, float]:
     """Return the kernels and copies that 10 steps launch outside of CUDA graphs, a step."""
-    svi, _, _ = trained(device, 120, compile=True)
+    svi, _, _ = trained(device, 120, compile=True, loss=objective())
     _, x = vae_on(device)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
@@ -140,7 +142,36 @@ def graph_launches(device: str) -> tuple[float, float]:
     counts = {event.key: event.count for event in profiler.key_averages()}
     assert counts.get("cudaGraphLaunch", 0) == 10, f"graph launches: {counts}"
     launched = [n for name, n in counts.items() if "LaunchKernel" in name or "Memcpy" in name]
-    return sum(launched) / 10, 10.0
+    return sum(launched) / 10, limit
+
+
+def annealed_as_eager(device: str) -> tuple[float, float]:
+    """Compare compiled and eager steps with a KL weight that grows, which is on the CPU."""
+    found = []
+    for compile in (True, False):
+        objective = pv.objectives.Beta(pv.objectives.Linear(40))
+        svi, vae, _ = trained(device, 60, torch.float64, compile=compile, loss=objective)
+        assert bool(svi.num_compiled_steps) is compile, "the step was not compiled"
+        found.append(weights(vae))
+    return error(*found), 1e-9
+
+
+def convolutions_and_flows(device: str) -> tuple[float, float]:
+    """Compare compiled and eager steps of the recipe with convolutions and flows."""
+    found = []
+    x = (torch.rand(32, 1, 28, 28, device=device) < 0.3).float()
+    recipe = pv.recipes.RECIPES["conv-flow"]
+    for compile in (True, False):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        vae = recipe.build(pv.data.Dataset(x.cpu()), show=False).to(device, torch.float64)
+        svi = pv.SVI(vae.model, vae.guide, adam, compile=compile)
+        torch.manual_seed(1)
+        for _ in range(10):
+            svi.step(x.double())
+        assert bool(svi.num_compiled_steps) is compile, "the step was not compiled"
+        found.append(weights(vae))
+    return error(*found), 1e-6
 
 
 class InterruptionError(Exception):

@@ -79,6 +79,14 @@ class CompiledStep:
             for tensor in [*capture.parameters, *moments, *self._steps]
             + [capture.tensors[i] for i in capture.mutated]
         }
+        # What the program reads: the tensors themselves, and copies on the GPU of the settings that
+        # are on the CPU, such as the weight of the KL divergence. `_follow_settings` fills these.
+        self._read = [self._on_gpu(tensor) for tensor in self._tensors]
+        self._settings = [
+            (tensor, copy)
+            for tensor, copy in zip(self._tensors, self._read, strict=True)
+            if tensor is not copy
+        ]
         self._versions: list[int] = []
         self._compiled = self._compile(inputs, tolerance)
 
@@ -102,10 +110,11 @@ class CompiledStep:
         returns NaN.
         """
         self._follow_schedule()
+        self._follow_settings()
         for opt in self._heads:
             opt.note_step()
         with torch.no_grad():
-            results = self._compiled(*inputs, *self._tensors)
+            results = self._compiled(*inputs, *self._read)
         self._versions = [step._version for step in self._steps]
         return self._split(results)
 
@@ -117,10 +126,11 @@ class CompiledStep:
             tensor and its copy. The program itself changes nothing but the random state.
         """
         self._follow_schedule()
-        flat = [same_strides(t) if id(t) in self._written else t for t in self._tensors]
+        self._follow_settings()
+        flat = [same_strides(t) if id(t) in self._written else t for t in self._read]
         with torch.no_grad():
             losses, gradients = self._split(self._compiled(*inputs, *flat))
-        changed = zip(self._tensors, flat, strict=True)
+        changed = zip(self._read, flat, strict=True)
         return losses, gradients, [(t, copy) for t, copy in changed if t is not copy]
 
     def _split(self, results: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -138,8 +148,24 @@ class CompiledStep:
                     tensors[i].fill_(value)
                     last[i] = value
 
+    def _on_gpu(self, tensor: Tensor) -> Tensor:
+        """Return a copy on the GPU of a setting on the CPU, if all parameters are on one GPU."""
+        devices = {parameter.device for parameter in self.capture.parameters}
+        if tensor.is_cuda or id(tensor) in self._written or len(devices) != 1:
+            return tensor
+        (device,) = devices
+        return tensor.detach().to(device) if device.type == "cuda" else tensor
+
+    def _follow_settings(self) -> None:
+        """Copy the settings that are on the CPU to the GPU, without waiting for it."""
+        for tensor, copy in self._settings:
+            if tensor.dim():
+                copy.copy_(tensor, non_blocking=True)
+            else:
+                copy.fill_(tensor.item())
+
     def _compile(self, inputs: list[Tensor], tolerance: float) -> Callable[..., Sequence[Tensor]]:
-        flat = [*inputs, *self._tensors]
+        flat = [*inputs, *self._read]
         graph = functional(self._step, [same_strides(tensor) for tensor in flat])
         share_scalars(graph, range(len(flat) - len(self._scalars), len(flat)))
         compiled = compile_graph(graph, flat)
@@ -159,7 +185,7 @@ class CompiledStep:
             if not equal_random_states(other_drawn, drawn):
                 raise NotCompilable("the compiled program draws other random numbers")
         if self.optimizers is not None and all(tensor.is_cuda for tensor in flat):
-            return in_cuda_graph(compiled, inputs, self._tensors)
+            return in_cuda_graph(compiled, inputs, self._read)
         return compiled
 
     def _stand_ins(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
