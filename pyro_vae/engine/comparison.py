@@ -5,8 +5,8 @@ steps. `EagerBound` compares the losses, and how they depend on the parameters. 
 pass.
 """
 
+import functools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pyro_vae.engine.backward_passes import backward_passes
 from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.compiled_step import CompiledStep, Written
+from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep, Written
 from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import FLOOR, check_close, largest, tolerance_of
-from pyro_vae.runtime.random_state import equal_random_states, random_state
+from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 # Norm of the difference of two updates, relative to the norm of the update. Adam and its relatives
 # turn the rounding error of a gradient near zero into an update as large as any other.
@@ -93,7 +93,9 @@ class Comparison:
         self.program = program
         parameters = program.capture.parameters
         self._tolerance = tolerance_of(parameters, svi.precision)
-        self._old = [p.detach().clone() for p in parameters]
+        self._before, self._random_before = program.before(inputs), random_state()
+        places = program.positions()
+        self._old = [self._before[places[id(p)]] for p in parameters]
         self._losses, self._gradients, self._written = program.on_copies(inputs)
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
@@ -112,12 +114,31 @@ class Comparison:
             return
         try:
             eager = [gradients[p] for p in ours]
-            check_close("the gradients", self._gradients, eager, self._tolerance)
+            check_close("the gradients", self._gradients, eager, self._tolerance,
+                        rounding=self._rounding_of_gradients)  # fmt: skip
         except NotCompilable as finding:
             self._finding = finding
             return
         for parameter, gradient in zip(ours, self._gradients, strict=True):
             parameter.grad = gradient
+
+    @functools.cached_property
+    def _rounding(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Rounding errors of the results of the step, and of its tensors."""
+        now = random_state()
+        set_random_state(self._random_before)
+        try:
+            return self.program.rounding(self._before)
+        finally:
+            set_random_state(now)
+
+    def _rounding_of_gradients(self) -> list[Tensor]:
+        results, _ = self._rounding
+        return results[len(self._losses) :]
+
+    def _rounding_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        (_, errors), places = self._rounding, self.program.positions()
+        return [errors[places[id(tensor)]] for tensor in tensors] if errors else []
 
     def adopt(self) -> tuple[float, ...]:
         """Give the run the results of the compiled program; return its losses.
@@ -156,18 +177,13 @@ class Comparison:
 
     def _check_state(self, copies: dict[int, Tensor]) -> bool:
         """Compare optimizer state and buffers; return whether there are moments."""
-        groups = defaultdict(list)
-        for opt in self.program.optimizers or ():
-            for key, value in opt.state.items():
-                groups[key].append(value)
-        capture = self.program.capture
-        groups["buffers"] = [capture.tensors[i] for i in capture.mutated]
-        for key, values in groups.items():
+        groups = self.program.state_groups
+        for what, values in groups.items():
             ours = [copies[id(value)] for value in values]
-            what = "buffers" if key == "buffers" else f"the optimizer state {key!r}"
-            check_close(what, ours, values, MOMENT_TOLERANCE * self._tolerance)
-        return any(value.dim() for key, values in groups.items() if key != "buffers"
-                   for value in values)  # fmt: skip
+            check_close(what, ours, values, MOMENT_TOLERANCE * self._tolerance,
+                        rounding=functools.partial(self._rounding_of, values))  # fmt: skip
+        states = (values for what, values in groups.items() if what != BUFFERS)
+        return any(value.dim() for values in states for value in values)
 
     def _check_update(self, written: Written) -> None:
         parameters = {id(p): p for p in self.program.capture.parameters}
@@ -175,19 +191,37 @@ class Comparison:
         moments = self._check_state(copies)
         linear = not moments  # without moments, the update is a multiple of the gradient
         updated = [parameter.detach() for parameter in parameters.values()]
-        errors = torch._foreach_sub([copies[key] for key in parameters], updated)
-        changes = torch._foreach_sub(updated, self._old)
+        errors = [*torch._foreach_sub([copies[key] for key in parameters], updated)]
+        changes = [*torch._foreach_sub(updated, self._old)]
+        if self._update_agrees(errors, changes, linear):
+            return
+        rounding = self._rounding_of([*parameters.values()])
+        errors = [
+            (error.abs() - part.to(error.dtype)).clamp(min=0)
+            for error, part in zip(errors, rounding, strict=False)
+        ]
+        if not errors or not self._update_agrees(errors, changes, linear):
+            raise NotCompilable("the updates of the graph and of the program differ")
+
+    def _update_agrees(self, errors: list[Tensor], changes: list[Tensor], linear: bool) -> bool:
+        """Return whether errors of updates are small.
+
+        Args:
+            errors: Differences of the updates, for each parameter.
+            changes: Updates of the eager step.
+            linear: Whether an update is a multiple of the gradient, so that each tensor is compared
+                by its own size.
+        """
         largest_old, largest_change = map(_largest, (self._old, changes))
         excess = total = 0.0
         for i, old in enumerate(self._old):
             rounding = 8 * torch.finfo(old.dtype).eps * largest_old[i]
             limit = MOMENT_TOLERANCE * self._tolerance * largest_change[i] + rounding
             if (linear or not largest_change[i]) and not largest([errors[i]]) <= limit:
-                raise NotCompilable("the updates of the graph and of the program differ")
+                return False
             excess += _squares(errors[i]) - old.numel() * rounding**2
             total += _squares(changes[i])
-        if not excess <= UPDATE_TOLERANCE**2 * total:
-            raise NotCompilable("the updates of the graph and of the program differ")
+        return excess <= UPDATE_TOLERANCE**2 * total
 
 
 def _largest(tensors: Sequence[Tensor]) -> list[float]:

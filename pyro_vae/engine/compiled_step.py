@@ -5,6 +5,7 @@ for the parameters and the optimizer state, so this package contains no update r
 step changes the real tensors in place, so `optimizer.state_dict()` is up to date after every step.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -19,10 +20,12 @@ from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_st
 from pyro_vae.engine.cuda_graph import in_cuda_graph
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, optimizer_of, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
-from pyro_vae.engine.tolerances import check_close
+from pyro_vae.engine.rounding import rounding_errors
+from pyro_vae.engine.tolerances import check_close, rounding_unit
 from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 Written: TypeAlias = list[tuple[Tensor, Tensor]]
+BUFFERS = "buffers"
 
 
 class CompiledStep:
@@ -46,7 +49,7 @@ class CompiledStep:
         optimizers: list[GraphOptimizer] | None,
         tolerance: float,
     ) -> None:
-        self.capture, self.optimizers = capture, optimizers
+        self.capture, self.optimizers, self._tolerance = capture, optimizers, tolerance
         self.runs = self.misses = 0
         # Clock of the last comparisons of everything and of the bound, the number of steps since
         # the first of these, and the backward passes of the bound in it.
@@ -178,15 +181,67 @@ class CompiledStep:
                 results = list(run(*copies))
             outcomes.append((results, copies, random_state()))
         (results, state, drawn), *others = outcomes
+        errors = functools.cache(lambda: self.rounding(flat))
         for other_results, other_state, other_drawn in others:
-            check_close("the losses and gradients", other_results, results, tolerance)
-            # Adam turns the rounding error of a gradient that is zero into an update.
-            check_close("the updates", other_state, state, tolerance, scale=1.0)
+            check_close("the losses and gradients", other_results, results, tolerance,
+                        rounding=lambda: errors()[0])  # fmt: skip
+            self._check_state(other_state, state, tolerance, lambda: errors()[1])
             if not equal_random_states(other_drawn, drawn):
                 raise NotCompilable("the compiled program draws other random numbers")
         if self.optimizers is not None and all(tensor.is_cuda for tensor in flat):
             return in_cuda_graph(compiled, inputs, self._read)
         return compiled
+
+    def _check_state(
+        self,
+        actual: list[Tensor],
+        expected: list[Tensor],
+        tolerance: float,
+        rounding: Callable[[], list[Tensor]],
+    ) -> None:
+        """Compare the tensors after a step with those after another."""
+        places = self.positions()
+        # Adam turns the rounding error of a gradient that is zero into an update.
+        scales = dict.fromkeys(self.state_groups) | {"the updates": 1.0}
+        groups = self.state_groups | {"the updates": self.capture.parameters}
+        for what, tensors in groups.items():
+            at = [places[id(tensor)] for tensor in tensors]
+            check_close(what, _at(at, actual), _at(at, expected), tolerance, scales[what],
+                        rounding=functools.partial(_rounding_at, at, rounding))  # fmt: skip
+
+    @functools.cached_property
+    def state_groups(self) -> dict[str, list[Tensor]]:
+        """Optimizer states of the same name, and buffers, which are compared with each other."""
+        groups: dict[str, list[Tensor]] = {}
+        for opt in self.optimizers or ():
+            for key, value in opt.state.items():
+                groups.setdefault(f"the optimizer state {key!r}", []).append(value)
+        groups[BUFFERS] = [self.capture.tensors[i] for i in self.capture.mutated]
+        return groups
+
+    def before(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Return the tensors of a step, with copies of those that it changes, for `rounding`."""
+        written = self._written
+        state = [same_strides(t) if id(t) in written else t for t in self._read]
+        return [*inputs, *state]
+
+    def positions(self) -> dict[int, int]:
+        """Return the positions of the tensors, by identity, in the errors of `rounding`."""
+        return {id(tensor): i for i, tensor in enumerate(self._tensors, -len(self._tensors))}
+
+    def rounding(self, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the rounding errors of the results of a step, and of the tensors after it.
+
+        Args:
+            flat: Inputs and tensors before the step; not changed.
+        """
+        trained = {id(parameter) for parameter in self.capture.parameters}
+        start = len(flat) - len(self._tensors)
+        parameters = [i for i, t in enumerate(self._tensors, start) if id(t) in trained]
+        unit = rounding_unit(self._tolerance)
+        errors = rounding_errors(self._step_without_graph, flat, parameters, unit)
+        num_results = len(errors) - len(flat)
+        return errors[:num_results], errors[num_results:]
 
     def _stand_ins(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
         """Split the inputs of a graph into arguments and other tensors; map these by identity."""
@@ -254,6 +309,15 @@ class CompiledStep:
             state = {key: current[id(value)] for key, value in opt.state.items()}
             opt.update(current[id(opt.parameter)], gradient, state, scheduled(opt.group))
         return losses
+
+
+def _at(positions: list[int], tensors: list[Tensor]) -> list[Tensor]:
+    return [tensors[i] for i in positions]
+
+
+def _rounding_at(positions: list[int], rounding: Callable[[], list[Tensor]]) -> list[Tensor]:
+    errors = rounding()
+    return _at(positions, errors) if errors else []
 
 
 def _leaders(steps: list[Tensor]) -> list[int]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyro_vae.engine.capture import Capture, NotCompilable
 from pyro_vae.engine.guards import GuardedState, same_values
+from pyro_vae.engine.rounding import rounding_errors
 from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
-from pyro_vae.engine.tolerances import check_close, tolerance_of
+from pyro_vae.engine.tolerances import check_close, rounding_unit, tolerance_of
 from pyro_vae.runtime.random_state import (
     TorchState,
     equal_random_states,
@@ -42,6 +43,21 @@ class Reference(NamedTuple):
     def finite(self) -> bool:
         """Whether all losses are finite."""
         return all(map(math.isfinite, loss_values(self.loss)))
+
+
+def _rounding_of_gradients(
+    recorded: Capture, inputs: list[Tensor], tolerance: float
+) -> list[Tensor]:
+    """Return the rounding errors of each gradient of a graph."""
+
+    def gradients(*tensors: Tensor) -> list[Tensor]:
+        return list(recorded.graph(*tensors)[2])
+
+    tensors = [*inputs, *recorded.tensors]
+    known = {id(parameter) for parameter in recorded.parameters}
+    positions = [i for i, tensor in enumerate(tensors) if id(tensor) in known]
+    errors = rounding_errors(gradients, tensors, positions, rounding_unit(tolerance))
+    return errors[: len(recorded.parameters)]
 
 
 class Verifier:
@@ -98,7 +114,12 @@ class Verifier:
         if set(reference.gradients) != set(recorded.parameters):
             raise NotCompilable("its parameters change from step to step")
         gradients = [reference.gradients[p] for p in recorded.parameters]
-        check_close("the gradients", actual, gradients, tolerance)
+
+        def rounding() -> list[Tensor]:
+            with self.restored():
+                return _rounding_of_gradients(recorded, inputs, tolerance)
+
+        check_close("the gradients", actual, gradients, tolerance, rounding=rounding)
         if not equal_random_states(drawn, reference.random_state):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
 
