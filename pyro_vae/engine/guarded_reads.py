@@ -287,11 +287,12 @@ def _reads_of_container(value: Container) -> Iterator[Read]:
 def _reads_of_network(value: nn.Module) -> Iterator[Read]:
     attributes = vars(value)
     own = not from_library(type(value))  # modules of libraries rebuild caches in every run
-    passing = PLUMBING | CACHES if isinstance(value, Transform) else PLUMBING
+    caches = _caches_of(value)
     yield from (
         (dict.get, attributes, name)
         for name, child in attributes.items()
-        if name in STRUCTURE or type(child) in ATOMS or (own and name not in passing)
+        if name not in caches
+        and (name in STRUCTURE or type(child) in ATOMS or (own and name not in PLUMBING))
     )
     yield dict.get, attributes, "forward"  # of the object, if somebody replaced it
     for name in HOOKS:
@@ -307,16 +308,22 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
 def _reads_of_object(value: object) -> Iterator[Read]:
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict):  # a type alias has another mapping
-        if not from_library(type(value)):
-            passing = CACHES if isinstance(value, Transform) else set()
+        own, caches = not from_library(type(value)), _caches_of(value)
+        if own:
             yield operator.length_hint, attributes, 0
-            yield from ((dict.get, attributes, name) for name in attributes if name not in passing)
-        else:  # the settings of Pyro's objects, such as an ELBO
-            yield from (
-                (dict.get, attributes, n) for n, v in attributes.items() if type(v) in ATOMS
-            )
+        yield from (
+            (dict.get, attributes, name)
+            for name, child in attributes.items()
+            # Of Pyro's objects, such as an ELBO, the settings.
+            if name not in caches and (own or type(child) in ATOMS)
+        )
     if not from_library(type(value)):
         yield from _reads_of_slots(value)
+
+
+def _caches_of(value: object) -> set[str]:
+    """Return the attributes that an object changes in every run without another result."""
+    return CACHES if isinstance(value, Transform) else set()
 
 
 def _reads_of_slots(value: object) -> Iterator[Read]:

@@ -12,6 +12,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.engine import guards
 from pyro_vae.engine.compilation_warning import CompilationWarning
+from tests.support.catalogue import EVENT_SHAPE, GUIDES, LIKELIHOODS, PRIORS
 from tests.support.pyro_programs import both
 from tests.support.strided_net import ADAM, TABLE, Net, assert_equal_runs, train_net
 
@@ -166,3 +167,47 @@ def test_caches_of_transforms_are_no_settings():
     for _ in range(10):
         svi.step(torch.ones(5))
     assert svi.num_compiled_steps == 9
+
+
+def support(described):
+    inner = described.support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    return str(inner), described.event_shape
+
+
+@pytest.mark.usefixtures("graph_only")
+@pytest.mark.parametrize(
+    ("prior", "guide"),
+    [(name, None) for name in PRIORS] + [("StandardNormal", name) for name in GUIDES],
+)
+def test_the_first_step_of_a_resumed_run_is_compiled(prior, guide):
+    x = torch.rand(1, *EVENT_SHAPE)
+    guides = {name: support(line.build()(x)) for name, line in GUIDES.items()}
+    wanted = support(PRIORS[prior].build()())
+    if guide is None:  # any that fits and has gradients
+        fitting = [n for n in guides if guides[n] == wanted and GUIDES[n].reparameterized]
+        guide = next(iter(fitting), None)
+    if guide is None or guides[guide] != wanted or not GUIDES[guide].reparameterized:
+        pytest.skip("no guide with gradients has the support of this prior")
+
+    def started(state=None):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        first = PRIORS[prior].build()
+        likelihood = LIKELIHOODS["Normal"].build(wanted[1][0])
+        vae = pv.VAE(first, likelihood, GUIDES[guide].build())
+        optimizer = torch.optim.Adam(vae.parameters())
+        if state is not None:
+            vae.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+        return vae, optimizer, pv.SVI(vae.model, vae.guide, optimizer, compile=True)
+
+    data = torch.rand(20, *EVENT_SHAPE)
+    vae, optimizer, svi = started()
+    for _ in range(3):
+        svi.step(data)
+    assert svi.num_compiled_steps == 2
+    _, _, resumed = started((vae.state_dict(), optimizer.state_dict()))
+    resumed.step(data)
+    assert resumed.num_compiled_steps == 1
