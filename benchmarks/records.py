@@ -141,12 +141,12 @@ def trained(run: Run, minutes: float, epochs: int | None, checkpoints: bool) -> 
     train, validation, _ = run.data()
     plan_path = run.folder / "plan.json"
     if not plan_path.exists():
-        plan = run.plan(train, validation, minutes)
-        if epochs is not None:
-            plan["epochs"] = epochs
+        given = {"epochs": epochs, "device": run.device, "precision": run.precision,
+                 "seed": run.seed}  # fmt: skip
+        plan = run.plan(train, validation, minutes) if epochs is None else given
         plan_path.write_text(json.dumps(plan, indent=1) + "\n")
     plan = json.loads(plan_path.read_text())
-    print(f"{plan['epochs']} epochs of {plan['seconds_per_epoch']:.2f} s", flush=True)
+    print(f"{plan['epochs']} epochs", flush=True)
     vae = run.build(train)
     spent, callback = spending(run.folder, run.device, checkpoints)
     settings = run.recipe.settings(len(train), epochs=plan["epochs"])
@@ -215,7 +215,9 @@ def main(
     ] = False,
     seed: Annotated[int, Option(help="Random seed")] = 0,
     minutes: Annotated[float, Option(help="Time to compile and train")] = 180.0,
-    epochs: Annotated[int | None, Option(help="Epochs in place of those that fit")] = None,
+    epochs: Annotated[
+        int | None, Option(help="Epochs; the speed is then not measured, nor the time limited")
+    ] = None,
     num_samples: Annotated[int, Option(help="K, samples of each test image")] = 5000,
     score_minutes: Annotated[
         float | None, Option(help="Elapsed time for scores: K is then 5000, 2000 or 1000")
