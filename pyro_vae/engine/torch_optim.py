@@ -1,5 +1,6 @@
 """A torch optimizer behind the interface of Pyro's optimizers."""
 
+import inspect
 from collections.abc import Callable, Iterable
 
 from pyro.optim import PyroOptim
@@ -19,10 +20,13 @@ class TorchOptim(PyroOptim):
             `functools.partial(torch.optim.Adam, lr=1e-3)`. The callable is called after the first
             bound has been computed, when the parameters of the programs are known. Parameters that
             appear later are added as a parameter group.
+
+    Raises:
+        ValueError: If the optimizer computes the loss itself, as `torch.optim.LBFGS` does.
     """
 
     def __init__(self, optim: Optimizer | OptimizerFactory) -> None:
-        self.optimizer = optim if isinstance(optim, Optimizer) else None
+        self.optimizer = _without_closure(optim) if isinstance(optim, Optimizer) else None
         self._factory = None if isinstance(optim, Optimizer) else optim
         self._known: set[Tensor] = set()
         self.is_restored = False  # whether the next step is the first one with a restored state
@@ -52,6 +56,17 @@ class TorchOptim(PyroOptim):
             return
         self._known.update(new)
         if self.optimizer is None:
-            self.optimizer = self._factory(new)
+            self.optimizer = _without_closure(self._factory(new))
         else:
             self.optimizer.add_param_group({"params": new})
+
+
+def _without_closure(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer; refuse one that computes the loss several times in a step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} computes the loss several times in each step, by a "
+            "closure, but SVI computes it once: expected an optimizer such as torch.optim.Adam"
+        )
+    return optimizer

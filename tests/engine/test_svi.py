@@ -30,6 +30,16 @@ def test_refuses_unknown_options(name, value):
         SVI(*vae()[:2], OPTIMIZERS["Adam"], Trace_ELBO(), **{name: value})
 
 
+@pytest.mark.parametrize("made", ["before", "in the first step"])
+def test_refuses_an_optimizer_that_computes_the_loss_itself(made):
+    model, guide, data = vae()
+    optim = torch.optim.LBFGS
+    if made == "before":
+        optim = torch.optim.LBFGS([torch.zeros(2, requires_grad=True)])
+    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+        SVI(model, guide, optim).step(*data[0])
+
+
 @pytest.mark.usefixtures("graph_only")
 def test_a_loss_that_is_not_finite_changes_nothing():
     svi, _, before = train_vae(OPTIMIZERS["Adam"], True)
