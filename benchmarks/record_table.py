@@ -135,13 +135,14 @@ def table(out: Path, former: str = "") -> str:
         found = found_runs[name]
         first = found[0]
         shares = [record["test_khat_share_above_threshold"] for record in found]
+        epochs = [record["epochs"] for record in found]
         seconds = statistics.mean(record["training_seconds"] for record in found)
         unit = "processor minutes" if first["device"] == "cpu" else f"minutes, {first['machine']}"
         cells = [
             f"`{name}`", row.description, row.binarization, row.published, spread_of(found, "elbo"),
             spread_of(found, "log_likelihood"), str(first["num_importance_samples"]),
             f"{statistics.mean(shares):.1%}" if None not in shares else "", refined_cell(found),
-            str(first["epochs"]), f"{seconds / 60:.1f} {unit}",
+            " to ".join(map(str, sorted({min(epochs), max(epochs)}))), f"{seconds / 60:.1f} {unit}",
             ", ".join(str(record["seed"]) for record in found),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
