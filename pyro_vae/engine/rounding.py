@@ -14,10 +14,10 @@ from pyro_vae.runtime.random_state import random_state, set_random_state
 
 log = logging.getLogger("pyro_vae")
 LOW = (torch.float32, torch.bfloat16, torch.float16)
-# Runs with parameters that are moved by a unit of rounding and, in turn, by this many units: a ReLU
-# whose input is almost zero then changes sides.
+# Runs with parameters that are moved by a unit of rounding and, in turn, by this share of their
+# size: a ReLU whose input is almost zero then changes sides.
 NUM_RUNS = 8
-WIDE = 64
+WIDE = 2.0**-14
 WIDE_ERRORS = 2
 # Kernels that compute the same sum differ in their rounding by up to an order of magnitude.
 ROUNDING_ERRORS = 32
@@ -92,10 +92,10 @@ def rounding_errors(
         errors = [torch.zeros_like(tensor, dtype=torch.double) for tensor in exact]
         for run in range(NUM_RUNS):
             set_random_state(random)
-            wide = run % 2
+            wide = run % 2 == 1 and unit < WIDE  # a unit of bfloat16 is wide enough
             moved = [same_strides(tensor) for tensor in tensors]
             for i in places:
-                moved[i] *= 1 + unit * (WIDE if wide else 1) * _signs(moved[i], run)
+                moved[i] *= 1 + (WIDE if wide else unit) * _signs(moved[i], run)
             factor = WIDE_ERRORS if wide else ROUNDING_ERRORS
             for largest, a, b in zip(errors, _run(step, moved, places), exact, strict=True):
                 error = factor * (a.double() - b.double()).abs()
