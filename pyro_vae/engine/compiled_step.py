@@ -26,6 +26,8 @@ from pyro_vae.runtime.random_state import equal_random_states, random_state, set
 
 Written: TypeAlias = list[tuple[Tensor, Tensor]]
 BUFFERS = "buffers"
+# Entries of a tensor on the CPU that is copied to a GPU in each step; larger ones are data.
+LARGEST_SETTING = 1000
 
 
 class CompiledStep:
@@ -154,7 +156,8 @@ class CompiledStep:
     def _on_gpu(self, tensor: Tensor) -> Tensor:
         """Return a copy on the GPU of a setting on the CPU, if all parameters are on one GPU."""
         devices = {parameter.device for parameter in self.capture.parameters}
-        if tensor.is_cuda or id(tensor) in self._written or len(devices) != 1:
+        is_setting = tensor.numel() <= LARGEST_SETTING and id(tensor) not in self._written
+        if tensor.is_cuda or not is_setting or len(devices) != 1:
             return tensor
         (device,) = devices
         return tensor.detach().to(device) if device.type == "cuda" else tensor
@@ -163,7 +166,8 @@ class CompiledStep:
         """Copy the settings that are on the CPU to the GPU, without waiting for it."""
         for tensor, copy in self._settings:
             if tensor.dim():
-                copy.copy_(tensor, non_blocking=True)
+                # A copy from pinned memory could read it after the next change.
+                copy.copy_(tensor, non_blocking=not tensor.is_pinned())
             else:
                 copy.fill_(tensor.item())
 

@@ -81,11 +81,13 @@ def rounding_errors(
         unit: Relative error of one rounding.
 
     Returns:
-        The largest error of each entry, first of the results; zero if the step is in double
-        precision already, or is not finite. The list is empty if they cannot be measured.
+        The largest error of each entry, first of the results; zero if it is not finite. The list
+        is empty if they cannot be measured, as those of parameters in double precision.
     """
-    random = random_state()
     places = frozenset(parameters)
+    if any(tensors[i].dtype not in LOW for i in places):
+        return []
+    random = random_state()
     try:
         with InDouble():
             exact = _run(step, [_double(same_strides(tensor)) for tensor in tensors], places)

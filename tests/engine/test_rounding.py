@@ -83,6 +83,11 @@ def test_a_step_without_double_precision_has_no_known_errors():
     assert rounding_errors(step, [torch.ones(3)], [0], UNIT) == []
 
 
+def test_double_precision_has_no_other_to_be_compared_with():
+    x = torch.ones(3, dtype=torch.float64)
+    assert rounding_errors(lambda x: [x / 3], [x], [0], UNIT) == []
+
+
 @pytest.mark.parametrize(("error", "passes"), [(0.5, True), (2.0, False)])
 def test_a_difference_is_compared_with_measured_errors(error, passes):
     large, zero, asked = torch.tensor([1e3]), torch.zeros(2), []

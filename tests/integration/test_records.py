@@ -1,4 +1,4 @@
-"""benchmarks/records.py: its rows, its runs, and its table from the records of runs."""
+"""benchmarks/records.py and ablation.py: rows, runs, and tables from the records of runs."""
 
 import functools
 import importlib
@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyro_vae as pv
@@ -102,3 +103,32 @@ def test_a_row_is_trained_first_and_scored_later(records, tmp_path):
     )
     assert record["test_elbo"] == pytest.approx(scores.metrics()["test_elbo"], rel=1e-6)
     assert record["num_test"] == 20
+
+
+def test_the_table_of_the_ablation_has_paired_differences(records, tmp_path):
+    ablation = importlib.import_module("ablation")
+    generator = np.random.default_rng(0)
+    images = 10 * generator.standard_normal(400)  # common to all, so that it cancels
+    for name, seed, shift, seconds in (
+        ("recipe", 0, 0.0, 100.0), ("recipe", 1, 0.0, 200.0), ("gated", 0, 1.0, 150.0),
+        ("gated", 1, 3.0, 300.0), ("no-average", 0, -0.5, 90.0), ("normal", 2, 0.0, 1.0),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}-{seed}.json"
+        path.write_text(json.dumps({"seconds": seconds}))
+        scores = images + shift
+        np.savez(path.with_suffix(".npz"), elbo=scores, log_likelihood=scores + 4)
+    rows = ablation.table(tmp_path).splitlines()[2:]
+    assert len(rows) == 3  # `normal` has no recipe of its seed
+    assert rows[0].endswith("| 150 s | 0, 1 |")
+    # The standard error of 1 and 3 over two seeds is 1.
+    assert "gated layers | +2.00 ± 1.00 | +2.00 ± 1.00 | 1.50 of it | 0, 1 |" in rows[2]
+    assert "| -0.50 ± 0.00 | -0.50 ± 0.00 | 0.90 of it | 0 |" in rows[1]
+
+
+def test_every_variant_of_the_ablation_can_be_built(records):
+    ablation = importlib.import_module("ablation")
+    recipe, (train, _) = pv.recipes.RECIPES["quick"], pv.data.load("mnist-5k")
+    for variant in ablation.VARIANTS.values():
+        vae = recipe.build(train, show=False, **variant.parts)
+        assert vae.encode(train[:2]).event_shape == (40,)
+        assert set(variant.settings) <= set(recipe.settings(len(train)))
