@@ -1,7 +1,6 @@
 """Loaders train in their own batches; dead workers and wrong lengths are reported."""
 
 import itertools
-import multiprocessing
 import os
 import signal
 
@@ -15,6 +14,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from tests.models.test_vae import small_vae
 from tests.support.arrays import EVENT, NUM_DATA, assert_equal, trained
+from tests.support.runs import FORK, fork
 
 
 def test_a_loader_has_its_own_batches_and_their_context(pixels):
@@ -46,9 +46,6 @@ class Short(Counted):
         return 6
 
 
-FORK = multiprocessing.get_context("fork")
-
-
 class Deadly(TensorDataset):
     def __getitem__(self, index):
         if index == 40 and torch.utils.data.get_worker_info() is not None:
@@ -78,7 +75,7 @@ def test_loaders_that_cannot_be_trained_on(pixels, make, message):
         pv.fit(small_vae(), make(x), epochs=1)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@fork
 def test_a_worker_that_is_killed_ends_the_run_by_a_sentence(pixels):
     # In a process of its own: torch's handler tells the death wherever Python is, and then again.
     x = (torch.from_numpy(pixels) > 127).float()

@@ -148,8 +148,14 @@ def interrupt_after(patch, steps):
     patch.setattr(run_state.RunState, "count", count)
 
 
-# A forked child dies alone; pytest's process has one thread of torch's only (conftest.py).
-fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def fork(test):
+    """Mark a test that trains in a forked child, which dies alone.
+
+    pytest's process has one thread of torch's only (conftest.py). Groups run first: torch refuses
+    backward passes in a child if some test before it has made threads for nested ones.
+    """
+    marked = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(test)
+    return pytest.mark.xdist_group("forks")(marked)
 
 
 FORK = multiprocessing.get_context("fork")
