@@ -46,3 +46,22 @@ def mnist_root():
     if not root:  # unset or empty, as the package reads it
         pytest.skip("real MNIST is tested where PYRO_VAE_DATA names its folder")
     return root
+
+
+@pytest.fixture
+def forkable():
+    """Skip a test if torch refuses backward passes in a child of this process.
+
+    It does so once it has made threads for backward passes, which it does rarely, and not in tests
+    that we know.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.ones(1, requires_grad=True).sum().backward()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        pytest.skip("torch refuses backward passes in a child of this process")

@@ -151,11 +151,15 @@ def interrupt_after(patch, steps):
 def fork(test):
     """Mark a test that trains in a forked child, which dies alone.
 
-    pytest's process has one thread of torch's only (conftest.py). Groups run first: torch refuses
-    backward passes in a child if some test before it has made threads for nested ones.
+    pytest's process has one thread of torch's only (conftest.py).
     """
-    marked = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(test)
-    return pytest.mark.xdist_group("forks")(marked)
+    for mark in (
+        pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+        pytest.mark.usefixtures("forkable"),
+        pytest.mark.xdist_group("forks"),  # groups run early, before most tests
+    ):
+        test = mark(test)
+    return test
 
 
 FORK = multiprocessing.get_context("fork")
