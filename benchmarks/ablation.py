@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -43,12 +43,12 @@ class Variant:
     """
 
     description: str
-    parts: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     warmup: float = 0.0
 
 
-VAMP: Callable[..., Any] = functools.partial(suggestion.vamp, num_pseudo_inputs=100)
+VAMP: Callable[..., object] = functools.partial(suggestion.vamp, num_pseudo_inputs=100)
 VARIANTS = {
     BASE: Variant("the recipe: 1x500 tanh, z = 40, flow prior, one cycle, averaged weights"),
     "normal": Variant("prior N(0, I) in place of the flow", parts={"prior": "standard-normal"}),

@@ -94,8 +94,7 @@ class Comparison:
         parameters = program.capture.parameters
         self._tolerance = tolerance_of(parameters, svi.precision)
         self._before, self._random_before = program.before(inputs), random_state()
-        places = program.positions()
-        self._old = [self._before[places[id(p)]] for p in parameters]
+        self._old = program.values_of(parameters, self._before)
         self._losses, self._gradients, self._written = program.on_copies(inputs)
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
@@ -137,8 +136,7 @@ class Comparison:
         return results[len(self._losses) :]
 
     def _rounding_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        (_, errors), places = self._rounding, self.program.positions()
-        return [errors[places[id(tensor)]] for tensor in tensors] if errors else []
+        return self.program.values_of(tensors, self._rounding[1])
 
     def adopt(self) -> tuple[float, ...]:
         """Give the run the results of the compiled program; return its losses.

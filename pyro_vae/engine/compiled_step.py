@@ -204,14 +204,13 @@ class CompiledStep:
         rounding: Callable[[], list[Tensor]],
     ) -> None:
         """Compare the tensors after a step with those after another."""
-        places = self.positions()
         # Adam turns the rounding error of a gradient that is zero into an update.
         scales = dict.fromkeys(self.state_groups) | {"the updates": 1.0}
         groups = self.state_groups | {"the updates": self.capture.parameters}
         for what, tensors in groups.items():
-            at = [places[id(tensor)] for tensor in tensors]
-            check_close(what, _at(at, actual), _at(at, expected), tolerance, scales[what],
-                        rounding=functools.partial(_rounding_at, at, rounding))  # fmt: skip
+            pick = functools.partial(self.values_of, tensors)
+            check_close(what, pick(actual), pick(expected), tolerance, scales[what],
+                        rounding=functools.partial(_picked, pick, rounding))  # fmt: skip
 
     @functools.cached_property
     def state_groups(self) -> dict[str, list[Tensor]]:
@@ -229,9 +228,16 @@ class CompiledStep:
         state = [same_strides(t) if id(t) in written else t for t in self._read]
         return [*inputs, *state]
 
-    def positions(self) -> dict[int, int]:
-        """Return the positions of the tensors, by identity, in the errors of `rounding`."""
-        return {id(tensor): i for i, tensor in enumerate(self._tensors, -len(self._tensors))}
+    def values_of(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """Return the values of some tensors of the step.
+
+        Args:
+            tensors: Tensors that the program reads or changes.
+            values: Values of the inputs and all tensors, such as those of `before` or the errors
+                of `rounding`. For an empty list, an empty list is returned.
+        """
+        places = {id(tensor): i for i, tensor in enumerate(self._tensors, -len(self._tensors))}
+        return [values[places[id(tensor)]] for tensor in tensors] if values else []
 
     def rounding(self, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the rounding errors of the results of a step, and of the tensors after it.
@@ -315,13 +321,10 @@ class CompiledStep:
         return losses
 
 
-def _at(positions: list[int], tensors: list[Tensor]) -> list[Tensor]:
-    return [tensors[i] for i in positions]
-
-
-def _rounding_at(positions: list[int], rounding: Callable[[], list[Tensor]]) -> list[Tensor]:
-    errors = rounding()
-    return _at(positions, errors) if errors else []
+def _picked(
+    pick: Callable[[list[Tensor]], list[Tensor]], rounding: Callable[[], list[Tensor]]
+) -> list[Tensor]:
+    return pick(rounding())
 
 
 def _leaders(steps: list[Tensor]) -> list[int]:
