@@ -1,8 +1,11 @@
 """A torch optimizer behind the interface of Pyro's optimizers."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,6 +13,10 @@ from torch.optim import Optimizer
 from pyro_vae.runtime.files import CheckpointError
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+
+# Optimizers whose update torch computes in one kernel on a CPU if `fused` is True, and parameter by
+# parameter by default. The results differ by rounding.
+FUSED_ON_CPU = (torch.optim.Adam, torch.optim.AdamW)
 
 
 class TorchOptim(PyroOptim):
@@ -37,7 +44,8 @@ class TorchOptim(PyroOptim):
         if self.optimizer is None:
             return
         try:
-            self.optimizer.step()
+            with _right_kernels(self.optimizer):
+                self.optimizer.step()
         except Exception as error:
             if self.is_restored:
                 raise CheckpointError(
@@ -70,3 +78,77 @@ def _without_closure(optimizer: Optimizer) -> Optimizer:
             "closure, but SVI computes it once: expected an optimizer such as torch.optim.Adam"
         )
     return optimizer
+
+
+@contextlib.contextmanager
+def _right_kernels(optimizer: Optimizer) -> Iterator[None]:
+    """For one step on a CPU, choose the fused kernel or the plain code for each parameter group.
+
+    The fused kernel is chosen if the caller left the choice open. It reads parameters, gradients
+    and states in the order of memory, without a check. If their strides differ, its results are
+    wrong, so the plain code is used, also if the caller chose the fused kernel. On a GPU, the
+    kernel raises an error then.
+    """
+    changed = []
+    for group in optimizer.param_groups:
+        fused = group.get("fused")
+        is_open = fused is None and type(optimizer) in FUSED_ON_CPU and _is_open(group)
+        if fused or is_open:
+            used = list(_used(optimizer, group))
+            if any(x.device.type != "cpu" for tensors in used for x in tensors):
+                continue
+            can_fuse = all(map(_have_one_layout, used)) and (
+                bool(fused) or all(map(_float32, used))
+            )
+            if can_fuse != bool(fused):
+                changed.append((group, fused))
+                group["fused"] = can_fuse
+    try:
+        yield
+    finally:
+        for group, fused in changed:
+            group["fused"] = fused
+
+
+def _is_open(group: dict[str, Any]) -> bool:
+    """Return whether the caller chose none of the implementations of Adam."""
+    return (
+        group["foreach"] is None
+        and not (group["capturable"] or group["differentiable"])
+        and not isinstance(group["lr"], Tensor)
+        and torch.get_default_dtype() == torch.float32  # of a new step count
+    )
+
+
+def _used(optimizer: Optimizer, group: dict[str, Any]) -> Iterator[list[Tensor]]:
+    """Yield each parameter that has a gradient, with its gradient and its states."""
+    for parameter in group["params"]:
+        if parameter.grad is not None:
+            states = optimizer.state.get(parameter, {}).values()
+            tensors = (parameter, parameter.grad, *states)
+            yield [x for x in tensors if isinstance(x, Tensor)]
+
+
+def _have_one_layout(tensors: list[Tensor]) -> bool:
+    """Return whether parameter, gradient and states have the same order in memory, without gaps."""
+    parameter = tensors[0]
+    same = [x for x in tensors if x.shape == parameter.shape]
+    if any(x.layout != torch.strided for x in same):
+        return False
+    if all(x.is_contiguous() for x in same):
+        return True
+    return all(x.stride() == parameter.stride() for x in same) and _is_dense(parameter)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Return whether a tensor fills its memory, in any order of its dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _float32(tensors: list[Tensor]) -> bool:
+    return all(x.dtype == torch.float32 for x in tensors)
