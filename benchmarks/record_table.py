@@ -136,13 +136,15 @@ def table(out: Path, former: str = "") -> str:
         first = found[0]
         shares = [record["test_khat_share_above_threshold"] for record in found]
         epochs = [record["epochs"] for record in found]
+        of_encoder = first.get("encoder_epochs", 0)
         seconds = statistics.mean(record["training_seconds"] for record in found)
         unit = "processor minutes" if first["device"] == "cpu" else f"minutes, {first['machine']}"
         cells = [
             f"`{name}`", row.description, row.binarization, row.published, spread_of(found, "elbo"),
             spread_of(found, "log_likelihood"), str(first["num_importance_samples"]),
             f"{statistics.mean(shares):.1%}" if None not in shares else "", refined_cell(found),
-            " to ".join(map(str, sorted({min(epochs), max(epochs)}))), f"{seconds / 60:.1f} {unit}",
+            " to ".join(map(str, sorted({min(epochs), max(epochs)})))
+            + (f", encoder {of_encoder}" if of_encoder else ""), f"{seconds / 60:.1f} {unit}",
             ", ".join(str(record["seed"]) for record in found),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

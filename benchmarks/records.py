@@ -14,6 +14,7 @@ run has the result. With `--no-scores`, a run ends after training; the same comm
 another device too, scores its model.
 """
 
+import copy
 import json
 import math
 import os
@@ -36,6 +37,8 @@ import pyro_vae as pv
 
 MEASURED = 100  # steps that measure the speed
 SCORED = 250  # validation data that measure the speed of scores
+ENCODER_SAMPLES = 5  # of each image, when the encoder is trained alone
+WITH_ENCODER = "model-with-encoder"
 REFINED_SAMPLES = 1000  # of each image, by refined posteriors
 CHOICES = (5000, 2000, 1000)  # K, if the time for scores is limited
 
@@ -67,6 +70,12 @@ class Run:
         train, test = pv.data.load(self.dataset, binarize=binarize, root=self.data_root)
         held_out = len(train) // (6 if binarize == "static" else 12)
         return *train.hold_out(held_out), test
+
+    @property
+    def scored_model(self) -> Path:
+        """Folder of the model to score."""
+        path = self.folder / WITH_ENCODER
+        return path if path.exists() else self.folder / "model"
 
     @property
     def recipe(self) -> Any:
@@ -167,6 +176,31 @@ def trained(run: Run, minutes: float, epochs: int | None, checkpoints: bool) -> 
     }  # fmt: skip
 
 
+def encoder_phase(vae: Any, train: Any, **settings: Any) -> Any:
+    """Return the VAE with an encoder that was trained alone; p(x) does not change.
+
+    The bound of a few samples makes it a wider proposal than the ELBO does. A VampPrior keeps the
+    encoder that it had.
+    """
+    vae = vae.replace(guide=copy.deepcopy(vae.parts["guide"]))
+    vae.model.requires_grad_(False)
+    bound = pv.objectives.ImportanceWeighted(ENCODER_SAMPLES, doubly_reparameterized=True)
+    pv.fit(vae, train, compile=True, **settings | {"objective": bound})
+    vae.model.requires_grad_(True)
+    return vae
+
+
+def with_trained_encoder(run: Run, epochs: int) -> dict[str, Any]:
+    """Train the encoder of a run alone; save the model with it and return what is known of it."""
+    train, *_ = run.data()
+    vae, start = pv.load(run.folder / "model", run.device), clock(run.device)
+    settings = run.recipe.settings(len(train), epochs=epochs)
+    vae = encoder_phase(vae, train, seed=run.seed, precision=run.precision, **settings)
+    seconds = clock(run.device) - start
+    vae.save(run.folder / WITH_ENCODER)
+    return {"encoder_epochs": epochs, "encoder_seconds": seconds}
+
+
 def machine(device: str) -> str:
     """Return the name of the GPU, or of the processor."""
     return torch.cuda.get_device_name() if device != "cpu" else platform.processor()
@@ -177,7 +211,7 @@ def scored(
 ) -> dict[str, Any]:
     """Score the model of a run on the test data."""
     started = clock(run.device)
-    vae = pv.load(run.folder / "model", run.device)
+    vae = pv.load(run.scored_model, run.device)
     _, validation, test = run.data()
     x = test.spread(num_test or len(test))
     if score_minutes is not None:
@@ -192,7 +226,7 @@ def scored(
 def refined_scores(run: Run, num_test: int, num_samples: int) -> dict[str, Any]:
     """Score some test images by refined posteriors too; return the differences, paired by image."""
     *_, test = run.data()
-    x, vae = test.spread(num_test), pv.load(run.folder / "model", run.device)
+    x, vae = test.spread(num_test), pv.load(run.scored_model, run.device)
     guide = pv.evaluate(vae, x, num_samples=num_samples, seed=run.seed)
     refined = pv.evaluate(vae, x, num_samples=REFINED_SAMPLES, seed=run.seed, proposal="refined")
     more = refined.log_likelihood - guide.log_likelihood
@@ -218,6 +252,7 @@ def main(
     epochs: Annotated[
         int | None, Option(help="Epochs; the speed is then not measured, nor the time limited")
     ] = None,
+    encoder_epochs: Annotated[int, Option(help="Epochs that train the encoder alone")] = 0,
     num_samples: Annotated[int, Option(help="K, samples of each test image")] = 5000,
     score_minutes: Annotated[
         float | None, Option(help="Elapsed time for scores: K is then 5000, 2000 or 1000")
@@ -254,12 +289,18 @@ def main(
     if not path.exists():
         if not of_training.exists():
             written(of_training, trained(run, minutes, epochs, checkpoints))
+        training = json.loads(of_training.read_text())
+        if encoder_epochs and "encoder_epochs" not in training:
+            training |= with_trained_encoder(run, encoder_epochs)
+            training["training_seconds"] += training["encoder_seconds"]
+            written(of_training, training)
         if not scores:
             return
-        training = json.loads(of_training.read_text())
         record = scored(run, num_samples, score_minutes, num_test)
         written(path, {"row": row, **asdict(run.row), **training, **record})
     record = json.loads(path.read_text())
+    if encoder_epochs not in (0, record.get("encoder_epochs", 0)):
+        raise typer.BadParameter(f"{path} has the scores of another encoder; choose another --out")
     if refined and "refined" not in record:
         record["refined"] = refined_scores(run, refined, record["num_importance_samples"])
         written(path, record)

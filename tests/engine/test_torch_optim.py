@@ -76,7 +76,9 @@ def test_adam_uses_the_fused_kernel_unless_its_caller_chose_another(
 ):
     calls = []
     kernel = torch._fused_adam_
-    monkeypatch.setattr(torch, "_fused_adam_", lambda *args, **kw: calls.append(kernel(*args, **kw)))
+    monkeypatch.setattr(
+        torch, "_fused_adam_", lambda *args, **kw: calls.append(kernel(*args, **kw))
+    )
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=dtype))
     parameter.grad = torch.ones(3, dtype=dtype)
     with torch.no_grad():

@@ -4,11 +4,14 @@ import functools
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import typer
 
 import pyro_vae as pv
 
@@ -95,6 +98,7 @@ def test_a_row_is_trained_first_and_scored_later(records, tmp_path):
     folder = tmp_path / "quick-0"
     assert not (folder / "record.json").exists()
     training = json.loads((folder / "training.json").read_text())
+    shutil.copytree(folder, tmp_path / "encoder" / "quick-0")
     run(scores=True)
     record = json.loads((folder / "record.json").read_text())
     assert {name: record[name] for name in training} == training
@@ -103,6 +107,30 @@ def test_a_row_is_trained_first_and_scored_later(records, tmp_path):
     )
     assert record["test_elbo"] == pytest.approx(scores.metrics()["test_elbo"], rel=1e-6)
     assert record["num_test"] == 20
+    with pytest.raises(typer.BadParameter, match="another encoder"):
+        run(scores=True, encoder_epochs=1)
+    run(scores=True, encoder_epochs=1, out=tmp_path / "encoder")
+    folder = tmp_path / "encoder" / "quick-0"
+    again = json.loads((folder / "record.json").read_text())
+    assert again["encoder_epochs"] == 1
+    assert again["training_seconds"] > record["training_seconds"]
+    assert again["test_log_likelihood"] != record["test_log_likelihood"]
+    one, other = pv.load(folder / "model"), pv.load(folder / "model-with-encoder")
+    assert all(map(torch.equal, one.model.parameters(), other.model.parameters()))
+
+
+@pytest.mark.parametrize("recipe", ["relu", "relu-vamp"])
+def test_the_encoder_alone_does_not_change_the_model(records, recipe):
+    train, _ = pv.data.load("mnist-5k", binarize="static")
+    vae = pv.recipes.RECIPES[recipe].build(train, show=False)
+    z = torch.randn(5, 40)
+    before = vae.model.prior().log_prob(z), vae.decode(z).mean
+    encoder = [p.clone() for p in vae.guide.parameters()]
+    new = records.encoder_phase(vae, train[:200], seed=0, epochs=1, batch_size=100)
+    for one, other in zip(before, (new.model.prior().log_prob(z), new.decode(z).mean), strict=True):
+        assert torch.equal(one, other)
+    assert all(map(torch.equal, encoder, vae.guide.parameters()))  # that of the caller
+    assert not all(map(torch.equal, encoder, new.guide.parameters()))
 
 
 def test_the_table_of_the_ablation_has_paired_differences(records, tmp_path):
