@@ -2,6 +2,7 @@
 
     python benchmarks/pyro_examples.py                 all programs, about 20 minutes on one core
     python benchmarks/pyro_examples.py --match vae     programs with "vae" in their names
+    python benchmarks/pyro_examples.py --memory-seconds 3000    10,000 steps of all, hours
 
 Both classes start from one seed. Blocks of steps are interleaved, and the processor time of each
 pair of blocks is compared. Losses of all steps are compared, relative to their size. Then `pv.SVI`
@@ -106,9 +107,10 @@ def growth(make: Callable[[Any], Step], steps: int) -> float:
 def main(
     match: Annotated[str, Option(help="Part of the name of a program")] = "",
     seconds: Annotated[float, Option(min=0.1, help="Seconds of both trainings together")] = 10.0,
-    steps: Annotated[
-        int, Option(min=2, help="Steps for the memory, if they take a minute")
-    ] = 10_000,
+    steps: Annotated[int, Option(min=2, help="Steps for the memory")] = 10_000,
+    memory_seconds: Annotated[
+        float, Option(min=0.1, help="Time for the memory, which limits its steps")
+    ] = 40.0,
 ) -> None:
     """Compare stock's SVI with `pv.SVI` on Pyro's examples."""
     torch.set_num_threads(1)
@@ -120,7 +122,7 @@ def main(
             continue
         count, apart, ratios, step = compare(make, seconds)
         low, median, high = np.percentile(ratios, (25, 50, 75))
-        taken = int(min(steps, 40 / step))
+        taken = int(min(steps, memory_seconds / step))
         grown = f"{growth(make, taken):+.1f} MB in {taken // 2:,}"
         quartiles = f"{low:.2f} to {high:.2f}"
         table.add_row(name, f"{count:,}", f"{apart:.1e}", f"{median:.2f}", quartiles, grown)
