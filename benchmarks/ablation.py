@@ -59,6 +59,7 @@ VARIANTS = {
                         settings={"schedule": None, "learning_rate": 1e-3}),
     "no-average": Variant("last weights, not averaged", settings={"average": None}),
     "gated": Variant("gated layers", parts={"network": {"block": "gated"}}),
+    "longer": Variant("21 epochs in place of 15", settings={"epochs": 21}),
     "two-layers": Variant("2x300 tanh", parts={"hidden": [300, 300]}),
     "warmup": Variant("weight of the KL divergence grows in the first tenth", warmup=0.1),
     "encoder": Variant("5 epochs more of the encoder alone, by the bound of 5 samples",
