@@ -95,7 +95,7 @@ def _right_kernels(optimizer: Optimizer) -> Iterator[None]:
         is_open = fused is None and type(optimizer) in FUSED_ON_CPU and _is_open(group)
         if fused or is_open:
             used = list(_used(optimizer, group))
-            if any(x.device.type != "cpu" for tensors in used for x in tensors):
+            if not all(parameter.is_cpu for parameter, *_ in used):
                 continue
             can_fuse = all(map(_have_one_layout, used)) and (
                 bool(fused) or all(map(_float32, used))
@@ -131,12 +131,12 @@ def _used(optimizer: Optimizer, group: dict[str, Any]) -> Iterator[list[Tensor]]
 
 def _have_one_layout(tensors: list[Tensor]) -> bool:
     """Return whether parameter, gradient and states have the same order in memory, without gaps."""
-    parameter = tensors[0]
-    same = [x for x in tensors if x.shape == parameter.shape]
-    if any(x.layout != torch.strided for x in same):
+    if any(x.layout is not torch.strided for x in tensors):
         return False
-    if all(x.is_contiguous() for x in same):
+    if all(x.is_contiguous() for x in tensors):
         return True
+    parameter, *others = tensors
+    same = [x for x in others if x.shape == parameter.shape]  # a step count has no layout
     return all(x.stride() == parameter.stride() for x in same) and _is_dense(parameter)
 
 
@@ -151,4 +151,4 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def _float32(tensors: list[Tensor]) -> bool:
-    return all(x.dtype == torch.float32 for x in tensors)
+    return all(x.dtype is torch.float32 for x in tensors)
