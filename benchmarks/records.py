@@ -252,7 +252,9 @@ def main(
     epochs: Annotated[
         int | None, Option(help="Epochs; the speed is then not measured, nor the time limited")
     ] = None,
-    encoder_epochs: Annotated[int, Option(help="Epochs that train the encoder alone")] = 0,
+    encoder_epochs: Annotated[
+        int, Option(min=0, help="Epochs that train the encoder alone; not for several layers")
+    ] = 0,
     num_samples: Annotated[int, Option(help="K, samples of each test image")] = 5000,
     score_minutes: Annotated[
         float | None, Option(help="Elapsed time for scores: K is then 5000, 2000 or 1000")
@@ -280,6 +282,10 @@ def main(
         return
     if row not in ROWS:
         raise typer.BadParameter(f"unknown row {row!r}; expected one of {', '.join(ROWS)}")
+    if encoder_epochs and not isinstance(
+        pv.recipes.RECIPES[ROWS[row].recipe].parts["latent_dim"], int
+    ):
+        raise typer.BadParameter(f"--encoder-epochs needs one layer of latents; {row} has several")
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder = (out / f"{row}-{seed}").resolve()

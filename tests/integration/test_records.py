@@ -88,6 +88,12 @@ def test_a_finished_row_is_not_trained_again(records, tmp_path, capsys):
     assert "log p(x) -92.00 ± 0.25 (K = 5000, 10000 images, k-hat" in capsys.readouterr().out
 
 
+def test_an_encoder_of_several_layers_is_refused_before_training(records, tmp_path):
+    with pytest.raises(typer.BadParameter, match="one layer of latents; ladder has several"):
+        records.main("ladder", out=tmp_path, encoder_epochs=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_row_is_trained_first_and_scored_later(records, tmp_path):
     run = functools.partial(
         records.main, "quick", out=tmp_path, seed=0, minutes=0.01, epochs=1, num_samples=10,
