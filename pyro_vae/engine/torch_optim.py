@@ -2,8 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from pyro.optim import PyroOptim
@@ -89,28 +88,18 @@ def _right_kernels(optimizer: Optimizer) -> Iterator[None]:
     wrong, so the plain code is used, also if the caller chose the fused kernel. On a GPU, the
     kernel raises an error then.
     """
-    changed = []
-    for group in optimizer.param_groups:
-        fused = group.get("fused")
-        is_open = fused is None and type(optimizer) in FUSED_ON_CPU and _is_open(group)
-        if fused or is_open:
-            used = list(_used(optimizer, group))
-            if not all(parameter.is_cpu for parameter, *_ in used):
-                continue
-            can_fuse = all(map(_have_one_layout, used)) and (
-                bool(fused) or all(map(_float32, used))
-            )
-            if can_fuse != bool(fused):
-                changed.append((group, fused))
-                group["fused"] = can_fuse
+    chosen = [(group, group["fused"]) for group in optimizer.param_groups if "fused" in group]
+    for group, fused in chosen:
+        if fused or (fused is None and type(optimizer) in FUSED_ON_CPU and _is_open(group)):
+            group["fused"] = _fused_in_step(fused, list(_used(optimizer, group["params"])))
     try:
         yield
     finally:
-        for group, fused in changed:
+        for group, fused in chosen:
             group["fused"] = fused
 
 
-def _is_open(group: dict[str, Any]) -> bool:
+def _is_open(group: Mapping[str, object]) -> bool:
     """Return whether the caller chose none of the implementations of Adam."""
     return (
         group["foreach"] is None
@@ -120,13 +109,22 @@ def _is_open(group: dict[str, Any]) -> bool:
     )
 
 
-def _used(optimizer: Optimizer, group: dict[str, Any]) -> Iterator[list[Tensor]]:
+def _used(optimizer: Optimizer, parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield each parameter that has a gradient, with its gradient and its states."""
-    for parameter in group["params"]:
+    for parameter in parameters:
         if parameter.grad is not None:
             states = optimizer.state.get(parameter, {}).values()
             tensors = (parameter, parameter.grad, *states)
             yield [x for x in tensors if isinstance(x, Tensor)]
+
+
+def _fused_in_step(fused: bool | None, used: list[list[Tensor]]) -> bool | None:
+    """Return the setting of one step for what the caller chose, True or None."""
+    if not all(parameter.is_cpu for parameter, *_ in used):
+        return fused
+    if not all(map(_have_one_layout, used)):
+        return False if fused else None
+    return fused or all(x.dtype is torch.float32 for tensors in used for x in tensors) or None
 
 
 def _have_one_layout(tensors: list[Tensor]) -> bool:
@@ -137,10 +135,10 @@ def _have_one_layout(tensors: list[Tensor]) -> bool:
         return True
     parameter, *others = tensors
     same = [x for x in others if x.shape == parameter.shape]  # a step count has no layout
-    return all(x.stride() == parameter.stride() for x in same) and _is_dense(parameter)
+    return all(x.stride() == parameter.stride() for x in same) and _fills_memory(parameter)
 
 
-def _is_dense(x: Tensor) -> bool:
+def _fills_memory(x: Tensor) -> bool:
     """Return whether a tensor fills its memory, in any order of its dimensions."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
@@ -148,7 +146,3 @@ def _is_dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-def _float32(tensors: list[Tensor]) -> bool:
-    return all(x.dtype is torch.float32 for x in tensors)
