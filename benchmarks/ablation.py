@@ -22,7 +22,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from records import clock, encoder_phase
+from records import clock, encoder_phase, leave_if_interrupted
 from typer import Argument, Option
 
 import pyro_vae as pv
@@ -80,7 +80,8 @@ def carry_out(name: str, seed: int, epochs: int, num_test: int, dataset: str, pa
         warmup = pv.objectives.Linear(max(1, round(variant.warmup * steps)))
         settings["objective"] = pv.objectives.Beta(warmup)
     started = clock("cpu")
-    pv.fit(vae, train, validation=validation, seed=seed, compile=True, **settings)
+    fit = pv.fit(vae, train, validation=validation, seed=seed, compile=True, **settings)
+    leave_if_interrupted(fit)
     if variant.encoder_epochs:
         few = recipe.settings(len(train), epochs=variant.encoder_epochs)
         vae = encoder_phase(vae, train, seed=seed, **few)

@@ -121,6 +121,12 @@ class Run:
         }  # fmt: skip
 
 
+def leave_if_interrupted(fit: pv.Fit) -> None:
+    """End the program if Ctrl-C ended a run: its model is not to be scored."""
+    if fit.stopped == "interrupted":
+        sys.exit(1)
+
+
 def spending(folder: Path, device: str, checkpoints: bool) -> tuple[Path, Any]:
     """Return the file of the seconds of each session, and a callback that updates it."""
     path, start = folder / "seconds.json", clock(device)
@@ -161,8 +167,7 @@ def trained(run: Run, minutes: float, epochs: int | None, checkpoints: bool) -> 
     settings = run.recipe.settings(len(train), epochs=plan["epochs"])
     kept = {"out": run.folder, "resume": True, "on_nan": "backtrack"} if checkpoints else {}
     fit = run.fit(vae, train, validation=validation, callback=callback, **settings, **kept)
-    if fit.stopped == "interrupted":
-        sys.exit(1)
+    leave_if_interrupted(fit)
     vae.save(run.folder / "model")
     return {
         **fit.settings, **plan, "best": fit.best, "num_steps": fit.num_steps,
@@ -185,7 +190,7 @@ def encoder_phase(vae: Any, train: Any, **settings: Any) -> Any:
     vae = vae.replace(guide=copy.deepcopy(vae.parts["guide"]))
     vae.model.requires_grad_(False)
     bound = pv.objectives.ImportanceWeighted(ENCODER_SAMPLES, doubly_reparameterized=True)
-    pv.fit(vae, train, compile=True, **settings | {"objective": bound})
+    leave_if_interrupted(pv.fit(vae, train, compile=True, **settings | {"objective": bound}))
     vae.model.requires_grad_(True)
     return vae
 
@@ -282,16 +287,14 @@ def main(
         return
     if row not in ROWS:
         raise typer.BadParameter(f"unknown row {row!r}; expected one of {', '.join(ROWS)}")
-    if encoder_epochs and not isinstance(
-        pv.recipes.RECIPES[ROWS[row].recipe].parts["latent_dim"], int
-    ):
+    folder = (out / f"{row}-{seed}").resolve()
+    run = Run(ROWS[row], seed, device, precision, folder, data_root, dataset)
+    if encoder_epochs and not isinstance(run.recipe.parts["latent_dim"], int):
         raise typer.BadParameter(f"--encoder-epochs needs one layer of latents; {row} has several")
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    folder = (out / f"{row}-{seed}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path, of_training = folder / "record.json", folder / "training.json"
-    run = Run(ROWS[row], seed, device, precision, folder, data_root, dataset)
     if not path.exists():
         if not of_training.exists():
             written(of_training, trained(run, minutes, epochs, checkpoints))

@@ -139,6 +139,18 @@ def test_the_encoder_alone_does_not_change_the_model(records, recipe):
     assert not all(map(torch.equal, encoder, new.guide.parameters()))
 
 
+def test_a_run_that_is_interrupted_is_not_scored(records, tmp_path, monkeypatch):
+    ablation = importlib.import_module("ablation")
+    train, _ = pv.data.load("mnist-5k", binarize="static")
+    vae = pv.recipes.RECIPES["relu"].build(train, show=False)
+    monkeypatch.setattr(pv, "fit", lambda *args, **settings: pv.Fit([], {}, "interrupted", 1))
+    with pytest.raises(SystemExit):
+        records.encoder_phase(vae, train[:200], seed=0, epochs=1)
+    with pytest.raises(SystemExit):
+        ablation.carry_out("recipe", 0, 1, 10, "mnist-5k", tmp_path / "recipe-0.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_table_of_the_ablation_has_paired_differences(records, tmp_path):
     ablation = importlib.import_module("ablation")
     generator = np.random.default_rng(0)
