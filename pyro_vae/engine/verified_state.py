@@ -1,7 +1,7 @@
 """The state of a run after a verified step, and the steps since then."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro.optim import PyroOptim
@@ -133,11 +133,11 @@ class StepsSince:
             if step is not self._steps[-1]:
                 self.svi.eager_step(step.call.args, step.call.kwargs, None)
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, object]]:
         return [g for optimizer in optimizers_of(self.svi.optim) for g in optimizer.param_groups]
 
 
-def settings_of(group: dict[str, Any]) -> dict[str, object]:
+def settings_of(group: dict[str, object]) -> dict[str, object]:
     """Copy the hyperparameters of a parameter group. A learning rate may be a tensor."""
     return {
         key: value.clone() if isinstance(value, Tensor) else value
@@ -146,10 +146,11 @@ def settings_of(group: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def _set(group: dict[str, Any], settings: dict[str, Any]) -> None:
+def _set(group: dict[str, object], settings: dict[str, object]) -> None:
     for key, value in settings.items():
-        if isinstance(value, Tensor) and isinstance(group[key], Tensor):
-            group[key].copy_(value)
+        current = group.get(key)
+        if isinstance(value, Tensor) and isinstance(current, Tensor):
+            current.copy_(value)
         else:
             group[key] = value
 
