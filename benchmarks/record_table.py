@@ -55,6 +55,10 @@ ROWS = {
         "ladder-vamp", "dynamic", f"-81.56, Exemplar -81.22 ({NOROUZI})", -81.2,
         "the same levels, VampPrior",
     ),
+    "ladder-flow": Row(
+        "ladder-flow", "dynamic", f"-81.56, VampPrior; Exemplar -81.22 ({NOROUZI})", -81.2,
+        "the same levels, flow prior",
+    ),
     "relu": Row("relu", "static", f"-89.78 ({PYTHAE})", -89.78, "1x400 ReLU, z = 40, ELBO"),
     "relu-vamp": Row("relu-vamp", "static", f"-85.79 ({PYTHAE})", -85.79, "the same, VampPrior"),
     "relu-iwae-50": Row(

@@ -249,6 +249,12 @@ RECIPES: dict[str, Recipe] = {
         epochs=200,
         warmup=(0.1, 0.2),
     ),
+    "ladder-flow": Recipe(
+        description="the same networks, a flow as the prior of the upper layer",
+        parts={**_LADDER, "prior": _autoregressive},
+        epochs=300,
+        warmup=(0.1, 0.2),
+    ),
     "conv-flow": Recipe(
         description="residual convolutions, 64 latents, flows as prior and guide; for a GPU",
         parts=_CONVOLUTIONAL,

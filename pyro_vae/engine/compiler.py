@@ -18,6 +18,7 @@ from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.graph_optimizer import graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
+from pyro_vae.engine.parameter_store import StoreReads
 from pyro_vae.engine.signatures import Call, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
@@ -69,6 +70,7 @@ class Compiler:
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
         self._watched: list[Tensor] = []
+        self._store = StoreReads()
         self._several_losses = False
         # Consecutive steps with new signatures, and the guards of the last step considered.
         self._unstable = 0
@@ -273,7 +275,7 @@ class Compiler:
         return program
 
     def _signature(self, call: Call) -> Signature:
-        return signature_of(call, self._watched, self.svi, self._guards.key())
+        return signature_of(call, self._watched, self._store.key(), self.svi, self._guards.key())
 
     def _usable(self, program: CompiledStep) -> bool:
         if not program.is_current(self.svi.optim):
@@ -361,7 +363,11 @@ class Compiler:
         def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
             # Pyro's validation takes as long as the bound. Only observed values are checked in the
             # graph; verified steps check everything.
-            with pyro.validation_enabled(False), dist.validation_enabled(validates):
+            with (
+                pyro.validation_enabled(False),
+                dist.validation_enabled(validates),
+                self._store.recorded(),
+            ):
                 args, kwargs = join(call.args, call.kwargs, stand_ins)
                 loss, parameters = self.svi.gradients(args, kwargs)
             return loss if isinstance(loss, tuple) else (loss,), parameters

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class Signature(NamedTuple):
         fixed: Arguments that are not tensors, from `split`.
         shapes: Shape, dtype, device, strides and `requires_grad` of each tensor argument.
         watched: Dtype, `requires_grad` and gradient hooks of each tensor that a graph uses.
-        stored: Identities of the parameters in Pyro's parameter store.
+        stored: Identities of the entries of Pyro's parameter store that the programs read.
         settings: Global settings, and whether several processes take the step together.
         guards: Python values that the programs can read.
     """
@@ -36,7 +35,7 @@ class Signature(NamedTuple):
     fixed: object
     shapes: tuple[object, ...]
     watched: tuple[object, ...]
-    stored: tuple[int, ...]
+    stored: tuple[object, ...]
     settings: tuple[object, ...]
     guards: GuardKey
 
@@ -60,14 +59,18 @@ class Call(NamedTuple):
 
 
 def signature_of(
-    call: Call, watched: list[Tensor], svi: StepProtocol, guards: GuardKey
+    call: Call,
+    watched: list[Tensor],
+    stored: tuple[object, ...],
+    svi: StepProtocol,
+    guards: GuardKey,
 ) -> Signature:
     """Return everything that selects the compiled program of a call."""
     return Signature(
         call.fixed,
         tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
         tuple([(x.requires_grad, x.dtype, _gradient_hooks(x)) for x in watched]),
-        tuple([id(p) for _, p in pyro.get_param_store().named_parameters()]),
+        stored,
         (
             len(svi.trained),
             torch.get_default_dtype(),
