@@ -5,19 +5,29 @@ steps. `EagerBound` compares the losses, and how they depend on the parameters. 
 pass.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae.engine.backward_passes import backward_passes
-from pyro_vae.engine.capture import NotCompilable
-from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep, Written
+from pyro_vae.engine.capture import NotCompilable, same_strides
+from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep
 from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
-from pyro_vae.engine.tolerances import FLOOR, check_close, largest, tolerance_of
+from pyro_vae.engine.tolerances import (
+    COMPILED,
+    FLOOR,
+    PROGRAM,
+    Pair,
+    check_close,
+    largest,
+    tolerance_of,
+)
 from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 # Norm of the difference of two updates, relative to the norm of the update. Adam and its relatives
@@ -80,8 +90,24 @@ def _check_random(equal: bool) -> None:
         raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
 
 
+class Outcome(NamedTuple):
+    """What one computation of a step gave.
+
+    Attributes:
+        gradients: Gradient of each parameter, if the optimizer is not part of the program.
+        after: Function that returns the values of some tensors after the step.
+    """
+
+    gradients: list[Tensor]
+    after: Callable[[Sequence[Tensor]], list[Tensor]]
+
+
 class Comparison:
     """The step of a compiled program on copies, to be compared with the eager step.
+
+    If the two differ, the graph runs without the compiler. Its operations are those of the program,
+    so it must agree with the eager step closely; if it does not, the program has changed. What is
+    left is the difference of the compiled code from the graph, which only rounding may explain.
 
     Args:
         svi: Training step.
@@ -95,7 +121,9 @@ class Comparison:
         self._tolerance = tolerance_of(parameters, svi.precision)
         self._before, self._random_before = program.before(inputs), random_state()
         self._old = program.values_of(parameters, self._before)
-        self._losses, self._gradients, self._written = program.on_copies(inputs)
+        self._losses, gradients, self._written = program.on_copies(inputs)
+        copies = {id(tensor): copy for tensor, copy in self._written}
+        self._compiled = Outcome(gradients, lambda tensors: [copies[id(t)] for t in tensors])
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
         self._finding: NotCompilable | None = None
@@ -112,31 +140,47 @@ class Comparison:
         if self.program.optimizers is not None or self.declined or self._trained != set(ours):
             return
         try:
-            eager = [gradients[p] for p in ours]
-            check_close("the gradients", self._gradients, eager, self._tolerance,
-                        rounding=self._rounding_of_gradients)  # fmt: skip
+            self._check(self._check_gradients, Outcome([gradients[p] for p in ours], list))
         except NotCompilable as finding:
             self._finding = finding
             return
-        for parameter, gradient in zip(ours, self._gradients, strict=True):
+        for parameter, gradient in zip(ours, self._compiled.gradients, strict=True):
             parameter.grad = gradient
 
+    def _check(self, compare: Callable[..., None], eager: Outcome) -> None:
+        """Compare the compiled step with the eager one or, if they differ, both with the graph."""
+        try:
+            compare(self._compiled, eager)
+        except NotCompilable:
+            compare(self._graph, eager, PROGRAM)
+            compare(self._compiled, self._graph, COMPILED)
+
     @functools.cached_property
-    def _rounding(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Rounding errors of the results of the step, and of its tensors."""
+    def _graph(self) -> Outcome:
+        """The step of the graph without the compiler."""
+        flat = [same_strides(tensor) for tensor in self._before]
+        with self._random_numbers():
+            _, gradients = self.program.without_compiler(flat)
+        return Outcome(gradients, lambda tensors: self.program.values_of(tensors, flat))
+
+    @functools.cached_property
+    def _rounding(self) -> Outcome:
+        """Rounding errors of the gradients of the step, and of its tensors; empty if not known."""
+        with self._random_numbers():
+            results, tensors = self.program.rounding(self._before)
+        return Outcome(
+            results[len(self._losses) :], lambda asked: self.program.values_of(asked, tensors)
+        )
+
+    @contextlib.contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """Draw the random numbers of the step, and restore the state of the generators."""
         now = random_state()
         set_random_state(self._random_before)
         try:
-            return self.program.rounding(self._before)
+            yield
         finally:
             set_random_state(now)
-
-    def _rounding_of_gradients(self) -> list[Tensor]:
-        results, _ = self._rounding
-        return results[len(self._losses) :]
-
-    def _rounding_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return self.program.values_of(tensors, self._rounding[1])
 
     def adopt(self) -> tuple[float, ...]:
         """Give the run the results of the compiled program; return its losses.
@@ -170,36 +214,49 @@ class Comparison:
         if self._finding is not None:
             raise self._finding
         if program.optimizers is not None:
-            self._check_update(self._written)
+            eager = Outcome([], lambda tensors: [tensor.detach() for tensor in tensors])
+            self._check(self._check_update, eager)
         _check_random(equal_random_states(self._random, random_state()))
 
-    def _check_state(self, copies: dict[int, Tensor]) -> bool:
-        """Compare optimizer state and buffers; return whether there are moments."""
+    def _check_gradients(
+        self, actual: Outcome, expected: Outcome, pair: Pair | None = None
+    ) -> None:
+        """Compare gradients; with a pair, rounding errors may explain a difference."""
+        check_close(
+            "the gradients", actual.gradients, expected.gradients, self._tolerance,
+            rounding=None if pair is None else lambda: self._rounding.gradients,
+            pair=pair or PROGRAM,
+        )  # fmt: skip
+
+    def _check_update(self, actual: Outcome, expected: Outcome, pair: Pair | None = None) -> None:
+        """Compare optimizer state, buffers and updates of the parameters."""
         groups = self.program.state_groups
         for what, values in groups.items():
-            ours = [copies[id(value)] for value in values]
-            check_close(what, ours, values, MOMENT_TOLERANCE * self._tolerance,
-                        rounding=functools.partial(self._rounding_of, values))  # fmt: skip
+            check_close(
+                what, actual.after(values), expected.after(values),
+                MOMENT_TOLERANCE * self._tolerance,
+                rounding=None if pair is None else functools.partial(self._rounding_of, values),
+                pair=pair or PROGRAM,
+            )  # fmt: skip
         states = (values for what, values in groups.items() if what != BUFFERS)
-        return any(value.dim() for values in states for value in values)
-
-    def _check_update(self, written: Written) -> None:
-        parameters = {id(p): p for p in self.program.capture.parameters}
-        copies = {id(tensor): copy for tensor, copy in written}
-        moments = self._check_state(copies)
+        moments = any(value.dim() for values in states for value in values)
         linear = not moments  # without moments, the update is a multiple of the gradient
-        updated = [parameter.detach() for parameter in parameters.values()]
-        errors = [*torch._foreach_sub([copies[key] for key in parameters], updated)]
+        parameters = self.program.capture.parameters
+        updated = expected.after(parameters)
+        errors = [*torch._foreach_sub(actual.after(parameters), updated)]
         changes = [*torch._foreach_sub(updated, self._old)]
         if self._update_agrees(errors, changes, linear):
             return
-        rounding = self._rounding_of([*parameters.values()])
+        rounding = [] if pair is None else self._rounding_of(parameters)
         errors = [
             (error.abs() - part.to(error.dtype)).clamp(min=0)
             for error, part in zip(errors, rounding, strict=False)
         ]
         if not errors or not self._update_agrees(errors, changes, linear):
             raise NotCompilable("the updates of the graph and of the program differ")
+
+    def _rounding_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._rounding.after(tensors)
 
     def _update_agrees(self, errors: list[Tensor], changes: list[Tensor], linear: bool) -> bool:
         """Return whether errors of updates are small.

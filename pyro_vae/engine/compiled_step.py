@@ -21,7 +21,7 @@ from pyro_vae.engine.cuda_graph import in_cuda_graph
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, optimizer_of, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
 from pyro_vae.engine.rounding import rounding_errors
-from pyro_vae.engine.tolerances import check_close, rounding_unit
+from pyro_vae.engine.tolerances import COMPILED, check_close, rounding_unit
 from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 Written: TypeAlias = list[tuple[Tensor, Tensor]]
@@ -188,7 +188,7 @@ class CompiledStep:
         errors = functools.cache(lambda: self.rounding(flat))
         for other_results, other_state, other_drawn in others:
             check_close("the losses and gradients", other_results, results, tolerance,
-                        rounding=lambda: errors()[0])  # fmt: skip
+                        rounding=lambda: errors()[0], pair=COMPILED)  # fmt: skip
             self._check_state(other_state, state, tolerance, lambda: errors()[1])
             if not equal_random_states(other_drawn, drawn):
                 raise NotCompilable("the compiled program draws other random numbers")
@@ -210,7 +210,8 @@ class CompiledStep:
         for what, tensors in groups.items():
             pick = functools.partial(self.values_of, tensors)
             check_close(what, pick(actual), pick(expected), tolerance, scales[what],
-                        rounding=functools.partial(_picked, pick, rounding))  # fmt: skip
+                        rounding=functools.partial(_picked, pick, rounding),
+                        pair=COMPILED)  # fmt: skip
 
     @functools.cached_property
     def state_groups(self) -> dict[str, list[Tensor]]:
@@ -223,10 +224,19 @@ class CompiledStep:
         return groups
 
     def before(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Return the tensors of a step, with copies of those that it changes, for `rounding`."""
+        """Return the tensors of a step, with copies of those that it changes."""
         written = self._written
         state = [same_strides(t) if id(t) in written else t for t in self._read]
         return [*inputs, *state]
+
+    def without_compiler(self, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the step with the graph as it was recorded; return losses and gradients.
+
+        Args:
+            flat: Inputs and tensors before the step, as of `before`; changed as by the step.
+        """
+        with torch.no_grad():
+            return self._split(self._step_without_graph(*flat))
 
     def values_of(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         """Return the values of some tensors of the step.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.engine import compiled_step
 from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compilation_warning import CompilationWarning
 from pyro_vae.engine.rounding import rounding_errors
@@ -160,7 +161,103 @@ def test_another_gradient_of_such_a_program_is_a_difference(tmp_path):
     path.write_text("0")
     svi, x, _ = normalized(0, lambda: float(path.read_text()))
     steps(svi, x, 3)
-    path.write_text("2e4")  # a twentieth of the largest gradient of the decoder
+    path.write_text("2e3")  # half a percent of the largest gradient of the decoder
     with pytest.warns(CompilationWarning, match=r"in step \d+ the compiled step is wrong"):
         steps(svi, x, 60)
     assert svi.num_compiled_steps < 60
+
+
+def compiled_with_rounding(graph, inputs):
+    """Return a program that computes with weights that are off by four units of rounding."""
+
+    def program(*tensors):
+        weights = [t for t in tensors if t.dtype == torch.float32 and t.shape == (UNITS, 2)]
+        signs = torch.randint(2, (UNITS, 2), generator=torch.Generator().manual_seed(0))
+        factor = 1 + (2 * signs - 1) * 2.0**-21
+        for weight in weights:
+            weight *= factor
+        results = graph(*tensors)
+        for weight in weights:
+            weight /= factor
+        return results
+
+    return program
+
+
+UNITS = 8
+
+
+def at_the_kink(seed, slope=lambda: 0.0):
+    """Return a network whose ReLUs have inputs of zero, but for rounding, for one of two rows.
+
+    Whether they are open decides about most of the gradient.
+    """
+    pyro.clear_param_store()
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, UNITS, bias=False), nn.ReLU(), nn.Linear(UNITS, 1))
+    with torch.no_grad():
+        net[0].weight[:] = torch.rand(UNITS, 1) + 0.5
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(net(x).squeeze(-1), 0.1), obs=x.sum(-1) + 5)
+        weight = net[2].weight
+        pyro.factor("zero, with a gradient", slope() * (weight - weight.detach()).sum())
+
+    optim = pyro.optim.Adam({"lr": 1e-9})  # the inputs stay zero
+    x = torch.tensor([[100.0, -100.0], [0.02, 0.01]])
+    return pv.SVI(model, lambda x: None, optim, compile=True), x
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_unit_that_changes_sides_is_no_difference(seed, monkeypatch):
+    monkeypatch.setattr(compiled_step, "compile_graph", compiled_with_rounding)
+    svi, x = at_the_kink(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(svi, x, 60)
+    assert svi.num_compiled_steps == 59
+
+
+def test_another_gradient_of_such_a_network_is_a_difference(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled_step, "compile_graph", compiled_with_rounding)
+    path = tmp_path / "factor.txt"
+    path.write_text("0")
+    svi, x = at_the_kink(0, lambda: float(path.read_text()))
+    steps(svi, x, 3)
+    path.write_text("20")  # a hundredth of the largest gradient
+    with pytest.warns(CompilationWarning, match="depends on something that the graph does not see"):
+        steps(svi, x, 60)
+
+
+def test_a_wrong_compiler_is_found(monkeypatch):
+    def wrong(graph, inputs):
+        def program(*tensors):
+            results = graph(*tensors)
+            calls.append(1)
+            for tensor in tensors[1:]:
+                if tensor.dtype == torch.float32 and tensor.dim() and len(calls) > 20:
+                    tensor += 0.02 * tensor.abs().max()
+            return results
+
+        return program
+
+    calls = []
+    monkeypatch.setattr(compiled_step, "compile_graph", wrong)
+    svi, x = at_the_kink(0)
+    with pytest.warns(CompilationWarning, match="the compiler gives other numbers|updates"):
+        steps(svi, x, 60)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_unit_near_its_kink_is_measured(seed):
+    """The inputs of 500 units are zero; each is open in some runs, and closed in others."""
+    torch.manual_seed(seed)
+    weight, x = torch.rand(500, 40), torch.ones(40)
+    weight[:, -1] = -weight[:, :-1].sum(1)
+
+    def step(weight):
+        return [(weight @ x.to(weight.dtype) > 0).to(weight.dtype)]
+
+    assert rounding_errors(step, [weight], [0], UNIT)[0].min() > 0
