@@ -1,6 +1,6 @@
 """Resampled draws of refined posteriors against the No-U-Turn Sampler, datum by datum.
 
-    python examples/mnist_svi.py --seed 0
+    python examples/mnist_svi.py --activation tanh --seed 0
     python benchmarks/nuts.py --model runs/mnist_svi/model --out runs/nuts
 
 The posteriors of some test data of a trained VAE are sampled twice: by `pv.refine`, and by Pyro's

@@ -12,7 +12,7 @@ the base with the same seed on the same test data. The network is that of pythae
 reproduction (40 latents, one layer of 400 ReLU units, batches of 100).
 
 `--costs` measures the time of a training step and the peak memory of every prior, guide, likelihood
-and objective of `examples/mnist_svi.py` at its default sizes, each in a separate process.
+and objective of `examples/mnist_svi.py` with tanh at its default sizes, each in a separate process.
 """
 
 import functools

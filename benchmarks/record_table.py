@@ -76,7 +76,7 @@ ROWS = {
     ),
     "quick": Row(
         "quick", "static", "-100.31 (jaanli/variational-autoencoder, z = 128)", -93.0,
-        "1x500 tanh, z = 40, flow prior, 2.5 minutes",
+        "1x500 SiLU, z = 40, flow prior, 2.5 minutes",
     ),
     "conv-static": Row(
         "conv-flow", "static", f"-81.09, ConvHVAE + VampPrior ({TOMCZAK})", -79.0,

@@ -1,6 +1,6 @@
 """Importance weights of the encoder and of refined proposals on test data of a trained VAE.
 
-    python examples/mnist_svi.py --seed 0
+    python examples/mnist_svi.py --activation tanh --seed 0
     python benchmarks/refine.py --model runs/mnist_svi/model --out runs/refine
 
 Digits are scored in blocks. Each block is written to the output folder when it is complete, and a

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                two processes against one, on this machine
     python benchmarks/scaling.py --processes 4
 
-The step of `examples/mnist_svi.py` (784-500-20, eager and compiled) at several batch sizes: in one
-process with one thread, in one process with as many threads as processes, and in that many
+The step of `examples/mnist_svi.py` (784-500-20, tanh, eager and compiled) at several batch sizes:
+in one process with one thread, in one process with as many threads as processes, and in that many
 processes with one thread each. They are interleaved, and medians are shown. The averaging of
 gradients is also timed separately.
 """

@@ -26,7 +26,7 @@ LIMIT = 0.7
 
 
 def train(data, epochs, seed):
-    """Train the VAE of `examples/mnist_svi.py`: 20 latents, 500 hidden units."""
+    """Train the VAE of `examples/mnist_svi.py`: 20 latents, 500 tanh units."""
     torch.manual_seed(seed)
     shape = data.event_shape
     decoder = pv.networks.MLP(20, [500], shape, output_bias=data.log_odds())

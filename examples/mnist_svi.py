@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 examples/mnist_svi.py    two processes
 
 The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three interchangeable
-parts. `SVI` with `Trace_ELBO` trains them. The default of each part is the paper's choice.
+parts. `SVI` with `Trace_ELBO` trains them. The default of each part is the paper's choice; the
+activation of the networks is not (`--activation tanh`).
 """
 
 import functools
@@ -27,6 +28,7 @@ print = Console(quiet=not pv.distributed.is_first()).print
 Prior = Literal["standard-normal", "mixture", "vamp", "flow"]
 Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal", "discretized-logistic"]
 Guide = Literal["diagonal-normal", "full-normal", "flow"]
+Activation = Literal["tanh", "relu", "gelu", "silu"]
 Objective = Literal["elbo", "analytic-kl", "importance-weighted", "sticking-the-landing"]
 
 
@@ -43,6 +45,7 @@ def main(
     hidden: Annotated[int, Option(help="Hidden units of encoder and decoder")] = 500,
     batch_size: Annotated[int, Option(help="M, minibatch size")] = 128,
     num_particles: Annotated[int, Option(help="L, samples of z per datum and step")] = 1,
+    activation: Annotated[Activation, Option(help="Of hidden units; tanh in the paper")] = "gelu",
     learning_rate: Annotated[float, Option(help="Maximum of the one-cycle schedule")] = 3e-3,
     num_samples: Annotated[int, Option(help="K, importance samples for log p(x)")] = 500,
     patience: Annotated[int | None, Option(help="Stop after so many epochs without gain")] = None,
@@ -62,7 +65,8 @@ def main(
     # The likelihood p(x|z) (section 2.1): a decoder network computes its parameters, and its output
     # bias is the mean of the data.
     mean = train.log_odds() if likelihood.endswith("bernoulli") else train.mean()
-    decoder = pv.networks.MLP(latent_dim, [hidden], train.event_shape, output_bias=mean)
+    mlp = functools.partial(pv.networks.MLP, activation=activation)
+    decoder = mlp(latent_dim, [hidden], train.event_shape, output_bias=mean)
     p_x = {
         "bernoulli": pv.likelihoods.Bernoulli,
         "continuous-bernoulli": pv.likelihoods.ContinuousBernoulli,
@@ -71,7 +75,7 @@ def main(
     }[likelihood](decoder)
 
     # The recognition model q(z|x) (eq. 9): an encoder network computes its parameters.
-    encoder = functools.partial(pv.networks.MLP, train.event_shape, [hidden])
+    encoder = functools.partial(mlp, train.event_shape, [hidden])
     full_size = pv.guides.FullNormal.num_outputs(latent_dim)
     q = {
         "diagonal-normal": lambda: pv.guides.DiagonalNormal(encoder(2 * latent_dim)),

@@ -262,8 +262,14 @@ RECIPES: dict[str, Recipe] = {
         batch_size=200,
     ),
     "quick": Recipe(
-        description="1 x 500 tanh, 40 latents, a flow as the prior: for minutes on one core",
-        parts={"latent_dim": 40, "hidden": [500], "conv": False, "prior": _autoregressive},
+        description="1 x 500 SiLU, 40 latents, a flow as the prior: for minutes on one core",
+        parts={
+            "latent_dim": 40,
+            "hidden": [500],
+            "conv": False,
+            "network": {"activation": "silu"},
+            "prior": _autoregressive,
+        },
         epochs=30,
         learning_rate=2e-3,
     ),
