@@ -44,7 +44,8 @@ class StoreReads:
                 table.clear()
                 table.update(entries)
                 store._params = table
-            self._held += entries.values()
+            read = entries if recorder.all else recorder.names
+            self._held += [entries[name] for name in read if name in entries]
 
 
 class _Recorder(dict[str, Tensor]):
