@@ -54,7 +54,8 @@ class Variant:
 VAMP: Callable[..., object] = functools.partial(suggestion.vamp, num_pseudo_inputs=100)
 VARIANTS = {
     BASE: Variant("1x500 tanh, z = 40, flow prior, one cycle, averaged weights"),
-    "silu": Variant("SiLU in place of tanh (the recipe)", parts={"network": {"activation": "silu"}}),
+    "silu": Variant("SiLU in place of tanh (the recipe)",
+                    parts={"network": {"activation": "silu"}}),
     "gelu": Variant("GELU", parts={"network": {"activation": "gelu"}}),
     "relu": Variant("ReLU", parts={"network": {"activation": "relu"}}),
     "normal": Variant("prior N(0, I) in place of the flow", parts={"prior": "standard-normal"}),
