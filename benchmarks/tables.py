@@ -211,16 +211,17 @@ def show(results: dict[str, Result]) -> None:
 
 def jobs(only: str | None) -> Iterator[tuple[tuple[str, str, str], Callable[..., Result], Any]]:
     """Yield task, data and method of each result, its function and the argument of this."""
-    impute = [(name, method) for name in tables() for method in IMPUTERS]
+    frames = tables()
+    impute = [(name, method) for name in frames for method in IMPUTERS]
     detect = [(name, method) for name in ("breast cancer", "digits") for method in DETECTORS]
     if only in (None, "imputation"):
         for name, method in impute:
-            yield ("imputation", name, method), IMPUTERS[method], tables()[name]
+            yield ("imputation", name, method), IMPUTERS[method], frames[name]
     if only in (None, "half"):
         for name, method in impute:
             if name == "breast cancer":
                 function = functools.partial(IMPUTERS[method], missing=0.5)
-                yield ("half", name, method), function, tables()[name]
+                yield ("half", name, method), function, frames[name]
     if only in (None, "anomalies"):
         for name, method in detect:
             yield ("anomalies", name, method), DETECTORS[method], name

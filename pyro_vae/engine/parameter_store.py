@@ -1,8 +1,8 @@
 """The entries of Pyro's parameter store that programs read."""
 
 import contextlib
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any
+from collections.abc import Iterator, MutableMapping
+from typing import cast
 
 import pyro
 from torch import Tensor
@@ -33,65 +33,49 @@ class StoreReads:
         """Record what programs read from the store in this context."""
         store = pyro.get_param_store()
         table = store._params
-        recorder = store._params = _Recorder(table)
+        recorder = _Recorder(table)
+        store._params = cast("dict[str, Tensor]", recorder)
         try:
             yield
         finally:
+            if store._params is recorder:
+                store._params = table
             self._names |= dict.fromkeys(recorder.names)
             self._all |= recorder.all
-            entries = recorder.copy()
-            if store._params is recorder:
-                table.clear()
-                table.update(entries)
-                store._params = table
-            read = entries if recorder.all else recorder.names
-            self._held += [entries[name] for name in read if name in entries]
+            read = table if recorder.all else recorder.names
+            self._held += [table[name] for name in read if name in table]
 
 
-class _Recorder(dict[str, Tensor]):
+class _Recorder(MutableMapping[str, Tensor]):
     """The table of the store, which notes how it is read."""
 
     def __init__(self, table: dict[str, Tensor]) -> None:
-        super().__init__(table)
-        self.names: set[Any] = set()
+        self._table = table
+        self.names: set[str] = set()
         self.all = False
 
     def __getitem__(self, name: str) -> Tensor:
         self.names.add(name)
-        return super().__getitem__(name)
+        return self._table[name]
 
     def __contains__(self, name: object) -> bool:
-        self.names.add(name)
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-    def pop(self, name: str, *default: Any) -> Any:
-        self.names.add(name)
-        return super().pop(name, *default)
+        self.names.add(str(name))
+        return name in self._table
 
     def __iter__(self) -> Iterator[str]:
         self.all = True
-        return super().__iter__()
+        return iter(self._table)
 
     def __len__(self) -> int:
         self.all = True
-        return super().__len__()
+        return len(self._table)
 
-    def keys(self) -> KeysView[str]:  # type: ignore[override]
-        self.all = True
-        return super().keys()
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self._table[name] = value
 
-    def values(self) -> ValuesView[Tensor]:  # type: ignore[override]
-        self.all = True
-        return super().values()
-
-    def items(self) -> ItemsView[str, Tensor]:  # type: ignore[override]
-        self.all = True
-        return super().items()
+    def __delitem__(self, name: str) -> None:
+        self.names.add(name)
+        del self._table[name]
 
     def copy(self) -> dict[str, Tensor]:
-        self.all = True
-        return super().copy()
+        return dict(self)
