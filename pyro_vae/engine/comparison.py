@@ -8,6 +8,7 @@ pass.
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -96,10 +97,15 @@ class Outcome(NamedTuple):
     Attributes:
         gradients: Gradient of each parameter, if the optimizer is not part of the program.
         after: Function that returns the values of some tensors after the step.
+        losses: Losses, if they are compared as tensors.
     """
 
     gradients: list[Tensor]
     after: Callable[[Sequence[Tensor]], list[Tensor]]
+    losses: Sequence[Tensor] = ()
+
+
+_losses, _gradients = operator.attrgetter("losses"), operator.attrgetter("gradients")
 
 
 class Comparison:
@@ -123,7 +129,9 @@ class Comparison:
         self._old = program.values_of(parameters, self._before)
         self._losses, gradients, self._written = program.on_copies(inputs)
         copies = {id(tensor): copy for tensor, copy in self._written}
-        self._compiled = Outcome(gradients, lambda tensors: [copies[id(t)] for t in tensors])
+        self._compiled = Outcome(
+            gradients, lambda tensors: [copies[id(t)] for t in tensors], self._losses
+        )
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
         self._finding: NotCompilable | None = None
@@ -155,21 +163,38 @@ class Comparison:
             compare(self._graph, eager, PROGRAM)
             compare(self._compiled, self._graph, COMPILED)
 
+    def check_compiler(self) -> None:
+        """Compare the compiled code with the graph that it was compiled from.
+
+        Raises:
+            NotCompilable: If losses, gradients, updates or random numbers differ.
+        """
+        graph = self._graph
+        self._check_close("the losses", _losses, self._compiled, graph, COMPILED, self._tolerance)
+        self._check_gradients(self._compiled, graph, COMPILED)
+        self._check_update(self._compiled, graph, COMPILED)
+        if not self._same_random_numbers:
+            raise NotCompilable("the compiled program draws other random numbers")
+
     @functools.cached_property
     def _graph(self) -> Outcome:
         """The step of the graph without the compiler."""
         flat = [same_strides(tensor) for tensor in self._before]
         with self._random_numbers():
-            _, gradients = self.program.without_compiler(flat)
-        return Outcome(gradients, lambda tensors: self.program.values_of(tensors, flat))
+            losses, gradients = self.program.without_compiler(flat)
+            self._same_random_numbers = equal_random_states(self._random, random_state())
+        return Outcome(gradients, lambda tensors: self.program.values_of(tensors, flat), losses)
 
     @functools.cached_property
     def _rounding(self) -> Outcome:
         """Rounding errors of the gradients of the step, and of its tensors; empty if not known."""
         with self._random_numbers():
             results, tensors = self.program.rounding(self._before)
+        num_losses = len(self._losses)
         return Outcome(
-            results[len(self._losses) :], lambda asked: self.program.values_of(asked, tensors)
+            results[num_losses:],
+            lambda asked: self.program.values_of(asked, tensors),
+            results[:num_losses],
         )
 
     @contextlib.contextmanager
@@ -218,25 +243,35 @@ class Comparison:
             self._check(self._check_update, eager)
         _check_random(equal_random_states(self._random, random_state()))
 
+    def _check_close(
+        self,
+        what: str,
+        pick: Callable[[Outcome], Sequence[Tensor]],
+        actual: Outcome,
+        expected: Outcome,
+        pair: Pair | None,
+        tolerance: float,
+    ) -> None:
+        """Compare a part of two outcomes; with a pair, rounding errors may explain a difference."""
+        check_close(
+            what, pick(actual), pick(expected), tolerance,
+            rounding=None if pair is None else lambda: pick(self._rounding),
+            pair=pair or PROGRAM,
+        )  # fmt: skip
+
     def _check_gradients(
         self, actual: Outcome, expected: Outcome, pair: Pair | None = None
     ) -> None:
-        """Compare gradients; with a pair, rounding errors may explain a difference."""
-        check_close(
-            "the gradients", actual.gradients, expected.gradients, self._tolerance,
-            rounding=None if pair is None else lambda: self._rounding.gradients,
-            pair=pair or PROGRAM,
-        )  # fmt: skip
+        """Compare gradients."""
+        self._check_close("the gradients", _gradients, actual, expected, pair, self._tolerance)
 
     def _check_update(self, actual: Outcome, expected: Outcome, pair: Pair | None = None) -> None:
         """Compare optimizer state, buffers and updates of the parameters."""
         groups = self.program.state_groups
         for what, values in groups.items():
-            check_close(
-                what, actual.after(values), expected.after(values),
+            self._check_close(
+                what, operator.methodcaller("after", values), actual, expected, pair,
                 MOMENT_TOLERANCE * self._tolerance,
-                rounding=None if pair is None else functools.partial(self._rounding_of, values),
-                pair=pair or PROGRAM,
             )  # fmt: skip
         states = (values for what, values in groups.items() if what != BUFFERS)
         moments = any(value.dim() for values in states for value in values)
@@ -247,16 +282,13 @@ class Comparison:
         changes = [*torch._foreach_sub(updated, self._old)]
         if self._update_agrees(errors, changes, linear):
             return
-        rounding = [] if pair is None else self._rounding_of(parameters)
+        rounding = [] if pair is None else self._rounding.after(parameters)
         errors = [
             (error.abs() - part.to(error.dtype)).clamp(min=0)
             for error, part in zip(errors, rounding, strict=False)
         ]
         if not errors or not self._update_agrees(errors, changes, linear):
             raise NotCompilable("the updates of the graph and of the program differ")
-
-    def _rounding_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return self._rounding.after(tensors)
 
     def _update_agrees(self, errors: list[Tensor], changes: list[Tensor], linear: bool) -> bool:
         """Return whether errors of updates are small.

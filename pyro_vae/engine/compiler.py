@@ -15,7 +15,7 @@ from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line,
 from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
-from pyro_vae.engine.graph_optimizer import graph_optimizers
+from pyro_vae.engine.graph_optimizer import GraphOptimizer, graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
 from pyro_vae.engine.parameter_store import StoreReads
@@ -376,13 +376,21 @@ class Compiler:
 
     def _compile(self, recorded: Capture, call: Call) -> CompiledStep:
         """Compile the graph, with the optimizer's update if the update can be recorded."""
-        tolerance = self._verifier.tolerance(recorded)
         optimizers = None
         if not self.update_outside and call.share is None:
             optimizers = graph_optimizers(self.svi.optim, recorded.parameters)
         if optimizers is not None:
             try:
-                return CompiledStep(recorded, call.inputs, optimizers, tolerance)
+                return self._checked(recorded, call, optimizers)
             except NotCompilable as finding:
                 log.info("the optimizer runs outside of the compiled step: %s", finding)
-        return CompiledStep(recorded, call.inputs, None, tolerance)
+        return self._checked(recorded, call, None)
+
+    def _checked(
+        self, recorded: Capture, call: Call, optimizers: list[GraphOptimizer] | None
+    ) -> CompiledStep:
+        """Compile the graph; compare the compiled code with it."""
+        tolerance = self._verifier.tolerance(recorded)
+        program = CompiledStep(recorded, call.inputs, optimizers, tolerance)
+        Comparison(self.svi, program, call.inputs).check_compiler()
+        return program
