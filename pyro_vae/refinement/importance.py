@@ -237,12 +237,15 @@ def _at_mode(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Proposal
     mode = find_modes(posterior, start, scale)
     values, vectors = eigen(mode.precision, scale)
     root = scale[:, None] * vectors / values.sqrt().unsqueeze(-2)
-    scale_tril, failed = torch.linalg.cholesky_ex(root @ root.mT)
+    failed = ~root.isfinite().all(-1).all(-1)
     if failed.any():
         raise PairError(
-            f"the curvature of log p(x, z) is not finite at the mode of {int((failed > 0).sum())} "
+            f"the curvature of log p(x, z) is not finite at the mode of {int(failed.sum())} "
             f"of {len(failed)} data: check the weights of the pair, or rescale the data"
         )
+    # The Cholesky factor of root @ root.mT, which need not be positive definite in float32.
+    upper = torch.linalg.qr(root.mT, mode="r").R
+    scale_tril = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     df = degrees_of_freedom(posterior.dim)
     logits = (mode.log_joint + log_det).unsqueeze(1)
