@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.guarded_reads import ATOMS
 from pyro_vae.engine.step import Arguments, Keywords
+from pyro_vae.engine.value_reader import NotCompilable
 
 DENSE = (Tensor, nn.Parameter)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine.backward_passes import backward_passes
-from pyro_vae.engine.capture import NotCompilable, same_strides
+from pyro_vae.engine.capture import same_strides
 from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep
 from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
@@ -29,6 +29,7 @@ from pyro_vae.engine.tolerances import (
     largest,
     tolerance_of,
 )
+from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.runtime.random_state import equal_random_states, random_state, set_random_state
 
 # Norm of the difference of two updates, relative to the norm of the update. Adam and its relatives

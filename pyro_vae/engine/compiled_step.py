@@ -16,12 +16,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.engine.backward_passes import Operations
-from pyro_vae.engine.capture import Capture, NotCompilable, ValueReader, same_strides
+from pyro_vae.engine.capture import Capture, same_strides
 from pyro_vae.engine.cuda_graph import in_cuda_graph
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, optimizer_of, scheduled
 from pyro_vae.engine.inductor import compile_graph, functional, share_scalars
 from pyro_vae.engine.rounding import rounding_errors
 from pyro_vae.engine.tolerances import rounding_unit
+from pyro_vae.engine.value_reader import NotCompilable, ValueReader
 
 Written: TypeAlias = list[tuple[Tensor, Tensor]]
 BUFFERS = "buffers"

@@ -11,7 +11,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
-from pyro_vae.engine.capture import Capture, NotCompilable, capture, first_line, same_strides
+from pyro_vae.engine.capture import Capture, capture, first_line, same_strides
 from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
@@ -22,6 +22,7 @@ from pyro_vae.engine.parameter_store import StoreReads
 from pyro_vae.engine.signatures import Call, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import TorchOptim
+from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.engine.verification import Verifier
 from pyro_vae.engine.verified_steps import Check, VerifiedSteps
 from pyro_vae.runtime.random_state import random_state, set_random_state

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.torch_optim import TorchOptim
+from pyro_vae.engine.value_reader import NotCompilable
 
 # Hyperparameters that schedules change. Optimizers accept tensors for them, so they are inputs of
 # the graph.

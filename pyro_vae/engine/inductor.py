@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from pyro_vae.engine.capture import NotCompilable, first_line, one_fake_mode, same_strides
+from pyro_vae.engine.capture import first_line, one_fake_mode, same_strides
 from pyro_vae.engine.matmul import product
+from pyro_vae.engine.value_reader import NotCompilable
 
 aten = torch.ops.aten
 log = logging.getLogger("pyro_vae")

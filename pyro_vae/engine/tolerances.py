@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.step import Precision
+from pyro_vae.engine.value_reader import NotCompilable
 
 # Relative difference allowed between an eager and a compiled step, by the parameters' dtype. Both
 # compute the same terms, but compiled code adds them in another order.

@@ -9,11 +9,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.capture import Capture, NotCompilable
+from pyro_vae.engine.capture import Capture
 from pyro_vae.engine.guards import GuardedState, same_values
 from pyro_vae.engine.rounding import rounding_errors
 from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import check_close, rounding_unit, tolerance_of
+from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.runtime.random_state import (
     TorchState,
     equal_random_states,

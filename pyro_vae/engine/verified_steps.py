@@ -12,12 +12,12 @@ from enum import Enum
 from torch import Tensor
 
 from pyro_vae.engine.backward_passes import backward_passes, has_custom_functions
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.comparison import Comparison
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.guards import GuardedState, GuardKey
 from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
+from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.engine.verified_state import StepsSince, VerifiedState
 from pyro_vae.runtime.random_state import TorchState
 

@@ -10,10 +10,10 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.engine import compiled_step
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compilation_warning import CompilationWarning
 from pyro_vae.engine.rounding import rounding_errors
 from pyro_vae.engine.tolerances import FLOOR, check_close, rounding_unit
+from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.runtime.random_state import equal_random_states, random_state
 
 UNIT = rounding_unit(1e-4)

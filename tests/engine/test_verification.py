@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from pyro_vae.engine import compiler
-from pyro_vae.engine.capture import NotCompilable
 from pyro_vae.engine.compilation_warning import CompilationWarning
 from pyro_vae.engine.tolerances import check_close
+from pyro_vae.engine.value_reader import NotCompilable
 from tests.support.pyro_programs import both
 from tests.support.strided_net import TABLE, assert_equal_runs, train_net
 
