@@ -56,7 +56,7 @@ def backward_passes(*, run: bool) -> Iterator[list[Operations]]:
     """Record the backward passes of this thread; yield the operations of each pass.
 
     A program that detaches a tensor has the same loss and another backward pass. The context
-    patches methods of `Tensor`: a function mode would intercept every other operation too, at a
+    patches functions of torch: a function mode would intercept every other operation too, at a
     cost of a millisecond.
 
     Args:
@@ -64,39 +64,35 @@ def backward_passes(*, run: bool) -> Iterator[list[Operations]]:
     """
     passes: list[Operations] = []
     thread = threading.get_ident()
-    running: set[int] = set()  # under a function mode, a pass calls `Tensor.backward` again
     with _PATCHED:
-        original, register = Tensor.backward, Tensor.register_hook
+        original, register = torch.autograd.backward, Tensor.register_hook
 
-        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:  # `Tensor.backward` calls it
             mine = threading.get_ident() == thread
-            if mine and id(tensor) not in running:
-                passes.append(_operations(tensor))
+            if mine:
+                roots = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+                passes.append(_operations(roots))
             if run or not mine:
-                running.add(id(tensor))
-                try:
-                    original(tensor, *args, **kwargs)
-                finally:
-                    running.discard(id(tensor))
+                original(tensors, *args, **kwargs)
 
         def register_hook(tensor: Tensor, hook: Any) -> object:
             if threading.get_ident() == thread:
                 passes.append(HOOK)
             return register(tensor, hook)
 
-        Tensor.backward = backward  # type: ignore[method-assign, assignment]
+        torch.autograd.backward = backward
         Tensor.register_hook = register_hook  # type: ignore[method-assign]
         try:
             yield passes
         finally:
-            Tensor.backward = original  # type: ignore[method-assign]
+            torch.autograd.backward = original
             Tensor.register_hook = register  # type: ignore[method-assign]
 
 
-def _operations(loss: Tensor) -> Operations:
-    """Return the operations of the backward pass of a loss and their arguments, by position."""
+def _operations(losses: tuple[Any, ...]) -> Operations:
+    """Return the operations of the backward pass of losses and their arguments, by position."""
     positions: dict[Any, int] = {}
-    queue = [loss.grad_fn]
+    queue = [getattr(loss, "grad_fn", None) for loss in losses]
     while queue:
         node = queue.pop()
         if node is not None and node not in positions:

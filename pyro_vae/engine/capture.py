@@ -12,14 +12,15 @@ A recorded graph can differ from the program in five ways:
   becomes an input of the graph, so in-place changes are seen.
 - The program uses a number from elsewhere (`random`, numpy). `capture` records the program twice
   and raises `NotCompilable` if the two graphs differ.
-- The program validates an observed value (Pyro's validation). The result becomes a guard, so that
-  the eager step raises the error. The checks of parameters and latent variables are dropped.
+- torch validates parameters of distributions and observed values. The results become guards, so
+  that the eager step raises the error. The checks of latent variables are dropped.
 - The program reads another Python value, such as a global number. `capture` does not detect a
   change of it; see `guards.py`.
 """
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -252,18 +253,42 @@ def _constants(graph: fx.GraphModule) -> list[Tensor]:
 def _mutated(graph: fx.GraphModule, num_inputs: int) -> list[int]:
     """Return the positions of the lifted tensors that the graph changes in place."""
     lifted = [node for node in graph.graph.nodes if node.op == "placeholder"][num_inputs:]
-    written = set()
-    for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                base = value
-                while base.op == "call_function" and base.target in ALIASES:
-                    base = base.args[0]
-                written.add(base)
+    written = {
+        _base(changed)
+        for node in graph.graph.nodes
+        for is_write, value in _shared(node)
+        if is_write
+        for changed in (value if isinstance(value, list | tuple) else [value])
+    }
     return [i for i, node in enumerate(lifted) if node in written]
 
 
-ALIASES = {aten.alias.default, aten.detach.default, aten.view.default, aten.t.default}
+def _base(node: Any) -> Any:
+    """Return the node of which a node is a view, a view of a view, and so on."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if node.target is operator.getitem:  # of the results of an operation with several
+            source = node.args[0]
+        else:
+            source = next((value for _, value in _shared(node)), None)
+        if source is None:
+            break
+        node = source
+    return node
+
+
+def _shared(node: fx.Node) -> list[tuple[bool, Any]]:
+    """Return the arguments that an operation changes, or of which its results can be views.
+
+    Returns:
+        Whether the operation changes the argument, and the argument, by the operation's schema.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    given = dict(zip((known.name for known in schema.arguments), node.args, strict=False))
+    given |= node.kwargs
+    return [
+        (known.alias_info.is_write, given[known.name])
+        for known in schema.arguments
+        if known.alias_info is not None and known.name in given
+    ]

@@ -38,3 +38,13 @@ def warn_of_limit(name: str, num_steps: int, num_programs: int) -> None:
         CompilationWarning,
         stacklevel=8,
     )
+
+
+def warn_of_context(reason: str) -> None:
+    """Warn that steps run eagerly where they are called; the reason completes "because ..."."""
+    warnings.warn(
+        f"steps run without compilation, because {reason}. Pass compile=False to silence this "
+        "warning",
+        CompilationWarning,
+        stacklevel=6,
+    )

@@ -93,6 +93,8 @@ class CompiledStep:
             if tensor is not copy
         ]
         self._versions: list[int] = []
+        self._memory = self._written_memory()
+        self._check_memory()
         self._compiled = self._compile(inputs)
 
     def is_current(self, optim: PyroOptim) -> bool:
@@ -119,7 +121,7 @@ class CompiledStep:
         for opt in self._heads:
             opt.note_step()
         with torch.no_grad():
-            results = self._compiled(*inputs, *self._read)
+            results = self._compiled(*map(self._apart, inputs), *self._read)
         self._versions = [step._version for step in self._steps]
         return self._split(results)
 
@@ -132,11 +134,31 @@ class CompiledStep:
         """
         self._follow_schedule()
         self._follow_settings()
+        self._memory = self._written_memory()  # `Tensor.data` can give a parameter other memory
         flat = [same_strides(t) if id(t) in self._written else t for t in self._read]
         with torch.no_grad():
             losses, gradients = self._split(self._compiled(*inputs, *flat))
         changed = zip(self._read, flat, strict=True)
         return losses, gradients, [(t, copy) for t, copy in changed if t is not copy]
+
+    def _written_memory(self) -> set[int]:
+        """Return the addresses of the memory that the program changes."""
+        return {_memory(tensor) for tensor in self._tensors if id(tensor) in self._written}
+
+    def _check_memory(self) -> None:
+        """Raise `NotCompilable` if two tensors share memory, and the step changes one of them.
+
+        The compiler takes them for different: it reorders reads and writes.
+        """
+        written = [tensor for tensor in self._tensors if id(tensor) in self._written]
+        starts = [tensor.data_ptr() for tensor in written if tensor.numel()]
+        read = [tensor for tensor in self._tensors if id(tensor) not in self._written]
+        if len({*starts}) < len(starts) or any(_memory(t) in self._memory for t in read):
+            raise NotCompilable("it reads a tensor that shares memory with one that it changes")
+
+    def _apart(self, value: Tensor) -> Tensor:
+        """Return an argument, as a copy if it shares memory that the program changes."""
+        return same_strides(value) if _memory(value) in self._memory else value
 
     def _split(self, results: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         num_gradients = 0 if self.optimizers else len(self.capture.parameters)
@@ -296,6 +318,11 @@ class CompiledStep:
             state = {key: current[id(value)] for key, value in opt.state.items()}
             opt.update(current[id(opt.parameter)], gradient, state, scheduled(opt.group))
         return losses
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return the address of the memory of a tensor, which all its views share."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leaders(steps: list[Tensor]) -> list[int]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_vae.engine.call_arguments import join, split
@@ -15,6 +14,7 @@ from pyro_vae.engine.capture import Capture, capture, first_line, same_strides
 from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
+from pyro_vae.engine.context import Context
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, graph_optimizers
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
@@ -73,6 +73,7 @@ class Compiler:
         self._watched: list[Tensor] = []
         self._store = StoreReads()
         self._several_losses = False
+        self._context = Context(1 if self._at_once else STEPS_BEFORE_COMPILING)
         # Consecutive steps with new signatures, and the guards of the last step considered.
         self._unstable = 0
         self._last_guards: GuardKey = ()
@@ -106,7 +107,7 @@ class Compiler:
                 warns and switches itself off, and restores the random state for the eager step.
         """
         self.verified.clock += 1
-        if not self.enabled or am_i_wrapped() or not torch.is_grad_enabled():
+        if not self.enabled or self._context.is_eager():
             return None
         before = random_state()
         try:
@@ -191,6 +192,7 @@ class Compiler:
         """Return to the last verified state; return the loss of the step if it was taken."""
         reason, num_steps, loss = self.verified.take_back(error, call, loss)
         self.num_steps -= num_steps
+        self._programs.clear()  # their steps are compared or taken back
         self._switch_off(reason)
         return loss
 
@@ -253,6 +255,8 @@ class Compiler:
             )
 
     def _switch_off(self, reason: str) -> None:
+        if num := sum(program.unverified for program in self._programs.values()):
+            reason = f"{reason}. Its last {num} compiled steps were not compared with eager ones"
         self.enabled = False
         self._programs.clear()
         self._counts.clear()
@@ -342,10 +346,9 @@ class Compiler:
         """Record, verify and compile the step; return None if its loss is not finite."""
         try_out_processor()
         verifier = self._verifier
+        verifier.check_hooks()
         copies = map(same_strides, call.inputs)  # a program may change its arguments in place
         reference = verifier.reference(*join(call.args, call.kwargs, copies))
-        if reference.foreign_randomness:
-            raise NotCompilable("it draws from Python's or numpy's random generator")
         if not reference.finite:
             return None  # a later step is recorded
         self._several_losses = isinstance(reference.loss, tuple)
@@ -362,8 +365,8 @@ class Compiler:
         validates = dist.is_validation_enabled()
 
         def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
-            # Pyro's validation takes as long as the bound. Only observed values are checked in the
-            # graph; verified steps check everything.
+            # The graph has the checks of torch's distributions. Those of Pyro's traces take as long
+            # as the bound; verified steps have them.
             with (
                 pyro.validation_enabled(False),
                 dist.validation_enabled(validates),

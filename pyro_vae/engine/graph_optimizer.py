@@ -43,6 +43,7 @@ class GraphOptimizer:
             raise NotCompilable("it uses a parameter that the optimizer does not have")
         self.group: dict[str, Any] = groups[0]
         self.state: dict[str, Tensor] = optimizer.state.get(parameter, {})
+        self._members = list(self.group["params"])
         self._all_states, self._entries = optimizer.state, dict(self.state)
         self._code, self._fixed = _code(optimizer), self._hyperparameters()
 
@@ -52,9 +53,12 @@ class GraphOptimizer:
 
     def has_same_group(self) -> bool:
         """Return whether code, parameter group and fixed hyperparameters are unchanged."""
+        members = self.group["params"]
         return (
             self.optimizer.state is self._all_states
             and any(group is self.group for group in self.optimizer.param_groups)
+            and len(members) == len(self._members)
+            and all(map(operator.is_, members, self._members))
             and _code(self.optimizer) == self._code
             and not _hooks(self.optimizer)
             and self._hyperparameters() == self._fixed

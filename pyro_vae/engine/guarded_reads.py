@@ -6,6 +6,7 @@ attributes that are loaded from modules. The reads of an object are its attribut
 entries; the reads of a class are the entries of the classes along its MRO.
 """
 
+import argparse
 import builtins
 import collections
 import contextvars
@@ -22,6 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from pyro.poutine.trace_messenger import TraceHandler, TraceMessenger
 from torch import nn
 from torch.distributions import Transform
 
@@ -44,8 +46,10 @@ LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_mo
 # Functions and classes of this package read no values that change, but its objects hold the
 # user's settings and functions.
 CODE_LIBRARIES = LIBRARIES | {"pyro_vae"}
-LIMIT = 100  # entries of a list or dictionary; in larger ones, numbers and strings only
-LARGE = 1000  # entries of a list, set or array; larger ones are data, not settings
+LIMIT = 100  # numbers and strings of a list or dictionary; more are compared together
+LARGE = 1000  # numbers and strings of a container or an array; more are data, not settings
+# Classes of libraries of which the objects hold a program's own values, or a program and its trace.
+HOLDERS = {types.SimpleNamespace, argparse.Namespace, TraceHandler, TraceMessenger}
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module
@@ -55,6 +59,13 @@ DUNDER_DATA = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotation
                "__abstractmethods__", "__parameters__", "__orig_bases__", "_abc_impl",
                "__static_attributes__", "__firstlineno__", "__qualname__"}  # fmt: skip
 PROXY_GET = types.MappingProxyType.get
+
+
+GETTERS: dict[type, Reader] = {
+    list: list.__getitem__,
+    tuple: tuple.__getitem__,
+    collections.deque: collections.deque.__getitem__,
+}
 
 
 def by_value(value: object) -> object:
@@ -151,7 +162,7 @@ def loads_of(code: types.CodeType) -> tuple[tuple[tuple[str, ...], ...], frozens
     extends = False
     for step in dis.get_instructions(code):
         kind, value = step.opname, step.argval
-        if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):  # a result that is left behind
             paths.append(["global", value])
         elif kind in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
             paths.append(["free", value])
@@ -183,6 +194,11 @@ def is_library(name: str, libraries: set[str] = LIBRARIES) -> bool:
 def from_library(value: object, libraries: set[str] = LIBRARIES) -> bool:
     """Return whether a class or function belongs to a library."""
     return is_library(getattr(value, "__module__", None) or "", libraries)
+
+
+def is_own(kind: type) -> bool:
+    """Return whether objects of a class hold a program's own values."""
+    return kind in HOLDERS or not from_library(kind)
 
 
 def reads_of_function(function: types.FunctionType) -> Iterator[Read]:
@@ -273,20 +289,27 @@ def _reads_of_container(value: Container) -> Iterator[Read]:
     if isinstance(value, set | frozenset):
         if len(value) <= LARGE:
             yield members_of, value, "a set"
-    elif len(value) > LIMIT or isinstance(value, collections.deque):
+    elif len(value) > LIMIT and _is_plain(value):
         if len(value) <= LARGE:
             reader = items_of if isinstance(value, dict) else entries_of
             yield reader, value, f"a {type(value).__name__}"
     elif isinstance(value, dict):
         yield from ((dict.get, value, key) for key in value)
     else:
-        kind = list.__getitem__ if isinstance(value, list) else tuple.__getitem__
+        kind = GETTERS[next(base for base in GETTERS if isinstance(value, base))]
         yield from ((kind, value, i) for i in range(len(value)))
+
+
+def _is_plain(value: Container) -> bool:
+    """Return whether a container has numbers and strings only."""
+    entries = value.values() if isinstance(value, dict) else value
+    return all(type(entry) in ATOMS for entry in entries)
 
 
 def _reads_of_network(value: nn.Module) -> Iterator[Read]:
     attributes = vars(value)
-    own = not from_library(type(value))  # modules of libraries rebuild caches in every run
+    hooked = any(attributes.get(name) for name in HOOKS)  # hooks can leave results behind
+    own = hooked or not from_library(type(value))  # modules of libraries rebuild caches
     caches = _caches_of(value)
     yield from (
         (dict.get, attributes, name)
@@ -308,7 +331,7 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
 def _reads_of_object(value: object) -> Iterator[Read]:
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict):  # a type alias has another mapping
-        own, caches = not from_library(type(value)), _caches_of(value)
+        own, caches = is_own(type(value)), _caches_of(value)
         if own:
             yield operator.length_hint, attributes, 0
         yield from (

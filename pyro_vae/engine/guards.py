@@ -9,6 +9,7 @@ import collections
 import contextlib
 import copy
 import operator
+import queue
 import sys
 import types
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -46,6 +47,7 @@ MAX_VALUES = 10_000
 ENGINE = (SVI, PyroOptim, Optimizer)
 CONTAINERS = {dict, list, tuple}
 MUTABLE = (dict, list, set, collections.deque)
+SOURCES = (Iterator, queue.Queue, queue.SimpleQueue)  # a program takes their entries out
 
 
 class GuardedState:
@@ -58,7 +60,7 @@ class GuardedState:
     Attributes:
         modules: Modules found.
         tensors: Tensors found.
-        iterators: Iterators of Python found, as generators, which cannot be set back.
+        iterators: Iterators and queues found, which cannot be set back.
         complete: False if there are more than `MAX_VALUES` values; the others are not read.
     """
 
@@ -224,7 +226,7 @@ class _Walk:
             state._containers += [v for v in vars(value).values() if isinstance(v, MUTABLE)]
             if not state.hooks:
                 self._seen.update(id(h) for name in HOOKS for h in vars(value)[name].values())
-        if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+        if isinstance(value, SOURCES):
             state.iterators.append(value)
         if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
             self._names |= loads_of(value.__code__)[1]
@@ -301,7 +303,7 @@ def _restore(read: Read, former: object) -> None:
         return
     if _get(*read) is former:
         return
-    if function in (dict.get, list.__getitem__):
+    if function in (dict.get, list.__getitem__, collections.deque.__getitem__):
         target[name] = former
     elif function is getattr and isinstance(owner, types.CellType):
         target.cell_contents = former

@@ -62,6 +62,7 @@ def _decompositions() -> Mapping[Any, Callable[..., object]]:
         aten.add.Tensor: _scaled(torch.add),
         aten.sub.Tensor: _scaled(torch.sub),
         aten.log_sigmoid_forward.default: _log_sigmoid,
+        aten._is_all_true.default: torch.all,  # of validation, which the compiler lacks
     }
 
 

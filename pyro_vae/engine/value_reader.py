@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -40,7 +40,7 @@ class ValueReader(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.read: list[tuple[Tensor, bool | float]] = []
-        self.valid: list[Tensor] = []  # results of the validation of observed values, all true
+        self.valid: list[Tensor] = []  # results of torch's validation, all true
         self.stops_gradients = False
         self._selected: dict[int, Selection] = {}
 
@@ -73,7 +73,10 @@ class ValueReader(TorchFunctionMode):
             raise NotCompilable(f"it reads tensor values into Python by {func.__name__}()")
         if kwargs.get("generator") is not None:
             raise NotCompilable("it passes its own random generator to torch")
-        if func is Tensor.register_hook:  # called in the backward pass, outside this mode
+        if func is Tensor.register_hook:
+            if is_called_by_user(sys._getframe(1)):
+                raise NotCompilable("it registers a hook on a gradient, which can do anything")
+            # It is called in the backward pass, outside this mode.
             return func(args[0], lambda gradient: self._run(args[1], gradient))
         if func is DATA:
             return args[0].detach()
@@ -124,15 +127,12 @@ def _is_mask(index: object, tensor: Tensor) -> bool:
 
 
 def _validated(frame: FrameType) -> bool | None:
-    """Return whether a read by torch's validation checks an observed value; None for other reads.
+    """Return whether a read by torch's validation is to be repeated; None for other reads.
 
     The values of latent variables have gradients, or are drawn in their support.
     """
     if frame.f_code is Distribution.__init__.__code__:
-        return False
+        return True
     if frame.f_code is not Distribution._validate_sample.__code__:
         return None
-    support = frame.f_locals["support"]
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is not constraints.real and not frame.f_locals["value"].requires_grad
+    return not frame.f_locals["value"].requires_grad

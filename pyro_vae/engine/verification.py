@@ -32,13 +32,11 @@ class Reference(NamedTuple):
         loss: Loss as Pyro returned it.
         gradients: Gradient of each parameter that has one.
         random_state: States of torch's generators after the computation.
-        foreign_randomness: Whether it drew from Python's or numpy's generator.
     """
 
     loss: Loss
     gradients: dict[Tensor, Tensor]
     random_state: TorchState
-    foreign_randomness: bool
 
     @property
     def finite(self) -> bool:
@@ -77,8 +75,8 @@ class Verifier:
         key, store = self._guards.key(), pyro.get_param_store()
         if self._guards.iterators:
             raise NotCompilable(
-                f"it holds a {type(self._guards.iterators[0]).__name__}, and an iterator cannot be "
-                "set back after a trial run"
+                f"it holds a {type(self._guards.iterators[0]).__name__}, which cannot be set back "
+                "after a trial run"
             )
         with self.restored() as copies:
             python = python_random_state()
@@ -88,15 +86,16 @@ class Verifier:
             gradients = {p: p.grad for p in parameters if p.grad is not None}
             for parameter in parameters:
                 parameter.grad = None
-            foreign = python_random_state() != python
-            if not foreign and self._guards.key() != key:
+            if python_random_state() != python:
+                raise NotCompilable("it draws from Python's or numpy's random generator")
+            if self._guards.key() != key:
                 name = self._guards.difference(key, self._guards.key())
                 raise NotCompilable(f"it changes {name!r} in each step")
             if any(store._params.get(name) is not value for name, value in tables.items()):
                 raise NotCompilable("it changes entries of Pyro's parameter store in each step")
             if not all(same_values(*pair) for pair in copies if id(pair[0]) not in buffers):
                 raise NotCompilable("it changes a tensor in place that is not a module's buffer")
-            return Reference(loss, gradients, random_state(), foreign)
+            return Reference(loss, gradients, random_state())
 
     def compare(self, recorded: Capture, inputs: list[Tensor], reference: Reference) -> None:
         """Run the graph on the random numbers of the reference and compare the results.
@@ -123,6 +122,17 @@ class Verifier:
         check_close("the gradients", actual, gradients, tolerance, rounding=rounding)
         if not equal_random_states(drawn, reference.random_state):
             raise NotCompilable("it seeds torch's random generator, or draws from it irregularly")
+
+    def check_hooks(self) -> None:
+        """Check that no parameter has a hook on its gradient, which can do anything.
+
+        Raises:
+            NotCompilable: If one has.
+        """
+        self._guards.key()
+        for tensor in (*self._guards.tensors, *self.svi.parameters):
+            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+                raise NotCompilable("a parameter has a hook on its gradient, which can do anything")
 
     def check_mutations(self, recorded: Capture) -> None:
         """Check that a graph changes no tensors in place other than buffers of modules.
