@@ -1,12 +1,12 @@
 """Auto-Encoding Variational Bayes on MNIST (Kingma & Welling, 2013), sections 2 and 3.
 
-    python examples/mnist_svi.py                   20 latents, a few minutes on two cores
+    python examples/mnist_svi.py                   20 latents, about two minutes on two cores
     python examples/mnist_svi.py --latent-dim 2    draws the latent manifold of Figure 4
     python examples/mnist_svi.py --prior vamp --guide full-normal    other parts, see --help
     torchrun --nproc-per-node 2 examples/mnist_svi.py    two processes
 
-The model p(z) p(x|z) and the guide q(z|x) are plain Pyro programs made of three interchangeable
-parts. `SVI` with `Trace_ELBO` trains them. The defaults are the paper's parts, but for its tanh.
+Model p(z) p(x|z) and guide q(z|x) are Pyro programs of three parts, trained by `Trace_ELBO`. The
+defaults are the paper's parts, with GELU units in place of tanh (`--activation tanh`).
 """
 
 import functools

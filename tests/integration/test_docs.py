@@ -116,6 +116,29 @@ def test_broken_links_are_found(tmp_path):
     assert list(broken_links(page)) == ["no.md", "#no"]
 
 
+def long_lines(path):
+    """Return the lines of prose over 140 characters: no tables, indented code or formulas."""
+    text = re.sub(r"\$\$.*?\$\$", "", prose(path), flags=re.DOTALL)
+    lines = re.sub(r"^(\||    ).*", "", text, flags=re.MULTILINE).splitlines()
+    return [line for line in lines if len(line) > 140]
+
+
+WRAPPED = [page for page in PAGES if page.name != "compiled_steps.md"]
+
+
+@pytest.mark.parametrize(
+    "page", [*WRAPPED, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_lines_of_prose_have_at_most_140_characters(page):
+    assert long_lines(page) == []
+
+
+def test_long_lines_are_found(tmp_path):
+    page, line = tmp_path / "page.md", 29 * "word "
+    page.write_text(f"# One\n{line}\n| {line} |\n\n    {line}\n\n```py\n{line}\n```\n- two\n")
+    assert long_lines(page) == [line]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_formulas_of_a_page_can_be_displayed(page, monkeypatch):
     pytest.importorskip("docutils.utils.math.latex2mathml")

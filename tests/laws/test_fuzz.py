@@ -208,10 +208,10 @@ def fuzz_load(count, folder):
     case()
 
 
-def test_whatever_befalls_a_saved_model(tmp_path):
+def test_damaged_models_load_or_are_refused(tmp_path):
     fuzz_load(100, tmp_path / "model")
 
 
 @pytest.mark.slow
-def test_whatever_befalls_a_saved_model_many_times(tmp_path):
+def test_damaged_models_load_or_are_refused_many_times(tmp_path):
     fuzz_load(2000, tmp_path / "model")
