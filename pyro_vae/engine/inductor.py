@@ -51,6 +51,39 @@ def _product_and_sum(
     return product(a, b, bias) if bias.dim() == beta == alpha == 1 else NotImplemented
 
 
+def _upsampled(
+    x: Tensor,
+    size: Sequence[int],
+    rows_scale: float | None = None,
+    columns_scale: float | None = None,
+) -> Tensor | NotImplementedType:
+    """Repeat pixels by a view, with channels last, if the new size is a multiple of the old one.
+
+    By default, the compiler writes them with channels first, in a loop without vector instructions,
+    and reorders them for the next convolution. In the loop it computes again, for each copy,
+    whatever the pixel is a function of.
+    """
+    factors = [new / old for new, old in zip(size, x.shape[2:], strict=True)]
+    given = zip(factors, (rows_scale, columns_scale), strict=True)
+    if x.is_cuda or not all(f == int(f) and scale in (None, f) for f, scale in given):
+        return NotImplemented
+    rows, columns = map(int, factors)
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+    repeated = pixels.expand(-1, -1, rows, -1, columns, -1)
+    return repeated.reshape(len(x), *size, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def _viewed(x: Tensor, size: Sequence[int]) -> Tensor | NotImplementedType:
+    """View a tensor that is contiguous in the program, and may have its channels last here."""
+    if len(x.shape) != 4 or x.is_contiguous() or not _has_channels_last(x):
+        return NotImplemented
+    return x.contiguous().view(size)
+
+
+def _has_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
 @functools.cache
 def _decompositions() -> Mapping[Any, Callable[..., object]]:
     from torch._decomp import get_decompositions
@@ -62,6 +95,8 @@ def _decompositions() -> Mapping[Any, Callable[..., object]]:
         aten.add.Tensor: _scaled(torch.add),
         aten.sub.Tensor: _scaled(torch.sub),
         aten.log_sigmoid_forward.default: _log_sigmoid,
+        aten.upsample_nearest2d.default: _upsampled,
+        aten.view.default: _viewed,
         aten._is_all_true.default: torch.all,  # of validation, which the compiler lacks
     }
 

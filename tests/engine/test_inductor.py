@@ -57,6 +57,42 @@ def test_log_sigmoid_by_log_loses_nothing(dtype, eps):
     assert certain[2].isnan()
 
 
+# Height and width, new ones, the scale that a program gives, and whether a view repeats pixels.
+SIZES = [
+    ((7, 7), (14, 14), None, True),
+    ((7, 7), (14, 14), 2.0, True),
+    ((3, 5), (3, 20), None, True),
+    ((4, 4), (4, 4), 1.0, True),
+    ((7, 7), (10, 14), None, False),
+    ((8, 8), (4, 4), 0.5, False),
+    ((2, 2), (4, 4), 2.4, False),  # the same size by another rule
+]
+
+
+@pytest.mark.parametrize(("old", "new", "scale", "by_view"), SIZES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pixels_are_repeated_as_by_torch(old, new, scale, by_view, channels_last):
+    x = torch.rand(2, 3, *old)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    result = inductor._upsampled(x, new, scale, scale)
+    assert (result is not NotImplemented) == by_view
+    if by_view:
+        assert torch.equal(result, torch.ops.aten.upsample_nearest2d(x, new, scale, scale))
+        assert new == old or result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_views_of_repeated_pixels_are_compiled(factor):
+    def step(x, weight):
+        large = torch.nn.functional.interpolate(x.tanh(), scale_factor=factor)
+        return [torch.conv2d(large, weight, padding=1).view(len(x), -1).sum(-1), large.flatten(1)]
+
+    inputs = [torch.rand(2, 3, 4, 4), torch.rand(5, 3, 3, 3)]
+    compiled = inductor.compile_graph(inductor.functional(step, inputs), inputs)
+    for actual, expected in zip(compiled(*inputs), step(*inputs), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 LOADED = """
 import sys
 import pyro_vae
