@@ -22,6 +22,7 @@ from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import (
     COMPILED,
+    DIRECT,
     FLOOR,
     PROGRAM,
     Pair,
@@ -159,7 +160,7 @@ class Comparison:
     def _check(self, compare: Callable[..., None], eager: Outcome) -> None:
         """Compare the compiled step with the eager one or, if they differ, both with the graph."""
         try:
-            compare(self._compiled, eager)
+            compare(self._compiled, eager, DIRECT)
         except NotCompilable:
             compare(self._graph, eager, PROGRAM)
             compare(self._compiled, self._graph, COMPILED)
@@ -250,23 +251,20 @@ class Comparison:
         pick: Callable[[Outcome], Sequence[Tensor]],
         actual: Outcome,
         expected: Outcome,
-        pair: Pair | None,
+        pair: Pair,
         tolerance: float,
     ) -> None:
-        """Compare a part of two outcomes; with a pair, rounding errors may explain a difference."""
+        """Compare a part of two outcomes."""
         check_close(
             what, pick(actual), pick(expected), tolerance,
-            rounding=None if pair is None else lambda: pick(self._rounding),
-            pair=pair or PROGRAM,
+            rounding=lambda: pick(self._rounding), pair=pair,
         )  # fmt: skip
 
-    def _check_gradients(
-        self, actual: Outcome, expected: Outcome, pair: Pair | None = None
-    ) -> None:
+    def _check_gradients(self, actual: Outcome, expected: Outcome, pair: Pair) -> None:
         """Compare gradients."""
         self._check_close("the gradients", _gradients, actual, expected, pair, self._tolerance)
 
-    def _check_update(self, actual: Outcome, expected: Outcome, pair: Pair | None = None) -> None:
+    def _check_update(self, actual: Outcome, expected: Outcome, pair: Pair) -> None:
         """Compare optimizer state, buffers and updates of the parameters."""
         groups = self.program.state_groups
         for what, values in groups.items():
@@ -283,13 +281,13 @@ class Comparison:
         changes = [*torch._foreach_sub(updated, self._old)]
         if self._update_agrees(errors, changes, linear):
             return
-        rounding = [] if pair is None else self._rounding.after(parameters)
-        errors = [
+        rounding = [] if pair.share == 0 else self._rounding.after(parameters)
+        explained = [
             (error.abs() - part.to(error.dtype)).clamp(min=0)
-            for error, part in zip(errors, rounding, strict=False)
+            for error, part in zip(errors, rounding, strict=bool(rounding))
         ]
-        if not errors or not self._update_agrees(errors, changes, linear):
-            raise NotCompilable("the updates of the graph and of the program differ")
+        if not explained or not self._update_agrees(explained, changes, linear):
+            raise NotCompilable(f"the updates {pair.finding.format(largest(errors))}")
 
     def _update_agrees(self, errors: list[Tensor], changes: list[Tensor], linear: bool) -> bool:
         """Return whether errors of updates are small.
