@@ -186,7 +186,7 @@ def evaluate(
 
     Raises:
         PairError: If the guide's samples cannot estimate p(x): its density is of another kind than
-            the prior's, or its support leaves out latents with p(x, z) > 0.
+            the prior's, its support leaves out latents with p(x, z) > 0, or it is a point mass.
         ValueError: If K is below 1, the data do not fit the pair, or a score is not finite. If the
             evaluation is too large; the message has the expected time and memory.
         MemoryError: If there is not enough memory for one sample of one datum.

@@ -74,7 +74,7 @@ def diagnose(
 
     Raises:
         PairError: If a latent is outside the plate over the data, or cannot be refined, or if the
-            guide's support leaves out latents with p(x, z) > 0.
+            guide's support leaves out latents with p(x, z) > 0 or it is a point mass.
         ValueError: If there are fewer than two data.
 
     Example:

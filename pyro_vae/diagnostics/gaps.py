@@ -117,8 +117,8 @@ def gaps(
         The gaps of each datum in nats, as `Gaps`.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, or the guide's support leaves out
-            latents with p(x, z) > 0.
+        PairError: If a latent is outside the plate over the data, the guide's support leaves out
+            latents with p(x, z) > 0, or the guide is a point mass.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
             row for each datum, or a latent cannot be reparameterized.
 

@@ -3,6 +3,7 @@
 The mean of p(x, z) / q(z|x) over samples z of the guide is p(x) if the supports agree: q(z|x) is
 positive wherever p(x, z) is, and p(x, z) is zero where the guide samples outside the prior's
 support. No diagnostic of the weights shows this, since it concerns latents that are not sampled.
+A point mass has no density q(z|x), so its weights estimate nothing.
 """
 
 import contextlib
@@ -58,7 +59,7 @@ def uncovered(programs: PairRunner) -> str:
             where the prior returns a density that is not on its support.
     """
     if programs.weighted:  # latents of a `Reparam`, which have no density
-        return ""
+        return _without_density(programs)
     with preserved_state(seed=0):
         for batch in _first_data(programs):
             try:
@@ -66,10 +67,20 @@ def uncovered(programs: PairRunner) -> str:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                return ""
+                break
             if reason:
                 return reason
-    return ""
+    return _without_density(programs)
+
+
+def _without_density(programs: PairRunner) -> str:
+    if not programs.point_masses:
+        return ""
+    return (
+        f"the guide is a point mass at {sorted(programs.point_masses)} (Delta, as in AutoDelta), "
+        "which has no density. Weights of its samples do not estimate p(x): give the guide a "
+        "distribution with a density, such as Normal"
+    )
 
 
 def _uncovered_by(programs: PairRunner, batch: Batch) -> str:

@@ -141,9 +141,11 @@ class Sampler:
     def has_density(self) -> bool:
         """Whether `guide_at` gives the density of the guide's samples.
 
-        It does not if the guide computes its latents from auxiliary variables, or if its
-        distributions return positive densities outside their supports.
+        It does not if the guide is a point mass, if it computes its latents from auxiliary
+        variables, or if its distributions return positive densities outside their supports.
         """
+        if self.programs.point_masses:
+            return False
         with preserved_state(seed=0):
             draws = self.draw(self.few, PROBE_DRAWS)
             again = self.guide_at(self.few, draws.latents).detach()

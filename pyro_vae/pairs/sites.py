@@ -161,7 +161,13 @@ def log_density(name: str, node: Node) -> Tensor:
 
 def is_delta(distribution: Distribution) -> bool:
     """Return whether a distribution is a point mass, inside any wrappers."""
-    return isinstance(unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta)
+    return point_in(distribution) is not None
+
+
+def point_in(distribution: Distribution) -> Delta | None:
+    """Return the point mass inside any wrappers, or None if the distribution is not one."""
+    inner = unwrap_independent(distribution, *WRAPPERS, TransformedDistribution)
+    return inner if isinstance(inner, Delta) else None
 
 
 def subsampled_plates(*traces: poutine.Trace) -> set[str]:
