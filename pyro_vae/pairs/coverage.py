@@ -17,6 +17,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.chunking import out_of_memory
+from pyro_vae.pairs.comparison import latents_of, same_densities
 from pyro_vae.pairs.latent_supports import (
     advice_for,
     check_latent_support,
@@ -32,6 +33,7 @@ from pyro_vae.pairs.supports import bounds_of, density_support, elementwise, kno
 from pyro_vae.runtime.random_state import preserved_state
 
 NUM_POINTS = 16  # points of the prior's support that are compared with the guide's
+NUM_MOVED = 4  # samples that show whether a density depends on masked elements
 SPREAD = 3.0  # their distance from the mean, to that of samples of the prior
 
 
@@ -86,6 +88,7 @@ def _without_density(programs: PairRunner) -> str:
 def _uncovered_by(programs: PairRunner, batch: Batch) -> str:
     guide, model = programs.run(batch, 1)
     _check_supports(programs, guide, model)
+    check_masked(programs, batch, model)
     name = _missed(programs, batch, _doubtful(guide, model))
     if name is None:
         return ""
@@ -94,6 +97,43 @@ def _uncovered_by(programs: PairRunner, batch: Batch) -> str:
         f"{differing(name, prior, posterior)}, which leaves out latents with p(x, z) > 0. "
         f"Weights of its samples do not estimate p(x): {advice_for(prior)}"
     )
+
+
+@torch.no_grad()
+def check_masked(programs: PairRunner, batch: Batch, model: Sites) -> None:
+    """Check that no density depends on masked elements of latents.
+
+    Masked elements then integrate to one, and log p(x) is that of the others. Otherwise log p(x)
+    would depend on the distribution that these elements get.
+
+    Args:
+        programs: The pair.
+        batch: Data.
+        model: Sites of the model in a run on these data.
+
+    Raises:
+        PairError: If a density depends on a masked element.
+    """
+    masked = [
+        name
+        for name, site in latents_of(model).items()
+        if site.mask is not None and not site.mask.all()
+    ]
+    if programs.weighted or not masked:  # a `Reparam` moves densities of masked latents
+        return
+    with preserved_state():
+        latents, others = (latents_of(programs.run_model(batch, NUM_MOVED)) for _ in range(2))
+    given = {name: site.value for name, site in latents.items()}
+    kept = {name: torch.as_tensor(latents[name].mask) for name in masked}
+    moved = {n: torch.where(mask, given[n], others[n].value) for n, mask in kept.items()}
+    here, there = (programs.run_model(batch, NUM_MOVED, at) for at in (given, given | moved))
+    for name, site in here.items():
+        if not same_densities([{name: site}], [there], lambda values, _: values):
+            raise PairError(
+                f"the density of {name!r} depends on masked elements of latent "
+                f"{' or '.join(map(repr, masked))}, which have no density, so log p(x) is not "
+                "defined: multiply the latent by its mask before it is used, or do not mask it"
+            )
 
 
 @torch.no_grad()
