@@ -273,6 +273,11 @@ def _drawing(
             few, len(data)
         )
     sampler.check_weights()
+
+    def drawn(batch: tuple[Tensor, ...], draws: int) -> Weighted:
+        sampler.check_weights(batch)
+        return sampler.log_weights(batch, num_samples, draws)
+
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),
@@ -280,7 +285,7 @@ def _drawing(
         sampler.draw,
         data.batch(slice(4)),
     )
-    return lambda batch, draws: sampler.log_weights(batch, num_samples, draws), size, draws
+    return drawn, size, draws
 
 
 def _scores(draws: Weighted, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -171,6 +171,7 @@ def _per_datum(
     pair: PairLike, data: Dataset, num_samples: int, seed: int, progress: bool | None
 ) -> xr.Dataset:
     def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
+        sampler.check_weights(batch)
         weights = sampler.log_weights(batch, num_samples, draws).log_weights
         return {
             "khat": pareto_khat(weights),

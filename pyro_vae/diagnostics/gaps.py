@@ -147,9 +147,11 @@ def gaps(
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         first = _encoded(sampler, guide, batch)
         with guide.returning(first):
+            sampler.check_weights(batch)
             before = sampler.log_weights(batch, num_samples, num_particles).log_weights
         best = _optimize(sampler, guide, batch, first, num_steps, num_particles, learning_rate)
         with guide.returning(best):
+            sampler.check_weights(batch)
             after = sampler.log_weights(batch, num_samples, num_particles).log_weights
         return {
             "elbo": elbo(before),
