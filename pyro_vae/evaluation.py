@@ -186,7 +186,7 @@ def evaluate(
 
     Raises:
         PairError: If the guide's samples cannot estimate p(x): its density is of another kind than
-            the prior's, or its support leaves out latents with p(x, z) > 0.
+            the prior's, its support leaves out latents with p(x, z) > 0, or it is a point mass.
         ValueError: If K is below 1, the data do not fit the pair, or a score is not finite. If the
             evaluation is too large; the message has the expected time and memory.
         MemoryError: If there is not enough memory for one sample of one datum.
@@ -273,6 +273,11 @@ def _drawing(
             few, len(data)
         )
     sampler.check_weights()
+
+    def drawn(batch: tuple[Tensor, ...], draws: int) -> Weighted:
+        sampler.check_weights(batch)
+        return sampler.log_weights(batch, num_samples, draws)
+
     device = device_of(pair.model, pair.guide)
     size, draws = fitting(
         data_per_chunk(data.event_shape, num_samples, device),
@@ -280,7 +285,7 @@ def _drawing(
         sampler.draw,
         data.batch(slice(4)),
     )
-    return lambda batch, draws: sampler.log_weights(batch, num_samples, draws), size, draws
+    return drawn, size, draws
 
 
 def _scores(draws: Weighted, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ class GroupCollector:
         return {"sample_stats": self._if_weighted(stats)}
 
     def _if_weighted(self, stats: Group) -> Group:
-        return {} if self.programs.point_masses or self.unweighted else stats
+        return {} if self.unweighted else stats
 
     def _total(self, sites: Sites, batch: Batch, num_draws: int) -> Tensor:
         """Sum log densities: `(samples, data)` if each belongs to a datum, else `(samples,)`."""
@@ -272,13 +272,7 @@ class GroupCollector:
                 "the networks for it",
                 stacklevel=3,
             )
-        if self.programs.point_masses and "sample_stats" in self.groups:
-            warnings.warn(
-                f"the guide is a point mass at {sorted(self.programs.point_masses)} (AutoDelta) "
-                "without a density, so log_weight, k-hat and evidence are not available",
-                stacklevel=3,
-            )
-        elif self.unweighted and "sample_stats" in self.groups:
+        if self.unweighted and "sample_stats" in self.groups:
             warnings.warn(
                 f"{self.unweighted}. log_weight, k-hat and evidence are left out", stacklevel=3
             )

@@ -18,7 +18,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.pairs.batching import Batch
 from pyro_vae.pairs.checked_rows import SupportCheck
 from pyro_vae.pairs.chunking import over_chunks, progress_bar
-from pyro_vae.pairs.coverage import uncovered
+from pyro_vae.pairs.coverage import depends_on_data, uncovered
 from pyro_vae.pairs.inputs import check_has_values
 from pyro_vae.pairs.pair import AnyProgram, Program
 from pyro_vae.pairs.runner import PairRunner
@@ -145,13 +145,13 @@ def from_pyro_svi(
         if PRIOR_SAMPLES & set(groups):
             programs.check_prior()
         labels = Labels(dims or {}, coords or {}, _only_local_latent(programs))
-        resampler, unweighted = None, uncovered(programs) if posterior == "guide" else ""
+        rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
+        resampler, unweighted = None, _uncovered(programs, rows) if posterior == "guide" else ""
         if posterior == "resampled":
             resampler = Resampler(model, guide, programs)
             attrs |= {**resampler.attributes, "seed": base}
         blocks = GroupCollector(programs, labels, num_samples, groups, resampler, unweighted)
         writer = TreeWriter(programs.data_plate, coords or {}, attrs, store)
-        rows = batch_size or max(1, BLOCK_ELEMENTS // (programs.datum_size * num_samples))
         batches = list(programs.batches(rows))
         _check_supports(programs, rows)
         with progress_bar("sampling", programs.num_data, progress) as report:
@@ -176,6 +176,14 @@ def _check_supports(programs: PairRunner, rows: int) -> None:
                 check(batch, int(batch.indices[0]) if len(batch.indices) else 0)
             return
         rows //= 2
+
+
+def _uncovered(programs: PairRunner, rows: int) -> str:
+    """Return why weights of the guide's samples do not estimate p(x), for a few or for all data."""
+    reason = uncovered(programs)
+    if not reason and depends_on_data(programs):
+        reason = uncovered(programs, programs.batches(rows))
+    return reason
 
 
 def _blocks(collector: GroupCollector, batches: list[Batch], seed: int) -> Iterator[Block]:

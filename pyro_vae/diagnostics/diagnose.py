@@ -74,7 +74,7 @@ def diagnose(
 
     Raises:
         PairError: If a latent is outside the plate over the data, or cannot be refined, or if the
-            guide's support leaves out latents with p(x, z) > 0.
+            guide's support leaves out latents with p(x, z) > 0 or it is a point mass.
         ValueError: If there are fewer than two data.
 
     Example:
@@ -171,6 +171,7 @@ def _per_datum(
     pair: PairLike, data: Dataset, num_samples: int, seed: int, progress: bool | None
 ) -> xr.Dataset:
     def score(batch: tuple[Tensor, ...], draws: int) -> dict[str, Tensor]:
+        sampler.check_weights(batch)
         weights = sampler.log_weights(batch, num_samples, draws).log_weights
         return {
             "khat": pareto_khat(weights),

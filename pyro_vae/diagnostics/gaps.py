@@ -117,8 +117,8 @@ def gaps(
         The gaps of each datum in nats, as `Gaps`.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, or the guide's support leaves out
-            latents with p(x, z) > 0.
+        PairError: If a latent is outside the plate over the data, the guide's support leaves out
+            latents with p(x, z) > 0, or the guide is a point mass.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
             row for each datum, or a latent cannot be reparameterized.
 
@@ -147,9 +147,11 @@ def gaps(
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         first = _encoded(sampler, guide, batch)
         with guide.returning(first):
+            sampler.check_weights(batch)
             before = sampler.log_weights(batch, num_samples, num_particles).log_weights
         best = _optimize(sampler, guide, batch, first, num_steps, num_particles, learning_rate)
         with guide.returning(best):
+            sampler.check_weights(batch)
             after = sampler.log_weights(batch, num_samples, num_particles).log_weights
         return {
             "elbo": elbo(before),

@@ -8,6 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyro_vae.pairs.masks import element_mask
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import (
     Node,
@@ -93,6 +94,10 @@ class PlateAxes:
             fn, observed = node["fn"], node["is_observed"]
             log_prob = scale_and_mask(log_density(name, node), 1.0, node["mask"])
             value = self._arrange(name, node, node["value"], fn.event_dim, num_draws)
+            mask = None if observed else element_mask(node)
+            if mask is not None:
+                mask = torch.broadcast_tensors(mask.to(node["value"].device), node["value"])[0]
+                mask = self._arrange(name, node, mask, fn.event_dim, num_draws)
             sites[name] = SiteDraws(
                 value=value[:1] if observed and not is_computed(node) else value,
                 log_prob=self._arrange(name, node, log_prob, 0, num_draws),
@@ -100,6 +105,7 @@ class PlateAxes:
                 observed=observed,
                 distribution=fn,
                 computed=is_computed(node),
+                mask=mask,
             )
         for name, node in deterministic_sites(trace):
             if name in self.event_dims:

@@ -1,11 +1,14 @@
-"""The guides that Pyro generates from a model, and the auxiliary variables of guides."""
+"""The guides that Pyro generates, and the auxiliary variables and point masses of guides."""
 
+import math
 from collections.abc import Callable, Mapping
 
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
+from torch.distributions import Distribution, biject_to
 
 from pyro_vae.pairs.latents import (
     check_masks,
@@ -14,7 +17,8 @@ from pyro_vae.pairs.latents import (
     check_not_observed,
 )
 from pyro_vae.pairs.pair import PairError, Program
-from pyro_vae.pairs.sites import Node, is_delta, sample_sites, values_of
+from pyro_vae.pairs.sites import Node, Sites, is_delta, point_in, sample_sites, values_of
+from pyro_vae.pairs.supports import density_support
 
 
 def is_automatic(program: Program) -> bool:
@@ -100,6 +104,34 @@ def check_auxiliary(
             "guide. An auxiliary variable without a site in the model is possible only if the "
             "guide computes the latents from it, one to one, in Delta sites"
         )
+
+
+def point_masses(guide: Sites, latents: Sites) -> set[str]:
+    """Return the latents that are point masses in the guide, with fixed or random values.
+
+    The log density of a `Delta` is 0 and no density, with two exceptions: the guide gives it
+    (`log_density=`), or computes its `Delta` sites from as many auxiliary variables, one to one.
+
+    Args:
+        guide: Sites of the guide with two samples.
+        latents: Latents of the model at these samples.
+    """
+    found = {name: point_in(guide[name].distribution) for name in latents}
+    points = {name: point for name, point in found.items() if point is not None}
+    fixed = {name for name in points if guide[name].value[0].equal(guide[name].value[1])}
+    auxiliary = [s for n, s in guide.items() if n not in latents and not s.observed]
+    dims = sum(_dim(guide[name].value[0].shape, latents[name].distribution) for name in points)
+    if fixed or dims == sum(site.value[0].numel() for site in auxiliary):
+        return fixed
+    return {name for name, point in points.items() if not point.log_density.any()}
+
+
+def _dim(shape: torch.Size, prior: Distribution) -> int:
+    """Return the number of unconstrained elements of a latent of this shape."""
+    try:
+        return math.prod(biject_to(density_support(prior)).inverse_shape(shape))
+    except NotImplementedError:  # of discrete latents
+        return math.prod(shape)
 
 
 def _is_observed(msg: Node) -> bool:

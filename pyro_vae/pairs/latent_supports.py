@@ -3,17 +3,32 @@
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Distribution, TransformedDistribution, constraints, transform_to
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Geometric,
+    Multinomial,
+    NegativeBinomial,
+    OneHotCategorical,
+    TransformedDistribution,
+    constraints,
+    transform_to,
+)
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, Transform
+from torch.distributions.utils import logits_to_probs
 
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import Node
 from pyro_vae.pairs.supports import (
+    bounds_of,
     density_support,
     elementwise,
     inner_of,
@@ -38,6 +53,10 @@ GUIDES_ON = {
 # Supports with fewer dimensions than their arrays. Densities on them cannot be compared with
 # densities on the surrounding space.
 SURFACES = ("Simplex", "Sphere")
+# Distributions with parameters `probs` and `logits`, and those of them with two outcomes.
+Binary: TypeAlias = Bernoulli | Binomial | Geometric | NegativeBinomial
+Parametric: TypeAlias = Binary | Categorical | OneHotCategorical | Multinomial
+ROUNDED = 1e-3  # relative difference that the rounding of a transform and its inverse explains
 NUM_SAMPLES = 16  # of a discrete guide, which are compared with the prior's support
 
 
@@ -87,7 +106,23 @@ def covers(posterior: Distribution, prior: Distribution) -> bool:
     """Return whether the support of a guide is known to contain that of the prior."""
     support = density_support(posterior)
     known = _is_real(support) or _same(support, density_support(prior))
-    return known and _is_codomain(posterior)
+    return known and _is_codomain(posterior) and not has_zeros(posterior)
+
+
+def may_vary(distribution: Distribution) -> bool:
+    """Return whether the values that a distribution takes may be a function of its parameters."""
+    parametric = isinstance(inner_of(distribution), Parametric)
+    return parametric or bool(bounds_of(support_of(distribution))) or not _is_codomain(distribution)
+
+
+def listed_values(distribution: Distribution) -> Tensor:
+    """Return all values of an entry, shape `(values, *event)`; none if they cannot be listed."""
+    inner = inner_of(distribution)
+    try:
+        values = inner.enumerate_support(expand=False)
+    except NotImplementedError:
+        return torch.empty(0)
+    return values.reshape(len(values), *inner.event_shape)
 
 
 def _is_real(support: Constraint) -> bool:
@@ -108,9 +143,53 @@ def _same(one: Constraint, other: Constraint) -> bool:
     return all(bool((left == right).all()) for left, right in pairs)
 
 
-def contains(distribution: Distribution, value: Tensor) -> bool:
-    """Return whether values are in the support of a distribution; true if it is not known."""
-    return bool(_inside(distribution, density_support(distribution), value).all())
+def contained(distribution: Distribution, value: Tensor) -> Tensor:
+    """Return a mask of the values that a distribution takes, true if its support is not known.
+
+    Values with a probability of zero are not among them.
+    """
+    inside = _inside(distribution, density_support(distribution), value)
+    return inside & _events(~_impossible(inner_of(distribution), value), inside.dim())
+
+
+def _impossible(entry: Distribution, value: Tensor) -> Tensor:
+    """Return a mask of the values with a probability of zero, for known kinds of distributions."""
+    if not isinstance(entry, Parametric):
+        return torch.zeros((), dtype=torch.bool, device=value.device)
+    if not isinstance(entry, Binary):
+        zero = _is_zero(entry)
+        if not isinstance(entry, Categorical):
+            return (zero & (value > 0)).any(-1)
+        index = value.long().clamp(0, zero.shape[-1] - 1).unsqueeze(-1)
+        return zero.expand(*value.shape, -1).gather(-1, index).squeeze(-1)
+    never, always = _is_zero(entry), _is_zero(entry, of_failure=True)
+    if isinstance(entry, Geometric):  # counts failures
+        return always & (value > 0)
+    failed = value < getattr(entry, "total_count", 1)
+    if isinstance(entry, NegativeBinomial):
+        failed = torch.zeros_like(failed)
+    return (never & (value > 0)) | (always & failed)
+
+
+def has_zeros(distribution: Distribution) -> bool:
+    """Return whether a discrete distribution gives values in its support a probability of zero."""
+    entry = inner_of(distribution)
+    if not isinstance(entry, Parametric):
+        return False
+    binary = isinstance(entry, Binary)
+    return bool(_is_zero(entry).any() or (binary and _is_zero(entry, of_failure=True).any()))
+
+
+def _is_zero(entry: Parametric, of_failure: bool = False) -> Tensor:
+    """Return a mask of the probabilities that are given as zero.
+
+    torch clamps their logits. Finite logits give the value a density, even if the probability of
+    the value is rounded to zero.
+    """
+    probs, logits = entry.probs, entry.logits
+    rounded = logits_to_probs(logits, is_binary=isinstance(entry, Binary))
+    at = 1.0 if of_failure else 0.0
+    return (probs == at) & ((rounded != at) | logits.isinf())
 
 
 def _inside(distribution: Distribution, support: Constraint, value: Tensor) -> Tensor:
@@ -126,10 +205,18 @@ def _inside(distribution: Distribution, support: Constraint, value: Tensor) -> T
         for transform in inner.transforms:
             image = transform(image)
     # The inverse of a value that is no image is that of the nearest one.
-    same = torch.isclose(image, value, rtol=1e-3, atol=1e-3)
-    if same.dim() > inside.dim():
-        same = same.flatten(inside.dim()).all(-1)
-    return inside & same
+    same = torch.isclose(image, value, rtol=ROUNDED, atol=ROUNDED)
+    # Inverses are rounded, at the edge of the base's support to values outside.
+    source, near = inner.base_dist, ROUNDED * (1 + base.abs())
+    support = density_support(source)
+    starts = [_inside(source, support, start) for start in (base, base - near, base + near)]
+    start = torch.stack(starts).any(0)
+    return inside & _events(same, inside.dim()) & _events(start, inside.dim())
+
+
+def _events(mask: Tensor, dim: int) -> Tensor:
+    """Return whether a mask is true for all of an event, of `dim` dimensions."""
+    return mask.flatten(dim).all(-1) if mask.dim() > dim else mask
 
 
 def _is_codomain(distribution: Distribution) -> bool:

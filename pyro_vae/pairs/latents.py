@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from pyro_vae.pairs.latent_supports import check_latent_support
+from pyro_vae.pairs.masks import element_mask
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sites import (
     Node,
@@ -128,7 +128,7 @@ def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
     for name, prior in model.items():
         if name not in guide or (is_delta(guide[name]["fn"]) and not computes):
             continue
-        if not _equal_masks(_mask_of(prior), _mask_of(guide[name])):
+        if not _equal_masks(element_mask(prior), element_mask(guide[name])):
             raise PairError(
                 f"latent {name!r} has different masks in model and guide, so that log p(x, z) and "
                 "log q(z|x) are not of the same elements. Use the same poutine.mask in both. An "
@@ -137,17 +137,8 @@ def check_masks(model: Mapping[str, Node], guide: Mapping[str, Node]) -> None:
             )
 
 
-def _mask_of(node: Node) -> Tensor:
-    """Return the mask of a site, that of its distribution included."""
-    mask, fn = torch.as_tensor(True if node["mask"] is None else node["mask"]), node["fn"]
-    while isinstance(fn, MaskedDistribution | Independent):
-        if isinstance(fn, MaskedDistribution):
-            mask = mask & torch.as_tensor(fn._mask, device=mask.device)
-        fn = fn.base_dist
-    return mask
-
-
-def _equal_masks(one: Tensor, other: Tensor) -> bool:
+def _equal_masks(one: Tensor | None, other: Tensor | None) -> bool:
+    one, other = (torch.tensor(True) if mask is None else mask for mask in (one, other))
     return bool((one == other.to(one.device)).all())
 
 

@@ -29,7 +29,12 @@ from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.axes import PlateAxes, event_dim_of
 from pyro_vae.pairs.batching import Arguments, Batch
 from pyro_vae.pairs.comparison import latents_of, same_densities
-from pyro_vae.pairs.guides import check_latents, is_automatic, without_observations
+from pyro_vae.pairs.guides import (
+    check_latents,
+    is_automatic,
+    point_masses,
+    without_observations,
+)
 from pyro_vae.pairs.inputs import explanation
 from pyro_vae.pairs.latents import check_masks
 from pyro_vae.pairs.ownership import check_own_parameters
@@ -71,7 +76,7 @@ class PairRunner:
         per_datum: Whether every log density is in this plate, so that each datum has a log weight.
         local_latents: Number of event dimensions of each latent in the plate over the data.
         weighted: Latents of the model that are computed values with a density.
-        point_masses: Latents that have a fixed value in the guide, as in `AutoDelta`.
+        point_masses: Latents without a density in the guide, as in `AutoDelta`.
         datum_size: Number of elements of the largest site of one datum.
 
     Args:
@@ -348,11 +353,7 @@ class PairRunner:
         self.weighted = {
             name for name, site in model.items() if site.computed and site.log_prob.any()
         }
-        self.point_masses = {
-            name
-            for name in latents
-            if guide[name].is_delta and guide[name].value[0].equal(guide[name].value[1])
-        }
+        self.point_masses = point_masses(guide, latents)
 
     def _draws_agree(self, batch: Batch) -> bool:
         """Return whether a sample has the same log densities among others and in a run alone.

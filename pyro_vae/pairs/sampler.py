@@ -21,7 +21,12 @@ from pyro_vae.pairs.any_rows import check_any_rows
 from pyro_vae.pairs.batching import Data, as_arguments, batch_of
 from pyro_vae.pairs.check import check_arguments
 from pyro_vae.pairs.chunking import CHUNK_DRAWS
-from pyro_vae.pairs.coverage import check_coverage, is_zero_outside, stays_inside
+from pyro_vae.pairs.coverage import (
+    check_coverage,
+    depends_on_data,
+    is_zero_outside,
+    stays_inside,
+)
 from pyro_vae.pairs.guides import is_automatic
 from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.runner import PairRunner
@@ -133,17 +138,32 @@ class Sampler:
         guide = self.programs.run_guide(batch_of(batch), num_samples, values)
         return self._sum(guide.values())
 
-    def check_weights(self) -> None:
-        """Check that the weights of the guide's samples estimate p(x), as in `check_coverage`."""
-        check_coverage(self.programs)
+    def check_weights(self, batch: Data | None = None) -> None:
+        """Check that the weights of the guide's samples estimate p(x), as in `check_coverage`.
+
+        Args:
+            batch: Data to check; by default a few. Nothing is run if they cannot differ from the
+                few.
+        """
+        all_data = self._depends_on_data  # first of all: `gaps` replaces the guide later
+        if batch is None:
+            check_coverage(self.programs)
+        elif all_data:
+            check_coverage(self.programs, [batch_of(batch)])
+
+    @functools.cached_property
+    def _depends_on_data(self) -> bool:
+        return depends_on_data(self.programs)
 
     @functools.cached_property
     def has_density(self) -> bool:
         """Whether `guide_at` gives the density of the guide's samples.
 
-        It does not if the guide computes its latents from auxiliary variables, or if its
-        distributions return positive densities outside their supports.
+        It does not if the guide is a point mass, if it computes its latents from auxiliary
+        variables, or if its distributions return positive densities outside their supports.
         """
+        if self.programs.point_masses:
+            return False
         with preserved_state(seed=0):
             draws = self.draw(self.few, PROBE_DRAWS)
             again = self.guide_at(self.few, draws.latents).detach()

@@ -40,6 +40,7 @@ class SiteDraws:
         observed: Whether the site is observed.
         distribution: Distribution of the site.
         computed: Whether the value is a function of other sites, as in `pyro.deterministic`.
+        mask: Elements of a latent that are not masked, of the shape of `value`; None if all are.
     """
 
     value: Tensor
@@ -48,6 +49,7 @@ class SiteDraws:
     observed: bool
     distribution: Distribution
     computed: bool = False
+    mask: Tensor | None = None
 
     @property
     def is_factor(self) -> bool:
@@ -161,7 +163,13 @@ def log_density(name: str, node: Node) -> Tensor:
 
 def is_delta(distribution: Distribution) -> bool:
     """Return whether a distribution is a point mass, inside any wrappers."""
-    return isinstance(unwrap_independent(distribution, *WRAPPERS, TransformedDistribution), Delta)
+    return point_in(distribution) is not None
+
+
+def point_in(distribution: Distribution) -> Delta | None:
+    """Return the point mass inside any wrappers, or None if the distribution is not one."""
+    inner = unwrap_independent(distribution, *WRAPPERS, TransformedDistribution)
+    return inner if isinstance(inner, Delta) else None
 
 
 def subsampled_plates(*traces: poutine.Trace) -> set[str]:
@@ -312,6 +320,12 @@ def stack(runs: list[Sites]) -> Sites:
             if site.observed and not site.computed
             else torch.cat([run[name].value for run in runs]),
             log_prob=torch.cat([run[name].log_prob for run in runs]),
+            mask=_joined([run[name].mask for run in runs]),
         )
         for name, site in runs[0].items()
     }
+
+
+def _joined(masks: list[Tensor | None]) -> Tensor | None:
+    found = [mask for mask in masks if mask is not None]
+    return torch.cat(found) if found else None

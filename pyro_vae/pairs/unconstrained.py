@@ -2,7 +2,8 @@
 
 Annealing, Hamiltonian Monte Carlo and refinement move through R^dim. The latents of all sites of a
 datum, each mapped from its support by `biject_to`, are concatenated to one state. Log densities of
-states include the log Jacobian of the map.
+states include the log Jacobian of the map. Masked elements have the densities of their prior and
+their guide, which integrate to one: the log density 0 has an infinite integral.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from torch.distributions.constraints import Constraint, MixtureSameFamilyConstra
 
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
+from pyro_vae.pairs.coverage import check_masked
+from pyro_vae.pairs.masks import IgnoreMasks
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.sampler import Draws, Sampler
 from pyro_vae.pairs.sites import SiteDraws
@@ -43,8 +46,8 @@ class Unconstrained:
         batch: Data.
 
     Raises:
-        PairError: If there is no latent, if one is discrete, or if no map from R^dim to its support
-            is known.
+        PairError: If there is no latent, if one is discrete, if no map from R^dim to its support is
+            known, or if the density of another site depends on masked elements.
     """
 
     def __init__(self, sampler: Sampler, batch: tuple[Tensor, ...]) -> None:
@@ -53,6 +56,7 @@ class Unconstrained:
         self._parameters = [p for module in modules for p in module.parameters(recurse=False)]
         with torch.no_grad():
             sites = sampler.programs.run_model(batch_of(batch), 1)
+            check_masked(sampler.programs, batch_of(batch), sites)
         self.supports: dict[str, Constraint] = {}
         self.transforms: dict[str, Transform] = {}
         self.shapes: dict[str, torch.Size] = {}
@@ -141,7 +145,7 @@ class Unconstrained:
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log prior of the states and log p(x|z), each of shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
-        with _constant(self._parameters):
+        with _constant(self._parameters), self._every_element():
             log_prior, log_likelihood = self.sampler.model_at(self.batch, latents)
         return log_prior + log_jacobian, log_likelihood
 
@@ -154,7 +158,12 @@ class Unconstrained:
     def log_guide(self, states: Tensor) -> Tensor:
         """Return the log density of the guide at states, shape `(samples, data)`."""
         latents, log_jacobian = self.constrain(states)
-        return self.sampler.guide_at(self.batch, latents) + log_jacobian
+        with self._every_element():
+            return self.sampler.guide_at(self.batch, latents) + log_jacobian
+
+    def _every_element(self) -> contextlib.AbstractContextManager[object]:
+        """Give masked elements their densities, unless a `Reparam` moved these to other sites."""
+        return contextlib.nullcontext() if self.sampler.programs.weighted else IgnoreMasks()
 
 
 @contextlib.contextmanager

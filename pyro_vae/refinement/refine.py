@@ -318,7 +318,8 @@ def refine(
 
     Raises:
         PairError: If a latent is discrete, outside the plate over the data, or on a surface, or has
-            bounds that depend on other latents. The guide's support may be a part of the prior's.
+            bounds that depend on other latents, or if a density depends on masked elements. The
+            guide's support may be a part of the prior's.
         ValueError: If log p(x) of a datum is not finite.
 
     Example:

@@ -156,7 +156,7 @@ ARGS = (torch.randn(20, 2), torch.randn(20))
 
 def test_a_point_mass_has_no_log_weight_and_says_why():
     guide = AutoDelta(regression)
-    with pytest.warns(UserWarning, match=r"point mass at \['w'\] \(AutoDelta\)"):
+    with pytest.warns(UserWarning, match=r"point mass at \['w'\] \(Delta, as in AutoDelta\)"):
         tree = pv.from_pyro_svi(regression, guide, model_args=ARGS, num_samples=3)
     assert "log_weight" not in tree["sample_stats"]
     assert tree["posterior/w"].shape == (1, 3, 2)
