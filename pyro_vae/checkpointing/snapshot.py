@@ -29,7 +29,15 @@ from pyro_vae.runtime.files import CheckpointError, JSONObject
 from pyro_vae.runtime.random_state import python_random_tensors, set_python_random
 from pyro_vae.runtime.versions import versions
 
-_WRONG_VALUES = (TypeError, AttributeError, RuntimeError, ValueError)
+# Errors of a state that does not fit the run.
+MISFITS = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+)
 # Values of `Progress.stopped`: after all epochs, or if a callback asked for it. With more epochs,
 # such a run continues.
 FINISHED, CALLBACK = "finished", "callback"
@@ -192,14 +200,7 @@ def restore(run: Resumable, checkpoint: Checkpoint) -> None:
         _restore(run, *checkpoint)
     except CheckpointError:
         raise
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:
+    except MISFITS as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
 
 
@@ -241,28 +242,9 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         svi.optim.add(parameters)
     progress = Progress(**state["progress"])
     _check_place(progress, run.rates.total_steps // now["epochs"], then["epochs"])
-    for kind in ("now", "best") if progress.best else ("now",):
-        for name, tensor in named.items():
-            if kind == "now" or name in before or f"best/{name}" in saved:
-                check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
-    for name, tensor in named.items():
-        if f"average/{name}" in saved:
-            check_tensor(f"average/{name}", tensor, saved[f"average/{name}"])
-
-    if (optimizer := svi.optim.optimizer) is not None:  # None at step 0
-        total_steps = run.rates.total_steps
-        # The schedule of the checkpoint, for the comparison of the optimizers' settings.
-        run.rates.total_steps = total_steps // now["epochs"] * then["epochs"]
-        run.rates.reset(optimizer, progress.step, progress.rate_factor)
-        names = {tensor: name for name, tensor in named.items()}
-        optimizer_state.restore(optimizer, names, saved, state["optimizer"])
-        svi.optim.is_restored = True
-        if "rates" in state:  # not in checkpoints of older versions
-            rates = run.rates.sampled(optimizer)
-            refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
-        if extends:
-            run.rates.total_steps = total_steps
-            run.rates.reset(optimizer, progress.step, progress.rate_factor)
+    _check_tensors(named, saved, with_best=bool(progress.best), before=before)
+    if svi.optim.optimizer is not None:  # None at step 0
+        _restore_optimizer(run, progress, named, saved, state)
     svi.update_outside = state["update_outside"]
     svi.trained.update(named[name] for name in state["trained"])
     with torch.no_grad():
@@ -285,6 +267,54 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
         progress.stopped = None
     run.loader_state = state.get("loader", {})
     run.progress = progress
+
+
+def _check_tensors(
+    named: Mapping[str, Tensor],
+    saved: dict[str, Tensor],
+    *,
+    with_best: bool,
+    before: Mapping[str, Tensor],
+) -> None:
+    """Check the tensors of a checkpoint.
+
+    Args:
+        named: Tensors of the run by name.
+        saved: Tensors of the checkpoint.
+        with_best: Whether the checkpoint has a best epoch.
+        before: Tensors of the run before late parameters. The best epoch has all of these.
+    """
+    for kind in ("now", "best") if with_best else ("now",):
+        for name, tensor in named.items():
+            if kind == "now" or name in before or f"best/{name}" in saved:
+                check_tensor(f"{kind}/{name}", tensor, saved.get(f"{kind}/{name}"))
+    for name, tensor in named.items():
+        if f"average/{name}" in saved:
+            check_tensor(f"average/{name}", tensor, saved[f"average/{name}"])
+
+
+def _restore_optimizer(
+    run: Resumable,
+    progress: Progress,
+    named: Mapping[str, Tensor],
+    saved: dict[str, Tensor],
+    state: JSONObject,
+) -> None:
+    """Restore the state of the optimizer, and the schedule of the run from this step on."""
+    optimizer, total_steps = run.svi.optim.optimizer, run.rates.total_steps
+    then, now = state["settings"]["epochs"], run.settings["epochs"]
+    # The schedule of the checkpoint, for the comparison of the optimizers' settings.
+    run.rates.total_steps = total_steps // now * then
+    run.rates.reset(optimizer, progress.step, progress.rate_factor)
+    names = {tensor: name for name, tensor in named.items()}
+    optimizer_state.restore(optimizer, names, saved, state["optimizer"])
+    run.svi.optim.is_restored = True
+    if "rates" in state:  # not in checkpoints of older versions
+        rates = run.rates.sampled(optimizer)
+        refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
+    if then < now:
+        run.rates.total_steps = total_steps
+        run.rates.reset(optimizer, progress.step, progress.rate_factor)
 
 
 def _check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:

@@ -194,8 +194,8 @@ class GroupCollector:
                 terms.append(site.per_datum(str(self.plate))[:, batch.repeated :])
             elif local:
                 terms.append(site.per_datum(str(self.plate))[:, batch.repeated :].sum(1))
-            elif self.shared is None:
-                terms.append(site.joint())
+            elif self.shared is None and not self.programs.per_datum:
+                terms.append(site.joint())  # else the site is a computed value without a density
         # A program without local sites has no terms after the first batch.
         return torch.stack(terms).sum(0) if terms else torch.zeros(num_draws)
 

@@ -9,32 +9,38 @@ from torch import Tensor
 
 from pyro_vae.arguments import Seed, Whole, checked
 from pyro_vae.data.dataset import Data
-from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
+from pyro_vae.runtime.random_state import preserved_state
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
 ACTIVE_VARIANCE = 0.01
 # The decoder ignores z if the latents of another datum cost less than this, in nats.
 IGNORED_NATS = 0.01
+PRIOR_DRAWS = 5000  # of a chunk of data with the same prior
 
 
 @dataclass(frozen=True)
 class Collapse:
     """Use of the latents; arrays of shape `(latent_dim,)` over the entries of all latent sites.
 
+    Each datum has its own prior if the prior depends on a context, as p(z|y) of a `ConditionalVAE`.
+    The aggregate prior is then the mixture of the priors of the data.
+
     Attributes:
         kl: KL(q(z_i|x) || p(z_i)) in nats, averaged over data, from the first two moments of the
             marginals. It is exact if both are normal.
-        mean_variance: Variance over data of the posterior mean E[z_i|x].
-        aggregate_mean: Mean of z_i over data and posterior, minus the prior mean, in prior standard
-            deviations. It is 0 if the aggregate posterior equals the prior.
-        aggregate_sd: Standard deviation of z_i over data and posterior, in prior standard
-            deviations. It is 1 if the aggregate posterior equals the prior.
+        mean_variance: Variance over data of the posterior mean E[z_i|x], minus the prior mean of
+            the datum.
+        aggregate_mean: Mean of z_i over data and posterior, minus the mean of the aggregate prior,
+            in standard deviations of the aggregate prior. It is 0 if the aggregate posterior equals
+            the aggregate prior.
+        aggregate_sd: Standard deviation of z_i over data and posterior, in standard deviations of
+            the aggregate prior. It is 1 if the aggregate posterior equals the aggregate prior.
         draws: One sample of z for each datum in the same units, shape `(num_data, latent_dim)`.
         reconstruction_drop: Decrease of E[log p(x|z)] in nats per datum when each datum gets the
             latents of another one. It is near 0 if the decoder ignores z.
@@ -131,7 +137,7 @@ def collapse(
 
     def score(batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
         draws = sampler.draw(batch, num_samples)
-        z = (_flat(draws.latents) - prior.mean(0)) / prior.std(0)
+        z = _flat(draws.latents)
         swapped = {name: value.roll(1, dims=1) for name, value in draws.latents.items()}
         log_likelihood = sampler.model_at(batch, swapped)[1]
         return {
@@ -139,12 +145,12 @@ def collapse(
             "variance": z.var(0),
             "draw": z[0],
             "drop": (draws.log_likelihood - log_likelihood).mean(0),
+            **_prior_moments(sampler, batch, num_samples),
         }
 
     checked = CheckedRows(pair, data)
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
-        prior = _prior_draws(sampler, data.batch(slice(1)), num_samples=5000)
         rows, _ = fitting(rows, num_samples, sampler.draw, data.batch(slice(4)))
         # At least two data in a chunk: latents are swapped within it.
         found = map_chunks(
@@ -156,26 +162,56 @@ def collapse(
             description="collapse",
             progress=progress,
         )
-    mean, variance = found["mean"], found["variance"]
-    # The variance of a mean of S samples biases its square by variance/S, and the KL by 1/(2S).
-    square = mean.square() - variance / num_samples
-    kl = 0.5 * (square + variance - 1 - variance.log()) - 0.5 / num_samples
-    mean_variance = mean.var(0) - variance.mean(0) / num_samples
+    return _collapse(found, num_samples)
+
+
+def _collapse(found: dict[str, Tensor], num_samples: int) -> Collapse:
+    """Return the use of the latents from the moments of posterior and prior of each datum."""
+    variance, prior_variance = found["variance"], found["prior_variance"]
+    shift = found["mean"] - found["prior_mean"]
+    # Means of S samples have the variance v/S, which biases their squares. The logarithm of a
+    # sample variance is biased by -1/S, and its inverse by a factor 1 + 2/S, for normal samples.
+    noise = variance / num_samples + prior_variance / found["prior_count"]
+    precision = (1 - 2 / found["prior_count"]) / prior_variance
+    kl = (shift.square() - noise + variance) * precision - 1 - (variance / prior_variance).log()
+    bias = 1 / num_samples - 1 / found["prior_count"]
+    center = found["prior_mean"].mean(0)
+    unit = (prior_variance.mean(0) + found["prior_mean"].var(0)).sqrt()
+    spread = found["mean"].var(0) - variance.mean(0) / num_samples + variance.mean(0)
     return Collapse(
-        kl=kl.mean(0).numpy(),
-        mean_variance=(mean_variance * prior.var(0).cpu()).numpy(),
-        aggregate_mean=mean.mean(0).numpy(),
-        aggregate_sd=(mean_variance + variance.mean(0)).sqrt().numpy(),
-        draws=found["draw"].numpy(),
+        kl=((kl - bias) / 2).mean(0).numpy(),
+        mean_variance=(shift.var(0) - noise.mean(0)).numpy(),
+        aggregate_mean=((found["mean"].mean(0) - center) / unit).numpy(),
+        aggregate_sd=(spread.sqrt() / unit).numpy(),
+        draws=((found["draw"] - center) / unit).numpy(),
         reconstruction_drop=float(found["drop"].double().mean()),
     )
 
 
-def _prior_draws(sampler: Sampler, datum: tuple[Tensor, ...], num_samples: int) -> Tensor:
-    """Sample latents from the prior, shape `(num_samples, latent_dim)`."""
-    sites = sampler.programs.run_model(batch_of(datum), num_samples, observe=False)
-    values = {name: sites[name].rows(sampler.plate) for name in sampler.programs.local_latents}
-    return _flat(values)[:, 0]
+def _prior_moments(
+    sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int
+) -> dict[str, Tensor]:
+    """Return mean and variance of the prior of each datum, and their number of samples.
+
+    If all data have the same prior, their samples are pooled.
+    """
+    num_data = len(batch[0])
+    shared = _same_prior(sampler, batch)
+    draws = _flat(sampler.from_prior(batch, -(-PRIOR_DRAWS // num_data) if shared else num_samples))
+    if shared:
+        draws = draws.flatten(0, 1)[:, None]
+    moments = {"prior_mean": draws.mean(0), "prior_variance": draws.var(0)}
+    rows = {name: value.expand(num_data, -1) for name, value in moments.items()}
+    return {**rows, "prior_count": torch.full((num_data, 1), float(len(draws))).double()}
+
+
+def _same_prior(sampler: Sampler, batch: tuple[Tensor, ...]) -> bool:
+    """Return whether the prior is the same for all data: the same noise gives the same samples."""
+    found = []
+    for rows in (batch, tuple(part.roll(1, dims=0) for part in batch)):
+        with preserved_state(seed=0):
+            found.append(_flat(sampler.from_prior(rows, 1)))
+    return torch.equal(*found)
 
 
 def _flat(latents: dict[str, Tensor]) -> Tensor:

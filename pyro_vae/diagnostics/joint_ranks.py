@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.sampler import Sampler
 
 PRIOR_DRAWS = 256  # of two data, for the scales of the latents
@@ -30,23 +29,18 @@ class Reference:
     def __init__(self, sampler: Sampler, template: tuple[Tensor, ...]) -> None:
         self.sampler = sampler
         few = tuple(rows[:2] for rows in template)
-        points = _flat(self._from_prior(few, PRIOR_DRAWS)).flatten(0, 1)
+        points = _flat(sampler.from_prior(few, PRIOR_DRAWS)).flatten(0, 1)
         self.scale = points.std(0).clamp(min=1e-30)
 
     def distances(
         self, batch: tuple[Tensor, ...], truth: Mapping[str, Tensor], draws: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return distances from a random point: of the truth, `(data,)`, and of the draws."""
-        points = _flat(self._from_prior(batch, 1))
+        points = _flat(self.sampler.from_prior(batch, 1))
         names = list(self.sampler.programs.local_latents)
         ends = ({n: truth[n][None] for n in names}, {n: draws[n] for n in names})
         one, others = (((_flat(z) - points) / self.scale).norm(dim=-1) for z in ends)
         return one[0], others
-
-    def _from_prior(self, batch: tuple[Tensor, ...], num_draws: int) -> dict[str, Tensor]:
-        sites = self.sampler.programs.run_model(batch_of(batch), num_draws, observe=False)
-        names = self.sampler.programs.local_latents
-        return {name: sites[name].rows(self.sampler.plate) for name in names}
 
 
 def log_densities(

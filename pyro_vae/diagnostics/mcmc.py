@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS
@@ -24,9 +25,15 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.pairs.pair import AnyPair, PairLike
+from pyro_vae.pairs.pair import AnyPair, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
-from pyro_vae.pairs.sites import sample_sites
+from pyro_vae.pairs.sites import (
+    ConditionLatents,
+    WithoutWeights,
+    deterministic_sites,
+    is_computed,
+    sample_sites,
+)
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
 
@@ -71,7 +78,8 @@ def mcmc_draws(
     Returns:
         A tree with the names, dimensions and coordinates of `from_pyro_svi`:
 
-        - `posterior`: samples of the chains;
+        - `posterior`: samples of p(z|x) of the model without weights (`poutine.scale`), and
+          computed values (`pyro.deterministic`);
         - `sample_stats`: `diverging` for each sample; for each chain and datum `acceptance_rate`,
           the share of accepted transitions, and the adapted `step_size`;
         - `encoder/posterior` and `encoder/sample_stats`: the same number of guide samples, and
@@ -121,9 +129,9 @@ def mcmc_draws(
             groups["posterior"].append(_posterior(chains, like.isel({plate: [n]})))
             groups["sample_stats"].append(_stats(chains, like.coords[plate][[n]]))
     attrs = {**encoder.attrs, "kernel": kernel, "warmup_steps": warmup_steps}
-    tree = xr.DataTree.from_dict(
-        {name: xr.concat(parts, plate).assign_attrs(attrs) for name, parts in groups.items()}
-    )
+    # The chains of each datum have their own values of a variable outside the plate.
+    whole = {name: xr.concat(parts, plate, data_vars="all") for name, parts in groups.items()}
+    tree = xr.DataTree.from_dict({name: part.assign_attrs(attrs) for name, part in whole.items()})
     tree.attrs = attrs
     tree["encoder"] = encoder.map_over_datasets(_in_chains, kwargs={"num_samples": num_samples})
     return tree
@@ -165,7 +173,8 @@ def _chain(
 ) -> _Chain:
     start = poutine.trace(pair.guide).get_trace(*datum)
     values = {name: node["value"].detach() for name, node in sample_sites(start)}
-    mover = kernel(pair.model, init_strategy=init_to_value(values=values))
+    model = WithoutWeights()(pair.model)  # a weight of the KL divergence is no part of p(x, z)
+    mover = kernel(model, init_strategy=init_to_value(values=values))
     diagnostics = {}
 
     def remember(mover: HMC, params: object, stage: str, i: int) -> None:
@@ -174,12 +183,27 @@ def _chain(
 
     run = MCMC(mover, num_samples, warmup_steps, disable_progbar=True, hook_fn=remember)
     run.run(*datum)
+    draws = run.get_samples()
+    draws |= _computed(model, datum, draws)
     return _Chain(
-        draws={name: value.cpu().numpy() for name, value in run.get_samples().items()},
+        draws={name: value.cpu().numpy() for name, value in draws.items()},
         diverging=np.isin(np.arange(num_samples), diagnostics["divergences"]),
         acceptance_rate=diagnostics["acceptance rate"],
         step_size=mover.step_size,
     )
+
+
+def _computed(
+    model: Program, datum: tuple[Tensor, ...], draws: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the computed values of a model (`is_computed`) at samples of its latents."""
+    runs = []
+    for s in range(len(next(iter(draws.values())))):
+        with torch.no_grad(), ConditionLatents({name: value[s] for name, value in draws.items()}):
+            trace = poutine.trace(model).get_trace(*datum)
+        nodes = [*sample_sites(trace), *deterministic_sites(trace)]
+        runs.append({name: node["value"] for name, node in nodes if is_computed(node)})
+    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
 
 
 def _posterior(chains: list[_Chain], like: xr.Dataset) -> xr.Dataset:

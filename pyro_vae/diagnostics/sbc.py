@@ -21,6 +21,7 @@ from pyro_vae.arguments import Count, Seed, checked
 from pyro_vae.data.dataset import Data, as_dataset
 from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.diagnostics.joint_ranks import Reference, log_densities
+from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import check_has_values, dataset_of
 from pyro_vae.pairs.log_weights import importance_bound, pareto_khat
@@ -78,7 +79,9 @@ def sbc(
         each simulated datum, and its `khat`.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, or cannot be resampled.
+        PairError: If a latent is outside the plate over the data, or cannot be resampled. If the
+            pair does not fit x, or `evaluate` refuses its guide: its density is of another kind
+            than the prior's, or its support leaves out latents with p(x, z) > 0.
         ValueError: If there is less than one simulation or sample, or more than one observed site.
 
     Example:
@@ -114,9 +117,12 @@ def sbc(
     check_has_values(pair.model, pair.guide)
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         template = _template(pair, x, num_simulations)
+        check_data(pair, as_dataset(template), weighted=posterior == "guide")
         sampler = Sampler(pair, template)
         refiner, rows = None, data_per_chunk(template[0].shape[1:], num_draws)
-        if posterior == "resampled":
+        if posterior == "guide":
+            sampler.check_weights()
+        else:
             refiner = Refiner(sampler, NUM_ROUNDS, NUM_CANDIDATES)
             rows, _ = refiner.chunk_sizes(template, num_simulations)
         has_density = refiner is not None or sampler.has_density

@@ -137,6 +137,24 @@ def call_part(
         raise program_error(role, values, error, part) from error
 
 
+def sample_part(
+    site: str, role: str, part: Callable[..., object], *inputs: Tensor, obs: Tensor | None = None
+) -> Tensor:
+    """Sample a site from the distribution that a part returns, or observe it.
+
+    Args:
+        site: Name of the sample site.
+        role: Role of the part, for the error message.
+        part: The part.
+        *inputs: Arguments of the part.
+        obs: Observed value, or None.
+
+    Raises:
+        PairError: If the part does not return a distribution.
+    """
+    return pyro.sample(site, expect_distribution(role, part, part(*inputs)), obs=obs)
+
+
 def mean_of(posterior: Distribution, num_samples: int = 100) -> Tensor:
     """Return E[z], estimated from samples if it has no closed form, as for a flow."""
     try:

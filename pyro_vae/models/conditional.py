@@ -23,9 +23,9 @@ from pyro_vae.data.sources.frames import is_source
 from pyro_vae.models.base import (
     AnyPrior,
     AnySchema,
-    expect_distribution,
     expose_parameters,
     observed_or_drawn,
+    sample_part,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.models.with_schema import Filled, ThreeParts
@@ -70,10 +70,8 @@ class ConditionalModel(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", len(y), dim=-1):
-            prior = self.prior(y) if self.prior_takes_y else self.prior()
-            z = pyro.sample("z", expect_distribution("prior", self.prior, prior))
-            given = expect_distribution("likelihood", self.likelihood, self.likelihood(z, y))
-            return pyro.sample("x", given, obs=observed_or_drawn(x))
+            z = sample_part("z", "prior", self.prior, *((y,) if self.prior_takes_y else ()))
+            return sample_part("x", "likelihood", self.likelihood, z, y, obs=observed_or_drawn(x))
 
 
 class ConditionalGuide(nn.Module):
@@ -87,8 +85,7 @@ class ConditionalGuide(nn.Module):
         """Sample z of shape `(num_data, latent_dim)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(y), dim=-1):
-            posterior = expect_distribution("guide", self.posterior, self.posterior(x, y))
-            return pyro.sample("z", posterior)
+            return sample_part("z", "guide", self.posterior, x, y)
 
 
 class ConditionalVAE(ThreeParts):

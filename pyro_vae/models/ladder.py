@@ -24,9 +24,9 @@ from pyro_vae.models.base import (
     Network,
     Prior,
     call_part,
-    expect_distribution,
     expose_parameters,
     observed_or_drawn,
+    sample_part,
 )
 from pyro_vae.models.with_schema import Unconditional
 from pyro_vae.pairs.inputs import UserData, as_input
@@ -232,10 +232,9 @@ class LadderModel(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            prior = expect_distribution("prior", self.prior, self.prior())
-            z = self.descend(pyro.sample(f"z{len(self.decoders) + 1}", prior), pyro.sample)
-            given_z = expect_distribution("likelihood", self.likelihood, self.likelihood(z))
-            return pyro.sample("x", given_z, obs=observed_or_drawn(x))
+            top = sample_part(f"z{len(self.decoders) + 1}", "prior", self.prior)
+            z = self.descend(top, pyro.sample)
+            return sample_part("x", "likelihood", self.likelihood, z, obs=observed_or_drawn(x))
 
     def descend(self, z: Tensor, choose: Choice) -> Tensor:
         """Return z_1 below a z_L, with each layer chosen given the layer above."""

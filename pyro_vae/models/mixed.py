@@ -13,7 +13,6 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.distributions.foreign import as_pyro
 from pyro_vae.models.base import (
     Autoencoder,
     Likelihood,
@@ -21,6 +20,7 @@ from pyro_vae.models.base import (
     Prior,
     expose_parameters,
     observed_or_drawn,
+    sample_part,
 )
 
 
@@ -87,12 +87,12 @@ class MixedModel(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            c = pyro.sample("c", self.discrete_prior())
-            z = pyro.sample("z", as_pyro(self.prior()))
+            c = sample_part("c", "prior", self.discrete_prior)
+            z = sample_part("z", "prior", self.prior)
             # Enumerated codes have an extra dimension to the left of the data.
             batch = torch.broadcast_shapes(c.shape[:-1], z.shape[:-1])
             both = torch.cat([c.expand(*batch, -1), z.expand(*batch, -1)], dim=-1)
-            return pyro.sample("x", as_pyro(self.likelihood(both)), obs=observed_or_drawn(x))
+            return sample_part("x", "likelihood", self.likelihood, both, obs=observed_or_drawn(x))
 
 
 class MixedGuide(nn.Module):
@@ -106,5 +106,5 @@ class MixedGuide(nn.Module):
         """Sample c and z for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
-            c = pyro.sample("c", self.discrete_posterior(x))
-            return c, pyro.sample("z", as_pyro(self.posterior(x)))
+            c = sample_part("c", "guide", self.discrete_posterior, x)
+            return c, sample_part("z", "guide", self.posterior, x)

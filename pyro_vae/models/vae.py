@@ -24,9 +24,9 @@ from pyro_vae.models.base import (
     Likelihood,
     Posterior,
     Prior,
-    expect_distribution,
     expose_parameters,
     observed_or_drawn,
+    sample_part,
 )
 from pyro_vae.models.exporting import BATCH_SIZES, SEED, export
 from pyro_vae.models.with_schema import ThreeParts, Unconditional
@@ -55,9 +55,8 @@ class Model(nn.Module):
         """
         expose_parameters(self, "model")
         with pyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = pyro.sample("z", expect_distribution("prior", self.prior, self.prior()))
-            given_z = expect_distribution("likelihood", self.likelihood, self.likelihood(z))
-            return pyro.sample("x", given_z, obs=observed_or_drawn(x))
+            z = sample_part("z", "prior", self.prior)
+            return sample_part("x", "likelihood", self.likelihood, z, obs=observed_or_drawn(x))
 
 
 class Guide(nn.Module):
@@ -71,7 +70,7 @@ class Guide(nn.Module):
         """Sample z of shape `(num_data, latent_dim)` for x of shape `(num_data, *event)`."""
         expose_parameters(self, "guide")
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", expect_distribution("guide", self.posterior, self.posterior(x)))
+            return sample_part("z", "guide", self.posterior, x)
 
 
 class VAE(ThreeParts, Unconditional):

@@ -13,7 +13,7 @@ from pyro_vae.objectives.reparameterized import Args, Reparameterized, Traces
 from pyro_vae.objectives.sticking_the_landing import _elbo, _plates_over_data
 from pyro_vae.pairs.pair import PairError
 from pyro_vae.pairs.plates import frame_of
-from pyro_vae.pairs.sites import Node, latent_sites
+from pyro_vae.pairs.sites import Node, full_size_of, latent_sites, plate_scale
 
 
 class FreeBits(Reparameterized):
@@ -82,8 +82,9 @@ class FreeBits(Reparameterized):
         for name, node in latent_sites(traces[0][0]):
             kl = sum(self._kl(name, model, guide) for model, guide in traces) / self.num_particles
             frame = frame_of(node, plates)
-            # Total weight of the site's log densities over the minibatch.
-            weight = node["scale"] * (1 if frame is None else frame.size)
+            # Total weight of the site's log densities over the minibatch, for whole other plates.
+            weight = node["scale"] / plate_scale(node)
+            weight = weight * (1 if frame is None else full_size_of(frame))
             free = self.free_nats * weight
             bound = bound - (free - kl).clamp(min=0).sum()
         return bound

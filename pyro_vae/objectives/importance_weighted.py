@@ -16,6 +16,7 @@ from pyro_vae.objectives.reparameterized import (
     along_draws,
 )
 from pyro_vae.objectives.sticking_the_landing import _plates_over_data
+from pyro_vae.pairs.objectives import check_whole_plates
 from pyro_vae.pairs.pair import PairError, Program
 from pyro_vae.pairs.plates import frame_of
 from pyro_vae.pairs.sites import Node, observed_sites, sample_sites
@@ -45,7 +46,8 @@ class ImportanceWeighted(PathDerivative):
     Raises:
         ValueError: If num_particles is not a whole number of at least 1.
         PairError: If a site is outside the plate over the data, if several plates may be that
-            plate, or if observed sites have different scales. Raised when the loss is computed.
+            plate, if another plate is subsampled, or if observed sites have different scales.
+            Raised when the loss is computed.
 
     Example:
         >>> import torch
@@ -81,7 +83,7 @@ class ImportanceWeighted(PathDerivative):
             max_plate_nesting=max_plate_nesting,
         )
         self.doubly_reparameterized = doubly_reparameterized
-        self.is_elbo = num_particles == 1
+        self.is_elbo = self.is_linear = num_particles == 1
 
     def _get_trace(
         self, model: Program, guide: Program, args: Args, kwargs: KwArgs
@@ -108,8 +110,9 @@ class ImportanceWeighted(PathDerivative):
 
     def _per_datum(self, traces: Traces, args: Args) -> tuple[Tensor, Tensor, float | Tensor]:
         """Return log p(x,z) and log q(z|x), unscaled, each `(K, M)`, and the scale per datum."""
-        scale = _scale_of_observations(traces[0][0])
         plates = _plates_over_data(traces)
+        check_whole_plates(traces[0], plates, self)
+        scale = _scale_of_observations(traces[0][0])
         log_p, log_q = (
             torch.cat([self._sum(trace, plates) for trace in half]) / scale
             for half in zip(*traces, strict=True)

@@ -108,7 +108,8 @@ def is_elbo(objective: object) -> bool:
         >>> pv.objectives.is_elbo(Trace_ELBO()), pv.objectives.is_elbo(pv.objectives.Beta(4.0))
         (True, False)
 
-    See also: `fit`, which reports `"train_elbo"` for such objectives, else `"train_objective"`.
+    See also: `fit`, which reports `"train_elbo"` for such objectives if no term is weighted, as by
+    `poutine.scale`, else `"train_objective"`.
     """
     pyros = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
     default = isinstance(objective, pyros) and not isinstance(objective, TraceTailAdaptive_ELBO)

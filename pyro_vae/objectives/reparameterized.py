@@ -18,8 +18,8 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.arguments import Count, checked
-from pyro_vae.pairs.check import check_reparameterized
 from pyro_vae.pairs.guides import without_observations
+from pyro_vae.pairs.objectives import check_reparameterized
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node, latent_sites
 
@@ -37,6 +37,8 @@ class Reparameterized(ELBO):
     Attributes:
         is_bound: Whether the expected value is a lower bound of log p(x).
         is_elbo: Whether the expected value is the ELBO.
+        is_linear: Whether unbiased estimates of log densities, as from a subsampled plate, keep the
+            value a bound. They do not inside the exponential of an importance weight.
         needs_reparameterization: Whether the guide of every latent needs an `rsample`.
 
     Args:
@@ -51,6 +53,7 @@ class Reparameterized(ELBO):
 
     is_bound = True
     is_elbo = False
+    is_linear = True
     needs_reparameterization = True
 
     @checked

@@ -8,9 +8,7 @@ from inspect import Parameter
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from pyro_vae.arguments import checked
 from pyro_vae.data.conversion import as_tensor
@@ -28,6 +26,7 @@ from pyro_vae.pairs.latents import (
     check_shapes,
     check_supports,
 )
+from pyro_vae.pairs.objectives import check_objective
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.plates import data_plates, frame_of
 from pyro_vae.pairs.scales import warn_of_scales
@@ -42,12 +41,12 @@ from pyro_vae.pairs.sites import (
     plate_nesting,
     sample_sites,
     values_of,
+    weighted_sites,
 )
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import (
     check_gradients,
     check_support,
-    kind_of,
     support_name,
     support_of,
 )
@@ -153,7 +152,7 @@ def _check_batch(
         plates = data_plates([model, guide], [guide_program, pair.model], Arguments(batch, {}))
         _check_data_plate(model, plates[:1], len(batch[0]))
         if objective is not None:
-            _check_objective({**priors, **posteriors}, objective)
+            check_objective(model, guide, plates, objective)
         with ConditionLatents(values_of(guide)):
             replayed, failure = _run("model", pair.model, batch)
         if failure:
@@ -175,7 +174,8 @@ def _check_batch(
             log_density(name, node)
     sums = [name for name, node in priors.items() if name not in guide and is_enumerated(node)]
     shared = tuple(name for name in sums if frame_of(priors[name], plates) is None)
-    table = SiteTable(_table(model), _table(guide), plate_nesting(model, guide), plates, shared)
+    nesting, scaled = plate_nesting(model, guide), weighted_sites(guide, model)
+    table = SiteTable(_table(model), _table(guide), nesting, plates, shared, scaled)
     return table, drawn
 
 
@@ -306,20 +306,6 @@ def check_values(x: Tensor, *others: Tensor) -> None:
             )
 
 
-def check_reparameterized(name: str, distribution: Distribution, objective: object) -> None:
-    """Check that a latent has reparameterized samples, for an objective that needs them.
-
-    Raises:
-        PairError: If the distribution has no `rsample`.
-    """
-    if not distribution.has_rsample:
-        raise PairError(
-            f"{type(objective).__name__} needs reparameterized samples, and the guide's "
-            f"{kind_of(distribution)} for latent {name!r} has none: use Trace_ELBO, enumerate a "
-            "discrete latent by TraceEnum_ELBO, or choose a guide with rsample"
-        )
-
-
 def _run(
     role: str, program: Program, batch: tuple[Tensor, ...]
 ) -> tuple[poutine.Trace, PairError | None]:
@@ -369,23 +355,6 @@ def _check_data_plate(model: poutine.Trace, plates: tuple[str, ...], num_data: i
             f"no observed site ({', '.join(observed)}) is in a plate over the {num_data} data, so "
             "minibatches cannot be weighted: put it into pyro.plate('data', len(x))"
         )
-
-
-def _check_objective(latents: dict[str, Node], objective: object) -> None:
-    needed = getattr(
-        objective,
-        "needs_reparameterization",
-        isinstance(objective, TraceMeanField_ELBO | RenyiELBO),
-    )
-    enumerates = isinstance(getattr(objective, "objective", objective), TraceEnum_ELBO)
-    for name, node in latents.items():
-        if is_enumerated(node) and not enumerates:
-            raise PairError(
-                f"latent {name!r} is marked for enumeration, but {type(objective).__name__} does "
-                "not enumerate: use TraceEnum_ELBO(), or remove the mark"
-            )
-        if needed:
-            check_reparameterized(name, node["fn"], objective)
 
 
 def _check_observation(name: str, node: Node) -> None:

@@ -116,6 +116,11 @@ class Sampler:
         """Sample z `num_samples` times for each datum, in one run."""
         return self.rsample(batch, num_samples)
 
+    def from_prior(self, batch: Data, num_samples: int) -> dict[str, Tensor]:
+        """Sample the latents of each datum from its prior, in the shapes of `Draws.latents`."""
+        sites = self.programs.run_model(batch_of(batch), num_samples, observe=False)
+        return {name: sites[name].rows(self.plate) for name in self.programs.local_latents}
+
     def model_at(self, batch: Data, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return log p(z) and log p(x|z) with gradients, each of shape `(samples, data)`.
 

@@ -32,6 +32,8 @@ class SiteTable:
         plate_nesting: Number of batch dimensions that the plates of both take.
         data_plates: Names of the plates over the data, the plate of the observed sites first.
         shared_sums: Names of the latents outside these plates that are summed out in the model.
+        weighted: Names of the sites with a weighted log density in model or guide, as by
+            `poutine.scale`. An objective of weighted terms is not the ELBO.
     """
 
     model: dict[str, Site]
@@ -39,6 +41,7 @@ class SiteTable:
     plate_nesting: int
     data_plates: tuple[str, ...] = ()
     shared_sums: tuple[str, ...] = ()
+    weighted: tuple[str, ...] = ()
 
     def __rich__(self) -> Table:
         table = Table("site", "model: batch | event on support", "guide: batch | event on support")

@@ -1,5 +1,6 @@
 """Read the sample sites of a traced Pyro program, and set the values of its sites."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -186,6 +187,16 @@ def subsampled_plates(*traces: poutine.Trace) -> set[str]:
     return names
 
 
+class WithoutWeights(Messenger):
+    """Drops the weights of `poutine.scale` from log densities, and keeps the scales of plates.
+
+    Use it outside of the program: `WithoutWeights()(model)`.
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        msg["scale"] = plate_scale(msg)
+
+
 class SampleData(UnconditionMessenger):
     """Sample the observed sites, except those that record a computed value."""
 
@@ -298,6 +309,21 @@ def dims_of(frames: list[CondIndepStackFrame]) -> list[int]:
 def full_size_of(frame: CondIndepStackFrame) -> int:
     """Return the size of a plate before subsampling."""
     return frame.size if frame.full_size is None else frame.full_size
+
+
+def plate_scale(node: Node) -> float:
+    """Return the scale of a site's log density by its subsampled plates: N/M for M of N entries."""
+    return math.prod(full_size_of(frame) / frame.size for frame in node["cond_indep_stack"])
+
+
+def weighted_sites(*traces: poutine.Trace) -> tuple[str, ...]:
+    """Return the names of the sites whose log density is weighted, as by `poutine.scale`."""
+    names: dict[str, None] = {}
+    for name, node in [site for trace in traces for site in sample_sites(trace)]:
+        scale = torch.as_tensor(node["scale"]).double()
+        if not torch.allclose(scale, torch.full_like(scale, plate_scale(node))):
+            names[name] = None
+    return tuple(names)
 
 
 def plate_nesting(*traces: poutine.Trace) -> int:

@@ -114,10 +114,7 @@ class Unconstrained:
     @torch.no_grad()
     def from_prior(self, num_samples: int) -> Tensor:
         """Sample states from the prior."""
-        sites = self.sampler.programs.run_model(batch_of(self.batch), num_samples, observe=False)
-        return self.unconstrain(
-            {name: sites[name].rows(self.sampler.plate) for name in self.transforms}
-        )
+        return self.unconstrain(self.sampler.from_prior(self.batch, num_samples))
 
     def from_guide(self, num_samples: int) -> tuple[Tensor, Draws]:
         """Sample states from the guide; return them with the densities of the latents."""

@@ -11,7 +11,6 @@ from pyro_vae.runtime.files import CheckpointError
 
 MAX_BYTES = 128 * 2**20  # of a file, such as a history of about 700,000 epochs
 MAX_DEPTH, MAX_COUNT = 64, 10_000_000
-MAX_INTEGER = 2**64
 
 
 class Schema(Protocol):

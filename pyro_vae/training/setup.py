@@ -38,6 +38,7 @@ from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
+from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.pairs.state import create_parameters, restored
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device, device_of, resolve_device
@@ -144,6 +145,7 @@ class Job:
         config: Settings of `fit`.
         pair: Model and guide, or an `SVI` of them.
         svi: Training step, with a loss in nats per datum.
+        is_elbo: Whether minus this loss estimates the ELBO.
         train: Training data on the device.
         validation: Validation data on the device, or None.
         checked: The training data, checked against the likelihood's support.
@@ -160,6 +162,7 @@ class Job:
     config: FitConfig
     pair: PairLike | SVI
     svi: SVI
+    is_elbo: bool
     train: Dataset
     validation: Dataset | None
     checked: CheckedRows
@@ -185,7 +188,7 @@ class Job:
     @property
     def curve(self) -> str:
         """Name of the training objective in the history."""
-        return "train_elbo" if is_elbo(self.svi.objective) else "train_objective"
+        return "train_elbo" if self.is_elbo else "train_objective"
 
 
 def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: FitConfig) -> Job:
@@ -206,7 +209,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     held_out = None if validation is None else dataset_of(pair, validation, device)
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * _steps_per_epoch(data, batch_size, config.drop_last)
-    svi = _per_datum_svi(pair, data, batch_size, total_steps, config)
+    svi, table = _per_datum_svi(pair, data, batch_size, total_steps, config)
     checked = CheckedRows(pair, data, gradients=True)
     sampler = checked_validation = None
     if held_out is not None:
@@ -237,6 +240,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         config=config,
         pair=pair,
         svi=svi,
+        is_elbo=is_elbo(svi.objective) and not table.weighted,
         train=data,
         validation=held_out,
         checked=checked,
@@ -285,8 +289,8 @@ def _steps_per_epoch(data: Dataset, batch_size: int, drop_last: bool) -> int:
 
 def _per_datum_svi(
     pair: PairLike | SVI, data: Dataset, batch_size: int, total_steps: int, config: FitConfig
-) -> SVI:
-    """Check a pair against its data; return its training step, with a loss in nats per datum."""
+) -> tuple[SVI, SiteTable]:
+    """Check a pair against its data; return its training step in nats per datum, and its sites."""
     optim: PyroOptim | Optimizer | OptimizerFactory
     guide, compile, precision = pair.guide, config.compile, config.precision
     guide = without_observations(guide)
@@ -333,4 +337,4 @@ def _per_datum_svi(
     svi.choose_particles(data.batch(slice(8)), {})
     svi.nest_plates(table.plate_nesting)
     check_last_batch(pair, data, total_steps // config.epochs, batch_size)
-    return svi
+    return svi, table
