@@ -53,6 +53,8 @@ def _family() -> int:
 
 
 def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if a.dtype != torch.float32:  # a graph that is repeated in double precision
+        return a @ b if bias is None else a @ b + bias
     return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", [], "")
 
 

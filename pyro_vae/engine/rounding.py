@@ -44,9 +44,6 @@ class InDouble(TorchDispatchMode):
             return given[0][0].copy_(drawn) if in_place else tree_map(_double, drawn)
         # An operation in place keeps the dtype of its tensor.
         wide, options = given if in_place else tree_map(_double, given)
-        if func is torch.ops.pyro_vae.product.default:  # for single precision only
-            a, b, bias = wide
-            return a @ b if bias is None else a @ b + bias
         return func(*wide, **options)
 
 
