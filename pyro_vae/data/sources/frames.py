@@ -1,7 +1,6 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
 import contextlib
-import datetime
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -303,20 +302,3 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
         }
     )
     return found.to_numpy() if isinstance(like, np.ndarray) else found
-
-
-def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series:
-    """Return a column with other values in some rows, in its type."""
-    dtype = series.dtype
-    if dtype in (nw.Date, nw.Datetime):
-        new: list[object] = [value.item() for value in values]
-        if dtype == nw.Date:
-            new = [value.item().date() for value in values]
-        elif getattr(dtype, "time_zone", None):
-            new = [value.item().replace(tzinfo=datetime.UTC) for value in values]
-    elif dtype in (nw.String, nw.Categorical, nw.Enum):
-        is_date = values.dtype.kind == "M"
-        new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
-    else:
-        new = [round(value) if dtype.is_integer() else value for value in values.tolist()]
-    return series.scatter(rows, new)

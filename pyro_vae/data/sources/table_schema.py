@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.arguments import Count, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources import frames
+from pyro_vae.data.sources import filling, frames
 from pyro_vae.data.sources.columns import SHOWN, Column, column_of
 from pyro_vae.data.sources.kinds import MAX_LABELS
 from pyro_vae.data.sources.text_files import TextForm
@@ -245,7 +245,8 @@ class TableSchema(Part):
     def complete(self, source: object, x: Tensor) -> np.ndarray | IntoDataFrame:
         """Return a table with its missing values replaced by those of x.
 
-        Columns that are not modelled, and observed values, are unchanged.
+        Columns that are not modelled, and observed values, are unchanged. Columns of integers that
+        are filled have 64 bits, since a model of their values knows no narrower bounds.
 
         Args:
             source: Table of this schema: a path, a frame or an array.
@@ -259,7 +260,8 @@ class TableSchema(Part):
             series = frame[column.name]
             rows = np.flatnonzero(frames.missing_of(series))
             if len(rows):
-                filled.append(frames.filled(series, rows, column.restored(numbers[rows, i])))
+                values = column.restored(numbers[rows, i])
+                filled.append(filling.filled(series, rows, values, column.levels))
         completed = frame.with_columns(*filled) if filled else frame
         return completed.to_numpy() if is_array else completed.to_native()
 
