@@ -25,8 +25,8 @@ from pyro_vae.runtime.progress_bar import reading_bar
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 # Images of formats that are not read.
-OTHER_ENDINGS = (".jfif", ".jpe", ".jp2", ".jpx", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".tga")
-OTHER_ENDINGS += (".pgm", ".ppm", ".pnm", ".dcm", ".svg", ".dng", ".cr2", ".nef", ".arw", ".psd")
+OTHER_ENDINGS = {".jfif", ".jpe", ".jp2", ".jpx", ".j2k", ".jxl", ".heic", ".heif", ".avif", ".tga"}
+OTHER_ENDINGS |= {".pgm", ".ppm", ".pnm", ".dcm", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"}
 DATA = (".mtx", ".mtx.gz", ".h5ad", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".pt")
 ARRAY_STORES = (".zarr", ".zgroup", ".zarray", "zarr.json")  # folders that are arrays
 LABEL = "label"  # the context of images
