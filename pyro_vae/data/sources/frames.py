@@ -22,6 +22,12 @@ from pyro_vae.data.sources.texts import Texts
 # Data in the form of the user: the path of a file, an array, or a frame of pandas, polars, ....
 Table: TypeAlias = str | os.PathLike[str] | np.ndarray | IntoDataFrame
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+OUTSIDE = (
+    f"expected numbers of magnitude {SMALLEST:.2g} to {np.finfo(np.float32).max:.2g}, the range of "
+    "float32. Divide the column by a number, such as its largest one"
+)
+
 
 def is_frame(source: object) -> TypeGuard[IntoDataFrame]:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
@@ -42,7 +48,8 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
     """Return a frame of numbers as a float32 tensor, unchanged, with NaN for missing values.
 
     Raises:
-        DataError: If a column has other values than numbers or truth values.
+        DataError: If a column has other values than numbers or truth values, or numbers that
+            float32 does not have.
     """
     columns = []
     found = read(frame)
@@ -53,7 +60,11 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
                 f"column {name!r} has values of type {kind}, which are no numbers. pv.suggest("
                 "frame) builds a VAE for tables with such columns; or leave the column out"
             )
-        columns.append(values_of(found[name], "real")[0])
+        values = values_of(found[name], "real")[0]
+        if (large := np.abs(values) > np.finfo(np.float32).max).any():
+            row = int(large.argmax())
+            raise DataError(f"column {name!r}, row {row}: {OUTSIDE}, got {values[row]!r}")
+        columns.append(values)
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
