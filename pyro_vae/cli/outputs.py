@@ -161,7 +161,8 @@ def write_completed(
 
 def _new_name(names: Collection[str]) -> str:
     """Return a name for the column with the number of a draw that the table does not have."""
-    name = next(n for n in ("draw", *map("draw_{}".format, itertools.count(1))) if n not in names)
+    possible = itertools.chain(["draw"], map("draw_{}".format, itertools.count(1)))
+    name = next(name for name in possible if name not in names)
     if name != "draw":
         warnings.warn(
             f"the table has a column 'draw', so the number of each completed table is in {name!r}",
