@@ -1,12 +1,15 @@
 """Write the results of commands, atomically: tables, arrays, AnnData."""
 
 import io
+import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyro_vae.cli.sources import check_apart, taken_by
+from pyro_vae.data.errors import DataWarning
 from pyro_vae.runtime.files import writable_folder, write_file
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ def check(
         endings: Possible endings of its name, or None for any.
 
     Raises:
-        ValueError: If it is a folder or data, or its ending is not one of `endings`.
+        ValueError: If it is a folder or data, or its ending is not one of `endings`, or it is an
+            `.h5ad` file and the data are not, of which it is a copy.
         CheckpointError: If its folder is not writable.
     """
     if path.is_dir() and not path.is_symlink():  # a link is replaced
@@ -41,6 +45,11 @@ def check(
     if endings is not None and path.suffix not in endings:
         raise ValueError(
             f"{option} {path}: expected a file that ends in one of {', '.join(endings)}"
+        )
+    if path.suffix == ".h5ad" and not str(next(iter(data), None)).endswith(".h5ad"):
+        raise ValueError(
+            f"{option} {path}: .h5ad is a copy of the data with more columns, so it needs data in "
+            f"this format, got {next(iter(data), None)}. Write {', '.join(TABLES)}"
         )
     check_apart(path, option, *data)
     writable_folder(path.parent, [path.name])
@@ -133,7 +142,10 @@ def write_completed(
         options: Options with which it is read.
         rows: Its rows.
         tables: Completed rows, shape `(num_tables, num_data, num_columns)`; several tables are
-            written below each other, with a column `draw`.
+            written below each other, with a column `draw` first.
+
+    Warns:
+        DataWarning: If the table has a column `draw`. The new one is `draw_1` then.
     """
     import pandas as pd
 
@@ -141,9 +153,23 @@ def write_completed(
     original = schema_frame(source, options, as_text)
     completed = [rows.schema.complete(original, values) for values in tables]
     if len(completed) > 1:
+        name = _new_name(original.columns)
         for number, frame in enumerate(completed):
-            frame.insert(0, "draw", number)
+            frame.insert(0, name, number)
     write_frame(path, pd.concat(completed, ignore_index=True))
+
+
+def _new_name(names: Collection[str]) -> str:
+    """Return a name for the column with the number of a draw that the table does not have."""
+    possible = itertools.chain(["draw"], map("draw_{}".format, itertools.count(1)))
+    name = next(name for name in possible if name not in names)
+    if name != "draw":
+        warnings.warn(
+            f"the table has a column 'draw', so the number of each completed table is in {name!r}",
+            DataWarning,
+            stacklevel=3,
+        )
+    return name
 
 
 def schema_frame(
@@ -177,11 +203,19 @@ def write_intervals(
         **{end: [value(end, row, i) for row, i in places] for end in ends},
         "share": [float(found["share"][row, i]) for row, i in places],
     }
-    write_table(path, {k: v if k == "row" else list(map(_plain, v)) for k, v in columns.items()})
+    write_table(path, {k: v if k == "row" else _plain(v) for k, v in columns.items()})
 
 
-def _plain(value: object) -> object:
-    return None if value is None or value != value else value
+def _plain(values: Sequence[object]) -> "pd.Series":
+    """Return values of several columns as one: text if they are of several types.
+
+    Parquet and Feather have one type for each column, so numbers next to levels are text.
+    """
+    import pandas as pd
+
+    known = [None if value is None or value != value else value for value in values]
+    column = pd.Series(known, dtype=object).infer_objects()
+    return column.map(str, na_action="ignore") if column.dtype == object else column
 
 
 def write_anndata(
@@ -192,8 +226,6 @@ def write_anndata(
     khat: "np.ndarray",
 ) -> None:
     """Write a copy of an `.h5ad` file with arrays in `.obsm`, and log p(x) and k-hat in `.obs`."""
-    if not source.endswith(".h5ad"):
-        raise ValueError(f"--out {path}: .h5ad needs data in this format, got {source}")
     import anndata
 
     annotated = anndata.read_h5ad(source)

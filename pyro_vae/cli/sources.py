@@ -229,12 +229,18 @@ def taken_by(function: Callable[..., object], options: Mapping[str, object]) -> 
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of a folder, that of the names and sizes of its files."""
+    """Return the SHA-256 of a file; of a folder, that of the names and sizes of the files read.
+
+    Other files of a folder of images, such as .DS_Store, may come and go.
+    """
+    from pyro_vae.data.sources import images
+
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    is_images = images.READER.accepts(path)
     found = hashlib.sha256()
-    for item in sorted(path.rglob("*")):
+    for item in images.files_in(path) if is_images else sorted(path.rglob("*")):
         if item.is_file():
             found.update(f"{item.relative_to(path)}\0{item.stat().st_size}\n".encode())
     return found.hexdigest()

@@ -226,7 +226,8 @@ def test_parts_of_a_module_are_used_and_asked_for(other_kinds):
 )  # fmt: skip
 def test_mistakes_are_sentences(trained, table, tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pv, "fit", lambda *args, **kwargs: pytest.fail("training has begun"))
+    for work in ("fit", "evaluate"):
+        monkeypatch.setattr(pv, work, lambda *args, **kwargs: pytest.fail("work has begun"))
     places = {"table": table, "run": trained}
     assert sentence in refused(*(word.format(**places) for word in words))
     assert not [*tmp_path.iterdir()]  # nothing half-written

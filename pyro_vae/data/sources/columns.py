@@ -123,13 +123,27 @@ class Column(Part):
             codes = self._codes(given, missing)
             return codes, codes.astype(np.float32)
         values = kinds.days(given, self.origin) if self.kind == "date" else given
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             x = values.astype(np.float32)
+        self._check(self._outside(values, x), given, frames.OUTSIDE, way_out=False)
         valid = missing | (self.rule.valid(values) & self.rule.valid(x))
         if self.is_open:
             valid &= missing | ((x > 0) & (x < 1))
         self._check(~valid, given, f"expected {self._expected}")
         return values, x
+
+    def _outside(self, values: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return the mask of values that float32 does not have.
+
+        Small numbers are 0 in float32. They are outside if the kind refuses 0, or if all numbers of
+        the column, these and those of the schema, are as small.
+        """
+        small = (values != 0) & (np.abs(values) < frames.SMALLEST)
+        known = np.append(values[np.isfinite(values)], [self.low, self.high])
+        is_scale = bool(np.abs(known).max() < frames.SMALLEST)
+        refuses_zero = not self.rule.valid(np.zeros(1))[0]
+        large = np.isfinite(values) & np.isinf(x)
+        return large | small if is_scale or refuses_zero else large
 
     @property
     def _expected(self) -> str:
@@ -166,16 +180,18 @@ class Column(Part):
         )
         return np.where(missing, np.nan, codes)
 
-    def _check(self, invalid: np.ndarray, values: np.ndarray, expected: str) -> None:
+    def _check(
+        self, invalid: np.ndarray, values: np.ndarray, expected: str, way_out: bool = True
+    ) -> None:
         if invalid.any():
-            row, way_out = int(invalid.argmax()), ""
-            if self.kind in NARROW and self.values_type != "text":
+            row, advice = int(invalid.argmax()), ""
+            if way_out and self.kind in NARROW and self.values_type != "text":
                 kind = setting("columns", {self.name: "real"})
-                way_out = f". If such values are possible, build the model with {kind}"
+                advice = f". If such values are possible, build the model with {kind}"
             raise DataError(
                 f"column {self.name!r}, row {row}: {expected}, got {_plain(values[row])!r} "
                 f"({int(invalid.sum())} such values; rows are counted from 0, without the header)"
-                f"{way_out}"
+                f"{advice}"
             )
 
     def standardized_by(self, numbers: np.ndarray) -> Self:

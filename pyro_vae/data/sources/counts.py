@@ -14,6 +14,7 @@ from pyro_vae.arguments import Count, Finite, checked
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.labels import codes_of
 from pyro_vae.data.sources.matrices import Counts, SparseRows, library_sizes, load
 from pyro_vae.data.sources.reader import Reader
 from pyro_vae.part import Part
@@ -263,7 +264,8 @@ def _dataset(counts: Counts, schema: CountsSchema, order: np.ndarray | None) -> 
     matrix = counts.matrix if on_disk else counts.matrix.astype(np.float32, copy=False)
     labels = None
     if schema.labels is not None and counts.obs is not None and schema.labels in counts.obs:
-        labels = _codes(counts, schema.labels, schema.class_names)
+        names = counts.obs[schema.labels].astype(str).tolist()
+        labels = codes_of(names, schema.class_names, f"{counts.name}, {schema.labels!r} of .obs")
     encoded = [_encoded(counts, column) for column in schema.columns]
     context = (torch.cat(encoded, -1),) if encoded else ()
     rows = SparseRows(matrix, order)

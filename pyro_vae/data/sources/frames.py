@@ -1,7 +1,6 @@
 """Tables as frames: files, pandas and polars frames and arrays, read through narwhals."""
 
 import contextlib
-import datetime
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,12 @@ from pyro_vae.data.sources.texts import Texts
 # Data in the form of the user: the path of a file, an array, or a frame of pandas, polars, ....
 Table: TypeAlias = str | os.PathLike[str] | np.ndarray | IntoDataFrame
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+OUTSIDE = (
+    f"expected numbers of magnitude {SMALLEST:.2g} to {np.finfo(np.float32).max:.2g}, the range of "
+    "float32. Divide the column by a number, such as its largest one"
+)
+
 
 def is_frame(source: object) -> TypeGuard[IntoDataFrame]:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
@@ -43,7 +48,8 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
     """Return a frame of numbers as a float32 tensor, unchanged, with NaN for missing values.
 
     Raises:
-        DataError: If a column has other values than numbers or truth values.
+        DataError: If a column has other values than numbers or truth values, or numbers that
+            float32 does not have.
     """
     columns = []
     found = read(frame)
@@ -54,7 +60,11 @@ def numbers_of(frame: IntoDataFrame) -> Tensor:
                 f"column {name!r} has values of type {kind}, which are no numbers. pv.suggest("
                 "frame) builds a VAE for tables with such columns; or leave the column out"
             )
-        columns.append(values_of(found[name], "real")[0])
+        values = values_of(found[name], "real")[0]
+        if (large := np.abs(values) > np.finfo(np.float32).max).any():
+            row = int(large.argmax())
+            raise DataError(f"column {name!r}, row {row}: {OUTSIDE}, got {values[row]!r}")
+        columns.append(values)
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
@@ -303,20 +313,3 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
         }
     )
     return found.to_numpy() if isinstance(like, np.ndarray) else found
-
-
-def filled(series: nw.Series, rows: np.ndarray, values: np.ndarray) -> nw.Series:
-    """Return a column with other values in some rows, in its type."""
-    dtype = series.dtype
-    if dtype in (nw.Date, nw.Datetime):
-        new: list[object] = [value.item() for value in values]
-        if dtype == nw.Date:
-            new = [value.item().date() for value in values]
-        elif getattr(dtype, "time_zone", None):
-            new = [value.item().replace(tzinfo=datetime.UTC) for value in values]
-    elif dtype in (nw.String, nw.Categorical, nw.Enum):
-        is_date = values.dtype.kind == "M"
-        new = [str(text) for text in (np.datetime_as_string(values) if is_date else values)]
-    else:
-        new = [round(value) if dtype.is_integer() else value for value in values.tolist()]
-    return series.scatter(rows, new)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from pyro_vae.data.sources.images import ImageSchema
 
+# Formats whose depth `_bits` reads. Others, such as JPEG 2000, may lose bits without notice.
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "GIF")
+BITS_PER_SAMPLE = 258  # tag of TIFF
 RUN = 16  # files that a thread decodes in turn
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
@@ -67,16 +70,33 @@ def opened(path: Path) -> "Image":
         count = getattr(image, "n_frames", 1)
         if count > 1 and image.format != "MPO":  # photos with a preview
             raise DataError(f"{count} pictures in one file; expected one in each file")
-        if image.mode[0] in "IF":
+        if image.format not in FORMATS:
             raise DataError(
-                f"pixels of more than 8 bits (mode {image.mode}); expected 8 bits. Scale and save "
-                "them with 8 bits, or open an array of floats (.npy)"
+                f"an image of the format {image.format}; expected {', '.join(FORMATS)}. Convert it"
+            )
+        if (bits := _bits(image)) > 8:
+            raise DataError(
+                f"pixels of more than 8 bits ({bits} in a channel); expected 8 bits. Scale and "
+                "save them with 8 bits, or open an array of floats (.npy)"
             )
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _bits(image: "Image") -> int:
+    """Return the number of bits of a channel in the file of an image that is not decoded yet.
+
+    The mode is not enough: Pillow reads colours of 16 bits as their high bytes, in 8-bit modes.
+    """
+    if image.format == "TIFF":
+        return max(cast(Any, image).tag_v2.get(BITS_PER_SAMPLE, (1,)))
+    if image.mode[0] in "IF":
+        return 16
+    raw_modes = [str(tile[3]) for tile in cast(Any, image).tile]
+    return 16 if image.format == "PNG" and any(";16" in mode for mode in raw_modes) else 8
 
 
 def is_grey(image: "Image") -> bool:

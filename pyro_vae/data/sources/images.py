@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -24,6 +24,9 @@ from pyro_vae.part import Part
 from pyro_vae.runtime.progress_bar import reading_bar
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+# Images of formats that are not read.
+OTHER_ENDINGS = {".jfif", ".jpe", ".jp2", ".jpx", ".j2k", ".jxl", ".heic", ".heif", ".avif", ".tga"}
+OTHER_ENDINGS |= {".pgm", ".ppm", ".pnm", ".dcm", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"}
 DATA = (".mtx", ".mtx.gz", ".h5ad", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".pt")
 ARRAY_STORES = (".zarr", ".zgroup", ".zarray", "zarr.json")  # folders that are arrays
 LABEL = "label"  # the context of images
@@ -166,7 +169,8 @@ def read(
     """Read images as 8-bit pixels of shape `(num_data, channels, height, width)`.
 
     Images are rotated as their EXIF data state, and transparent pixels are shown on white.
-    Subfolders of a folder are classes, unless images lie next to them. All files are decoded once,
+    Subfolders of a folder are classes, unless images lie next to them. Hidden files and folders,
+    whose names begin with a dot, are left out. All files are decoded once,
     so unreadable files are found here. Pixels of more than `IN_MEMORY` bytes are decoded again for
     each batch.
 
@@ -184,7 +188,7 @@ def read(
             channel or several pictures, or if sizes or channels differ.
 
     Warns:
-        DataWarning: If unreadable files are left out.
+        DataWarning: If unreadable files, or images in a folder with another ending, are left out.
     """
     paths, labels, classes = _find(source)
     name = _name(source)
@@ -206,19 +210,43 @@ def _find(source: Any) -> tuple[list[Path], list[int], list[str]]:
         return paths, [], []
     if not source.is_dir():
         return [source], [], []
-    paths = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
-    )
+    paths, others = files_in(source), _files_in(source, OTHER_ENDINGS)
     if not paths:
         raise DataError(_no_images(source))
+    if others:
+        endings = sorted({path.suffix.lower() for path in others})
+        warnings.warn(
+            f"{source}: {len(others):,} files that end in {', '.join(endings)} are left out, such "
+            f"as {others[0]}; expected images that end in {', '.join(ENDINGS)}. Convert them, or "
+            "rename those that have one of these formats",
+            DataWarning,
+            stacklevel=4,
+        )
     parts = [path.relative_to(source).parts for path in paths]
     if min(map(len, parts)) == 1:
         return paths, [], []
     classes = sorted({part[0] for part in parts})
     number = {name: i for i, name in enumerate(classes)}
     return paths, [number[part[0]] for part in parts], classes
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders that are read, sorted.
+
+    Names that begin with a dot are left out, those of folders, too: they are copies and indices of
+    programs, such as `.ipynb_checkpoints`.
+    """
+    return _files_in(folder, ENDINGS)
+
+
+def _files_in(folder: Path, endings: Collection[str]) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
 
 
 def _no_images(folder: Path) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor
 from pyro_vae.arguments import Count, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources import frames
+from pyro_vae.data.sources import filling, frames
 from pyro_vae.data.sources.columns import SHOWN, Column, column_of
 from pyro_vae.data.sources.kinds import MAX_LABELS
+from pyro_vae.data.sources.labels import classes_in, codes_of, names_in
 from pyro_vae.data.sources.text_files import TextForm
 from pyro_vae.part import Part
 
@@ -126,13 +127,13 @@ class TableSchema(Part):
                 "data of the model had no missing values. Fill it, or train on data with missing "
                 "values"
             )
-        labels = self._classes(frame)
+        classes = self._classes(frame)
         return Dataset(
             torch.from_numpy(x),
-            labels,
+            classes,
             name=frames.name_of(source),
             schema=self,
-            class_names=() if labels is None else self.class_names,
+            class_names=() if classes is None else self.class_names,
             context=(self._encoded(frame),) if self.given else (),
         )
 
@@ -164,11 +165,8 @@ class TableSchema(Part):
         """Return the classes of rows; None if the table has none, or a class that is not known."""
         if self.labels is None or self.labels not in frame.columns:
             return None
-        texts, _ = frames.values_of(frame[self.labels], "text")
-        number = {name: i for i, name in enumerate(self.class_names)}
-        if not {*texts} <= number.keys():
-            return None
-        return torch.tensor([number[text] for text in texts])
+        names = names_in(frame[self.labels])
+        return codes_of(names, self.class_names, f"column {self.labels!r}")
 
     def _checked_names(self, frame: nw.DataFrame, is_array: bool) -> nw.DataFrame:
         known = [column.name for column in (*self.columns, *self.given)]
@@ -245,7 +243,8 @@ class TableSchema(Part):
     def complete(self, source: object, x: Tensor) -> np.ndarray | IntoDataFrame:
         """Return a table with its missing values replaced by those of x.
 
-        Columns that are not modelled, and observed values, are unchanged.
+        Columns that are not modelled, and observed values, are unchanged. Columns of integers that
+        are filled have 64 bits, since a model of their values knows no narrower bounds.
 
         Args:
             source: Table of this schema: a path, a frame or an array.
@@ -259,7 +258,8 @@ class TableSchema(Part):
             series = frame[column.name]
             rows = np.flatnonzero(frames.missing_of(series))
             if len(rows):
-                filled.append(frames.filled(series, rows, column.restored(numbers[rows, i])))
+                values = column.restored(numbers[rows, i])
+                filled.append(filling.filled(series, rows, values, column.levels))
         completed = frame.with_columns(*filled) if filled else frame
         return completed.to_numpy() if is_array else completed.to_native()
 
@@ -361,7 +361,7 @@ def schema_of(
             raise DataError(
                 f"{setting(option, unknown[0])} is not a column; expected one of {frame.columns}"
             )
-    class_names = [] if labels is None else sorted({*frames.values_of(frame[labels], "text")[0]})
+    class_names = [] if labels is None else classes_in(frame[labels])
     found = {name: column_of(frame[name], given.get(name)) for name in frame.columns}
     if unused := [name for name in context if not found[name].rule.in_model]:
         raise DataError(

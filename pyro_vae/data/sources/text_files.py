@@ -60,6 +60,7 @@ class _Layout:
         names: Names of the columns.
         codes: Names of columns with digits after leading zeros.
         groups: Names of columns in which all values have the form 1.234.
+        num_rows: Number of rows up to the last one that is not blank.
     """
 
     separator: str
@@ -67,10 +68,18 @@ class _Layout:
     names: list[str]
     codes: set[str]
     groups: set[str]
+    num_rows: int
+
+    @property
+    def has_blank_rows(self) -> bool:
+        """Whether a blank line is a row: in a file with one column, it is a missing value."""
+        return len(self.names) == 1
 
 
 def read(path: Path, form: TextForm, as_text: Collection[str] = ()) -> "pd.DataFrame":
     """Read a text file. Blanks around values and names, and empty rows at the end, are removed.
+
+    A blank line between others is a missing value in a file with one column, otherwise ignored.
 
     Columns of digits with leading zeros, as in postal codes, are text. A first line such as `sep=;`
     gives the separator.
@@ -111,6 +120,8 @@ def read(path: Path, form: TextForm, as_text: Collection[str] = ()) -> "pd.DataF
             encoding=encoding,
             na_values=[*MISSING, *form.na],
             index_col=False,
+            skip_blank_lines=not layout.has_blank_rows,
+            nrows=layout.num_rows if layout.has_blank_rows else None,
             skipinitialspace=True,
             low_memory=False,
             decimal=form.decimal,
@@ -143,7 +154,9 @@ def _scan(path: Path, form: TextForm) -> _Layout:
         is_german = separator == ";" and form.decimal == "."
         codes, groups = set[int](), {*range(len(names) * is_german)}
         number = header_line = rows.line_num
-        for row in rows:
+        num_rows = 0
+        for place, row in enumerate(rows, start=1):
+            num_rows = place if row else num_rows
             if number == header_line and len(header) == 1:
                 _check_one_column(path, header[0], row, separator)
             if row and len(row) != len(header):
@@ -154,7 +167,8 @@ def _scan(path: Path, form: TextForm) -> _Layout:
                     codes.add(i)
             if groups and row:
                 groups = {i for i in groups if not row[i] or _ONE_GROUP.fullmatch(row[i])}
-    return _Layout(separator, skip, names, {names[i] for i in codes}, {names[i] for i in groups})
+    texts, grouped = ({names[i] for i in found} for found in (codes, groups))
+    return _Layout(separator, skip, names, texts, grouped, num_rows)
 
 
 def _lines(path: Path, lines: Iterable[str], skip: int) -> Iterator[str]:
@@ -243,7 +257,8 @@ def _cleaned(
             f"in {setting('skip', layout.skip + 1)}"
         )
     rows = np.flatnonzero(used.any(axis=1))
-    frame = frame.loc[: rows[-1] if len(rows) else None, ~unnamed | used.any(axis=0)]
+    last = None if layout.has_blank_rows or not len(rows) else rows[-1]
+    frame = frame.loc[:last, ~unnamed | used.any(axis=0)]
     _check_integer_names(path, frame)
     for name in frame.columns[frame.columns.isin([*layout.groups])]:
         value = frame[name].dropna()

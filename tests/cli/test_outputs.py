@@ -1,0 +1,90 @@
+"""Tables that commands write: each format, with columns of each type and of several."""
+
+import pandas as pd
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.cli import outputs
+from pyro_vae.data import DataWarning
+
+COLUMNS = {
+    "real": [0.5, 1.25, 2.5, 3.125] * 3,
+    "count": [0, 1, 2, 9] * 3,
+    "town": [*"abca"] * 3,
+    "flag": [True, False, False, True] * 3,
+    "day": [*pd.date_range("2020-01-01", periods=12, freq="D")],
+}
+KINDS = {"real": "real", "count": "count", "town": "category", "flag": "binary", "day": "date"}
+FILLS = {"real": 7.5, "count": 4.0, "town": 2.0, "flag": 1.0, "day": 30.0}
+VALUES = {"real": "7.5", "count": "4", "town": "c", "flag": "True", "day": "2020-01-31"}
+READERS = {"csv": pd.read_csv, "tsv": pd.read_table, "parquet": pd.read_parquet}
+READERS |= {"feather": pd.read_feather}
+ENDS = ("value", "low_50", "high_50", "low_90", "high_90")
+
+
+def table_of(names):
+    """Return a table in which the last value of each column is missing."""
+    columns = {name: pd.Series(COLUMNS[name], dtype=object) for name in names}
+    frame = pd.DataFrame({"other": [0.1 * i for i in range(12)], **columns})
+    frame.loc[11, list(names)] = None
+    return frame
+
+
+def plain(value):
+    """Return a value as text, the same for numbers of all types."""
+    try:
+        return str(float(value))
+    except (TypeError, ValueError):
+        return str(value).removesuffix(" 00:00:00")
+
+
+CASES = [("real", "count"), ("town",), ("day",), ("count", "town"), ("flag", "real"), (*COLUMNS,)]
+
+
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("names", CASES, ids="-".join)
+def test_intervals_of_columns_of_any_types_are_written(names, ending, tmp_path):
+    data = pv.data.open(table_of(names), columns={name: KINDS[name] for name in names})
+    x = data[:].clone()
+    x[11, 1:] = torch.tensor([FILLS[name] for name in names])
+    missing = data[:].isnan()
+    found = {**dict.fromkeys(ENDS, x), "share": torch.full_like(x, 0.5)}
+    path = tmp_path / f"iv.{ending}"
+    outputs.write_intervals(path, data, missing, found)
+    written = READERS[ending](path)
+    assert written["row"].tolist() == [11] * len(names)
+    assert written["column"].tolist() == list(names)
+    for end in ENDS:
+        assert [*map(plain, written[end])] == [plain(VALUES[name]) for name in names]
+    if {*names} <= {"real", "count"}:
+        assert written["value"].dtype.kind in "if"
+
+
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("taken", [[], ["draw"], ["draw", "draw_1"]])
+def test_the_number_of_a_draw_is_in_a_column_of_its_own(taken, ending, tmp_path):
+    frame = table_of(["real"]).assign(**dict.fromkeys(taken, "mine"))
+    source = tmp_path / f"a.{ending}"
+    outputs.write_frame(source, frame)
+    data = pv.data.open(source)
+    tables = torch.stack([data[:].nan_to_num(float(i)) for i in range(3)])
+    name = ["draw", "draw_1", "draw_2"][len(taken)]
+    path = tmp_path / f"out.{ending}"
+    if taken:
+        with pytest.warns(DataWarning, match=f"number of each completed table is in '{name}'"):
+            outputs.write_completed(path, str(source), {}, data, tables)
+    else:
+        outputs.write_completed(path, str(source), {}, data, tables)
+    written = READERS[ending](path)
+    assert list(written.columns) == [name, *frame.columns]
+    assert written[name].tolist() == [i for i in range(3) for _ in range(12)]
+    assert all((written[column] == "mine").all() for column in taken)
+    assert written["real"][11::12].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_copy_of_anndata_needs_anndata(tmp_path):
+    for data in ("people.csv", "mnist", "a.npy"):
+        with pytest.raises(ValueError, match=f"needs data in this format, got {data}"):
+            outputs.check(tmp_path / "z.h5ad", "--out", [data, None], [".csv", ".h5ad"])
+    outputs.check(tmp_path / "z.h5ad", "--out", ["cells.h5ad"], [".csv", ".h5ad"])
