@@ -9,6 +9,7 @@ from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import (
+    SUMS,
     CheckpointError,
     finite_or_none,
     foreign,
@@ -33,33 +34,49 @@ FILES = (
 BEFORE = "results-before"
 
 
+def check_results(folder: Path) -> None:
+    """Check that no file has the name of a result, unless the folder is that of an earlier run.
+
+    Raises:
+        CheckpointError: If a run has not written into the folder, and a run would replace a file.
+    """
+    if (found := _results(folder)) and not _is_of_run(folder):
+        raise CheckpointError(
+            f"{found[0]} is not the result of a run, and a run would replace it: move it away, or "
+            "choose another output folder"
+        )
+
+
 def set_aside_results(folder: Path) -> None:
     """Move the model, scores and pictures in the folder of a run to `results-before`.
 
-    They replace the results in that folder. If it has other files, or is a link, it is kept, and
-    the results are moved to a folder with a number after that name. Links are not moved.
+    They replace the results in that folder. They are moved to a folder with a number after that
+    name, and nothing is deleted, if `results-before` has other files or is a link, if only the
+    results in it have scores, or if the files are not the results of a run. Links are not moved.
 
     Warns:
         UserWarning: If there are results. The message names the folder.
     """
-    found = [folder / name for name in FILES if _is_file(folder / name)]
-    models = (folder / MODEL, replaced(folder / MODEL))
-    found += [path for path in models if path.exists() and not foreign(path, MODEL_FILES)]
-    if not found:
+    if not (found := _results(folder)):
         return
+    is_of_run = _is_of_run(folder)
     moved, before = unused(folder, f"{BEFORE}-"), folder / BEFORE
     moved.mkdir()
     for path in found:
         path.rename(moved / path.name)
-    for name in (MODEL, replaced(before / MODEL).name):
-        remove_folder(before / name, MODEL_FILES)
-    remove_folder(before, FILES)
-    if not before.exists() and not before.is_symlink():
-        moved = moved.rename(before)
+    # A run that failed before its scores were written does not replace a finished one.
+    is_finished = _is_file(moved / METRICS) or not _is_file(before / METRICS)
+    if is_of_run and is_finished:
+        for name in (MODEL, replaced(before / MODEL).name):
+            remove_folder(before / name, MODEL_FILES)
+        remove_folder(before, FILES)
+        if not before.exists() and not before.is_symlink():
+            moved = moved.rename(before)
     sync(folder)
+    what = "the results of an earlier run" if is_of_run else "files with the names of results"
     warnings.warn(
-        f"{folder} has the results of an earlier run: they were moved to {moved}. Pass another "
-        "folder (out=) to keep the results of several runs",
+        f"{folder} has {what}: they were moved to {moved}. Pass another folder (out=) to keep the "
+        "results of several runs",
         stacklevel=2,
     )
 
@@ -72,8 +89,31 @@ def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]
     """
     recorded = _history(folder)
     given = json.loads(json.dumps(list(history)))
-    if recorded is not None and finite_or_none(recorded) != finite_or_none(given):
+    is_other = recorded is not None and finite_or_none(recorded) != finite_or_none(given)
+    if is_other or not _is_of_run(folder):
         set_aside_results(folder)
+
+
+def _results(folder: Path) -> list[Path]:
+    """Return the files and models in a folder that have the names of results."""
+    return [folder / name for name in FILES if _is_file(folder / name)] + [
+        path
+        for path in (folder / MODEL, replaced(folder / MODEL))
+        if not foreign(path, MODEL_FILES) and any(_is_file(path / name) for name in MODEL_FILES)
+    ]
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Return whether a run has written into a folder: a history, a model or a checkpoint.
+
+    The names of other results, such as `page.html`, prove nothing: a user may have chosen them.
+    """
+    models = (folder / MODEL, replaced(folder / MODEL))
+    return (
+        bool(_history(folder))
+        or any(all(_is_file(path / name) for name in MODEL_FILES) for path in models)
+        or any(folder.glob(f"checkpoints*/*/{SUMS}"))
+    )
 
 
 def _history(folder: Path) -> object:

@@ -1,5 +1,6 @@
 """The application: its commands, and how errors and warnings are printed."""
 
+import functools
 import sys
 import warnings
 from typing import Annotated
@@ -8,9 +9,9 @@ import typer
 from typer import Option
 
 import pyro_vae as pv
-from pyro_vae.arguments import settings_written_by
+from pyro_vae.arguments import checked, settings_written_by
 from pyro_vae.cli import training, using
-from pyro_vae.cli.sources import as_option
+from pyro_vae.cli.reading import as_option
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: describe data, train, evaluate, inspect, use.",
@@ -29,7 +30,7 @@ for command in (
     using.impute,
     using.sample,
 ):
-    app.command()(command)
+    app.command()(checked(command))  # numbers are checked before anything is read or moved
 
 
 def _print_version(requested: bool) -> None:
@@ -47,7 +48,9 @@ def _options(
                is_eager=True),
     ] = False,
 ) -> None:  # fmt: skip
-    context.with_resource(settings_written_by(as_option))
+    command = context.command.commands.get(context.invoked_subcommand)  # type: ignore[attr-defined]
+    flags = None if command is None else {flag for item in command.params for flag in item.opts}
+    context.with_resource(settings_written_by(functools.partial(as_option, flags=flags)))
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ import typer
 from typer import Argument, Option
 
 import pyro_vae as pv
-from pyro_vae.arguments import shown
+from pyro_vae.arguments import Samples, shown
+from pyro_vae.arguments import Seed as AnySeed
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
@@ -30,9 +31,9 @@ OtherData = Annotated[
     str | None, Argument(help="File or folder to use [default: the test rows of the run]")
 ]
 Data = Annotated[str, Argument(help="File or folder, or the name of a dataset (its test data)")]
-Seed = Annotated[int, Option(help="Random seed")]
+Seed = Annotated[AnySeed, Option(help="Random seed")]
 Device = Annotated[str, Option(help="torch device, such as cpu or cuda")]
-NumSamples = Annotated[int, Option(help="K, the number of importance samples for log p(x)")]
+NumSamples = Annotated[Samples, Option(help="K, the number of importance samples for log p(x)")]
 Refine = Annotated[bool, Option("--refine", help="Correct the posterior of each datum first")]
 Module = Annotated[
     Path | None, Option(help="Python file that defines parts of the model; it is executed")
@@ -59,6 +60,14 @@ SchemaFile = Annotated[
 Reading = Annotated[
     list[str],
     Option("--option", help="Option of the reader, as in encoding=latin-1; may be repeated"),
+]
+ReadingAgain = Annotated[
+    list[str],
+    Option(
+        "--option",
+        help="Option of the reader for DATA, as in encoding=latin-1, in place of that of the run; "
+        "may be repeated",
+    ),
 ]
 
 

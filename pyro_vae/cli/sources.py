@@ -3,16 +3,12 @@
 import dataclasses
 import hashlib
 import inspect
-import json
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyro_vae as pv
-from pyro_vae.arguments import ANY
-from pyro_vae.cli.options import pairs_of
+from pyro_vae.cli.reading import read_options
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
@@ -21,15 +17,6 @@ if TYPE_CHECKING:
     from pyro_vae.runtime.files import JSONObject
 
 SCHEMA = "schema.json"
-LISTS = ("na", "covariates")  # options of readers that are lists
-# Arguments that are options of commands. Other arguments of readers are values of --option.
-OPTIONS = {
-    "columns": "--column",
-    **{name: f"--{name}" for name in ("labels", "context", "size", "key", "schema")},
-    **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
-    **{"prior": "--prior", "guide": "--guide", "latent_dim": "--latent-dim"},
-}
-REPEATED = ("hidden", "latent_dim")  # options that are given once for each value
 HELD_OUT = 0.1  # share of the rows for tests, and another one for validation
 
 
@@ -62,12 +49,8 @@ class Source:
         """Return all rows, or the training data of a named dataset."""
         if self.is_named:
             return self._named()[0]
-        if not Path(self.data).exists():
-            known = ", ".join(pv.data.NAMES)
-            raise ValueError(
-                f"{self.data}: no such file or directory, and no dataset of this name; the "
-                f"datasets are {known}"
-            )
+        known = ", ".join(pv.data.NAMES)
+        check_exists(self.data, f", and no dataset of this name; the datasets are {known}")
         data = pv.data.open(Path(self.data), **self.options)
         return self.binarized(data)
 
@@ -76,6 +59,8 @@ class Source:
 
         Kinds and levels are found on all rows; shift and unit on the training rows only.
         """
+        if self.test is not None:
+            check_exists(self.test)
         if self.is_named:
             full, test = self._named()
             return (*full.hold_out(len(full) // 12), test)
@@ -97,7 +82,7 @@ class Source:
         return training, validation, test
 
     def _named(self) -> tuple["Dataset", "Dataset"]:
-        if self.options or self.test:
+        if self.options or self.test is not None:
             given = next(iter([*self.options, "test"]))
             raise ValueError(f"the dataset {self.data} takes no option {given!r}")
         train, test = pv.data.load(
@@ -158,9 +143,11 @@ def check_apart(path: Path, option: str, *data: str | None) -> None:
     Raises:
         ValueError: If it is data, or in a folder of data.
     """
+    from pyro_vae.data.sources.matrices import GENE_FILES
+
     target = path.resolve()
     for source in data:
-        if source is None or source in pv.data.NAMES:
+        if not source or source in pv.data.NAMES:
             continue
         place = Path(source).resolve()
         if place == target or (place.is_dir() and place in target.parents):
@@ -168,6 +155,23 @@ def check_apart(path: Path, option: str, *data: str | None) -> None:
                 f"{option} {path}: expected another path than that of the data, {source}, and "
                 "outside it"
             )
+        if ".mtx" in place.name.lower() and target in map(place.with_name, GENE_FILES):
+            raise ValueError(
+                f"{option} {path}: expected another name, because it is read as the names of the "
+                f"genes in {source}"
+            )
+
+
+def check_exists(path: str, more: str = "") -> None:
+    """Check that a path of data exists; `more` is added to the error.
+
+    Raises:
+        ValueError: If it does not, or is empty, which is no path.
+    """
+    if not path:
+        raise ValueError("the path of the data is empty: expected a file or a folder")
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file or directory{more}")
 
 
 def data_in(metrics: "JSONObject") -> list[str | None]:
@@ -177,7 +181,11 @@ def data_in(metrics: "JSONObject") -> list[str | None]:
 
 
 def data_of(
-    vae: "AnyVAE", metrics: "JSONObject", data: str | None, root: Path | None = None
+    vae: "AnyVAE",
+    metrics: "JSONObject",
+    data: str | None,
+    root: Path | None = None,
+    reading: Sequence[str] = (),
 ) -> "Dataset":
     """Return data in the schema of a run's model: given ones, or the test rows of the run.
 
@@ -186,17 +194,19 @@ def data_of(
         metrics: Metrics of the run.
         data: Name of a dataset (its test data), a path, or None.
         root: Folder of datasets.
+        reading: Values of `--option`, which replace those of the run for other data.
 
     Raises:
         ValueError: If the data are not there, have changed, or do not have the schema.
     """
+    if reading and (data is None or data in pv.data.NAMES):
+        raise ValueError(f"--option {reading[0]}: expected the path of other data as DATA")
     seed = metrics["seed"]
     if data is not None and data not in pv.data.NAMES:
-        if not Path(data).exists():
-            raise ValueError(f"{data}: no such file or directory")
-        options = metrics.get("source", {}).get("options", {})
+        check_exists(data)
+        schema = getattr(vae, "schema", None)
         source = Source(data, binarize=metrics["binarization"], seed=seed)
-        return source.binarized(read_by(getattr(vae, "schema", None), data, options))
+        return source.binarized(read_by(schema, data, options_again(schema, metrics, reading)))
     if data is not None:
         metrics = {**metrics, "dataset": data, "source": None}
     try:
@@ -215,10 +225,32 @@ def data_of(
     return test
 
 
+def options_again(
+    schema: "Schema | None", metrics: "JSONObject", reading: Sequence[str]
+) -> dict[str, object]:
+    """Return the options to read other data of a run: those of its data, or of `--option`.
+
+    Raises:
+        ValueError: If a schema takes no such option, because it is one of training.
+    """
+    given = read_options(list(reading))
+    if schema is None:
+        return given
+    known = sorted(inspect.signature(schema.read).parameters.keys() - {"source"})
+    if unknown := sorted(given.keys() - {*known}):
+        expected = f"expected some of {', '.join(known)}" if known else "such data take no option"
+        raise ValueError(
+            f"--option {unknown[0]}={given[unknown[0]]}: {expected}. Columns and their kinds are "
+            "those of the run"
+        )
+    recorded = (metrics.get("source") or {}).get("options", {})
+    return taken_by(schema.read, recorded) | given
+
+
 def read_by(schema: "Schema | None", path: str, options: Mapping[str, object]) -> "Dataset":
     """Read a file by a schema, with those options of the first file that the schema takes."""
     if schema is None:
-        return pv.data.open(Path(path))
+        return pv.data.open(Path(path), **options)
     return schema.read(Path(path), **taken_by(schema.read, options))
 
 
@@ -244,88 +276,6 @@ def digest(path: Path) -> str:
         if item.is_file():
             found.update(f"{item.relative_to(path)}\0{item.stat().st_size}\n".encode())
     return found.hexdigest()
-
-
-def options_of(
-    columns: list[str],
-    labels: str | None,
-    context: list[str],
-    size: str | None,
-    key: str | None,
-    schema: Path | None,
-    reading: list[str],
-) -> dict[str, object]:
-    """Return the options of `pyro_vae.data.open` from those of the command line.
-
-    Raises:
-        ValueError: If a value cannot be read.
-    """
-    kinds, known_labels = ({}, None) if schema is None else _kinds_in(schema)
-    kinds |= pairs_of(columns, "--column")
-    given: dict[str, object] = {
-        "labels": labels or known_labels,
-        "key": key,
-        "columns": kinds or None,
-        "context": context or None,
-    }
-    if size is not None:
-        sides = size.lower().split("x")
-        if not all(side.isdigit() for side in sides) or len(sides) > 2:
-            raise ValueError(f"--size {size}: expected a number of pixels, or HEIGHTxWIDTH")
-        given["size"] = int(size) if len(sides) == 1 else [int(side) for side in sides]
-    found = {name: value for name, value in given.items() if value is not None}
-    return found | {k: _value(k, v) for k, v in pairs_of(reading, "--option").items()}
-
-
-def as_option(name: str, value: object = ANY) -> str:
-    """Return an argument and its value as words of a shell, such as `--column age=real`.
-
-    The inverse of `options_of`; a `Form` of `pyro_vae.arguments.settings`.
-    """
-    option = OPTIONS.get(name, "--option")
-    if value is ANY:
-        return option if name in OPTIONS else f"{option} {name}"
-    if isinstance(value, Mapping):
-        words = [f"{key}={item}" for key, item in value.items()]
-    elif isinstance(value, Sequence) and name in REPEATED:
-        words = f" {option} ".join(map(str, value)).split()
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        words = [("x" if name == "size" else ",").join(map(str, value))]
-    elif isinstance(value, bool):
-        words = [] if value and name in OPTIONS else [str(value).lower()]
-    else:
-        words = [str(value)]
-    if name not in OPTIONS:
-        words = [f"{name}={word}" for word in words]
-    # Words with punctuation are quoted, too, so that they end visibly in a sentence.
-    plain = re.compile(r"[\w=./-]+", re.ASCII)
-    return " ".join([option, *(w if plain.fullmatch(w) else _quoted(w) for w in words)])
-
-
-def _quoted(word: str) -> str:
-    return shlex.quote(word) if shlex.quote(word) != word else f"'{word}'"
-
-
-def _value(name: str, text: str) -> object:
-    if name in LISTS:
-        return text.split(",")
-    if name == "skip" and text.isdigit():
-        return int(text)
-    return text.lower() == "true" if text.lower() in ("true", "false") else text
-
-
-def _kinds_in(path: Path) -> tuple[dict[str, str], str | None]:
-    """Return the kinds of columns in a schema.json, and the name of the column of classes."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {str(column["name"]): str(column["kind"]) for column in content["columns"]}
-        return kinds, content.get("labels")
-    except OSError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} has no kinds of columns: expected the schema.json of a table ({error!r})"
-        ) from error
 
 
 def schema_json(schema: "Schema") -> "JSONObject":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 import pyro_vae as pv
+from pyro_vae.arguments import Count, Positive
 from pyro_vae.cli.options import (
     Columns,
     Context,
@@ -28,7 +29,8 @@ from pyro_vae.cli.options import (
     print_first,
     print_schema,
 )
-from pyro_vae.cli.sources import SCHEMA, Source, check_apart, options_of, schema_json
+from pyro_vae.cli.reading import options_of
+from pyro_vae.cli.sources import SCHEMA, Source, check_apart, schema_json
 
 if TYPE_CHECKING:
     import torch
@@ -121,9 +123,9 @@ def train(
     objective: Annotated[
         str | None, Option(help=f"Objective: {', '.join(OBJECTIVES)} [default: elbo]")
     ] = None,
-    particles: Annotated[int | None, Option(help="Number of samples in the objective")] = None,
+    particles: Annotated[Count | None, Option(help="Number of samples in the objective")] = None,
     epochs: Annotated[
-        int | None, Option(help="Number of passes over the training data [default: by their size]")
+        Count | None, Option(help="Number of passes over the data [default: by their number]")
     ] = None,
     latent_dim: Annotated[
         list[int] | None,
@@ -137,13 +139,13 @@ def train(
         bool | None, Option("--conv/--no-conv", help="Whether networks are convolutional")
     ] = None,
     batch_size: Annotated[
-        int | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
+        Count | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
     ] = None,
     learning_rate: Annotated[
-        float | None, Option(help="Maximum of the one-cycle schedule [default: 0.003]")
+        Positive | None, Option(help="Maximum of the one-cycle schedule [default: 0.003]")
     ] = None,
     patience: Annotated[
-        int | None,
+        Count | None,
         Option(help="Stop after this number of epochs without a better validation ELBO"),
     ] = None,
     num_samples: NumSamples = 500,
@@ -160,14 +162,10 @@ def train(
     """Train a VAE that suits the data; write its scores, figures and page to a folder."""
     import torch
 
-    from pyro_vae.runtime.files import write_json
-
-    if source and data and source != data:
-        raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
     followed = _recipe(recipe, objective, particles, learning_rate)
     options = options_of(column, labels, context, size, key, schema, option)
-    origin = Source(source or data or "mnist", options, binarize, data_root, test, seed)
-    check_apart(out, "--out", origin.data, test)
+    origin = Source(_data(source, data), options, binarize, data_root, test, seed)
+    _check_output(out, origin)
     training, validation, held_out = origin.split()
     if training.schema is not None:
         print_schema(training, options)
@@ -183,16 +181,11 @@ def train(
         prior=prior,
         guide=guide,
     )
+    sizes = {"epochs": epochs, "batch_size": batch_size}
     if followed is None:
-        many = not origin.is_named and len(training) > MANY
-        batch_size = batch_size or (512 if many else 128)
-        settings = _settings(learning_rate or LEARNING_RATE) | {
-            "objective": _objective(objective or "elbo", particles),
-            "epochs": epochs or _epochs(origin, len(training), batch_size),
-            "batch_size": batch_size,
-        }
+        settings = _settings(learning_rate, objective, particles)
+        settings |= _sizes(origin, len(training), **sizes)
     else:
-        sizes = {"epochs": epochs, "batch_size": batch_size}
         settings = followed.settings(len(training), **sizes)
         print_first(followed.code(len(training), **sizes))
     fit = pv.fit(
@@ -207,16 +200,44 @@ def train(
         **settings,
     )
     fit.settings["source"] = origin.record()
-    scores = pv.report(vae, fit, held_out, out, num_samples=num_samples, seed=seed)
-    if training.schema is not None:
-        pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(training.schema)))
+    _write_results(out, vae, fit, held_out, num_samples, seed, page)
+
+
+def _data(source: str | None, data: str | None) -> str:
+    """Return the argument DATA or the option `--data`, by default mnist."""
+    given = [name for name in (source, data) if name is not None]
+    if len({*given}) > 1:
+        raise ValueError(f"expected DATA or --data, got both: {source} and {data}")
+    return given[0] if given else "mnist"
+
+
+def _check_output(out: Path, origin: Source) -> None:
+    """Check, before data are read, that a run can write into a folder and replaces no data."""
+    from pyro_vae.checkpointing.earlier_results import FILES, check_results
+    from pyro_vae.runtime.files import writable_folder
+
+    for path in (out, *(out / name for name in FILES)):
+        check_apart(path, "--out", origin.data, origin.test)
+    if out.is_dir():
+        writable_folder(out, FILES)
+        check_results(out)
+
+
+def _write_results(
+    out: Path, vae: "AnyVAE", fit: pv.Fit, test: "Dataset", num_samples: int, seed: int, page: bool
+) -> None:
+    """Score a trained model on test data, and write scores, figures, schema and page."""
+    from pyro_vae.runtime.files import write_json
+
+    scores = pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed)
+    if test.schema is not None:
+        pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(test.schema)))
     print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
     if page and scores is not None:
-        _write_explorer(out / EXPLORER, vae, held_out, seed)
-        write_page(
-            out, out / PAGE, vae, held_out.spread_batch(PAGE_DATA), min(num_samples, 500), seed
-        )
+        _write_explorer(out / EXPLORER, vae, test, seed)
+        shown = test.spread_batch(PAGE_DATA)
+        write_page(out, out / PAGE, vae, shown, min(num_samples, 500), seed)
 
 
 def _write_explorer(path: Path, vae: "AnyVAE", data: "Dataset", seed: int) -> None:
@@ -313,12 +334,16 @@ def _recipe(
     return dataclasses.replace(pv.recipes.RECIPES[name], **chosen)
 
 
-def _settings(learning_rate: float) -> dict[str, Any]:
-    """Return optimizer and schedule of a run without a recipe, as arguments of `fit`."""
+def _settings(
+    learning_rate: float | None, objective: str | None, particles: int | None
+) -> dict[str, Any]:
+    """Return objective, optimizer and schedule of a run without a recipe, as arguments of `fit`."""
     import torch
 
+    rate = LEARNING_RATE if learning_rate is None else learning_rate
     return {
-        "optimizer": functools.partial(torch.optim.Adam, lr=learning_rate, fused=True),
+        "objective": _objective("elbo" if objective is None else objective, particles),
+        "optimizer": functools.partial(torch.optim.Adam, lr=rate, fused=True),
         "schedule": pv.schedules.one_cycle,
     }
 
@@ -330,14 +355,21 @@ def _objective(name: str, particles: int | None) -> Any:
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; expected one of {', '.join(OBJECTIVES)}")
     if name == "importance-weighted":
-        return pv.objectives.ImportanceWeighted(particles or 5)
+        return pv.objectives.ImportanceWeighted(5 if particles is None else particles)
+    count = 1 if particles is None else particles
     if name == "sticking-the-landing":
-        return pv.objectives.StickingTheLanding(particles or 1)
-    several = particles is not None and particles > 1
-    return Trace_ELBO(particles, vectorize_particles=True) if several else None
+        return pv.objectives.StickingTheLanding(count)
+    return Trace_ELBO(count, vectorize_particles=True) if count > 1 else None
 
 
-def _epochs(source: Source, num_data: int, batch_size: int) -> int:
-    if source.is_named:
-        return EPOCHS
-    return min(MAX_EPOCHS, max(EPOCHS, STEPS // math.ceil(num_data / batch_size)))
+def _sizes(
+    source: Source, num_data: int, epochs: int | None, batch_size: int | None
+) -> dict[str, int]:
+    """Return number of epochs and size of a minibatch; None is replaced by a choice by the data."""
+    if batch_size is None:
+        batch_size = 512 if not source.is_named and num_data > MANY else 128
+    if epochs is None:
+        steps = math.ceil(num_data / batch_size)
+        suited = min(MAX_EPOCHS, max(EPOCHS, STEPS // steps))
+        epochs = EPOCHS if source.is_named else suited
+    return {"epochs": epochs, "batch_size": batch_size}

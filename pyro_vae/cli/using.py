@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 import pyro_vae as pv
+from pyro_vae.arguments import Count, CountOrZero, Samples, Whole
 from pyro_vae.cli import outputs
 from pyro_vae.cli.options import (
     Data,
@@ -15,13 +16,14 @@ from pyro_vae.cli.options import (
     Module,
     NumSamples,
     OtherData,
+    ReadingAgain,
     Refine,
     Run,
     Seed,
     imported,
     print_first,
 )
-from pyro_vae.cli.sources import Source, data_in, data_of
+from pyro_vae.cli.sources import Source, data_in, data_of, options_again
 from pyro_vae.cli.training import EXPLORER, write_page
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 def evaluate(
     run: Run,
     data: OtherData = None,
+    option: ReadingAgain = [],  # noqa: B006
     data_root: DataRoot = None,
     num_samples: NumSamples = 5000,
     refine: Refine = False,
@@ -41,7 +44,7 @@ def evaluate(
 ) -> None:
     """Print the ELBO and log p(x) of a run's test data, with standard errors."""
     vae, metrics = _open(run, device, module)
-    test = data_of(vae, metrics, data, data_root)
+    test = data_of(vae, metrics, data, data_root, option)
     proposal: Literal["refined", "guide"] = "refined" if refine else "guide"
     print_first(pv.evaluate(vae, test, num_samples=num_samples, proposal=proposal, seed=seed))
 
@@ -49,12 +52,13 @@ def evaluate(
 def inspect(
     run: Run,
     data: OtherData = None,
+    option: ReadingAgain = [],  # noqa: B006
     html: Annotated[
         Path | None, Option(help="HTML page to write: trust card, figures, scores")
     ] = None,
     data_root: DataRoot = None,
-    num_data: Annotated[int, Option(help="Number of test data to diagnose")] = 1000,
-    num_samples: Annotated[int, Option(help="K, the number of samples per datum")] = 500,
+    num_data: Annotated[int, Whole(2), Option(help="Number of test data to diagnose")] = 1000,
+    num_samples: Annotated[Samples, Option(help="K, the number of samples per datum")] = 500,
     refine: Refine = False,
     explorer: Annotated[
         bool, Option("--explorer", help="Add the latent explorer to the page, which needs scripts")
@@ -64,18 +68,15 @@ def inspect(
     module: Module = None,
 ) -> None:
     """Diagnose a run's posterior and print its trust card; with --html, also write a page."""
-    from pyro_vae.arguments import Whole
     from pyro_vae.runtime.files import writable_folder
 
-    Whole(2)("num_data", num_data)
-    Whole(1)("num_samples", num_samples)
     vae, metrics = _open(run, device, module)
     if explorer and html is None:
         raise ValueError("--explorer adds to the page of --html: pass --html page.html")
     if html is not None:
         outputs.check(html, "--html", [data, *data_in(metrics)])
     writable_folder(run, ["trust.json", "model_card.md"])
-    rows = data_of(vae, metrics, data, data_root)
+    rows = data_of(vae, metrics, data, data_root, option)
     section = None
     if explorer:
         section = pv.explorer.Explorer(
@@ -88,11 +89,12 @@ def inspect(
 def explore(
     run: Run,
     data: OtherData = None,
+    option: ReadingAgain = [],  # noqa: B006
     out: Annotated[
         Path | None, Option(help="HTML page to write [default: explorer.html in RUN]")
     ] = None,
     data_root: DataRoot = None,
-    num_data: Annotated[int, Option(help="Number of data on the map")] = 1000,
+    num_data: Annotated[Count, Option(help="Number of data on the map")] = 1000,
     num_samples: NumSamples = 200,
     refine: Annotated[
         bool, Option("--refine", help="Also show draws of the refined posterior of some data")
@@ -105,7 +107,7 @@ def explore(
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
     outputs.check(path, "--out", [data, *data_in(metrics)])
-    rows = data_of(vae, metrics, data, data_root)
+    rows = data_of(vae, metrics, data, data_root, option)
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
     )
@@ -116,6 +118,7 @@ def explore(
 def compare(
     runs: Annotated[list[Path], Argument(help="Folders of training runs on the same data")],
     data: Annotated[str | None, Option(help="Data to use instead of the runs' test rows")] = None,
+    option: ReadingAgain = [],  # noqa: B006
     data_root: DataRoot = None,
     num_samples: NumSamples = 500,
     seed: Seed = 0,
@@ -130,7 +133,7 @@ def compare(
     models = {}
     for run in runs:
         vae, metrics = _open(run, device, module)
-        models[str(run)] = (vae, data_of(vae, metrics, data, data_root))
+        models[str(run)] = (vae, data_of(vae, metrics, data, data_root, option))
     print_first(comparison.compare(models, num_samples=num_samples, seed=seed))
 
 
@@ -138,6 +141,7 @@ def encode(
     run: Run,
     data: Data,
     out: Annotated[Path, Option(help="File to write: .csv, .parquet, .feather or .h5ad")],
+    option: ReadingAgain = [],  # noqa: B006
     data_root: DataRoot = None,
     num_samples: NumSamples = 500,
     seed: Seed = 0,
@@ -152,7 +156,7 @@ def encode(
 
     vae, metrics = _open(run, device, module)
     outputs.check(out, "--out", [data, *data_in(metrics)], (*outputs.TABLES, ".h5ad"))
-    rows = data_of(vae, metrics, data, data_root)
+    rows = data_of(vae, metrics, data, data_root, option)
     means, scales = (v.cpu().numpy() for v in latent_moments(vae, rows.to(device), seed))
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
     if out.suffix == ".h5ad":
@@ -174,6 +178,7 @@ def score(
     false_alarms: Annotated[
         float, Option(help="Expected share of rows like the training data below the threshold")
     ] = 0.05,
+    option: ReadingAgain = [],  # noqa: B006
     data_root: DataRoot = None,
     num_samples: NumSamples = 500,
     seed: Seed = 0,
@@ -190,7 +195,7 @@ def score(
         raise ValueError(f"--false-alarms {false_alarms}: expected a share between 0 and 1")
     vae, metrics = _open(run, device, module)
     outputs.check(out, "--out", [data, *data_in(metrics)], outputs.TABLES)
-    rows = data_of(vae, metrics, data, data_root)
+    rows = data_of(vae, metrics, data, data_root, option)
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
     columns = outputs.row_columns(rows)
     columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
@@ -250,10 +255,11 @@ def impute(
         Path | None, Option(help="Table of the 50% and 90% intervals of each imputed value")
     ] = None,
     draws: Annotated[
-        int,
-        Option(min=0, help="Write this number of completed tables of samples, instead of medians"),
+        CountOrZero,
+        Option(help="Write this number of completed tables of samples, instead of medians"),
     ] = 0,
-    num_samples: Annotated[int, Option(help="Number of samples for each row")] = 200,
+    option: ReadingAgain = [],  # noqa: B006
+    num_samples: Annotated[Samples, Option(help="Number of samples for each row")] = 200,
     seed: Seed = 0,
     module: Module = None,
 ) -> None:
@@ -268,7 +274,7 @@ def impute(
     from pyro_vae.reporting.rows import imputed
 
     vae, metrics = _open(run, "cpu", module)
-    rows = data_of(vae, metrics, data)
+    rows = data_of(vae, metrics, data, None, option)
     content = getattr(rows.schema, "content", "array")
     kept, is_array = [data, *data_in(metrics)], Path(data).suffix.lower() in array_files.ENDINGS
     endings = outputs.TABLES * (content == "table") + (".npy",) * (content != "table" or is_array)
@@ -289,7 +295,7 @@ def impute(
     found = imputed(vae, rows, levels, num_samples, seed)
     torch.manual_seed(seed)
     tables = vae.completed(*batch, num_samples=draws) if draws else found["value"][None]
-    options = metrics.get("source", {}).get("options", {})
+    options = options_again(rows.schema, metrics, option)
     if out.suffix != ".npy":
         outputs.write_completed(out, data, options, rows, tables)
     else:
@@ -302,7 +308,7 @@ def impute(
 
 def sample(
     run: Run,
-    num_samples: Annotated[int, Option("--num-samples", "-n", help="Number of samples")] = 100,
+    num_samples: Annotated[Samples, Option("--num-samples", "-n", help="Number of samples")] = 100,
     seed: Seed = 0,
     out: Annotated[
         Path | None,

@@ -20,7 +20,7 @@ from pyro_vae.checkpointing.checkpoint_store import (
     CheckpointWriter,
     opened,
 )
-from pyro_vae.checkpointing.earlier_results import set_aside_results
+from pyro_vae.checkpointing.earlier_results import check_results, set_aside_results
 from pyro_vae.checkpointing.fingerprint import describe, held_sha256, sample_sha256
 from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.snapshot import restore, snapshot
@@ -53,7 +53,8 @@ def running(job: Job) -> Iterator[RunState]:
     then raised again, for the handler that was installed before.
 
     Raises:
-        CheckpointError: If the folder is locked, or the run cannot be resumed.
+        CheckpointError: If the folder is locked or has other files with the names of results, or
+            the run cannot be resumed.
     """
     config, svi = job.config, job.svi
     with (
@@ -103,6 +104,7 @@ def own_batch(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float | No
 def _opened(folder: Path | None, config: FitConfig) -> Iterator[CheckpointStore | None]:
     """Open the checkpoints in the output folder, or in a temporary one if the run needs them."""
     if folder is not None:
+        check_results(folder)
         with opened(folder) as store:
             yield store
     elif config.keeps_checkpoints:

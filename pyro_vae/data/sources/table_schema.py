@@ -10,7 +10,7 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
-from pyro_vae.arguments import Count, setting
+from pyro_vae.arguments import Count, CountOrZero, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import filling, frames
@@ -85,6 +85,7 @@ class TableSchema(Part):
         """Return the names of the columns that are modelled."""
         return tuple(column.name for column in self.modelled)
 
+    @checked
     def read(
         self,
         source: object,
@@ -95,7 +96,7 @@ class TableSchema(Part):
         na: Sequence[str] = (),
         decimal: str = ".",
         thousands: str | None = None,
-        skip: int = 0,
+        skip: CountOrZero = 0,
     ) -> Dataset:
         """Return a table as a dataset of this schema.
 
@@ -119,6 +120,7 @@ class TableSchema(Part):
 
     def _read(self, table: nw.DataFrame, source: object) -> Dataset:
         frame = self._checked_names(table, is_array=isinstance(source, np.ndarray))
+        self._say_changes(frame)
         x = np.stack([column.numbers(frame[column.name]) for column in self.modelled], axis=1)
         if not self.has_missing and (lost := np.isnan(x)).any():
             row, place = (int(found[0]) for found in lost.nonzero())
@@ -137,14 +139,36 @@ class TableSchema(Part):
             context=(self._encoded(frame),) if self.given else (),
         )
 
+    def _say_changes(self, frame: nw.DataFrame) -> None:
+        """Warn of columns that were constant in the data of the schema and have other values."""
+        for column in self.columns:
+            if column.kind != "constant" or not column.levels or column.name not in frame.columns:
+                continue
+            series = frame[column.name]
+            try:
+                values, missing = frames.values_of(series, column.values_type)
+            except DataError:  # of another type
+                values, missing = np.array(series.to_list(), object), frames.missing_of(series)
+            known = np.array(column.levels, dtype=values.dtype)
+            if (changed := ~missing & ~np.isin(values, known)).any():
+                row = int(changed.argmax())
+                warnings.warn(
+                    f"column {column.name!r}, row {row}: expected {column.shown}, the only value "
+                    f"in the data of the model, got {series[row]} ({int(changed.sum())} such rows)."
+                    " The column is not in the model, so this does not change its results. Train "
+                    "on data in which the column varies if it matters",
+                    DataWarning,
+                    stacklevel=5,  # the caller of `read`, which has a decorator
+                )
+
     def _encoded(self, frame: nw.DataFrame) -> Tensor:
         return torch.cat([column.encoded(frame[column.name]) for column in self.given], dim=-1)
 
-    def context(self, num_data: Count = 1, **values: object) -> Tensor:
+    def context(self, num_data: Count = 1, /, **values: object) -> Tensor:
         """Return the same context for some data, as the model takes it.
 
         Args:
-            num_data: Number of data.
+            num_data: Number of data. It is given by position, so any name can be that of a column.
             values: Value of each column of the context, by its name.
 
         Returns:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
+from typing import Annotated
 
-from pyro_vae.arguments import setting
+from pyro_vae.arguments import CountOrZero, Instance, checked, setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import frames
@@ -21,10 +23,13 @@ def _accepts(source: Path | object) -> bool:
     return frames.is_frame(source)
 
 
+@checked
 def read(
     source: object,
     *,
-    schema: TableSchema | None = None,
+    schema: Annotated[
+        TableSchema | None, Instance((TableSchema, NoneType), "the schema of a table, or None")
+    ] = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     context: Sequence[str] = (),
@@ -33,7 +38,7 @@ def read(
     na: Sequence[str] = (),
     decimal: str = ".",
     thousands: str | None = None,
-    skip: int = 0,
+    skip: CountOrZero = 0,
 ) -> Dataset:
     """Read a table.
 
