@@ -145,7 +145,7 @@ FILES = [
     (rows("{j}/1/2020"), r"column 'a', row 0: '1/1/2020' looks like a date"),
     (rows("2020-02-{j:02d}") + "2020-02-30,3\n", r"column 'a', row 12: '2020-02-30' is no date"),
     ("a\ninf\n1\n2.5\n", r"column 'a', row 0: the value is infinite"),
-    ("a\n1\n-1e39\n2.5\n", r"column 'a', row 1: expected finite numbers, got -1e\+39"),
+    ("a\n1\n-1e39\n2.5\n", r"column 'a', row 1: expected numbers of magnitude .*, got -1e\+39"),
     (b"PK\x03\x04" + bytes(200), "Excel workbook"),
     (b"a,b\n1.5,2\n\x00\x00,3\n", "line 3: the line has a NUL byte"),
     ("a,b\n1.5,ü\n".encode("utf-16"), "encoding='utf-16'"),
