@@ -116,7 +116,7 @@ class CountsSchema(Part):
             for name in ([f"{column}={level}" for level in code[0]] if len(code) == 1 else [column])
         ]
 
-    def context(self, num_data: Count = 1, **values: object) -> Tensor:
+    def context(self, num_data: Count = 1, /, **values: object) -> Tensor:
         """Return the same context for some data, for example that of a reference batch.
 
         Args:
