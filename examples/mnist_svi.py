@@ -55,8 +55,7 @@ def main(
     """Train a variational autoencoder on images by SVI, score it, and plot the results."""
     if likelihood != "bernoulli" and binarize not in (None, "none"):
         raise ValueError(f"--likelihood {likelihood} needs --binarize none, got {binarize}")
-    if binarize is None:
-        binarize = "dynamic" if likelihood == "bernoulli" else "none"
+    binarize = binarize or ("dynamic" if likelihood == "bernoulli" else "none")
     train, test = pv.data.load(data, binarize=binarize, root=data_root, seed=seed)
     train, validation = train.hold_out(len(train) // 12)
     torch.manual_seed(seed)

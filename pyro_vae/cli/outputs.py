@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyro_vae.cli.sources import check_apart, taken_by
-from pyro_vae.data.errors import DataWarning
 from pyro_vae.runtime.files import writable_folder, write_file
 
 if TYPE_CHECKING:
@@ -164,6 +163,8 @@ def _new_name(names: Collection[str]) -> str:
     possible = itertools.chain(["draw"], map("draw_{}".format, itertools.count(1)))
     name = next(name for name in possible if name not in names)
     if name != "draw":
+        from pyro_vae.data.errors import DataWarning
+
         warnings.warn(
             f"the table has a column 'draw', so the number of each completed table is in {name!r}",
             DataWarning,

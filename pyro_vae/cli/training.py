@@ -224,7 +224,13 @@ def _check_output(out: Path, origin: Source) -> None:
 
 
 def _write_results(
-    out: Path, vae: "AnyVAE", fit: pv.Fit, test: "Dataset", num_samples: int, seed: int, page: bool
+    out: Path,
+    vae: "AnyVAE",
+    fit: "pv.Fit",
+    test: "Dataset",
+    num_samples: int,
+    seed: int,
+    page: bool,
 ) -> None:
     """Score a trained model on test data, and write scores, figures, schema and page."""
     from pyro_vae.runtime.files import write_json

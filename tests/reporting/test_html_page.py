@@ -246,7 +246,10 @@ def test_a_number_that_is_not_known_is_said_to_be(trained, tmp_path):
         (["mnist"], "cannot load the test data of the run: expected mnist, found mnist-5k"),
         (["run", "--num-data", "0"], "num_data must be a whole number of at least 2, got 0"),
         (["run", "--num-data", "1"], "num_data must be a whole number of at least 2, got 1"),
-        (["run", "--num-samples", "0"], r"num_samples must be a whole number of at least 1, got 0"),
+        (
+            ["run", "--num-samples", "0"],
+            r"num_samples must be a whole number from 1 to 100000000, got 0",
+        ),
         (["run", "--html", "empty"], "--html empty is a folder"),
         (["run", "--html", "/dev/null/x/page.html"], "the output folder '/dev/null/x' cannot be"),
     ],
