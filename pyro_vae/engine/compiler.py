@@ -16,6 +16,7 @@ from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_lim
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.context import Context
 from pyro_vae.engine.graph_optimizer import GraphOptimizer, graph_optimizers
+from pyro_vae.engine.guarded_reads import LARGE
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
 from pyro_vae.engine.parameter_store import StoreReads
@@ -74,8 +75,7 @@ class Compiler:
         self._store = StoreReads()
         self._several_losses = False
         self._context = Context(1 if self._at_once else STEPS_BEFORE_COMPILING)
-        # Consecutive steps with new signatures, and the guards of the last step considered.
-        self._unstable = 0
+        self._unstable = 0  # consecutive steps with new signatures
         self._last_guards: GuardKey = ()
         # The last compiled step: its program, and the random state before it.
         self._program: CompiledStep | None = None
@@ -294,8 +294,8 @@ class Compiler:
         """Count a step without a program; compile one if there were enough such steps."""
         if not self._guards.complete:
             raise NotCompilable(
-                f"it can read more than {MAX_VALUES:,} Python values, too many to compare before "
-                "each step"
+                f"it can read more than {MAX_VALUES:,} Python values, or {LARGE:,} objects of a "
+                "container, too many to compare before each step"
             )
         count = self._counts[signature] = self._counts.get(signature, -1) + 1
         if count == 0:

@@ -93,7 +93,7 @@ def members_of(owner: Set[object], name: object) -> object:
 
 def content_of(owner: np.ndarray, name: object) -> object:
     """Return the content of an array."""
-    return owner.tobytes()
+    return np.ndarray.tobytes(owner)  # not that of a subclass, which can write attributes
 
 
 def state_of(owner: RandomSource, name: object) -> object:
@@ -289,10 +289,12 @@ def _reads_of_container(value: Container) -> Iterator[Read]:
     if isinstance(value, set | frozenset):
         if len(value) <= LARGE:
             yield members_of, value, "a set"
-    elif len(value) > LIMIT and _is_plain(value):
+    elif len(value) > LIMIT and is_plain(value):
         if len(value) <= LARGE:
             reader = items_of if isinstance(value, dict) else entries_of
             yield reader, value, f"a {type(value).__name__}"
+    elif len(value) > LARGE:
+        return
     elif isinstance(value, dict):
         yield from ((dict.get, value, key) for key in value)
     else:
@@ -300,7 +302,7 @@ def _reads_of_container(value: Container) -> Iterator[Read]:
         yield from ((kind, value, i) for i in range(len(value)))
 
 
-def _is_plain(value: Container) -> bool:
+def is_plain(value: Container) -> bool:
     """Return whether a container has numbers and strings only."""
     entries = value.values() if isinstance(value, dict) else value
     return all(type(entry) in ATOMS for entry in entries)

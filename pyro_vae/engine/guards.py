@@ -25,6 +25,7 @@ from pyro_vae.engine.guarded_reads import (
     ATOMS,
     CODE_LIBRARIES,
     HOOKS,
+    LARGE,
     PROXY_GET,
     VALUE_READERS,
     VALUE_WRITERS,
@@ -32,6 +33,7 @@ from pyro_vae.engine.guarded_reads import (
     Reader,
     from_library,
     is_library,
+    is_plain,
     loads_of,
     reads_of,
     reads_of_class,
@@ -61,7 +63,8 @@ class GuardedState:
         modules: Modules found.
         tensors: Tensors found.
         iterators: Iterators and queues found, which cannot be set back.
-        complete: False if there are more than `MAX_VALUES` values; the others are not read.
+        complete: False if there are more than `MAX_VALUES` values, or `LARGE` objects in a
+            container; the others are not read.
     """
 
     def __init__(self, roots: Sequence[Read], hooks: bool = True) -> None:
@@ -132,7 +135,7 @@ class GuardedState:
             if len(key) == MAX_VALUES:
                 break
         self._key = tuple(key)
-        self.complete = len(key) < MAX_VALUES
+        self.complete = len(key) < MAX_VALUES and not walk.skips
         groups: dict[Reader, tuple[list[object], list[object], list[object]]] = {}
         for (function, owner, name), held in zip(self._reads, self._held, strict=True):
             entries = groups.setdefault(function, ([], [], []))
@@ -181,6 +184,7 @@ class _Walk:
     def __init__(self, state: GuardedState) -> None:
         self.state = state
         self.queue: list[object] = []
+        self.skips = False  # whether a container has too many objects
         self._seen: set[int] = set()
         self._held: list[object] = []  # objects whose address is in `_seen`
         self._names: set[str] = set()  # attributes that some function loads
@@ -230,6 +234,8 @@ class _Walk:
             state.iterators.append(value)
         if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
             self._names |= loads_of(value.__code__)[1]
+        if isinstance(value, (tuple, *MUTABLE)) and len(value) > LARGE:
+            self.skips |= not is_plain(value)
         if isinstance(value, MUTABLE):
             state._containers.append(value)
         elif isinstance(getattr(value, "__dict__", None), dict):
