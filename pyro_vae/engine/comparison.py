@@ -100,11 +100,13 @@ class Outcome(NamedTuple):
         gradients: Gradient of each parameter, if the optimizer is not part of the program.
         after: Function that returns the values of some tensors after the step.
         losses: Losses, if they are compared as tensors.
+        same_noise: Whether it drew as many random numbers as the compiled program.
     """
 
     gradients: list[Tensor]
     after: Callable[[Sequence[Tensor]], list[Tensor]]
     losses: Sequence[Tensor] = ()
+    same_noise: bool = True
 
 
 _losses, _gradients = operator.attrgetter("losses"), operator.attrgetter("gradients")
@@ -175,7 +177,7 @@ class Comparison:
         self._check_close("the losses", _losses, self._compiled, graph, COMPILED, self._tolerance)
         self._check_gradients(self._compiled, graph, COMPILED)
         self._check_update(self._compiled, graph, COMPILED)
-        if not self._same_random_numbers:
+        if not graph.same_noise:
             raise NotCompilable("the compiled program draws other random numbers")
 
     @functools.cached_property
@@ -184,8 +186,10 @@ class Comparison:
         flat = [same_strides(tensor) for tensor in self._before]
         with self._random_numbers():
             losses, gradients = self.program.without_compiler(flat)
-            self._same_random_numbers = equal_random_states(self._random, random_state())
-        return Outcome(gradients, lambda tensors: self.program.values_of(tensors, flat), losses)
+            same_noise = equal_random_states(self._random, random_state())
+        return Outcome(
+            gradients, lambda tensors: self.program.values_of(tensors, flat), losses, same_noise
+        )
 
     @functools.cached_property
     def _rounding(self) -> Outcome:

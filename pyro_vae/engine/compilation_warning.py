@@ -21,30 +21,27 @@ class CompilationWarning(UserWarning):
 
 def warn_of_eager_steps(reason: str) -> None:
     """Warn that all further steps run eagerly; the reason completes "because ..."."""
-    warnings.warn(
-        f"training continues without compilation, because {reason}. Pass compile=False to silence "
-        "this warning",
-        CompilationWarning,
-        stacklevel=7,
-    )
+    _warn(f"training continues without compilation, because {reason}", stacklevel=7)
 
 
 def warn_of_limit(name: str, num_steps: int, num_programs: int) -> None:
     """Warn that steps with other values of a setting run eagerly."""
-    warnings.warn(
+    _warn(
         f"steps with other values of {name} run eagerly: a program is compiled after "
-        f"{num_steps:,} steps with the same values, for at most {num_programs} of them. Pass "
-        "compile=False to silence this warning",
-        CompilationWarning,
+        f"{num_steps:,} steps with the same values, for at most {num_programs} of them",
         stacklevel=8,
     )
 
 
 def warn_of_context(reason: str) -> None:
     """Warn that steps run eagerly where they are called; the reason completes "because ..."."""
+    _warn(f"steps run without compilation, because {reason}", stacklevel=6)
+
+
+def _warn(text: str, *, stacklevel: int) -> None:
+    """Warn at a level of the stack, counted from the caller of this function."""
     warnings.warn(
-        f"steps run without compilation, because {reason}. Pass compile=False to silence this "
-        "warning",
+        f"{text}. Pass compile=False to silence this warning",
         CompilationWarning,
-        stacklevel=6,
+        stacklevel=stacklevel + 1,
     )

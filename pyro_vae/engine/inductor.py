@@ -75,13 +75,8 @@ def _upsampled(
 
 def _viewed(x: Tensor, size: Sequence[int]) -> Tensor | NotImplementedType:
     """View a tensor that is contiguous in the program, and may have its channels last here."""
-    if len(x.shape) != 4 or x.is_contiguous() or not _has_channels_last(x):
-        return NotImplemented
-    return x.contiguous().view(size)
-
-
-def _has_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous().view(size) if last and not x.is_contiguous() else NotImplemented
 
 
 @functools.cache

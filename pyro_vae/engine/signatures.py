@@ -69,7 +69,7 @@ def signature_of(
     return Signature(
         call.fixed,
         tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
-        tuple([(x.requires_grad, x.dtype, _gradient_hooks(x)) for x in watched]),
+        tuple([(x.requires_grad, x.dtype, gradient_hooks(x)) for x in watched]),
         stored,
         (
             len(svi.trained),
@@ -84,7 +84,7 @@ def signature_of(
     )
 
 
-def _gradient_hooks(tensor: Tensor) -> tuple[int, ...] | None:
+def gradient_hooks(tensor: Tensor) -> tuple[int, ...] | None:
     """Return the identities of the hooks on the gradient of a tensor; None if there are none."""
     hooks, later = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
     if not hooks and not later:

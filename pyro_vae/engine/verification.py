@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.engine.capture import Capture
 from pyro_vae.engine.guards import GuardedState, same_values
 from pyro_vae.engine.rounding import rounding_errors
+from pyro_vae.engine.signatures import gradient_hooks
 from pyro_vae.engine.step import Arguments, Keywords, Loss, StepProtocol, loss_values
 from pyro_vae.engine.tolerances import check_close, rounding_unit, tolerance_of
 from pyro_vae.engine.value_reader import NotCompilable
@@ -131,7 +132,7 @@ class Verifier:
         """
         self._guards.key()
         for tensor in (*self._guards.tensors, *self.svi.parameters):
-            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+            if gradient_hooks(tensor):
                 raise NotCompilable("a parameter has a hook on its gradient, which can do anything")
 
     def check_mutations(self, recorded: Capture) -> None:

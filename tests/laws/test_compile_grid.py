@@ -13,7 +13,6 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
 import pyro_vae as pv
-from pyro_vae.engine import compiled_step
 from pyro_vae.objectives.annealing import Beta, Linear
 from pyro_vae.objectives.free_bits import FreeBits
 from pyro_vae.objectives.importance_weighted import ImportanceWeighted
@@ -21,6 +20,7 @@ from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
 from tests.laws.test_grid import fitting_pairs
 from tests.support.catalogue import GUIDES, LIKELIHOODS, PRIORS
 
+pytestmark = pytest.mark.usefixtures("graphs_in_double")
 OBJECTIVES = {
     "Trace_ELBO": Trace_ELBO,
     "Trace_ELBO, 3 particles": lambda: Trace_ELBO(3, vectorize_particles=True, max_plate_nesting=1),
@@ -58,15 +58,6 @@ def defaults():
 def zip_cycled(*lists):
     length = max(map(len, lists))
     return zip(*(itertools.islice(itertools.cycle(x), length) for x in lists), strict=True)
-
-
-@pytest.fixture(autouse=True)
-def _double(monkeypatch):
-    # Run the graph itself: compiling it takes ten seconds.
-    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def train(case, compile):

@@ -14,16 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae.engine import compiled_step
 from tests.support.effects import Net, assert_same
 
-
-@pytest.fixture(autouse=True)
-def _without_compiler(monkeypatch):
-    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("graphs_in_double")
 
 
 # -- buffers ---------------------------------------------------------------------------------------

@@ -10,17 +10,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import pyro_vae as pv
-from pyro_vae.engine import compiled_step
 from pyro_vae.engine.compilation_warning import CompilationWarning
 from tests.support.effects import Net, adam, assert_same, trained
 
-
-@pytest.fixture(autouse=True)
-def _without_compiler(monkeypatch):
-    monkeypatch.setattr(compiled_step, "compile_graph", lambda graph, inputs: graph)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("graphs_in_double")
 
 
 # -- optimizers ------------------------------------------------------------------------------------
