@@ -234,6 +234,15 @@ class SVI(pyro.infer.SVI):
         """Compare the next compiled step with the eager step, as in the last step of a run."""
         self._compiler.verified.verifies_next = True
 
+    def nothing_changed(self) -> None:
+        """Promise that nothing but steps has run since the last step.
+
+        A compiled step then reads the values that its program depends on in every tenth step only,
+        and the optimizer's hyperparameters in each. `fit` promises it if no code of the user runs
+        between two steps.
+        """
+        self._compiler.nothing_changed = True
+
     @property
     def num_compiled_steps(self) -> int:
         """Number of steps that compiled programs have taken; the others ran eagerly."""

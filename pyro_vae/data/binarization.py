@@ -52,6 +52,11 @@ def bernoulli(pixels: Pixels, generator: Generator) -> Tensor:
     """
     if pixels.dtype != torch.uint8:
         raise ArgumentError(f"pixels must be a uint8 tensor, got {pixels.dtype}")
+    return drawn(pixels, generator)
+
+
+def drawn(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the draws of `bernoulli`."""
     count = pixels.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=pixels.device)
     # Without bounds, random_ never sets the sign bit of an int64.
@@ -69,7 +74,7 @@ def threshold(pixels: Tensor) -> Tensor:
 def fixed_draw(pixels: Tensor, seed: int) -> Tensor:
     """Return one Bernoulli draw of all pixels, as bools, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    chunks = [bernoulli(chunk, generator).bool() for chunk in pixels.cpu().split(4096)]
+    chunks = [drawn(chunk, generator).bool() for chunk in pixels.cpu().split(4096)]
     return torch.cat(chunks).to(pixels.device)
 
 
@@ -87,11 +92,11 @@ def fixed_draw_of_rows(pixels: Tensor, places: range, index: Index, seed: int) -
     numbers = places[index] if isinstance(index, int | slice) else index.tolist()
     numbers, rows = ([numbers], [pixels]) if isinstance(numbers, int) else (numbers, pixels)
     generator = torch.Generator()
-    drawn = []
+    draws = []
     for number, row in zip(numbers, rows, strict=False):
         row_seed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-        drawn.append(bernoulli(row.cpu(), generator.manual_seed(int(row_seed[0]))))
-    return torch.stack(drawn).view(pixels.shape).to(pixels.device)
+        draws.append(drawn(row.cpu(), generator.manual_seed(int(row_seed[0]))))
+    return torch.stack(draws).view(pixels.shape).to(pixels.device)
 
 
 def _compare(compare: Callable[..., Tensor], one: Tensor, other: Tensor | int) -> Tensor:

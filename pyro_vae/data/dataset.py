@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeAlias, Union
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.arguments import Seed, check_fields, checked, setting
 from pyro_vae.data import moments
-from pyro_vae.data.binarization import BINARIZATIONS, bernoulli, threshold
+from pyro_vae.data.binarization import BINARIZATIONS, drawn, threshold
 from pyro_vae.data.chunks import evenly_spaced
 from pyro_vae.data.classes import classes_of
 from pyro_vae.data.containers import as_rows
@@ -173,6 +173,11 @@ class Dataset:
         return self._rows if isinstance(self._rows, LoaderBatches) else None
 
     @property
+    def in_memory(self) -> bool:
+        """Whether all rows are tensors in memory."""
+        return all(r.random_access and not r.reads_ahead for r in self._all_rows)
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return tuple(self._rows.shape[1:])
@@ -251,11 +256,8 @@ class Dataset:
 
         Arrays on disk are read by a thread during the training steps.
         """
-        read: Iterable[Batch]
-        if any(rows.reads_ahead for rows in self._all_rows):
-            read = read_ahead(order, self._select)
-        else:
-            read = map(self._select, order)
+        ahead = any(rows.reads_ahead for rows in self._all_rows)
+        read = read_ahead(order, self._select) if ahead else map(self._select, order)
         for rows in read:
             yield self._drawn(rows, generator)
 
@@ -336,7 +338,7 @@ class Dataset:
 
     def _drawn(self, rows: Batch, generator: torch.Generator) -> Batch:
         x, *context = rows
-        x = bernoulli(x, generator) if self.binarization == "dynamic" else self._feed(x)
+        x = drawn(x, generator) if self.binarization == "dynamic" else self._feed(x)
         return (x.to(self.x_dtype), *context)
 
     def _scored_batch(self, index: Index, read: Callable[[], Batch]) -> Batch:

@@ -20,9 +20,9 @@ from pyro_vae.engine.guarded_reads import LARGE
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
 from pyro_vae.engine.inductor import try_out_processor
 from pyro_vae.engine.parameter_store import StoreReads
-from pyro_vae.engine.signatures import Call, Signature, signature_of
+from pyro_vae.engine.signatures import Call, LastStep, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
-from pyro_vae.engine.torch_optim import TorchOptim
+from pyro_vae.engine.torch_optim import has_started
 from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.engine.verification import Verifier
 from pyro_vae.engine.verified_steps import Check, VerifiedSteps
@@ -40,6 +40,8 @@ MAX_SIGNATURES = 100  # signatures with a count of steps; the oldest is dropped 
 CHECKED_RUNS = {1, 2, 3, 5, 8, 13, 21, 34}
 # The engine is switched off if a program declines more steps than this, and more than one in ten.
 MISSES_ALLOWED, RUNS_PER_MISS = 10, 10
+# Steps that follow each other, with nothing between them, read everything at one of so many.
+STEPS_BETWEEN_READS = 10
 
 
 class Compiler:
@@ -49,13 +51,16 @@ class Compiler:
         svi: Training step.
         loss: Objective, guarded together with model and guide.
         at_once: Whether to compile as soon as the parameters exist.
+
+    Attributes:
+        nothing_changed: Whether nothing but training steps has run since the last step.
     """
 
     def __init__(self, svi: StepProtocol, loss: object, at_once: bool) -> None:
         self.svi = svi
         self.enabled = True
         self.update_outside = False  # whether the optimizer updates outside of compiled programs
-        self.num_steps = 0
+        self.num_steps, self.nothing_changed = 0, False
         self._loss, self._at_once = loss, at_once
         self._reset()
 
@@ -77,6 +82,7 @@ class Compiler:
         self._context = Context(1 if self._at_once else STEPS_BEFORE_COMPILING)
         self._unstable = 0  # consecutive steps with new signatures
         self._last_guards: GuardKey = ()
+        self._last_step: LastStep | None = None  # if it was compiled and not compared
         # The last compiled step: its program, and the random state before it.
         self._program: CompiledStep | None = None
         self._random = random_state()
@@ -110,12 +116,19 @@ class Compiler:
         if not self.enabled or self._context.is_eager():
             return None
         before = random_state()
+        last, self._last_step = self._last_step if self.nothing_changed else None, None
+        self.nothing_changed = False
         try:
             call = Call(args, kwargs, share, *split(args, kwargs))
-            program = self._find(call)
+            kinds = call.kinds
+            if last is not None and last.remaining and last.inputs == kinds:
+                program: CompiledStep | None = last.program
+            else:
+                program, last = self._find(call), None
             self.verified.note(call, before)
             if program is None:
                 return None
+            program.runs += 1
             check = self.verified.check_of(program, CHECKED_RUNS, share)
         except Exception as error:
             set_random_state(before)
@@ -125,7 +138,11 @@ class Compiler:
         bound = self._eager_bound(program, call) if check is Check.BOUND else None
         if check is Check.ALL or (check is Check.BOUND and bound is None):
             return self._verified_step(program, call)
-        return self._compiled_step(program, call, bound)
+        remaining = STEPS_BETWEEN_READS if last is None else last.remaining
+        step = self._compiled_step(program, call, bound)
+        if bound is None and isinstance(step, list) and program.optimizers is not None:
+            self._last_step = LastStep(program, kinds, remaining - 1)
+        return step
 
     def _eager_bound(self, program: CompiledStep, call: Call) -> EagerBound | None:
         """Compute the eager bound; return None if all of the step must be compared."""
@@ -198,7 +215,7 @@ class Compiler:
 
     def prepare(self, args: Arguments, kwargs: Keywords, share: float | None) -> None:
         """Compile for arguments of these shapes, as the first step of a resumed run would."""
-        if not (self.enabled and self._at_once and self._has_started()):
+        if not (self.enabled and self._at_once and has_started(self.svi.optim)):
             return
         try:
             call = Call(args, kwargs, share, *split(args, kwargs))
@@ -211,6 +228,7 @@ class Compiler:
         program = self._program
         assert program is not None
         self.num_steps -= 1
+        self._last_step = None
         self.svi.any_process(True, share)
         set_random_state(self._random)
         loss = self.svi.eager_step(args, kwargs, share)
@@ -273,11 +291,7 @@ class Compiler:
             del self._programs[signature]
             program = None
             self._counts[signature] = STEPS_BEFORE_COMPILING
-        if program is None:
-            program = self._consider(signature, call)
-        if program is not None:
-            program.runs += 1
-        return program
+        return self._consider(signature, call) if program is None else program
 
     def _signature(self, call: Call) -> Signature:
         return signature_of(call, self._watched, self._store.key(), self.svi, self._guards.key())
@@ -312,7 +326,7 @@ class Compiler:
         self._last_guards = signature.guards
         needed = STEPS_BEFORE_COMPILING
         if not self._programs and self._at_once:
-            needed = 0 if self._has_started() else 1
+            needed = 0 if has_started(self.svi.optim) else 1
         if count < needed:
             return None
         if len(self._programs) >= MAX_PROGRAMS:
@@ -332,13 +346,6 @@ class Compiler:
         if self._last_guards != signature.guards:
             name = repr(self._guards.difference(self._last_guards, signature.guards))
         warn_of_limit(name, STEPS_BEFORE_COMPILING, MAX_PROGRAMS)
-
-    def _has_started(self) -> bool:
-        """Return whether parameters and optimizer state exist, as in a resumed run."""
-        optim = self.svi.optim
-        if isinstance(optim, TorchOptim):
-            return optim.optimizer is not None and bool(optim.optimizer.state)
-        return bool(getattr(optim, "optim_objs", None))
 
     # -- compilation ------------------------------------------------------------------------------
 

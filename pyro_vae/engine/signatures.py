@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.modules import module
 from torch.overrides import _get_current_function_mode_stack
 
+from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.guards import GuardKey
 from pyro_vae.engine.step import Arguments, Keywords, StepProtocol
 
@@ -57,6 +58,27 @@ class Call(NamedTuple):
     inputs: list[Tensor]
     fixed: object
 
+    @property
+    def kinds(self) -> tuple[object, tuple[object, ...]]:
+        """The other arguments, and what a program depends on in the tensors; hashable."""
+        return self.fixed, tuple(
+            [(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in self.inputs]
+        )
+
+
+class LastStep(NamedTuple):
+    """A compiled step that was not compared. The next one can repeat it if nothing else has run.
+
+    Attributes:
+        program: Program that took it.
+        inputs: What the program depends on in the arguments, from `Call.kinds`.
+        remaining: Number of further steps before everything is read again.
+    """
+
+    program: CompiledStep
+    inputs: object
+    remaining: int
+
 
 def signature_of(
     call: Call,
@@ -67,8 +89,7 @@ def signature_of(
 ) -> Signature:
     """Return everything that selects the compiled program of a call."""
     return Signature(
-        call.fixed,
-        tuple([(x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in call.inputs]),
+        *call.kinds,
         tuple([(x.requires_grad, x.dtype, gradient_hooks(x)) for x in watched]),
         stored,
         (

@@ -146,3 +146,10 @@ def _fills_memory(x: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def has_started(optim: PyroOptim) -> bool:
+    """Return whether parameters and optimizer state exist, as in a resumed run."""
+    if isinstance(optim, TorchOptim):
+        return optim.optimizer is not None and bool(optim.optimizer.state)
+    return bool(getattr(optim, "optim_objs", None))

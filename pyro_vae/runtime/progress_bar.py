@@ -53,7 +53,7 @@ def training_bar(
             log.addHandler(handler)
             log.setLevel(logging.INFO)
         try:
-            yield report
+            yield (lambda *numbers: None) if bar.disable else report
         finally:
             log.removeHandler(handler)
             log.setLevel(level)

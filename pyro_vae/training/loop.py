@@ -7,7 +7,7 @@ from typing import TypeAlias, cast
 from torch import Tensor
 
 from pyro_vae.checkpointing.snapshot import CALLBACK, FINISHED, Progress
-from pyro_vae.distributed import from_first, gather, world_size
+from pyro_vae.distributed import gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
 from pyro_vae.training.run_state import RunState
@@ -146,6 +146,7 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
     with the next batch.
     """
     now, svi, is_alone = state.progress, state.svi, world_size() == 1
+    runs_steps_only = job.runs_steps_only
     if state.batches is None:
         if now.step and not now.batch:
             came = _signal_to_any(state.interrupted())  # in the validation or a checkpoint
@@ -155,7 +156,9 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
         state.batches = job.checked.batches(state.draw_batches(job.batch_size))
     for whole in state.batches:
         num_rows = len(whole[0])
-        batch, share = own_batch(whole)
+        batch, share = (whole, None) if is_alone else own_batch(whole)
+        if runs_steps_only:
+            svi.nothing_changed()
         if now.step + 1 == job.total_steps:
             svi.verify_next_step()
         loss = cast(float, svi.step_of(batch, {}, share))  # `fit` accepts objectives of one loss
@@ -166,8 +169,9 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             state.report(now.step, num_rows, now.epoch, now.total / now.num_seen)
         is_last, due, came = now.batch == job.steps_per_epoch, False, None
         if is_alone or is_last or now.step % STEPS_BETWEEN_AGREEMENTS == 0:
-            came = _signal_to_any(state.interrupted())
-            due = from_first(lambda: is_due(state, job.config.checkpoint_seconds))
+            came, due = state.interrupted(), is_due(state, job.config.checkpoint_seconds)
+            if not is_alone:
+                came, due = _signal_to_any(came), gather(due)[0]
         ends = came is not None or is_last
         # Only finite weights are kept, in a checkpoint or as those of an epoch.
         parameter = state.not_finite() if is_finite and (due or ends) else None

@@ -28,9 +28,11 @@ from pyro_vae.checkpointing.model_folder import describe, results_folder
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
+from pyro_vae.engine.guarded_reads import CODE_LIBRARIES, from_library
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
-from pyro_vae.objectives.nats_per_datum import has_value, is_elbo, per_datum
+from pyro_vae.objectives.annealing import Beta
+from pyro_vae.objectives.nats_per_datum import has_value, is_elbo, objectives_of, per_datum
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
@@ -184,6 +186,17 @@ class Job:
     def steps_per_epoch(self) -> int:
         """Number of steps of an epoch."""
         return self.total_steps // self.config.epochs
+
+    @property
+    def runs_steps_only(self) -> bool:
+        """Whether no code of the user runs between two steps of an epoch."""
+        schedule = self.config.schedule
+        return (
+            type(self.train) is Dataset
+            and self.train.in_memory
+            and (schedule is None or from_library(schedule, CODE_LIBRARIES))
+            and not any(isinstance(objective, Beta) for objective in objectives_of(self.svi))
+        )
 
     @property
     def curve(self) -> str:
