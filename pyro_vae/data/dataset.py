@@ -252,10 +252,7 @@ class Dataset:
         return self._rows.order(generator, batch_size, skip)
 
     def batches(self, order: Order, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield the arguments of model and guide for each batch of an order, for training.
-
-        Arrays on disk are read by a thread during the training steps.
-        """
+        """Yield the arguments of model and guide for each batch; a thread reads those on disk."""
         ahead = any(rows.reads_ahead for rows in self._all_rows)
         read = read_ahead(order, self._select) if ahead else map(self._select, order)
         for rows in read:

@@ -2,29 +2,23 @@
 
 import logging
 import math
-from collections.abc import Sequence
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.call_arguments import join, split
-from pyro_vae.engine.capture import Capture, capture, first_line, same_strides
+from pyro_vae.engine.call_arguments import split
+from pyro_vae.engine.capture import first_line
 from pyro_vae.engine.comparison import Comparison, EagerBound
 from pyro_vae.engine.compilation_warning import warn_of_eager_steps, warn_of_limit
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.context import Context
-from pyro_vae.engine.graph_optimizer import GraphOptimizer, graph_optimizers
 from pyro_vae.engine.guarded_reads import LARGE
 from pyro_vae.engine.guards import MAX_VALUES, GuardedState, GuardKey
-from pyro_vae.engine.inductor import try_out_processor
-from pyro_vae.engine.parameter_store import StoreReads
+from pyro_vae.engine.program_maker import ProgramMaker
 from pyro_vae.engine.signatures import Call, LastStep, Signature, signature_of
 from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, loss_values
 from pyro_vae.engine.torch_optim import has_started
 from pyro_vae.engine.value_reader import NotCompilable
-from pyro_vae.engine.verification import Verifier
 from pyro_vae.engine.verified_steps import Check, VerifiedSteps
 from pyro_vae.runtime.random_state import random_state, set_random_state
 
@@ -71,14 +65,11 @@ class Compiler:
         self._guards = GuardedState(
             [(getattr, self if name == "_loss" else svi, name) for name in names]
         )
-        self._verifier = Verifier(svi, self._guards)
-        self.verified = VerifiedSteps(svi, self._guards, self._verifier.buffers)
+        self._maker = ProgramMaker(svi, self._guards)
+        self.verified = VerifiedSteps(svi, self._guards, self._maker.verifier.buffers)
         self._announced_limit = False
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
-        self._watched: list[Tensor] = []
-        self._store = StoreReads()
-        self._several_losses = False
         self._context = Context(1 if self._at_once else STEPS_BEFORE_COMPILING)
         self._unstable = 0  # consecutive steps with new signatures
         self._last_guards: GuardKey = ()
@@ -247,7 +238,7 @@ class Compiler:
 
     def result(self, values: tuple[float, ...]) -> LossValue:
         """Return losses as Pyro's loss returned them: a number, or a tuple of several."""
-        return values if self._several_losses else values[0]
+        return values if self._maker.several_losses else values[0]
 
     def _update(
         self,
@@ -294,7 +285,9 @@ class Compiler:
         return self._consider(signature, call) if program is None else program
 
     def _signature(self, call: Call) -> Signature:
-        return signature_of(call, self._watched, self._store.key(), self.svi, self._guards.key())
+        return signature_of(
+            call, self._maker.watched, self._maker.store.key(), self.svi, self._guards.key()
+        )
 
     def _usable(self, program: CompiledStep) -> bool:
         if not program.is_current(self.svi.optim):
@@ -332,7 +325,7 @@ class Compiler:
         if len(self._programs) >= MAX_PROGRAMS:
             self._announce_limit(signature)
             return None
-        program = self._make(call)
+        program = self._maker.make(call, self.update_outside)
         if program is not None:
             self._programs[self._signature(call)] = program
         return program
@@ -346,62 +339,3 @@ class Compiler:
         if self._last_guards != signature.guards:
             name = repr(self._guards.difference(self._last_guards, signature.guards))
         warn_of_limit(name, STEPS_BEFORE_COMPILING, MAX_PROGRAMS)
-
-    # -- compilation ------------------------------------------------------------------------------
-
-    def _make(self, call: Call) -> CompiledStep | None:
-        """Record, verify and compile the step; return None if its loss is not finite."""
-        try_out_processor()
-        verifier = self._verifier
-        verifier.check_hooks()
-        copies = map(same_strides, call.inputs)  # a program may change its arguments in place
-        reference = verifier.reference(*join(call.args, call.kwargs, copies))
-        if not reference.finite:
-            return None  # a later step is recorded
-        self._several_losses = isinstance(reference.loss, tuple)
-        with verifier.restored():
-            recorded = self._record(call)
-        verifier.check_mutations(recorded)
-        self.svi.trained.update(reference.gradients)
-        self._watched = list({id(t): t for t in [*self._watched, *recorded.tensors]}.values())
-        verifier.compare(recorded, call.inputs, reference)
-        with verifier.restored():
-            return self._compile(recorded, call)
-
-    def _record(self, call: Call) -> Capture:
-        validates = dist.is_validation_enabled()
-
-        def traced(*stand_ins: Tensor) -> tuple[Sequence[float | Tensor], list[Tensor]]:
-            # The graph has the checks of torch's distributions. Those of Pyro's traces take as long
-            # as the bound; verified steps have them.
-            with (
-                pyro.validation_enabled(False),
-                dist.validation_enabled(validates),
-                self._store.recorded(),
-            ):
-                args, kwargs = join(call.args, call.kwargs, stand_ins)
-                loss, parameters = self.svi.gradients(args, kwargs)
-            return loss if isinstance(loss, tuple) else (loss,), parameters
-
-        return capture(traced, [same_strides(x) for x in call.inputs])
-
-    def _compile(self, recorded: Capture, call: Call) -> CompiledStep:
-        """Compile the graph, with the optimizer's update if the update can be recorded."""
-        optimizers = None
-        if not self.update_outside and call.share is None:
-            optimizers = graph_optimizers(self.svi.optim, recorded.parameters)
-        if optimizers is not None:
-            try:
-                return self._checked(recorded, call, optimizers)
-            except NotCompilable as finding:
-                log.info("the optimizer runs outside of the compiled step: %s", finding)
-        return self._checked(recorded, call, None)
-
-    def _checked(
-        self, recorded: Capture, call: Call, optimizers: list[GraphOptimizer] | None
-    ) -> CompiledStep:
-        """Compile the graph; compare the compiled code with it."""
-        tolerance = self._verifier.tolerance(recorded)
-        program = CompiledStep(recorded, call.inputs, optimizers, tolerance)
-        Comparison(self.svi, program, call.inputs).check_compiler()
-        return program
