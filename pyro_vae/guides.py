@@ -11,7 +11,6 @@ from typing import Annotated, TypeAlias
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import StickBreakingTransform
 from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.nn.functional import normalize, softplus
@@ -20,7 +19,11 @@ from pyro_vae import distributions
 from pyro_vae.arguments import ArgumentError, Count, Whole
 from pyro_vae.distributions.autoregressive import GatedAutoregressive, MaskedNetwork
 from pyro_vae.distributions.parameters import MIN_CONCENTRATION, MIN_SCALE, loc_and_scale
-from pyro_vae.distributions.transforms import Reverse, TransformedDistribution
+from pyro_vae.distributions.transforms import (
+    Reverse,
+    StickBreaking,
+    TransformedDistribution,
+)
 from pyro_vae.part import Part, Role
 
 __all__ = [
@@ -189,7 +192,7 @@ class LowRankNormal(_Guide):
         latent_dim = outputs.shape[-1] // (2 + self.rank)
         loc, scale = loc_and_scale(outputs[..., : 2 * latent_dim])
         factor = outputs[..., 2 * latent_dim :].unflatten(-1, (latent_dim, self.rank)) / latent_dim
-        return dist.LowRankMultivariateNormal(loc, factor, scale.square())
+        return distributions.LowRankNormal(loc, factor, scale.square())
 
 
 class Flow(_Guide):
@@ -285,7 +288,7 @@ class LogisticNormal(_Guide):
         """Return q(z|x), batch_shape that of x, event_shape `(latent_dim,)`."""
         normal = dist.Normal(*loc_and_scale(self.encoder(x, *context)))
         # With the cache, log_prob of a sample uses the normal variable itself, without rounding.
-        return dist.TransformedDistribution(normal, [StickBreakingTransform(cache_size=1)])
+        return dist.TransformedDistribution(normal, [StickBreaking(cache_size=1)])
 
 
 class Dirichlet(_Guide):

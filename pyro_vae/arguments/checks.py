@@ -115,7 +115,11 @@ def shown(value: object) -> str:
         return text if is_short else f"{text[: SHOWN - 3]}..."
     shape = array_shape(value)
     if shape is not None:
-        return f"{_a(type(value).__name__)} of shape {tuple(shape)}"
+        name = _a(type(value).__name__)
+        if not shape and hasattr(value, "item"):
+            with contextlib.suppress(RuntimeError, ValueError):  # of a tensor without values
+                return f"{name} of {shown(value.item())}"
+        return f"{name} of shape {tuple(shape)}"
     if isinstance(value, list | tuple) and _has_few_entries(value):
         with contextlib.suppress(RecursionError):
             if len(text := repr(value)) <= SHOWN:

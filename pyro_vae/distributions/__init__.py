@@ -1,7 +1,14 @@
 """Distributions and transforms that Pyro lacks, or that lose precision in float32; no networks."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, FastBernoulli, log_sigmoid
-from pyro_vae.distributions.continuous import Beta, Dirichlet, LogNormal, Normal, StudentT
+from pyro_vae.distributions.continuous import (
+    Beta,
+    Dirichlet,
+    LogNormal,
+    LowRankNormal,
+    Normal,
+    StudentT,
+)
 from pyro_vae.distributions.counts import (
     CountsGivenTotal,
     NegativeBinomial,
@@ -23,6 +30,7 @@ __all__ = [
     "FastBernoulli",
     "Levels",
     "LogNormal",
+    "LowRankNormal",
     "Mixture",
     "NegativeBinomial",
     "Normal",

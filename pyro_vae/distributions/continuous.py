@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_vae.distributions.special import (
     HALF_LOG_2PI,
@@ -254,3 +255,85 @@ class Dirichlet(dist.Dirichlet):
         linear = total * (x.sum(-1) - 1)
         log_scale = stirling_error(total) - total.log() / 2 + HALF_LOG_2PI
         return like(terms.sum(-1) + linear + log_scale, value, self.concentration)
+
+
+class LowRankNormal(dist.TorchDistribution):
+    """A normal distribution with covariance W W' + diag scale^2, accurate if scale is small.
+
+    Let Q and R be the QR factors of A = [W / scale; I], and b = [(x - loc) / scale; 0]. Then
+
+        log p(x) = -|b - Q Q'b|^2 / 2 - sum log |diag R| - sum log scale - D log(2π) / 2
+
+    torch subtracts two quadratic forms, which exceed the result by the ratio of W^2 to scale^2, and
+    factorizes A'A, whose condition number is the square of that of A.
+
+    Args:
+        loc: Mean, shape `(*batch_shape, D)`.
+        cov_factor: Factor W, shape `(*batch_shape, D, rank)`.
+        cov_diag: Variances scale^2 of the independent part, shape `(*batch_shape, D)`, positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import LowRankNormal
+        >>> line = LowRankNormal(torch.zeros(2), torch.ones(2, 1), torch.full((2,), 1e-8))
+        >>> line.log_prob(torch.tensor([1.0, 1.0]))
+        tensor(6.5259)
+
+    See also: `pyro_vae.guides.LowRankNormal`, `Normal`.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        cov_factor: Tensor,
+        cov_diag: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.cov_factor, self.cov_diag = loc, cov_factor, cov_diag
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "LowRankNormal":
+        """Return the distribution with this batch_shape."""
+        loc = self.loc.expand(*batch_shape, -1)
+        return type(self)(loc, self.cov_factor, self.cov_diag, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x, loc, factor, variance = in_float64(value, self.loc, self.cov_factor, self.cov_diag)
+        scale = variance.sqrt()
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        identity = identity.expand(*factor.shape[:-2], -1, -1)
+        q, r = torch.linalg.qr(torch.cat([factor / scale.unsqueeze(-1), identity], -2))
+        b = pad((x - loc) / scale, [0, factor.shape[-1]]).unsqueeze(-1)
+        distance = (b - q @ (q.mT @ b)).square().sum((-2, -1))
+        log_det = r.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + variance.log().sum(-1) / 2
+        return like(-distance / 2 - log_det - x.shape[-1] * HALF_LOG_2PI, value, self.loc)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Sample with gradients."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        shared = self.loc.new_empty((*shape[:-1], self.cov_factor.shape[-1], 1)).normal_()
+        along = (self.cov_factor @ shared).squeeze(-1)
+        return self.loc + along + self.cov_diag.sqrt() * self.loc.new_empty(shape).normal_()
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x], entry by entry."""
+        return (self.cov_factor.square().sum(-1) + self.cov_diag).expand(self.loc.shape)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Covariance matrix, shape `(*batch_shape, D, D)`."""
+        covariance = self.cov_factor @ self.cov_factor.mT + self.cov_diag.diag_embed()
+        return covariance.expand(*self.loc.shape, -1)

@@ -10,8 +10,11 @@ from pyro.distributions import constraints
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform
+from torch.distributions.transforms import IndependentTransform, StickBreakingTransform
+from torch.nn.functional import pad
 
 from pyro_vae.distributions.parameters import ONE_BEFORE_SOFTPLUS
+from pyro_vae.distributions.special import in_float64, like, logsigmoid
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,6 +52,60 @@ class Reverse(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return 0 for each vector."""
         return torch.zeros_like(x[..., 0])
+
+
+class StickBreaking(StickBreakingTransform):
+    """The stick-breaking transform of torch, accurate in the corners of the simplex.
+
+    Share i is the part sigmoid(x_i - log(D - i)) of the stick that the shares before it leave, with
+    D + 1 shares. torch computes the rest of the stick as 1 minus the sum of the shares before. If
+    one share is nearly 1, this difference is rounded to a few multiples of 10^-7, or to 0, and log
+    densities at small shares are wrong by thousands of nats. Here the rest is the sum of the shares
+    that follow, and shares are products of logarithms of both parts.
+    """
+
+    def _call(self, x: Tensor) -> Tensor:
+        log_share, log_rest = self._log_parts(*in_float64(x))
+        left = pad(log_rest.cumsum(-1), [1, 0])
+        shares = (pad(log_share, [0, 1]) + left).exp()
+        return like(shares.clamp(min=torch.finfo(x.dtype).tiny), x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        (shares,) = in_float64(y.clamp(min=torch.finfo(y.dtype).tiny))
+        rest = shares.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        return like(shares[..., :-1].log() - rest.log() + self._log_offset(rest), y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log determinant, which depends on x alone."""
+        log_share, log_rest = self._log_parts(*in_float64(x))
+        before = pad(log_rest.cumsum(-1), [1, -1])
+        return like((log_share + log_rest + before).sum(-1), x)
+
+    def _log_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of the parts of the remaining stick: the share, and the rest."""
+        logit = x - self._log_offset(x)
+        log_share = logsigmoid(logit)
+        return log_share, log_share - logit
+
+    @staticmethod
+    def _log_offset(x: Tensor) -> Tensor:
+        return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
+
+
+def biject_to(support: constraints.Constraint) -> Transform:
+    """Return the map of Pyro from R^dim to a support, with the accurate `StickBreaking`.
+
+    Raises:
+        NotImplementedError: If no map is known.
+    """
+    return _accurate(T.biject_to(support))
+
+
+def _accurate(transform: Transform) -> Transform:
+    if isinstance(transform, IndependentTransform):
+        base = _accurate(transform.base_transform)
+        return IndependentTransform(base, transform.reinterpreted_batch_ndims)
+    return StickBreaking() if isinstance(transform, StickBreakingTransform) else transform
 
 
 class AffineAutoregressive(T.AffineAutoregressive):

@@ -66,6 +66,21 @@ def image_shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def check_finite(name: str, values: Tensor) -> None:
+    """Check the initial values of a parameter.
+
+    Raises:
+        ArgumentError: If a value is NaN or infinite.
+    """
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        raise ArgumentError(
+            f"{name} has {bad} values that are NaN or infinite: leave missing entries of the data "
+            "out of means, and probabilities between 0 and 1, as Dataset.mean() and "
+            "Dataset.log_odds() do"
+        )
+
+
 class MLP(Part):
     """Fully connected layers, as in Appendix C of Kingma & Welling (2013).
 
@@ -89,7 +104,8 @@ class MLP(Part):
             training, and not in evaluation.
 
     Raises:
-        ValueError: If a size is below 1, a name is unknown, or `output_bias` has another shape.
+        ValueError: If a size is below 1, a name is unknown, or `output_bias` has another shape or
+            is not finite.
 
     Example:
         >>> import torch
@@ -126,6 +142,7 @@ class MLP(Part):
                 raise ArgumentError(
                     f"output_bias has shape {tuple(output_bias.shape)}; expected {self.out_shape}"
                 )
+            check_finite("output_bias", output_bias)
             with torch.no_grad():
                 output.bias.copy_(output_bias.flatten())
 

@@ -1,8 +1,8 @@
-"""Check all rows of a dataset against the support of their likelihood, once, as they are read.
+"""Check all rows of a dataset against the support of their likelihood as they are read.
 
 The package's densities do not check their arguments: outside the support they return numbers that
 are not normalized. Rows in memory are checked before any work. Rows on disk and of a `DataLoader`
-are checked when they are read for the first time.
+are checked when they are read for the first time, and those of a loader in every pass.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from pyro_vae.pairs.pair import PairError, PairLike
 from pyro_vae.pairs.plates import MISFITS, isolated
 from pyro_vae.pairs.sites import observed_sites
 from pyro_vae.pairs.supports import (
+    DATUM,
+    IN_BATCH,
     Observed,
     check_gradients,
     check_observed,
@@ -59,12 +61,12 @@ class SupportCheck:
         with contextlib.suppress(*MISFITS):
             self.fixed = _fixed(observe(batch), batch)
 
-    def __call__(self, batch: Batch, start: int = 0) -> None:
+    def __call__(self, batch: Batch, start: int | None = 0) -> None:
         """Check a batch.
 
         Args:
             batch: Data.
-            start: Position of its first datum.
+            start: Position of its first datum in all data; None if it is not known.
 
         Raises:
             PairError: If a value is outside the support of its distribution.
@@ -73,19 +75,21 @@ class SupportCheck:
             support.check(_argument(batch, key)).all() for key, support in self.fixed
         ):
             return
-        rows = range(start, start + len(batch.indices))
+        rows = range(start or 0, (start or 0) + len(batch.indices))
+        place = IN_BATCH if start is None else DATUM
         try:
             found = self._observe(batch)
         except IndexError as error:
+            where = "a batch" if start is None else f"the data {rows.start} to {rows.stop - 1}"
             raise PairError(
-                f"the pair fails on the data {rows.start} to {rows.stop - 1}: {error}. A value may "
-                "be outside the likelihood's support, or in no row of an embedding"
+                f"the pair fails on {where}: {error}. A value may be outside the likelihood's "
+                "support, or in no row of an embedding"
             ) from error
         except MISFITS:
             return  # the programs do not run on these rows alone
-        check_observed(found, rows, nan_passes=self._nan_passes)
+        check_observed(found, rows, place=place, nan_passes=self._nan_passes)
         if self._gradients:
-            check_gradients(found, rows)
+            check_gradients(found, rows, place)
 
 
 def _fixed(sites: Observed, batch: Batch) -> list[tuple[int | str, Constraint]] | None:
@@ -111,7 +115,8 @@ def _argument(batch: Batch, key: int | str) -> Tensor:
 class CheckedRows:
     """The rows of a dataset, checked once against the supports of a pair's observed sites.
 
-    Rows in memory are checked now, others when `chunks` or `batches` read them.
+    Rows in memory are checked now, others when `chunks` or `batches` read them. Rows of a loader,
+    which may differ from pass to pass, are checked each time if this needs no run of the pair.
 
     Args:
         pair: Object with a `.model` and a `.guide`.
@@ -140,6 +145,8 @@ class CheckedRows:
             # The first rows have shown that 0 and 1 are in the support.
             self._check.fixed = [(key, support) for key, support in self._check.fixed if key != 0]
         self._due = self._check.fixed != []
+        # A loader may give other rows in each pass. Without a run of the pair, a check is fast.
+        self._always = data.loader is not None and self._check.fixed is not None and self._due
         if all(isinstance(values, Tensor) for values in (data.values, *data.context)):
             for _, read in self.chunks(data_per_chunk(data.event_shape, 1)):
                 read()
@@ -159,15 +166,15 @@ class CheckedRows:
             return
         for place, read in self.data.chunks(rows, least):
             yield place, functools.partial(self._read, place, read)
-        self._due = False
+        self._due = self._always
 
     def batches(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield training batches, and check as many rows as there are data."""
+        """Yield training batches, and check as many rows as there are data, or all of a loader."""
         for batch in batches:
             if self._due:
-                self._check_batch(batch, 0)
+                self._check_batch(batch, None)
                 self._seen += len(batch[0])
-                self._due = self._seen < len(self)
+                self._due = self._always or self._seen < len(self)
             yield batch
 
     def _read(self, place: int, read: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -175,7 +182,7 @@ class CheckedRows:
         self._check_batch(batch, place)
         return batch
 
-    def _check_batch(self, batch: tuple[Tensor, ...], place: int) -> None:
+    def _check_batch(self, batch: tuple[Tensor, ...], place: int | None) -> None:
         self._check(batch_of(batch), place)
         x = batch[0]
         if self._guide is None or not (x.is_floating_point() and x.isnan().any()):

@@ -3,7 +3,8 @@
 The mean of p(x, z) / q(z|x) over samples z of the guide is p(x) if the supports agree: q(z|x) is
 positive wherever p(x, z) is, and p(x, z) is zero where the guide samples outside the prior's
 support. No diagnostic of the weights shows this, since it concerns latents that are not sampled.
-A point mass has no density q(z|x), so its weights estimate nothing.
+A point mass has no density q(z|x), so its weights estimate nothing, and neither do those of a guide
+with a factor that is no Jacobian.
 """
 
 import contextlib
@@ -88,6 +89,12 @@ def uncovered(programs: PairRunner, batches: Iterable[Batch] | None = None) -> s
 
 
 def _without_density(programs: PairRunner) -> str:
+    if programs.penalties:
+        return (
+            f"the guide has the pyro.factor {sorted(programs.penalties)}, so log q(z|x) is not the "
+            "density of its samples. Weights of its samples do not estimate p(x): remove it. A "
+            "factor in a guide can be the Jacobian of latents that it computes in Delta sites"
+        )
     if not programs.point_masses:
         return ""
     return (

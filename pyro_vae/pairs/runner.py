@@ -32,6 +32,7 @@ from pyro_vae.pairs.comparison import latents_of, same_densities
 from pyro_vae.pairs.guides import (
     check_latents,
     is_automatic,
+    penalties,
     point_masses,
     without_observations,
 )
@@ -77,6 +78,7 @@ class PairRunner:
         local_latents: Number of event dimensions of each latent in the plate over the data.
         weighted: Latents of the model that are computed values with a density.
         point_masses: Latents without a density in the guide, as in `AutoDelta`.
+        penalties: Factors of the guide that are no part of a density.
         datum_size: Number of elements of the largest site of one datum.
 
     Args:
@@ -354,6 +356,7 @@ class PairRunner:
             name for name, site in model.items() if site.computed and site.log_prob.any()
         }
         self.point_masses = point_masses(guide, latents)
+        self.penalties = penalties(guide)
 
     def _draws_agree(self, batch: Batch) -> bool:
         """Return whether a sample has the same log densities among others and in a run alone.

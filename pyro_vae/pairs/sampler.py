@@ -164,10 +164,11 @@ class Sampler:
     def has_density(self) -> bool:
         """Whether `guide_at` gives the density of the guide's samples.
 
-        It does not if the guide is a point mass, if it computes its latents from auxiliary
-        variables, or if its distributions return positive densities outside their supports.
+        It does not if the guide is a point mass or has a factor, if it computes its latents from
+        auxiliary variables, or if its distributions return positive densities outside their
+        supports.
         """
-        if self.programs.point_masses:
+        if self.programs.point_masses or self.programs.penalties:
             return False
         with preserved_state(seed=0):
             draws = self.draw(self.few, PROBE_DRAWS)

@@ -44,9 +44,10 @@ def warn_of_scales(model: poutine.Trace, first: Tensor, x: Tensor) -> None:
     x = x[:: max(1, x.numel() // NUM_VALUES)]
     for node in observed_sites(model).values():
         fn = node["fn"]
-        if node["value"] is not first or not fn.event_shape:
+        # The entries of a datum are the event of a site, or in further plates.
+        if node["value"] is not first or fn.batch_shape + fn.event_shape != first.shape:
             continue
-        real = _real_entries(fn)
+        real = _real_entries(fn, first.shape[1:])
         if real is None or not real.any():
             continue
         with torch.random.fork_rng():
@@ -62,22 +63,27 @@ def warn_of_scales(model: poutine.Trace, first: Tensor, x: Tensor) -> None:
             warnings.warn(message, DataWarning, stacklevel=3)
 
 
-def _real_entries(fn: Distribution) -> Tensor | None:
-    """Return which entries of an observation may be any real number, or None if it is unknown."""
+def _real_entries(fn: Distribution, shape: torch.Size) -> Tensor | None:
+    """Return which entries of a datum may be any real number, or None if it is unknown.
+
+    Args:
+        fn: Distribution of the data.
+        shape: Shape of one datum.
+    """
     points = (-12345.5, 12345.5)
     try:
         support = unwrap_independent(fn).support
         if support is None:
             return None
-        inside = [support.check(torch.full((1, *fn.event_shape), point)) for point in points]
+        inside = [support.check(torch.full((1, *shape), point)) for point in points]
     except (NotImplementedError, AttributeError, RuntimeError):
         return None
     real = inside[0] & inside[1]
-    if real.dim() <= len(fn.event_shape):  # the entries of the last dimensions depend on each other
-        real = real.reshape(*real.shape, *(1,) * (1 + len(fn.event_shape) - real.dim()))
+    if real.dim() <= len(shape):  # the entries of the last dimensions depend on each other
+        real = real.reshape(*real.shape, *(1,) * (1 + len(shape) - real.dim()))
     # The support of an instance, such as of a binomial distribution, may have a row for each datum.
-    rows = real.flatten(0, real.dim() - len(fn.event_shape) - 1)
-    return rows.all(0, keepdim=True).expand(1, *fn.event_shape)
+    rows = real.flatten(0, real.dim() - len(shape) - 1)
+    return rows.all(0, keepdim=True).expand(1, *shape)
 
 
 class Moments(NamedTuple):

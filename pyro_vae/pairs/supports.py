@@ -25,6 +25,8 @@ from pyro_vae.pairs.sites import Node
 
 Observed: TypeAlias = Mapping[str, Node]  # observed sites of a trace by name
 
+# How messages name the position of a datum: among all data, or in a batch of them.
+DATUM, IN_BATCH = "datum {}", "row {} of a batch"
 # Distributions of angles. torch calls their support real, but they sample from [-pi, pi], and their
 # densities integrate to one over a period, not over the real line.
 CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
@@ -118,6 +120,7 @@ def check_support(
     mask: Tensor | bool | None = None,
     *,
     rows: range | None = None,
+    place: str = DATUM,
     nan_passes: bool = False,
 ) -> None:
     """Check that an observation is in its distribution's support.
@@ -130,6 +133,7 @@ def check_support(
         name: Name of the site.
         mask: Mask of the distribution's batch shape. Values that it masks out are not checked.
         rows: Positions of the data in all data, for the message.
+        place: How the message names a position.
         nan_passes: Whether observations with NaN pass. Their log density is NaN.
 
     Raises:
@@ -153,18 +157,21 @@ def check_support(
     support = support_of(distribution)
     low, high = _limits(bad)
     raise PairError(
-        f"observation {name!r} holds values in [{low:g}, {high:g}] (first at datum "
-        f"{_first_datum(outside, rows)}), outside the likelihood's support "
+        f"observation {name!r} holds values in [{low:g}, {high:g}] (first at "
+        f"{place.format(_first_datum(outside, rows))}), outside the likelihood's support "
         f"{support_name(support)}: {_fix(support, bad, low, high)}"
     )
 
 
-def check_observed(sites: Observed, rows: range, *, nan_passes: bool = False) -> None:
+def check_observed(
+    sites: Observed, rows: range, *, place: str = DATUM, nan_passes: bool = False
+) -> None:
     """Check the observed sites of a trace of some data.
 
     Args:
         sites: The sites.
         rows: Positions of the data in all data.
+        place: How the message names a position.
         nan_passes: Whether observations with NaN pass. Their log density is NaN.
 
     Raises:
@@ -172,12 +179,13 @@ def check_observed(sites: Observed, rows: range, *, nan_passes: bool = False) ->
     """
     for name, node in sites.items():
         if not isinstance(node["fn"], Unit):
+            distribution, value, mask = node["fn"], node["value"], node["mask"]
             check_support(
-                node["fn"], node["value"], name, node["mask"], rows=rows, nan_passes=nan_passes
+                distribution, value, name, mask, rows=rows, place=place, nan_passes=nan_passes
             )
 
 
-def check_gradients(sites: Observed, rows: range) -> None:
+def check_gradients(sites: Observed, rows: range, place: str = DATUM) -> None:
     """Check that no observation is a masked NaN, so that log densities can be differentiated.
 
     The log density of a masked value is 0, but its gradient is 0 times the gradient at the value.
@@ -185,6 +193,7 @@ def check_gradients(sites: Observed, rows: range) -> None:
     Args:
         sites: The observed sites of a trace of some data.
         rows: Positions of the data in all data.
+        place: How the message names a position.
 
     Raises:
         PairError: If a NaN is masked out.
@@ -198,9 +207,9 @@ def check_gradients(sites: Observed, rows: range) -> None:
         nan = nan & ~_inside(node["fn"], value, nan_passes=False, masked=False)
         if nan.any():
             raise PairError(
-                f"observation {name!r} holds NaN that is masked out (first at datum "
-                f"{_first_datum(nan, rows)}): its log density is 0, but the gradient is NaN. Put a "
-                "valid value below the mask, as in obs=torch.where(mask, x, 0.0)"
+                f"observation {name!r} holds NaN that is masked out (first at "
+                f"{place.format(_first_datum(nan, rows))}): its log density is 0, but the gradient "
+                "is NaN. Put a valid value below the mask, as in obs=torch.where(mask, x, 0.0)"
             )
 
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from pyro.distributions.transforms import Transform, biject_to
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
+from pyro_vae.distributions.transforms import biject_to
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.coverage import check_masked

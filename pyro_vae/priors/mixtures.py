@@ -12,6 +12,7 @@ from pyro_vae.arguments import ArgumentError, Count, Finite
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.parameters import MARGIN, MIN_SCALE, ONE_BEFORE_SOFTPLUS
 from pyro_vae.networks import Initial, Shape, shape_of
+from pyro_vae.networks.layers import check_finite
 from pyro_vae.part import Part, Role
 
 Guide: TypeAlias = Annotated[Callable[[Tensor], dist.TorchDistribution], Role("guide", ("x",))]
@@ -27,7 +28,8 @@ class MixtureOfGaussians(Part):
             samples.
 
     Raises:
-        ValueError: If `latent_dim` or `num_components` is below 1, or `locs` has another shape.
+        ValueError: If `latent_dim` or `num_components` is below 1, or `locs` has another shape or
+            is not finite.
 
     Example:
         >>> from pyro_vae.priors import MixtureOfGaussians
@@ -45,7 +47,7 @@ class MixtureOfGaussians(Part):
         shape = (num_components, latent_dim)
         if locs is None:
             locs = torch.randn(shape)
-        _check_shape("locs", locs, shape)
+        _check_initial("locs", locs, shape)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.locs = nn.Parameter(locs.clone())
         self.raw_scales = nn.Parameter(torch.full(shape, ONE_BEFORE_SOFTPLUS))
@@ -71,7 +73,8 @@ class VampPrior(Part):
             `(num_pseudo_inputs, *event_shape)`. The default is noise within the bounds.
 
     Raises:
-        ValueError: If a size is below 1, or `pseudo_inputs` has another shape or is out of bounds.
+        ValueError: If a size is below 1, or `pseudo_inputs` has another shape, is not finite or is
+            out of bounds.
 
     Example:
         >>> import pyro_vae as pv
@@ -106,7 +109,7 @@ class VampPrior(Part):
             # Start near the middle of the bounds. The gradient vanishes at the ends of a sigmoid.
             raw = torch.randn(shape)
         else:
-            _check_shape("pseudo_inputs", pseudo_inputs, shape)
+            _check_initial("pseudo_inputs", pseudo_inputs, shape)
             raw = pseudo_inputs.clone() if bounds is None else _unbounded(pseudo_inputs, bounds)
         self.raw_pseudo_inputs = nn.Parameter(raw)
         self.register_buffer("logits", torch.zeros(num_pseudo_inputs), persistent=False)
@@ -137,6 +140,7 @@ def _unbounded(values: Tensor, bounds: Sequence[float]) -> Tensor:
     return share.clamp(MARGIN, 1 - MARGIN).logit()
 
 
-def _check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+def _check_initial(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(values.shape) != shape:
         raise ArgumentError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
+    check_finite(name, values)

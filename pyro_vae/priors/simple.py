@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from pyro_vae import distributions
 from pyro_vae.arguments import ArgumentError, Count, Instance, Positive, Whole
 from pyro_vae.distributions.parameters import MIN_SCALE, ONE_BEFORE_SOFTPLUS
+from pyro_vae.distributions.transforms import StickBreaking
 from pyro_vae.part import Part
 
 AtLeastTwo: TypeAlias = Annotated[int, Whole(2)]
@@ -167,7 +168,8 @@ class LogisticNormal(_Standard):
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch_shape `()`, event_shape `(latent_dim,)`."""
-        return dist.LogisticNormal(self.zero[1:], self.one[1:])
+        normal = dist.Normal(self.zero[1:], self.one[1:])
+        return dist.TransformedDistribution(normal, [StickBreaking()])
 
 
 class Dirichlet(_Standard):

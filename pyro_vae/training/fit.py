@@ -77,7 +77,8 @@ def fit(
 
         objective: (What is trained.) Bound to maximize; by default `Trace_ELBO(num_particles)`.
             `TraceEnum_ELBO()` enumerates the discrete latents of the guide, except for sites with
-            an `infer["enumerate"]`. Not with an `SVI`.
+            an `infer["enumerate"]`: at once, or one value after another if the networks accept no
+            further dimension. Not with an `SVI`.
         num_particles: Number L of samples of z for each datum and step of the default objective.
         optimizer: Torch optimizer, or function of a list of parameters that returns one; by
             default fused Adam with `learning_rate`. Not with an `SVI`.

@@ -39,6 +39,7 @@ from pyro_vae.pairs.guides import without_observations
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import PairError, PairLike, Program
+from pyro_vae.pairs.particles import accepts_particles
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.site_table import SiteTable
 from pyro_vae.pairs.state import create_parameters, restored
@@ -322,8 +323,6 @@ def _per_datum_svi(
         bound = config.objective or Trace_ELBO(particles, vectorize_particles=particles > 1)
         adam = functools.partial(torch.optim.Adam, lr=config.learning_rate, fused=True)
         optim = config.optimizer or adam
-        if isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
-            guide = config_enumerate(guide, expand=True)
     several = isinstance(bound, ReweightedWakeSleep)
     if several or not has_value(bound):
         lacks = "has several losses" if several else "only computes gradients"
@@ -344,6 +343,11 @@ def _per_datum_svi(
         )
     create_parameters(pair.model, pair.guide, data.batch(slice(8)))
     claim_parameters(pair.model, pair.guide)
+    if not isinstance(pair, SVI) and isinstance(getattr(bound, "objective", bound), TraceEnum_ELBO):
+        # All values in one more dimension on the left, or one run of the programs for each.
+        few = data.batch(slice(8))
+        parallel = accepts_particles(pair.model, pair.guide, few, {})
+        guide = config_enumerate(guide, "parallel" if parallel else "sequential", expand=True)
     model, guide = (per_datum(p, len(data), *table.data_plates) for p in (pair.model, guide))
     svi = SVI(model, guide, optim, bound, compile=compile, precision=precision)
     svi.take_steps_again()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import distributions, likelihoods, priors
+from pyro_vae import distributions, guides, likelihoods, priors
+from pyro_vae.distributions.parameters import MIN_SCALE
 
 mp = pytest.importorskip("mpmath")  # torch depends on sympy, which depends on mpmath
 LARGEST = torch.finfo(torch.float32).max
@@ -93,6 +94,20 @@ def dirichlet(x, total):
     shares = (x, mp.mpf(1) / 4, mp.mpf(3) / 4 - x)
     normalizer = mp.loggamma(3 * total) - 3 * mp.loggamma(total)
     return normalizer + (total - 1) * sum(mp.log(share) for share in shares)
+
+
+def low_rank_normal(x, factor, scale):
+    """The density of (x, x), with the factor in both rows."""
+    along = 2 * factor**2 + scale**2
+    return -(x**2) / along - mp.log(along) / 2 - mp.log(scale) - mp.log(2 * mp.pi)
+
+
+def logistic_normal(x, loc, scale):
+    """The density of the shares (x, 1/4, 3/4 - x)."""
+    last = mp.mpf(3) / 4 - x
+    free = mp.log(2 * x / (1 - x)), mp.log(1 / (4 * last))
+    log_jacobian = mp.log(x) + mp.log(last / 4)
+    return sum(normal(y, loc, scale) for y in free) - log_jacobian
 
 
 def around(mean, sd, *others):
@@ -180,14 +195,38 @@ class Spherical:
 
 
 class Shares:
-    """The density of shares (x, 1/4, 3/4 - x) under a symmetric Dirichlet prior."""
+    """A density on the simplex of the shares (x, 1/4, 3/4 - x)."""
 
-    def __init__(self, concentration):
-        self.prior = priors.Dirichlet(3)
-        self.prior.concentration = concentration.unsqueeze(-1)
+    def __init__(self, density):
+        self.density = density
 
     def log_prob(self, x):
-        return self.prior().log_prob(torch.stack([x, torch.full_like(x, 0.25), 0.75 - x], -1))
+        return self.density.log_prob(torch.stack([x, torch.full_like(x, 0.25), 0.75 - x], -1))
+
+
+def dirichlet_prior(concentration):
+    prior = priors.Dirichlet(3)
+    prior.concentration = concentration.unsqueeze(-1)
+    return Shares(prior())
+
+
+def logistic_normal_guide(loc, scale):
+    # softplus^-1(scale - minimum), for scales that are much larger than the minimum
+    raw = (scale - MIN_SCALE).expm1().log()
+    return Shares(guides.LogisticNormal(lambda x: x)(torch.stack([loc, loc, raw, raw], -1)))
+
+
+class OnDiagonal:
+    """The density of (x, x) under a normal distribution of rank one and independent noise."""
+
+    def __init__(self, factor, scale):
+        both = torch.stack([factor, factor], -1).unsqueeze(-1)
+        self.density = distributions.LowRankNormal(
+            torch.zeros(len(factor), 2), both, torch.stack([scale, scale], -1).square()
+        )
+
+    def log_prob(self, x):
+        return self.density.log_prob(torch.stack([x, x], -1))
 
 
 def zero_inflated_cells():
@@ -279,8 +318,24 @@ DENSITIES = {
         "s+",
     ),
     "PowerSpherical": (Spherical, power_spherical, spherical_cells(), "+"),
+    "LowRankNormal": (
+        OnDiagonal,
+        low_rank_normal,
+        itertools.product((0.0, 1e-4, 1.0, 30.0), (1e-6, 1.0, 1e3), (1e-6, 1e-3, 1.0, 1e3)),
+        "++",
+    ),
+    "LogisticNormal": (
+        logistic_normal_guide,
+        logistic_normal,
+        itertools.product(
+            (1e-30, 0.01, 0.25, 0.375, 0.75 - 2.0**-10, 0.75 - 2.0**-24),
+            (-8.0, 0.0, 3.0),
+            (0.25, 1.0, 8.0),
+        ),
+        "s+",
+    ),
     "Dirichlet": (
-        Shares,
+        dirichlet_prior,
         dirichlet,
         itertools.product((1e-30, 0.01, 0.25, 0.375, 0.499), CONCENTRATIONS),
         "+",

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import numpy as np
 import pyro
@@ -192,6 +193,70 @@ def test_an_auxiliary_variable_of_the_model_gives_the_evidence():
     pair = pv.Pair(model_with_u, guided(random_given, 0.1, 2.0))
     scores = pv.evaluate(pair, Y, num_samples=4000).log_likelihood
     np.testing.assert_allclose(scores, LOG_P, atol=0.15)
+
+
+def cubed(u):
+    return u + u**3 / 3, (1 + u**2).log()
+
+
+# One-to-one maps from u to z, with log |dz/du| of each datum.
+MAPS = {
+    "identity": lambda u: (u, 0 * u),
+    "narrow": lambda u: (u / 4, 0 * u - math.log(4)),
+    "wide": lambda u: (2 * u, 0 * u + math.log(2)),
+    "cubed": cubed,
+}
+# How the guide states log |dz/du|.
+STATED = {
+    "density": lambda z, term: pyro.sample("z", dist.Delta(z, log_density=-term)),
+    "factor": lambda z, term: (
+        pyro.factor("jacobian", -term, has_rsample=True),
+        pyro.sample("z", dist.Delta(z)),
+    ),
+    "nothing": lambda z, term: pyro.sample("z", dist.Delta(z)),
+    "opposite": lambda z, term: pyro.sample("z", dist.Delta(z, log_density=term)),
+    "twice": lambda z, term: (
+        pyro.factor("jacobian", -term, has_rsample=True),
+        pyro.sample("z", dist.Delta(z, log_density=-term)),
+    ),
+}
+
+
+@pytest.mark.parametrize("stated", STATED)
+@pytest.mark.parametrize("kind", MAPS)
+def test_the_density_of_computed_latents_has_their_jacobian_or_is_refused(kind, stated):
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            u = pyro.sample("u", dist.Normal(ZERO.expand(len(y)), 1.0), infer=AUXILIARY)
+            z, term = MAPS[kind](u)
+            STATED[stated](z, term)
+
+    pair = pv.Pair(model, guide)
+    if kind == "identity" or stated in ("density", "factor"):
+        pv.check(pair, Y)
+        scores = pv.evaluate(pair, Y, num_samples=2000)
+        if kind != "narrow":  # too narrow for the posterior
+            np.testing.assert_allclose(scores.log_likelihood, LOG_P, atol=0.2)
+        return
+    for call in (pv.check, pv.evaluate, pv.fit):
+        with pytest.raises(pv.PairError, match=r"computes 'z' from .* 'u' with -log \|det dz/du\|"):
+            call(pair, Y)
+
+
+def test_a_factor_of_a_guide_that_is_no_jacobian_is_refused_by_weights():
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+            pyro.factor("penalty", y.new_full((len(y),), -5.0), has_rsample=True)
+
+    pair = pv.Pair(model, guide)
+    with pytest.raises(pv.PairError, match=r"pyro.factor \['penalty'\]"):
+        pv.evaluate(pair, Y)
+    with pytest.warns(UserWarning, match=r"pyro.factor \['penalty'\]"):
+        tree = pv.from_pyro_svi(model, guide, model_args=(Y,), num_samples=10)
+    assert "log_weight" not in tree.children.get("sample_stats", {})
+    scores = pv.evaluate(pair, Y, num_samples=300, proposal="refined")
+    np.testing.assert_allclose(scores.log_likelihood, LOG_P, atol=0.05)
 
 
 # -- masks -----------------------------------------------------------------------------------------

@@ -186,3 +186,37 @@ def test_rows_in_the_support_are_scored(function, seed, tmp_path):
     for container, support in random.Random(f"{function}{seed}").sample(cells, 8):
         data = CONTAINERS[container](*rows(support), tmp_path)
         FUNCTIONS[function](Pair(SUPPORTS[support][0]), data)
+
+
+class Passes(torch.utils.data.IterableDataset):
+    """Rows that are outside the support from some pass on."""
+
+    def __init__(self, first_bad):
+        self.first_bad, self.passes = first_bad, 0
+
+    def __len__(self):
+        return 60
+
+    def __iter__(self):
+        self.passes += 1
+        rows = (torch.rand(60, 4) < 0.3).float()
+        if self.passes >= self.first_bad:
+            rows[47] = 0.5
+        return iter(rows)
+
+
+@pytest.mark.parametrize("role", ["train", "validation"])
+def test_rows_of_a_loader_are_checked_in_every_pass(role):
+    torch.manual_seed(0)
+    good = torch.utils.data.DataLoader(Passes(100), batch_size=20)
+    bad = torch.utils.data.DataLoader(Passes(5), batch_size=20)
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.networks.MLP(2, [], 4)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 4)),
+    )
+    train, validation = (bad, good) if role == "train" else (good, bad)
+    place = "row 7 of a batch" if role == "train" else "datum 47"
+    with pytest.raises(pv.PairError, match=rf"\[0.5, 0.5\] \(first at {place}\)"):
+        pv.fit(vae, train, validation=validation, epochs=8, progress=False)
+    assert 5 <= bad.dataset.passes < 8

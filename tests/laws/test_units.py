@@ -1,11 +1,14 @@
 """Units: log densities follow the unit of x, and columns far from the model's scale are named."""
 
+import contextlib
 import itertools
 import math
 import re
 import warnings
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -227,6 +230,45 @@ def test_images_on_another_scale_are_named(factor, channels):
         return
     with pytest.warns(DataWarning, match="x is on another scale than the model: x has median"):
         vae.check(x)
+
+
+@contextlib.contextmanager
+def plates(x, form):
+    inner = pyro.plate("entries", WIDTH, dim=-1) if form == "plate" else contextlib.nullcontext()
+    with pyro.plate("data", len(x), dim=-2 if form == "plate" else -1), inner:
+        yield
+
+
+def program(form):
+    """Return a pair whose entries are an event, or in a plate, or one number for each datum."""
+
+    def model(x):
+        with plates(x, form):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z.unsqueeze(-1).expand(*z.shape, WIDTH) if form == "event" else z
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(int(form == "event")), obs=x)
+
+    def guide(x):
+        with plates(x, form):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3e4, 1e-4])
+@pytest.mark.parametrize("form", ["event", "plate", "number"])
+def test_data_on_another_scale_are_named_in_programs_of_any_form(form, factor):
+    torch.manual_seed(0)
+    x = torch.randn(60, WIDTH)
+    x[:, 1] *= factor
+    if form == "number":
+        x = x[:, 1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pv.check(program(form), x)
+    start = "x is on another scale than the model: "
+    start += "x has" if form == "number" else "column 1 of x has"
+    assert [str(w.message).startswith(start) for w in caught] == [True] * (factor != 1)
 
 
 def test_likelihoods_of_bounded_values_are_not_compared():

@@ -65,6 +65,9 @@ def test_what_does_not_fit_is_named(vae, x, sentence):
         vae.check(x)
 
 
+GUIDE = pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 4))
+
+
 def test_parts_refuse_sizes_that_cannot_be():
     with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
         pv.priors.StandardNormal(0)
@@ -76,6 +79,31 @@ def test_parts_refuse_sizes_that_cannot_be():
         pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 5))
     with pytest.raises(ValueError, match="output_bias has shape"):
         pv.networks.MLP(3, [], (4, 4), output_bias=torch.zeros(3))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda v: pv.networks.MLP(3, [], 4, output_bias=v),
+        lambda v: pv.priors.MixtureOfGaussians(4, 1, locs=v[None]),
+        lambda v: pv.priors.VampPrior(GUIDE, 1, 4, pseudo_inputs=v[None]),
+        lambda v: pv.priors.VampPrior(GUIDE, 1, 4, bounds=None, pseudo_inputs=v[None]),
+    ],
+)
+def test_parts_refuse_initial_values_that_are_not_finite(build, value):
+    values = torch.full((4,), 0.5)
+    build(values)
+    values[1] = value
+    with pytest.raises(pv.ArgumentError, match=r"has 1 values that are NaN or infinite"):
+        build(values)
+
+
+@pytest.mark.parametrize("name", ["shift", "unit"])
+def test_a_wrong_entry_of_a_tensor_is_shown(name):
+    values = torch.tensor([1.0, torch.nan, 1.0])
+    with pytest.raises(pv.ArgumentError, match=rf"{name} must be .* entry 1 is a Tensor of nan"):
+        pv.likelihoods.Normal(pv.networks.MLP(2, [], 3), **{name: values})
 
 
 # -- pairs of plain functions ----------------------------------------------------------------------

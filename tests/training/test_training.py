@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Categorical, Normal, constraints
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.objectives.nats_per_datum import per_datum
@@ -104,6 +105,31 @@ def test_fit_sums_over_discrete_latents_as_they_are_marked_or_at_once(infer):
     torch.testing.assert_close(log_p.logsumexp(-1), pair.evidence)  # of all three
     bound = (weights * (log_p - weights.log())).sum(-1).mean().item()
     assert [entry["train_elbo"] for entry in fit.history] == pytest.approx([bound] * 3, abs=1e-12)
+
+
+def test_fit_sums_over_discrete_latents_of_networks_that_accept_one_batch_dimension():
+    torch.manual_seed(0)
+    x = (torch.rand(12, 1, 4, 4) < 0.3).float()
+    decoder = nn.Sequential(
+        nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)), nn.ConvTranspose2d(2, 1, 2, stride=2)
+    )
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    vae = pv.VAE(
+        pv.priors.Categorical(3),
+        pv.likelihoods.Bernoulli(decoder),
+        pv.guides.Categorical(encoder),
+    )
+    with torch.no_grad():
+        q = vae.parts["guide"](x).probs
+        log_p = [
+            vae.parts["likelihood"](code.expand(12, 3)).log_prob(x) - math.log(3)
+            for code in torch.eye(3)
+        ]
+        bound = (q * (torch.stack(log_p, 1) - q.log())).sum(1).mean().item()
+    frozen = functools.partial(torch.optim.SGD, lr=0.0)
+    settings = {"objective": TraceEnum_ELBO(), "optimizer": frozen, "batch_size": 4}
+    fit = pv.fit(vae, x, epochs=1, **settings)
+    assert fit.history[0]["train_elbo"] == pytest.approx(bound, abs=1e-5)
 
 
 @pytest.mark.parametrize(
