@@ -307,7 +307,8 @@ def _built(
                 f"{module.__file__}: vae(data) returned a {type(vae).__name__}; expected a pv.VAE, "
                 "a pv.ConditionalVAE or a pv.LadderVAE"
             )
-        vae.schema = vae.schema or data.schema
+        if vae.schema is None and data.schema is not None:
+            vae.set_argument("schema", data.schema)
         return vae
     for name in ("likelihood", "prior", "guide"):
         given[name] = getattr(module, str(given[name]), given[name])

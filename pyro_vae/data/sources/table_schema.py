@@ -199,18 +199,7 @@ class TableSchema(Part):
         if is_array and len(known) == len(frame.columns):
             return frame.rename(dict(zip(frame.columns, known, strict=True)))
         needed = [*self.names(), *(column.name for column in self.given)]
-        if absent := [name for name in needed if name not in frame.columns]:
-            raise DataError(
-                f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
-                f"{', '.join(map(repr, needed[:10]))}, got "
-                f"{', '.join(map(repr, frame.columns[:10]))}"
-            )
-        if new := [name for name in frame.columns if name not in [*known, self.labels]]:
-            warnings.warn(
-                f"columns that are not in the schema are ignored: {', '.join(map(repr, new[:10]))}",
-                DataWarning,
-                stacklevel=3,
-            )
+        frames.check_columns(frame, needed, {*known, self.labels or ""})
         return frame
 
     def standardized_by(self, data: Dataset) -> Self:
