@@ -165,7 +165,7 @@ def check_agreement(known: Schema, given: Schema) -> None:
 def _context(schema: Schema) -> object:
     """Return what decides the numbers of the context."""
     given: list[Column] = getattr(schema, "given", [])
-    found: list[object] = [(c.name, c.levels, c.origin, c.shift, c.unit) for c in given]
+    found: list[object] = [(c.name, c.levels, c.origin, c.zoned, c.shift, c.unit) for c in given]
     return found or list(getattr(schema, "columns", ()) if schema.content == "counts" else ())
 
 
@@ -186,5 +186,7 @@ def _is_plain(column: Column) -> bool:
 def _same_codes(column: Column | None, other: Column | None) -> bool:
     if column is None or other is None:
         return column is other
+    if (column.origin, column.zoned) != (other.origin, other.zoned):
+        return False
     shorter = min(len(column.levels), len(other.levels))
-    return column.origin == other.origin and column.levels[:shorter] == other.levels[:shorter]
+    return column.levels[:shorter] == other.levels[:shorter]

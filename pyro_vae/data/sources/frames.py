@@ -324,6 +324,20 @@ def _dates(series: nw.Series) -> np.ndarray:
     return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
+def have_zones(series: nw.Series) -> bool:
+    """Return whether the dates of a column have a time zone."""
+    if series.dtype in (nw.Date, nw.Datetime):
+        return getattr(series.dtype, "time_zone", None) is not None
+    return Texts.of(series).have_zones()
+
+
+def in_utc(frame: Any, columns: Sequence[str]) -> Any:
+    """Return a frame with the time zone UTC in some columns of dates."""
+    return (
+        nw.from_native(frame).with_columns(nw.col(*columns).dt.replace_time_zone("UTC")).to_native()
+    )
+
+
 def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarray | IntoDataFrame:
     """Return columns as a frame of the library of `like`, by default pandas.
 
