@@ -1,12 +1,20 @@
-"""Move the results of an earlier run away before another run writes into the same folder."""
+"""Move the results of an earlier run away before another run writes into the same folder.
 
+A run records the checksums of its results in `RECORD`. A file with the name of a result that is not
+recorded, or was changed since, may be of the user: it is moved, and never deleted.
+"""
+
+import contextlib
+import hashlib
 import json
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
+from pyro_vae.distributed import is_first
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import (
     SUMS,
@@ -18,6 +26,7 @@ from pyro_vae.runtime.files import (
     replaced,
     sync,
     unused,
+    write_file,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
 
@@ -27,11 +36,13 @@ PICTURES = (
     "columns", "dependence", "imputation", "counts",
 )  # fmt: skip
 PRIOR_SAMPLES, CARD, EXPLORER = "prior_samples.png", "model_card.md", "explorer.html"
-OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD)
+RECORD = "results.sha256"  # in the form of `sha256sum`
+OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD, RECORD)
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 BEFORE = "results-before"
+MAX_RECORD = 2**16  # bytes
 
 
 def check_results(folder: Path) -> None:
@@ -51,8 +62,9 @@ def set_aside_results(folder: Path) -> None:
     """Move the model, scores and pictures in the folder of a run to `results-before`.
 
     They replace the results in that folder. They are moved to a folder with a number after that
-    name, and nothing is deleted, if `results-before` has other files or is a link, if only the
-    results in it have scores, or if the files are not the results of a run. Links are not moved.
+    name, and nothing is deleted, if `results-before` has files that no run recorded or is a link,
+    if only the results in it have scores, or if the files are not the results of a run. Links are
+    not moved.
 
     Warns:
         UserWarning: If there are results. The message names the folder.
@@ -60,13 +72,10 @@ def set_aside_results(folder: Path) -> None:
     if not (found := _results(folder)):
         return
     is_of_run = _is_of_run(folder)
-    moved, before = unused(folder, f"{BEFORE}-"), folder / BEFORE
-    moved.mkdir()
-    for path in found:
-        path.rename(moved / path.name)
+    moved, before = _moved(found, folder), folder / BEFORE
     # A run that failed before its scores were written does not replace a finished one.
     is_finished = _is_file(moved / METRICS) or not _is_file(before / METRICS)
-    if is_of_run and is_finished:
+    if is_of_run and is_finished and not changed_results(before, FILES):
         for name in (MODEL, replaced(before / MODEL).name):
             remove_folder(before / name, MODEL_FILES)
         remove_folder(before, FILES)
@@ -81,8 +90,12 @@ def set_aside_results(folder: Path) -> None:
     )
 
 
-def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]]) -> None:
+def set_aside_other_results(
+    folder: Path, history: Iterable[Mapping[str, object]], names: Iterable[str]
+) -> None:
     """Move the results in a folder away if they are those of a run with another history.
+
+    Otherwise move those files that are to be written and that no run recorded.
 
     Warns:
         UserWarning: If results were moved.
@@ -92,6 +105,88 @@ def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]
     is_other = recorded is not None and finite_or_none(recorded) != finite_or_none(given)
     if is_other or not _is_of_run(folder):
         set_aside_results(folder)
+    else:
+        set_aside_changed(folder, names)
+
+
+def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
+    """Move those files that are to be written, and that no run recorded, to `results-before-...`.
+
+    Folders of earlier versions have no record. Their files are left to be replaced.
+
+    Warns:
+        UserWarning: If files were moved. The message names the folder.
+    """
+    if not _is_file(folder / RECORD) or not (changed := changed_results(folder, names)):
+        return
+    moved = _moved([folder / name for name in changed], folder)
+    sync(folder)
+    warnings.warn(
+        f"{folder} has files with the names of results that the run did not write "
+        f"({', '.join(changed)}): they were moved to {moved}",
+        stacklevel=2,
+    )
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, *paths: Path) -> Iterator[None]:
+    """Record results that a command adds to the folder of a run; move files of the user before.
+
+    Args:
+        folder: Folder of the run. Folders of earlier versions have no record.
+        *paths: Files that the command writes, in the folder or elsewhere.
+    """
+    if not is_first():
+        yield
+        return
+    place = folder.resolve()
+    names = [path.name for path in paths if path.parent.resolve() == place and path.name in FILES]
+    has_record = _is_file(folder / RECORD)
+    set_aside_changed(folder, names)
+    yield
+    if has_record:
+        record_results(folder, names)
+
+
+def record_results(folder: Path, names: Iterable[str]) -> None:
+    """Record the checksums of results that were just written. A full disk is no error."""
+    known = _recorded(folder)
+    known |= {name: _digest(folder / name) for name in names if _is_file(folder / name)}
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(known.items())]
+    with contextlib.suppress(OSError, CheckpointError):
+        write_file(folder / RECORD, "".join(lines).encode())
+
+
+def changed_results(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return those files in a folder that no run recorded, or that were changed since."""
+    known = _recorded(folder)
+    found = (name for name in names if name != RECORD and _is_file(folder / name))
+    return [name for name in found if known.get(name) != _digest(folder / name)]
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    if not _is_file(folder / RECORD):
+        return {}
+    try:
+        lines = read_file(folder, RECORD, MAX_RECORD).decode("utf-8", "replace").splitlines()
+    except CheckpointError:
+        return {}
+    entries = (re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines)
+    return {entry[2]: entry[1] for entry in entries if entry and entry[2] in FILES}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _moved(paths: Iterable[Path], folder: Path) -> Path:
+    """Move files and models to a new folder; return it."""
+    moved = unused(folder, f"{BEFORE}-")
+    moved.mkdir()
+    for path in paths:
+        path.rename(moved / path.name)
+    return moved
 
 
 def _results(folder: Path) -> list[Path]:

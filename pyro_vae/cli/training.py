@@ -233,11 +233,13 @@ def _write_results(
     page: bool,
 ) -> None:
     """Score a trained model on test data, and write scores, figures, schema and page."""
+    from pyro_vae.checkpointing.earlier_results import replacing
     from pyro_vae.runtime.files import write_json
 
     scores = pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed)
     if test.schema is not None:
-        pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(test.schema)))
+        with replacing(out, out / SCHEMA):
+            pv.distributed.from_first(lambda: write_json(out / SCHEMA, schema_json(test.schema)))
     print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
     if page and scores is not None:
@@ -248,11 +250,14 @@ def _write_results(
 
 def _write_explorer(path: Path, vae: "AnyVAE", data: "Dataset", seed: int) -> None:
     """Write the latent explorer, or print why the page cannot run this model."""
+    from pyro_vae.checkpointing.earlier_results import replacing
+
     try:
         explorer = pv.explorer.Explorer(
             vae, data, num_data=PAGE_DATA, num_samples=EXPLORER_SAMPLES, seed=seed
         )
-        explorer.save(path)
+        with replacing(path.parent, path):
+            explorer.save(path)
     except pv.PairError as error:
         print_first(f"No {path.name}: {error}")
     else:
@@ -271,6 +276,7 @@ def write_page(
     explorer: Any = None,
 ) -> None:
     """Diagnose a run, print and write its trust card, and write the page of the run to a path."""
+    from pyro_vae.checkpointing.earlier_results import CARD, TRUST, replacing
     from pyro_vae.reporting import model_card
     from pyro_vae.reporting.html_page import write
     from pyro_vae.reporting.run_report import read_metrics
@@ -280,13 +286,14 @@ def write_page(
         vae, batch if context else x, num_samples=num_samples, refine=refine, seed=seed
     )
     print_first(card)
-    pv.distributed.from_first(lambda: card.save(run / "trust.json"))
-    print_first(f"Wrote the trust card to {run / 'trust.json'}")
-    metrics = read_metrics(run)
-    pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
-    if path is not None:
-        write(path, run, metrics, vae, batch, card, explorer)
-        print_first(f"Wrote the page to {path}")
+    with replacing(run, run / TRUST, run / CARD, *([] if path is None else [path])):
+        pv.distributed.from_first(lambda: card.save(run / TRUST))
+        print_first(f"Wrote the trust card to {run / TRUST}")
+        metrics = read_metrics(run)
+        pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
+        if path is not None:
+            write(path, run, metrics, vae, batch, card, explorer)
+            print_first(f"Wrote the page to {path}")
 
 
 def _built(

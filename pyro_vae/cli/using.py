@@ -104,6 +104,8 @@ def explore(
     module: Module = None,
 ) -> None:
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
+    from pyro_vae.checkpointing.earlier_results import replacing
+
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
     outputs.check(path, "--out", [data, *data_in(metrics)])
@@ -111,7 +113,8 @@ def explore(
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
     )
-    explorer.save(path)
+    with replacing(run, path):
+        explorer.save(path)
     print_first(f"Wrote the explorer to {path}")
 
 
@@ -322,6 +325,7 @@ def sample(
     """
     import torch
 
+    from pyro_vae.checkpointing.earlier_results import replacing
     from pyro_vae.reporting.rows import contexts
     from pyro_vae.runtime.files import write_file
 
@@ -339,9 +343,12 @@ def sample(
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)
-        write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
+        encoded = pv.plots.encoded(figure, out.suffix[1:] or "png")
+        with replacing(run, out):
+            write_file(out, encoded)
     else:
-        outputs.write_samples(out, getattr(vae, "schema", None), x, given)
+        with replacing(run, out):
+            outputs.write_samples(out, getattr(vae, "schema", None), x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 

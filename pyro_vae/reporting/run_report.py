@@ -19,6 +19,7 @@ from pyro_vae.checkpointing.earlier_results import (
     METRICS,
     PICTURES,
     POSTERIOR,
+    record_results,
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
@@ -164,7 +165,7 @@ def report(
         encoded.release()  # otherwise Python 3.13 warns when it frees the buffer
     files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
     writers: list[Callable[[], object]] = [
-        lambda: set_aside_other_results(out, fit.history),
+        lambda: set_aside_other_results(out, fit.history, [METRICS, CARD, *files]),
         lambda: vae.save(out / MODEL),
         lambda: model_card.write(
             out,
@@ -173,6 +174,7 @@ def report(
             model_card.read_trust(out),
         ),
         *(functools.partial(write_file, out / name, data) for name, data in files.items()),
+        lambda: record_results(out, [METRICS, CARD, *files]),
     ]
     _write_all(writers, out)
     return scores

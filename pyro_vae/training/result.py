@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyro_vae.checkpointing.earlier_results import HISTORY
+from pyro_vae.checkpointing.earlier_results import HISTORY, record_results
 from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
 from pyro_vae.pairs.pair import PairLike
@@ -131,6 +131,7 @@ def _write_results(
         folder.mkdir(parents=True, exist_ok=True)
         try:
             write_json(folder / HISTORY, fit.history)
+            record_results(folder, [HISTORY])
         except OSError as error:
             failed.append(str(error))
         if isinstance(pair, Part):
