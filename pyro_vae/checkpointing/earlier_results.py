@@ -1,15 +1,12 @@
 """Move the results of an earlier run away before another run writes into the same folder.
 
-A run records the checksums of its results in `RECORD`. A file with the name of a result that is not
+Results are recorded with their checksums (`runtime.records`). A file with the name of a result that is not
 recorded, or was changed since, may be of the user: it is moved, and never deleted.
 """
 
-import contextlib
-import hashlib
 import json
-import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
@@ -26,9 +23,9 @@ from pyro_vae.runtime.files import (
     replaced,
     sync,
     unused,
-    write_file,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
+from pyro_vae.runtime.records import RECORD, changed, record, recorded
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = (
@@ -36,13 +33,11 @@ PICTURES = (
     "columns", "dependence", "imputation", "counts",
 )  # fmt: skip
 PRIOR_SAMPLES, CARD, EXPLORER = "prior_samples.png", "model_card.md", "explorer.html"
-RECORD = "results.sha256"  # in the form of `sha256sum`
 OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD, RECORD)
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 BEFORE = "results-before"
-MAX_RECORD = 2**16  # bytes
 
 
 def check_results(folder: Path) -> None:
@@ -75,7 +70,7 @@ def set_aside_results(folder: Path) -> None:
     moved, before = _moved(found, folder), folder / BEFORE
     # A run that failed before its scores were written does not replace a finished one.
     is_finished = _is_file(moved / METRICS) or not _is_file(before / METRICS)
-    if is_of_run and is_finished and not changed_results(before, FILES):
+    if is_of_run and is_finished and not changed(before, FILES):
         for name in (MODEL, replaced(before / MODEL).name):
             remove_folder(before / name, MODEL_FILES)
         remove_folder(before, FILES)
@@ -107,6 +102,7 @@ def set_aside_other_results(
         set_aside_results(folder)
     else:
         set_aside_changed(folder, names)
+    record(folder, {})
 
 
 def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
@@ -117,67 +113,16 @@ def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
     Warns:
         UserWarning: If files were moved. The message names the folder.
     """
-    if not _is_file(folder / RECORD) or not (changed := changed_results(folder, names)):
+    own = [name for name in names if name in FILES]
+    if not is_first() or not recorded(folder) or not (found := changed(folder, own)):
         return
-    moved = _moved([folder / name for name in changed], folder)
+    moved = _moved([folder / name for name in found], folder)
     sync(folder)
     warnings.warn(
         f"{folder} has files with the names of results that the run did not write "
-        f"({', '.join(changed)}): they were moved to {moved}",
+        f"({', '.join(found)}): they were moved to {moved}",
         stacklevel=2,
     )
-
-
-@contextlib.contextmanager
-def replacing(folder: Path, *paths: Path) -> Iterator[None]:
-    """Record results that a command adds to the folder of a run; move files of the user before.
-
-    Args:
-        folder: Folder of the run. Folders of earlier versions have no record.
-        *paths: Files that the command writes, in the folder or elsewhere.
-    """
-    if not is_first():
-        yield
-        return
-    place = folder.resolve()
-    names = [path.name for path in paths if path.parent.resolve() == place and path.name in FILES]
-    has_record = _is_file(folder / RECORD)
-    set_aside_changed(folder, names)
-    yield
-    if has_record:
-        record_results(folder, names)
-
-
-def record_results(folder: Path, names: Iterable[str]) -> None:
-    """Record the checksums of results that were just written. A full disk is no error."""
-    known = _recorded(folder)
-    known |= {name: _digest(folder / name) for name in names if _is_file(folder / name)}
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(known.items())]
-    with contextlib.suppress(OSError, CheckpointError):
-        write_file(folder / RECORD, "".join(lines).encode())
-
-
-def changed_results(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return those files in a folder that no run recorded, or that were changed since."""
-    known = _recorded(folder)
-    found = (name for name in names if name != RECORD and _is_file(folder / name))
-    return [name for name in found if known.get(name) != _digest(folder / name)]
-
-
-def _recorded(folder: Path) -> dict[str, str]:
-    if not _is_file(folder / RECORD):
-        return {}
-    try:
-        lines = read_file(folder, RECORD, MAX_RECORD).decode("utf-8", "replace").splitlines()
-    except CheckpointError:
-        return {}
-    entries = (re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines)
-    return {entry[2]: entry[1] for entry in entries if entry and entry[2] in FILES}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _moved(paths: Iterable[Path], folder: Path) -> Path:

@@ -104,7 +104,7 @@ def explore(
     module: Module = None,
 ) -> None:
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
-    from pyro_vae.checkpointing.earlier_results import replacing
+    from pyro_vae.checkpointing.earlier_results import set_aside_changed
 
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
@@ -113,8 +113,8 @@ def explore(
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
     )
-    with replacing(run, path):
-        explorer.save(path)
+    set_aside_changed(path.parent, [path.name])
+    explorer.save(path)
     print_first(f"Wrote the explorer to {path}")
 
 
@@ -325,9 +325,9 @@ def sample(
     """
     import torch
 
-    from pyro_vae.checkpointing.earlier_results import replacing
+    from pyro_vae.checkpointing.earlier_results import set_aside_changed
     from pyro_vae.reporting.rows import contexts
-    from pyro_vae.runtime.files import write_file
+    from pyro_vae.runtime.records import write_result
 
     vae, metrics = _open(run, "cpu", module)
     given: Any = num_samples
@@ -340,15 +340,13 @@ def sample(
         endings = None if is_image else (*outputs.TABLES, ".npy")
         outputs.check(out, "--out", data_in(metrics), endings)
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
+    set_aside_changed(out.parent, [out.name])
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)
-        encoded = pv.plots.encoded(figure, out.suffix[1:] or "png")
-        with replacing(run, out):
-            write_file(out, encoded)
+        write_result(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
     else:
-        with replacing(run, out):
-            outputs.write_samples(out, getattr(vae, "schema", None), x, given)
+        outputs.write_samples(out, getattr(vae, "schema", None), x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 

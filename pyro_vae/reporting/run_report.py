@@ -19,7 +19,6 @@ from pyro_vae.checkpointing.earlier_results import (
     METRICS,
     PICTURES,
     POSTERIOR,
-    record_results,
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
@@ -36,7 +35,7 @@ from pyro_vae.plots.images import title_of
 from pyro_vae.reporting import model_card
 from pyro_vae.reporting.contents import FIGURES, Subject
 from pyro_vae.reporting.rows import latent_moments
-from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file
 from pyro_vae.runtime.json_schema import (
     COUNT,
     HISTORY,
@@ -50,6 +49,7 @@ from pyro_vae.runtime.json_schema import (
     Text,
     parse,
 )
+from pyro_vae.runtime.records import write_json_result, write_result
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
 
@@ -173,8 +173,7 @@ def report(
             vae,
             model_card.read_trust(out),
         ),
-        *(functools.partial(write_file, out / name, data) for name, data in files.items()),
-        lambda: record_results(out, [METRICS, CARD, *files]),
+        *(functools.partial(write_result, out / name, data) for name, data in files.items()),
     ]
     _write_all(writers, out)
     return scores
@@ -211,7 +210,7 @@ def write_metrics(path: Path, vae: AnyVAE, fit: Fit, scores: Evaluation) -> JSON
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
-    write_json(path, metrics)
+    write_json_result(path, metrics)
     return metrics
 
 

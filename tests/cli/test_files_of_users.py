@@ -29,7 +29,7 @@ def test_a_file_of_the_user_is_moved_with_a_warning(name, folder, monkeypatch):
     path.write_text("mine")
     with pytest.warns(UserWarning, match=f"did not write .*{name}.*they were moved to"):
         run(*COMMANDS[name])
-    kept = [file for file in path.parent.glob(f"{BEFORE}-*/{name}")]
+    kept = list(path.parent.glob(f"{BEFORE}-*/{name}"))
     assert [file.read_text() for file in kept] == ["mine"]
     assert path.read_text() != "mine"
     run(*COMMANDS[name])  # a result of the run is replaced without a warning

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.checkpointing.earlier_results import BEFORE, FILES, METRICS, RECORD
+from pyro_vae.checkpointing.earlier_results import BEFORE, FILES, METRICS
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
+from pyro_vae.runtime.records import RECORD
 from tests.support.pictures import draw_no_pictures
 
 CONTENTS = {"text": b"mine", "empty": b"", "list": b"[]", "object": b"{}", "no history":
