@@ -69,6 +69,12 @@ class Part(nn.Module):
         # A class without a constructor has no arguments.
         self.__dict__.setdefault("build_arguments", {})
 
+    def set_argument(self, name: str, value: object) -> None:
+        """Set an attribute; if the constructor has an argument of its name, as if it were given."""
+        setattr(self, name, value)
+        if name in inspect.signature(type(self)).parameters:
+            self.build_arguments[name] = value
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call `forward`, in `torch.export` without validation of distributions.
 

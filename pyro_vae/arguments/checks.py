@@ -8,6 +8,8 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
+from pyro_vae.arguments.settings import is_python
+
 MAX_ENTRIES = 10**6  # of a sequence that is an argument, other than data
 SHOWN = 60  # characters of an argument in an error
 
@@ -184,9 +186,13 @@ class Either(Check):
 
     def __init__(self, checks: list[Check], kinds: tuple[type, ...], optional: bool) -> None:
         self.checks, self.kinds, self.optional = checks, kinds, optional
-        names = [check.expected for check in checks]
-        names += [_a(kind.__name__) for kind in kinds]
-        self.expected = " or ".join([*names, *(["None"] if optional else [])])
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """Description of the accepted values, without None in a command, which cannot give it."""
+        names = [check.expected for check in self.checks]
+        names += [_a(kind.__name__) for kind in self.kinds]
+        return " or ".join([*names, *(["None"] if self.optional and is_python() else [])])
 
     def convert(self, value: object) -> object:
         """Return the result of the first check that accepts the value."""

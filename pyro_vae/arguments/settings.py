@@ -18,6 +18,11 @@ Form: TypeAlias = Callable[[str, object], str]
 _form: ContextVar[Form] = ContextVar("form", default=in_python)
 
 
+def is_python() -> bool:
+    """Return whether messages are for a caller in Python, not for one of a command."""
+    return _form.get() is in_python
+
+
 def setting(name: str, value: object = ANY) -> str:
     """Return an argument and its value for a message, as the user writes it.
 

@@ -1,4 +1,8 @@
-"""Move the results of an earlier run away before another run writes into the same folder."""
+"""Move the results of an earlier run away before another run writes into the same folder.
+
+Results are recorded with their checksums (`runtime.records`). A file with the name of a result that is not
+recorded, or was changed since, may be of the user: it is moved, and never deleted.
+"""
 
 import json
 import warnings
@@ -7,6 +11,7 @@ from pathlib import Path
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
+from pyro_vae.distributed import is_first
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import (
     SUMS,
@@ -20,6 +25,7 @@ from pyro_vae.runtime.files import (
     unused,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
+from pyro_vae.runtime.records import RECORD, changed, record, recorded
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = (
@@ -27,7 +33,7 @@ PICTURES = (
     "columns", "dependence", "imputation", "counts",
 )  # fmt: skip
 PRIOR_SAMPLES, CARD, EXPLORER = "prior_samples.png", "model_card.md", "explorer.html"
-OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD)
+OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLORER, CARD, RECORD)
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
@@ -51,8 +57,9 @@ def set_aside_results(folder: Path) -> None:
     """Move the model, scores and pictures in the folder of a run to `results-before`.
 
     They replace the results in that folder. They are moved to a folder with a number after that
-    name, and nothing is deleted, if `results-before` has other files or is a link, if only the
-    results in it have scores, or if the files are not the results of a run. Links are not moved.
+    name, and nothing is deleted, if `results-before` has files that no run recorded or is a link,
+    if only the results in it have scores, or if the files are not the results of a run. Links are
+    not moved.
 
     Warns:
         UserWarning: If there are results. The message names the folder.
@@ -60,13 +67,10 @@ def set_aside_results(folder: Path) -> None:
     if not (found := _results(folder)):
         return
     is_of_run = _is_of_run(folder)
-    moved, before = unused(folder, f"{BEFORE}-"), folder / BEFORE
-    moved.mkdir()
-    for path in found:
-        path.rename(moved / path.name)
+    moved, before = _moved(found, folder), folder / BEFORE
     # A run that failed before its scores were written does not replace a finished one.
     is_finished = _is_file(moved / METRICS) or not _is_file(before / METRICS)
-    if is_of_run and is_finished:
+    if is_of_run and is_finished and not changed(before, FILES):
         for name in (MODEL, replaced(before / MODEL).name):
             remove_folder(before / name, MODEL_FILES)
         remove_folder(before, FILES)
@@ -81,8 +85,12 @@ def set_aside_results(folder: Path) -> None:
     )
 
 
-def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]]) -> None:
+def set_aside_other_results(
+    folder: Path, history: Iterable[Mapping[str, object]], names: Iterable[str]
+) -> None:
     """Move the results in a folder away if they are those of a run with another history.
+
+    Otherwise move those files that are to be written and that no run recorded.
 
     Warns:
         UserWarning: If results were moved.
@@ -92,6 +100,38 @@ def set_aside_other_results(folder: Path, history: Iterable[Mapping[str, object]
     is_other = recorded is not None and finite_or_none(recorded) != finite_or_none(given)
     if is_other or not _is_of_run(folder):
         set_aside_results(folder)
+    else:
+        set_aside_changed(folder, names)
+    record(folder, {})
+
+
+def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
+    """Move those files that are to be written, and that no run recorded, to `results-before-...`.
+
+    Folders of earlier versions have no record. Their files are left to be replaced.
+
+    Warns:
+        UserWarning: If files were moved. The message names the folder.
+    """
+    own = [name for name in names if name in FILES]
+    if not is_first() or not recorded(folder) or not (found := changed(folder, own)):
+        return
+    moved = _moved([folder / name for name in found], folder)
+    sync(folder)
+    warnings.warn(
+        f"{folder} has files with the names of results that the run did not write "
+        f"({', '.join(found)}): they were moved to {moved}",
+        stacklevel=2,
+    )
+
+
+def _moved(paths: Iterable[Path], folder: Path) -> Path:
+    """Move files and models to a new folder; return it."""
+    moved = unused(folder, f"{BEFORE}-")
+    moved.mkdir()
+    for path in paths:
+        path.rename(moved / path.name)
+    return moved
 
 
 def _results(folder: Path) -> list[Path]:

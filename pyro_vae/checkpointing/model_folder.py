@@ -34,7 +34,7 @@ from pyro_vae.runtime.files import (
     replace_folder,
     writable_folder,
 )
-from pyro_vae.runtime.json_schema import Number, Plain, Record, parse
+from pyro_vae.runtime.json_schema import MAX_BYTES, Number, Plain, Record, parse
 
 FORMAT = 3
 # Public modules of the parts of this package. A part of a user is stored by its module.
@@ -60,8 +60,9 @@ OLD_NAMES = {
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 MODEL = "model"  # name of the model folder in the folder of a run
 FILES = (ARCHITECTURE, WEIGHTS, SUMS)
-MAX_ARCHITECTURE_BYTES = 2**20  # about ten thousand parts
-_SCHEMA = Record({"format": Number(1, 2**31, integer=True), "part": Plain(count=100_000)})
+# The schema of counts has about 120 bytes for each gene, so this is a million genes.
+MAX_ARCHITECTURE_BYTES = MAX_BYTES
+_SCHEMA = Record({"format": Number(1, 2**31, integer=True), "part": Plain()})
 
 
 def save(part: Part, path: str | os.PathLike[str]) -> None:
@@ -80,10 +81,9 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
         OSError: If the folder cannot be written. Its old content is kept.
     """
     path = Path(path)
-    described = {"format": FORMAT, "part": describe(part)}
     tensors = {names[0]: tensor for tensor, names in _tensors(part).items()}
     files = {
-        ARCHITECTURE: json_bytes(described),
+        ARCHITECTURE: architecture_of(part),
         # Cloned, since safetensors refuses tensors that share memory.
         WEIGHTS: safetensors.torch.save(
             {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -191,6 +191,22 @@ def _check_exists(path: Path) -> None:
         raise CheckpointError(
             f"{path} is not the folder of a saved model: {ARCHITECTURE} is missing{hint}"
         )
+
+
+def architecture_of(part: Part) -> bytes:
+    """Return the description of a part as `save` writes it.
+
+    Raises:
+        CheckpointError: If an argument of a part is not serializable, or if `load` would refuse the
+            file, because it is too large.
+    """
+    data = json_bytes({"format": FORMAT, "part": describe(part)})
+    if len(data) > MAX_ARCHITECTURE_BYTES:
+        raise CheckpointError(
+            f"the constructor arguments of a {type(part).__name__} have {len(data):,} bytes as "
+            f"JSON; expected at most {MAX_ARCHITECTURE_BYTES:,}: pass long arguments as tensors"
+        )
+    return data
 
 
 def describe(part: Part) -> object:

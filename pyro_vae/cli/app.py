@@ -3,15 +3,30 @@
 import functools
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from typer import Option
 
 import pyro_vae as pv
-from pyro_vae.arguments import checked, settings_written_by
+from pyro_vae.arguments import checks_of, settings_written_by
 from pyro_vae.cli import training, using
 from pyro_vae.cli.reading import as_option
+
+
+def _checked(command: Callable[..., None]) -> Callable[..., None]:
+    """Check the options of a command as its signature states, before anything is read or moved."""
+    checks = checks_of(command)
+
+    @functools.wraps(command)
+    def call(**options: object) -> None:
+        for name, check in checks.items():
+            options[name] = check(f"--{name.replace('_', '-')}", options[name])
+        command(**options)
+
+    return call
+
 
 app = typer.Typer(
     help="Variational autoencoders on Pyro: describe data, train, evaluate, inspect, use.",
@@ -30,7 +45,7 @@ for command in (
     using.impute,
     using.sample,
 ):
-    app.command()(checked(command))  # numbers are checked before anything is read or moved
+    app.command()(_checked(command))
 
 
 def _print_version(requested: bool) -> None:

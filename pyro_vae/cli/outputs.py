@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyro_vae.cli.sources import check_apart, taken_by
-from pyro_vae.runtime.files import writable_folder, write_file
+from pyro_vae.runtime.files import writable_folder
+from pyro_vae.runtime.records import write_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def write_frame(path: Path, frame: "pd.DataFrame") -> None:
         raise ValueError(
             f"writing {path.name} needs pyarrow: pip install 'pyro-vae[tables]'"
         ) from error
-    write_file(path, file.getvalue())
+    write_result(path, file.getvalue())
 
 
 def write_array(path: Path, x: object) -> None:
@@ -95,7 +96,7 @@ def write_array(path: Path, x: object) -> None:
 
     file = io.BytesIO()
     np.save(file, np.asarray(x))
-    write_file(path, file.getvalue())
+    write_result(path, file.getvalue())
 
 
 def write_samples(path: Path, schema: Any, x: "Tensor", given: "Tensor | int") -> None:

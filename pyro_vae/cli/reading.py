@@ -135,8 +135,8 @@ def _roles_in(path: Path) -> dict[str, Any]:
             "labels": content.get("labels"),
             "context": [str(column["name"]) for column in context],
         }
-    except OSError:
-        raise
+    except OSError as error:
+        raise ValueError(f"--schema {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} has no kinds of columns: expected the schema.json of a table ({error!r})"

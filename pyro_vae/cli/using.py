@@ -104,6 +104,8 @@ def explore(
     module: Module = None,
 ) -> None:
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
+    from pyro_vae.checkpointing.earlier_results import set_aside_changed
+
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
     outputs.check(path, "--out", [data, *data_in(metrics)])
@@ -111,6 +113,7 @@ def explore(
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
     )
+    set_aside_changed(path.parent, [path.name])
     explorer.save(path)
     print_first(f"Wrote the explorer to {path}")
 
@@ -322,8 +325,9 @@ def sample(
     """
     import torch
 
+    from pyro_vae.checkpointing.earlier_results import set_aside_changed
     from pyro_vae.reporting.rows import contexts
-    from pyro_vae.runtime.files import write_file
+    from pyro_vae.runtime.records import write_result
 
     vae, metrics = _open(run, "cpu", module)
     given: Any = num_samples
@@ -336,10 +340,11 @@ def sample(
         endings = None if is_image else (*outputs.TABLES, ".npy")
         outputs.check(out, "--out", data_in(metrics), endings)
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
+    set_aside_changed(out.parent, [out.name])
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)
-        write_file(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
+        write_result(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
     else:
         outputs.write_samples(out, getattr(vae, "schema", None), x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")

@@ -379,11 +379,11 @@ def as_dataset(x: Data, name: str = "arrays") -> Dataset:
     """
     if isinstance(x, Dataset):
         return x
-    if frames.is_frame(x):
-        return Dataset(frames.numbers_of(x), name=name)
-    if frames.is_matrix(x):
-        from pyro_vae.data.sources import counts  # imports this module
+    from pyro_vae.data.sources import column_order, counts  # import this module
 
+    if frames.is_frame(x):
+        return column_order.read_numbers(x, name)
+    if frames.is_matrix(x):
         return dataclasses.replace(counts.read(x, kind="real"), name=name)
     if isinstance(x, tuple) and x:
         data, *context = x

@@ -17,7 +17,8 @@ from pyro_vae.diagnostics.answers import Answer, answer_from, answer_on_data, st
 from pyro_vae.diagnostics.collapse import Collapse
 from pyro_vae.diagnostics.findings import EVIDENCE, LATENTS, VERDICTS, Finding
 from pyro_vae.diagnostics.gaps import Gaps
-from pyro_vae.runtime.files import JSONObject, write_json
+from pyro_vae.runtime.files import JSONObject
+from pyro_vae.runtime.records import write_json_result
 from pyro_vae.runtime.tables import rendered
 
 
@@ -137,7 +138,7 @@ class TrustCard:
     @checked
     def save(self, path: FilePath) -> None:
         """Write the card as JSON, atomically."""
-        write_json(path, self.summary())
+        write_json_result(path, self.summary())
 
     def __rich__(self) -> Table:
         table = Table(

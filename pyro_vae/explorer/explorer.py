@@ -13,7 +13,7 @@ from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
 from pyro_vae.models.any_vae import AnyVAE
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.runtime.files import write_file
+from pyro_vae.runtime.records import write_result
 
 PACKAGE = "pyro_vae.explorer"
 SCRIPTS = ("decoder.js", "geometry.js", "drawing.js", "map.js", "data.js", "explorer.js")
@@ -113,7 +113,7 @@ class Explorer:
         Raises:
             OSError: If the file cannot be written.
         """
-        from_first(lambda: write_file(path, self.html().encode()))
+        from_first(lambda: write_result(path, self.html().encode()))
 
     def widget(self) -> Any:
         """Return a widget for notebooks.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.models.base import (
+    AnySchema,
     Autoencoder,
     Likelihood,
     Posterior,
@@ -37,6 +38,7 @@ class MixedVAE(Autoencoder):
             `(*batch, num_codes + latent_dim)`.
         discrete_guide: Guide q(c|x), such as `guides.Categorical(encoder)`.
         guide: Guide q(z|x).
+        schema: Description of the data by `pyro_vae.data.open`, or None, as for `VAE`.
 
     Example:
         >>> import torch
@@ -62,8 +64,10 @@ class MixedVAE(Autoencoder):
         likelihood: Likelihood,
         discrete_guide: Posterior,
         guide: Posterior,
+        schema: AnySchema = None,
     ) -> None:
         super().__init__()
+        self.schema = schema
         self.model = MixedModel(discrete_prior, prior, likelihood)
         self.guide = MixedGuide(discrete_guide, guide)
 

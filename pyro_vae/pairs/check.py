@@ -260,8 +260,9 @@ def check_arguments(pair: PairLike, batch: tuple[Tensor, ...]) -> None:
         raise PairError(
             f"a batch of the data has {len(batch)} tensors (x of shape {tuple(x.shape)}, and "
             f"{kinds}), but the {role} takes {taken} argument{'' if taken == 1 else 's'}: drop "
-            "them (of a DataLoader by collate_fn=lambda rows: torch.stack([x for x, *_ in rows])), "
-            "or give both model and guide an argument for each tensor"
+            "labels and other tensors (of a DataLoader by collate_fn=lambda rows: "
+            "torch.stack([x for x, *_ in rows])), or give both model and guide an argument for "
+            "each tensor"
         )
 
 

@@ -1,5 +1,6 @@
 """Data as a pair takes them: tensors on the device and in the type of its parameters."""
 
+import contextlib
 import warnings
 from typing import TypeAlias, cast
 
@@ -10,21 +11,30 @@ from pyro_vae.data.conversion import as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.data.sources import frames
+from pyro_vae.data.sources.column_order import ColumnOrder, check_agreement
 from pyro_vae.data.sources.frames import is_frame, is_matrix, is_source
-from pyro_vae.pairs.pair import PairError, PairLike
+from pyro_vae.data.sources.schema import Schema
+from pyro_vae.pairs.pair import Pair, PairError, PairLike
+from pyro_vae.part import Part
 from pyro_vae.runtime.devices import device_of, dtype_of
 
 # Data in the form of the source, which the schema of a pair reads, or of the model.
 UserData: TypeAlias = Data | frames.Table
 
 
-def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -> Dataset:
+def dataset_of(
+    pair: PairLike,
+    data: Data,
+    device: torch.device | None = None,
+    order: ColumnOrder | None = None,
+) -> Dataset:
     """Return data as a `Dataset` on the device and in the floating-point type of a pair.
 
     Args:
         pair: Object with a `.model` and a `.guide`.
         data: Data, as for `fit`.
         device: Device; by default that of the parameters.
+        order: Columns of x, if the pair has no schema.
 
     Raises:
         DataError: If the data cannot be used.
@@ -34,13 +44,13 @@ def dataset_of(pair: PairLike, data: Data, device: torch.device | None = None) -
         DataWarning: If x is converted from another floating-point type.
     """
     check_has_values(pair.model, pair.guide)
-    dataset = in_schema(pair, data).to(device or device_of(pair.model, pair.guide))
+    dataset = in_schema(pair, data, order).to(device or device_of(pair.model, pair.guide))
     dtype = dtype_of(pair.model, pair.guide)
     _say_conversion(dataset.x_dtype, dtype)
     return dataset.astype(dtype)
 
 
-def in_schema(pair: PairLike, data: UserData) -> Dataset:
+def in_schema(pair: PairLike, data: UserData, order: ColumnOrder | None = None) -> Dataset:
     """Return data as a `Dataset`, read by the schema of the pair if it has one.
 
     Paths, frames, numpy arrays, sparse matrices and AnnData are data in the form of the source.
@@ -49,10 +59,35 @@ def in_schema(pair: PairLike, data: UserData) -> Dataset:
     Raises:
         DataError: If the data cannot be used, or do not have the schema.
     """
-    schema = getattr(pair, "schema", None)
-    if schema is not None and is_source(data):
+    schema: Schema | None = getattr(pair, "schema", None) or order
+    if schema is None:
+        return as_dataset(cast(Data, data))
+    if is_source(data):
         return schema.read(data)
-    return as_dataset(cast(Data, data))
+    if isinstance(data, tuple) and data and (is_frame(data[0]) or is_matrix(data[0])):
+        data = (schema.read(data[0]), *data[1:])
+    dataset = as_dataset(cast(Data, data))
+    if dataset.schema is not None:
+        check_agreement(schema, dataset.schema)
+    return dataset
+
+
+def keep_order(pair: object, data: Dataset) -> None:
+    """Give a pair without a schema the names of the columns of its training data, if they have any.
+
+    Frames with these columns in another order are then read by name. A saved model keeps them, if
+    its constructor has the argument `schema`. Objects that refuse attributes are left as they are.
+    """
+    order = ColumnOrder.of(data.schema)
+    if order is None or getattr(pair, "schema", None) is not None:
+        return
+    if isinstance(pair, Part):
+        pair.set_argument("schema", order)
+    elif isinstance(pair, Pair):
+        object.__setattr__(pair, "schema", order)  # it is frozen
+    else:
+        with contextlib.suppress(AttributeError):
+            pair.schema = order  # type: ignore[attr-defined]
 
 
 def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:

@@ -1,7 +1,7 @@
 """Pairs of a Pyro model and its guide."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol, TypeAlias
 
 from pyro_vae.arguments import Check, Unfit, check_fields
@@ -87,6 +87,8 @@ class Pair:
 
     model: AnyProgram
     guide: AnyProgram
+    # The order of the columns of a frame, which `fit` sets.
+    schema: object = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,7 +28,8 @@ from pyro_vae.reporting.described import parts_of
 from pyro_vae.reporting.glossary import GLOSSARY
 from pyro_vae.reporting.run_report import library_versions
 from pyro_vae.runtime.devices import device_of
-from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file
+from pyro_vae.runtime.records import write_result
 from pyro_vae.runtime.tables import printable
 
 TEMPLATE = "html_page.html.jinja"
@@ -234,7 +235,7 @@ def write(
         ],
         versions=_versions(metrics.get("versions", {})),
     )
-    from_first(lambda: write_file(path, page.encode()))
+    from_first(lambda: write_result(path, page.encode()))
 
 
 def _has_explorer(path: Path, run: Path) -> bool:

@@ -10,8 +10,9 @@ from pyro_vae.checkpointing.earlier_results import CARD, TRUST
 from pyro_vae.evaluation import DESCRIPTIONS
 from pyro_vae.models.base import Autoencoder
 from pyro_vae.reporting.described import parts_of
-from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file
 from pyro_vae.runtime.json_schema import MAX_BYTES, PLACE, ListOf, Record, Text, parse
+from pyro_vae.runtime.records import write_result
 from pyro_vae.runtime.tables import printable
 
 TEMPLATE = "model_card.md.jinja"
@@ -72,7 +73,7 @@ def write(run: Path, metrics: JSONObject, vae: Autoencoder, trust: JSONObject | 
         trust=trust,
         versions=metrics.get("versions", {}),
     )
-    write_file(run / CARD, card.encode())
+    write_result(run / CARD, card.encode())
 
 
 def read_trust(run: Path) -> JSONObject | None:

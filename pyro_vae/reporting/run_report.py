@@ -35,7 +35,7 @@ from pyro_vae.plots.images import title_of
 from pyro_vae.reporting import model_card
 from pyro_vae.reporting.contents import FIGURES, Subject
 from pyro_vae.reporting.rows import latent_moments
-from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file, write_file, write_json
+from pyro_vae.runtime.files import CheckpointError, JSONObject, read_file
 from pyro_vae.runtime.json_schema import (
     COUNT,
     HISTORY,
@@ -49,6 +49,7 @@ from pyro_vae.runtime.json_schema import (
     Text,
     parse,
 )
+from pyro_vae.runtime.records import write_json_result, write_result
 from pyro_vae.runtime.versions import versions
 from pyro_vae.training.result import Fit
 
@@ -164,7 +165,7 @@ def report(
         encoded.release()  # otherwise Python 3.13 warns when it frees the buffer
     files |= {f"{name}.png": plots.encoded(figure) for name, figure in figures.items()}
     writers: list[Callable[[], object]] = [
-        lambda: set_aside_other_results(out, fit.history),
+        lambda: set_aside_other_results(out, fit.history, [METRICS, CARD, *files]),
         lambda: vae.save(out / MODEL),
         lambda: model_card.write(
             out,
@@ -172,7 +173,7 @@ def report(
             vae,
             model_card.read_trust(out),
         ),
-        *(functools.partial(write_file, out / name, data) for name, data in files.items()),
+        *(functools.partial(write_result, out / name, data) for name, data in files.items()),
     ]
     _write_all(writers, out)
     return scores
@@ -209,7 +210,7 @@ def write_metrics(path: Path, vae: AnyVAE, fit: Fit, scores: Evaluation) -> JSON
         "threads": torch.get_num_threads(),
         "history": fit.history,
     }
-    write_json(path, metrics)
+    write_json_result(path, metrics)
     return metrics
 
 

@@ -11,7 +11,8 @@ from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
 from pyro_vae.pairs.pair import PairLike
 from pyro_vae.part import Part
-from pyro_vae.runtime.files import CheckpointError, JSONObject, unused, write_json
+from pyro_vae.runtime.files import CheckpointError, JSONObject, unused
+from pyro_vae.runtime.records import record, write_json_result
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import Job
 from pyro_vae.training.watching import send_curve
@@ -130,7 +131,8 @@ def _write_results(
             check_lock()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            write_json(folder / HISTORY, fit.history)
+            record(folder, {})
+            write_json_result(folder / HISTORY, fit.history)
         except OSError as error:
             failed.append(str(error))
         if isinstance(pair, Part):

@@ -24,9 +24,10 @@ from pyro_vae.arguments import (
     checks_of,
 )
 from pyro_vae.checkpointing.earlier_results import HISTORY
-from pyro_vae.checkpointing.model_folder import describe, results_folder
+from pyro_vae.checkpointing.model_folder import architecture_of, results_folder
 from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.data.errors import DataError
+from pyro_vae.data.sources.column_order import ColumnOrder
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
 from pyro_vae.engine.guarded_reads import CODE_LIBRARIES, from_library
 from pyro_vae.engine.inductor import can_compile
@@ -36,7 +37,7 @@ from pyro_vae.objectives.nats_per_datum import has_value, is_elbo, objectives_of
 from pyro_vae.pairs.check import check_data
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.guides import without_observations
-from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.inputs import dataset_of, keep_order
 from pyro_vae.pairs.ownership import claim_parameters
 from pyro_vae.pairs.pair import PairError, PairLike, Program
 from pyro_vae.pairs.particles import accepts_particles
@@ -220,7 +221,8 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         if isinstance(program, nn.Module):
             program.to(device)
     data = dataset_of(pair, train, device)
-    held_out = None if validation is None else dataset_of(pair, validation, device)
+    order = ColumnOrder.of(data.schema)
+    held_out = None if validation is None else dataset_of(pair, validation, device, order)
     batch_size = data.training_batch_size(config.batch_size)
     total_steps = config.epochs * _steps_per_epoch(data, batch_size, config.drop_last)
     svi, table = _per_datum_svi(pair, data, batch_size, total_steps, config)
@@ -250,6 +252,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     }
     check_same("settings", settings)
     announce_cost(svi, data, batch_size, total_steps)
+    keep_order(pair, data)
     return Job(
         config=config,
         pair=pair,
@@ -281,7 +284,7 @@ def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | 
     if out is None:
         return None
     if isinstance(pair, Part):
-        describe(pair)
+        architecture_of(pair)
     return from_first(lambda: results_folder(out, [HISTORY], model=isinstance(pair, Part)))
 
 

@@ -191,3 +191,24 @@ def test_killed_at_every_stage_of_a_save_the_old_or_the_new_model_is_there(tmp_p
         assert torch.equal(next(pv.load(path).parameters()), next(models[0].parameters()))
     assert stage > 10
     assert found == {0, 1}
+
+
+def test_models_of_many_named_columns_are_loaded(tmp_path):
+    names = [f"ENSG{i:011d}" for i in range(40_000)]
+    schema = pv.data.CountsSchema(names)
+    vae = small_vae()
+    vae.set_argument("schema", schema)
+    vae.save(tmp_path / "model")
+    assert pv.load(tmp_path / "model").schema.genes == tuple(names)
+
+
+def test_models_that_could_not_be_loaded_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_ARCHITECTURE_BYTES", 500)
+    vae, x = small_vae(), torch.zeros(4, 1, 4, 4)
+    before = vae.state_dict()
+    with pytest.raises(pv.CheckpointError, match="expected at most 500: pass long"):
+        pv.fit(vae, x, epochs=1, progress=False, out=tmp_path / "run")
+    with pytest.raises(pv.CheckpointError, match="expected at most 500"):
+        vae.save(tmp_path / "model")
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert not (tmp_path / "model").exists()

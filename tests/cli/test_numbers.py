@@ -62,6 +62,7 @@ def test_numbers_that_are_no_sizes_are_refused(name, option, value, folder, monk
     said = refused(name, *WORDS[name], *out, flag, value)
     assert value in said
     assert option in said or flag in said
+    assert "None" not in said
     assert digests(folder) == before
 
 

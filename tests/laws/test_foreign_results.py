@@ -1,5 +1,6 @@
 """A run never loses a file that it did not write, nor the scores of a finished run."""
 
+import hashlib
 import json
 import warnings
 
@@ -9,6 +10,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae.checkpointing.earlier_results import BEFORE, FILES, METRICS
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
+from pyro_vae.runtime.records import RECORD
+from tests.support.pictures import draw_no_pictures
 
 CONTENTS = {"text": b"mine", "empty": b"", "list": b"[]", "object": b"{}", "no history":
             b'{"history": []}'}  # fmt: skip
@@ -71,3 +74,56 @@ def test_an_unfinished_run_replaces_no_finished_one(tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 pv.report(vae, result, X, tmp_path, num_samples=2)
+
+
+REPORTED = ["metrics.json", "model_card.md", "latents.png", "posterior.nc"]
+
+
+@pytest.mark.filterwarnings("ignore:.*they were moved to")
+@pytest.mark.parametrize("name", [*REPORTED, "history.json", "page.html", "prior_samples.csv"])
+@pytest.mark.parametrize("is_change", [False, True])
+def test_later_files_of_the_user_are_not_lost(name, is_change, tmp_path, monkeypatch):
+    """A file that the user adds to the folder of a real run, or changes in it."""
+    draw_no_pictures(monkeypatch)
+    vae, result = fit(tmp_path)
+    if is_change:
+        pv.report(vae, result, X, tmp_path, num_samples=2)
+    mine = (tmp_path / name).read_bytes() + b"mine" if (tmp_path / name).exists() else b"mine"
+    (tmp_path / name).write_bytes(mine)
+    if name != "metrics.json":  # which would be of another run
+        pv.report(vae, result, X, tmp_path, num_samples=2)
+    for seed in range(1, 4):
+        fit(tmp_path, seed=seed)
+        assert mine in contents(tmp_path)
+
+
+def test_results_of_the_run_are_replaced_without_a_word(tmp_path, monkeypatch):
+    draw_no_pictures(monkeypatch)
+    vae, result = fit(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            pv.report(vae, result, X, tmp_path, num_samples=2)
+    for seed in (1, 2, 3):
+        with pytest.warns(UserWarning, match="they were moved to"):
+            vae, result = fit(tmp_path, seed=seed)
+        pv.report(vae, result, X, tmp_path, num_samples=2)
+    assert [path.name for path in tmp_path.glob(f"{BEFORE}*")] == [BEFORE]
+    lines = (tmp_path / RECORD).read_text().splitlines()
+    for line in lines:  # in the form of sha256sum
+        digest, name = line.split("  ")
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    assert {"history.json", *REPORTED} <= {line.split("  ")[1] for line in lines}
+
+
+@pytest.mark.filterwarnings("ignore:.*they were moved to")
+@pytest.mark.parametrize("content", [b"", b"\xff\0", b"nonsense", b"0" * 64 + b"  ../notes.txt\n"])
+def test_a_damaged_record_loses_nothing(content, tmp_path, monkeypatch):
+    draw_no_pictures(monkeypatch)
+    vae, result = fit(tmp_path)
+    pv.report(vae, result, X, tmp_path, num_samples=2)
+    (tmp_path / "page.html").write_text("mine")
+    (tmp_path / RECORD).write_bytes(content)
+    for seed in (1, 2, 3):
+        fit(tmp_path, seed=seed)
+    assert b"mine" in contents(tmp_path)

@@ -39,6 +39,7 @@ class Column(Part):
         high: Largest number in the data.
         missing: Share of missing values.
         origin: First date, in ISO 8601 format. Dates are days since it.
+        zoned: Whether dates have a time zone. They are converted to UTC.
 
     Raises:
         DataError: If the kind is unknown or does not apply to the type.
@@ -63,6 +64,7 @@ class Column(Part):
         high: Finite = 0.0,
         missing: AtLeastZero = 0.0,
         origin: str = "",
+        zoned: bool = False,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -82,6 +84,7 @@ class Column(Part):
         self.name, self.kind, self.values_type = name, kind, type
         self.levels, self.origin, self.missing = list(levels), origin, missing
         self.shift, self.unit, self.low, self.high = shift, unit, low, high
+        self.zoned = zoned
 
     @property
     def rule(self) -> Kind:
@@ -122,6 +125,7 @@ class Column(Part):
         if self.rule.has_levels:
             codes = self._codes(given, missing)
             return codes, codes.astype(np.float32)
+        self.say_zone(series, missing)
         values = kinds.days(given, self.origin) if self.kind == "date" else given
         with np.errstate(over="ignore", under="ignore"):
             x = values.astype(np.float32)
@@ -166,6 +170,26 @@ class Column(Part):
                 DataWarning,
                 stacklevel=2,
             )
+
+    def say_zone(self, series: nw.Series, missing: np.ndarray) -> None:
+        """Warn if dates have a time zone and those of the column have none, or the reverse."""
+        if self.values_type != "date" or missing.all() or frames.have_zones(series) == self.zoned:
+            return
+        ours, theirs = ("a", "no") if self.zoned else ("no", "a")
+        warnings.warn(
+            f"column {self.name!r}: the dates have {theirs} time zone, those in the data of the "
+            f"model have {ours} time zone. They are compared as if all were in UTC, which may be "
+            "hours apart. Convert them, for example with .dt.tz_localize or .dt.tz_convert of "
+            "pandas",
+            DataWarning,
+            stacklevel=2,
+        )
+
+    @property
+    def constant(self) -> object:
+        """The value of a constant column."""
+        value = self.levels[0]
+        return np.datetime64(str(value), "us") if self.values_type == "date" else value
 
     def _codes(self, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
         levels = np.array(self.levels, dtype=values.dtype).tolist()
@@ -339,9 +363,10 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):
         frames.check_exact(series)
-        levels = kinds.levels_of(observed) if kind_type != "date" else []
+        levels = kinds.levels_of(observed)
         _say_equal(name, levels)
-        return Column(name, rule.name, kind_type, levels, missing=share)
+        zoned = kind_type == "date" and frames.have_zones(series)
+        return Column(name, rule.name, kind_type, levels, missing=share, zoned=zoned)
     if not rule.in_model:
         return Column(name, rule.name, kind_type, missing=share)
     if not len(observed.observed):
@@ -363,4 +388,5 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
         high=float(numbers.astype(np.float32).max()),
         missing=share,
         origin=origin,
+        zoned=rule.name == "date" and frames.have_zones(series),
     )

@@ -1,6 +1,7 @@
 """Read counts: sparse matrices of scipy, `.mtx` and `.npz` files, and AnnData (`.h5ad`)."""
 
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Finite, checked
+from pyro_vae.arguments import Count, Finite, checked, setting
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.errors import DataError
+from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.labels import codes_of
 from pyro_vae.data.sources.matrices import Counts, SparseRows, library_sizes, load
@@ -220,7 +221,12 @@ def _order(counts: Counts, genes: tuple[str, ...]) -> np.ndarray | None:
     width, found = counts.matrix.shape[1], counts.genes
     if found is None or tuple(found) == unnamed or genes == unnamed:
         if width != len(genes):
-            raise DataError(f"{counts.name}: expected {len(genes):,} columns, got {width:,}")
+            cells = counts.matrix.shape[0] == len(genes)
+            advice = f". If its rows are genes, pass {setting('transposed', True)}" * cells
+            raise DataError(
+                f"{counts.name}: expected {len(genes):,} columns, got {width:,}{advice}"
+            )
+        _say_unnamed(counts, genes != unnamed, found is not None and tuple(found) != unnamed)
         return None
     known, given = set(genes), set(found)
     missing = [gene for gene in genes if gene not in given]
@@ -233,6 +239,24 @@ def _order(counts: Counts, genes: tuple[str, ...]) -> np.ndarray | None:
     places = {gene: i for i, gene in enumerate(found)}
     order = np.array([places[gene] for gene in genes])
     return None if (np.diff(order) == 1).all() else order
+
+
+def _say_unnamed(counts: Counts, is_known: bool, is_given: bool) -> None:
+    """Warn if only the model or only the data have names of genes, which cannot be compared.
+
+    Matrices of scipy and `.npz` files never have names. Their columns are used as arrays are.
+    """
+    has_place = counts.genes is not None or ".mtx" in counts.name.lower()
+    if is_known == is_given or not has_place:
+        return
+    who = "data have" if is_known else "model has"
+    way_out = " The names are read from features.tsv or genes.tsv next to an .mtx file."
+    warnings.warn(
+        f"{counts.name}: the {who} no names of genes, so their order is not checked: the columns "
+        f"are taken in the order of the model.{way_out * is_known}",
+        DataWarning,
+        stacklevel=4,
+    )
 
 
 def _codes(counts: Counts, name: str, levels: Sequence[str]) -> Tensor:

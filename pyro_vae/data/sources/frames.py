@@ -2,19 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import narwhals as nw
 import numpy as np
-import torch
 from narwhals.typing import IntoDataFrame
-from torch import Tensor
 
 from pyro_vae.arguments import setting
 from pyro_vae.data.conversion import without_mask
-from pyro_vae.data.errors import DataError
+from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources import array_files, text_files, texts
 from pyro_vae.data.sources.text_files import DEFAULT_FORM, TextForm
 from pyro_vae.data.sources.texts import Texts
@@ -44,28 +43,55 @@ def is_matrix(source: object) -> bool:
     return f"{type(source).__module__}.".startswith(("scipy.sparse.", "anndata."))
 
 
-def numbers_of(frame: IntoDataFrame) -> Tensor:
-    """Return a frame of numbers as a float32 tensor, unchanged, with NaN for missing values.
+def numbers_in(series: nw.Series) -> np.ndarray:
+    """Return a column of numbers as float32, unchanged, with NaN for missing values.
 
     Raises:
-        DataError: If a column has other values than numbers or truth values, or numbers that
-            float32 does not have.
+        DataError: If it has other values than numbers or truth values, or numbers that float32 does
+            not have.
     """
-    columns = []
-    found = read(frame)
-    for name in found.columns:
-        kind = type_of(found[name])
-        if kind not in ("boolean", "integer", "real"):
-            raise DataError(
-                f"column {name!r} has values of type {kind}, which are no numbers. pv.suggest("
-                "frame) builds a VAE for tables with such columns; or leave the column out"
-            )
-        values = values_of(found[name], "real")[0]
-        if (large := np.abs(values) > np.finfo(np.float32).max).any():
-            row = int(large.argmax())
-            raise DataError(f"column {name!r}, row {row}: {OUTSIDE}, got {values[row]!r}")
-        columns.append(values)
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+    kind = type_of(series)
+    if kind not in ("boolean", "integer", "real"):
+        raise DataError(
+            f"column {series.name!r} has values of type {kind}, which are no numbers. pv.suggest("
+            "frame) builds a VAE for tables with such columns; or leave the column out"
+        )
+    values = values_of(series, "real")[0]
+    if (large := np.abs(values) > np.finfo(np.float32).max).any():
+        row = int(large.argmax())
+        raise DataError(f"column {series.name!r}, row {row}: {OUTSIDE}, got {values[row]!r}")
+    return values.astype(np.float32)
+
+
+def check_columns(
+    frame: nw.DataFrame, needed: Sequence[str], known: Collection[str], advice: str = ""
+) -> None:
+    """Check that a frame has the columns that a model needs.
+
+    Args:
+        frame: The frame.
+        needed: Names of the columns.
+        known: Names of all columns that are expected.
+        advice: Sentence for the error.
+
+    Raises:
+        DataError: If one of the columns is missing.
+
+    Warns:
+        DataWarning: If there are other columns.
+    """
+    if absent := [name for name in needed if name not in frame.columns]:
+        raise DataError(
+            f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
+            f"{', '.join(map(repr, needed[:10]))}, got "
+            f"{', '.join(map(repr, frame.columns[:10]))}{advice}"
+        )
+    if new := [name for name in frame.columns if name not in known]:
+        warnings.warn(
+            f"columns that are not in the schema are ignored: {', '.join(map(repr, new[:10]))}",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def read(
@@ -92,6 +118,7 @@ def read(
         frame = _file(Path(source), form, as_text)
     elif isinstance(source, np.ndarray):
         source = without_mask(source)
+        source = source.astype(_native(source.dtype), copy=False)
         if source.ndim != 2:
             raise DataError(f"expected an array of rows and columns, got shape {source.shape}")
         frame = nw.from_dict(
@@ -111,15 +138,24 @@ def read(
 
 
 def _plain(frame: Any) -> Any:
-    """Return a frame; if it is one of pandas, with names that are text, and no sparse columns."""
+    """Return a frame; if it is one of pandas, with names that are text and dense native columns."""
     if not nw.dependencies.is_pandas_dataframe(frame):
         return frame
-    sparse = [hasattr(dtype, "fill_value") for dtype in frame.dtypes]
-    if any(sparse):
-        frame = frame.astype({name: frame[name].dtype.subtype for name in frame.columns[sparse]})
+    dtypes = frame.dtypes.items()
+    if changed := {name: _native(dtype) for name, dtype in dtypes if dtype != _native(dtype)}:
+        frame = frame.astype(changed)
     if all(isinstance(name, str) for name in frame.columns):
         return frame
     return frame.set_axis([str(name) for name in frame.columns], axis="columns")
+
+
+def _native(dtype: Any) -> Any:
+    """Return the dtype to read a column in: dense, in the byte order of this machine."""
+    if not isinstance(dtype, np.dtype):
+        return dtype.subtype if hasattr(dtype, "fill_value") else dtype  # sparse
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return np.dtype(np.float64)
+    return dtype.newbyteorder("=")
 
 
 @contextlib.contextmanager
@@ -286,6 +322,20 @@ def _dates(series: nw.Series) -> np.ndarray:
     if getattr(series.dtype, "time_zone", None):
         series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return series.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")
+
+
+def have_zones(series: nw.Series) -> bool:
+    """Return whether the dates of a column have a time zone."""
+    if series.dtype in (nw.Date, nw.Datetime):
+        return getattr(series.dtype, "time_zone", None) is not None
+    return Texts.of(series).have_zones()
+
+
+def in_utc(frame: Any, columns: Sequence[str]) -> Any:
+    """Return a frame with the time zone UTC in some columns of dates."""
+    return (
+        nw.from_native(frame).with_columns(nw.col(*columns).dt.replace_time_zone("UTC")).to_native()
+    )
 
 
 def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarray | IntoDataFrame:

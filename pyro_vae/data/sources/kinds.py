@@ -32,7 +32,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -233,11 +233,12 @@ def refuse_dates(values: Values) -> None:
 
 def levels_of(values: Values) -> list[Level]:
     """Return the levels of a column, sorted, as values of JSON."""
-    convert: dict[str, type[bool | int | float | str]] = {
+    convert: dict[str, Callable[[Any], Level]] = {
         "boolean": bool,
         "integer": int,
         "real": float,
         "text": str,
+        "date": origin_of,
     }
     return [convert[values.type](value) for value in values.distinct]
 
@@ -248,10 +249,10 @@ def days(dates: np.ndarray, origin: str) -> np.ndarray:
     return np.asarray(elapsed, dtype=np.float64) / (SECONDS_PER_DAY * 1e6)
 
 
-def origin_of(dates: np.ndarray) -> str:
+def origin_of(dates: np.ndarray | np.datetime64) -> str:
     """Return the first date, without a time if no date has one."""
-    whole = (dates == dates.astype("datetime64[D]")).all()
-    return str(dates.min().astype("datetime64[D]" if whole else "datetime64[us]"))
+    whole = np.all(dates == dates.astype("datetime64[D]"))
+    return str(np.min(dates).astype("datetime64[D]" if whole else "datetime64[us]"))
 
 
 def dates(numbers: np.ndarray, origin: str) -> np.ndarray:

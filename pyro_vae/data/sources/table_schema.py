@@ -147,6 +147,7 @@ class TableSchema(Part):
             series = frame[column.name]
             try:
                 values, missing = frames.values_of(series, column.values_type)
+                column.say_zone(series, missing)
             except DataError:  # of another type
                 values, missing = np.array(series.to_list(), object), frames.missing_of(series)
             known = np.array(column.levels, dtype=values.dtype)
@@ -199,18 +200,7 @@ class TableSchema(Part):
         if is_array and len(known) == len(frame.columns):
             return frame.rename(dict(zip(frame.columns, known, strict=True)))
         needed = [*self.names(), *(column.name for column in self.given)]
-        if absent := [name for name in needed if name not in frame.columns]:
-            raise DataError(
-                f"the column {absent[0]!r} is missing ({len(absent)} in all); expected the columns "
-                f"{', '.join(map(repr, needed[:10]))}, got "
-                f"{', '.join(map(repr, frame.columns[:10]))}"
-            )
-        if new := [name for name in frame.columns if name not in [*known, self.labels]]:
-            warnings.warn(
-                f"columns that are not in the schema are ignored: {', '.join(map(repr, new[:10]))}",
-                DataWarning,
-                stacklevel=3,
-            )
+        frames.check_columns(frame, needed, {*known, self.labels or ""})
         return frame
 
     def standardized_by(self, data: Dataset) -> Self:
@@ -247,14 +237,16 @@ class TableSchema(Part):
         }
         for column in self.columns:
             if column.kind == "constant" and column.levels:
-                columns[column.name] = np.full(len(numbers), column.levels[0])
+                columns[column.name] = np.full(len(numbers), column.constant)
         ordered = {c.name: columns[c.name] for c in self.columns if c.name in columns}
         if context is not None:
             parts = context.cpu().double().split([c.context_size for c in self.given], dim=-1)
             ordered |= {
                 c.name: c.decoded(y.numpy()) for c, y in zip(self.given, parts, strict=True)
             }
-        return frames.frame_of(ordered, like)
+        frame = frames.frame_of(ordered, like)
+        zoned = [c.name for c in (*self.columns, *self.given) if c.zoned and c.name in ordered]
+        return frames.in_utc(frame, zoned) if zoned and frames.is_frame(frame) else frame
 
     def center(self, draws: Tensor) -> Tensor:
         """Return the median of each value over draws, or the most frequent level, as `center`.

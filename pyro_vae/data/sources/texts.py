@@ -16,7 +16,7 @@ MOSTLY = 0.5  # text of which a larger share is numbers or dates has faulty valu
 VALUES = (str, bool, int, float, np.generic, decimal.Decimal, datetime.date)  # of object columns
 
 _DATE = re.compile(
-    r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?"
+    r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(?P<zone> ?(Z|[+-]\d{2}:?\d{2}))?)?"
 )
 MINUS = "\N{MINUS SIGN}"  # written by typesetting programs
 _NUMBER = re.compile(
@@ -117,8 +117,16 @@ class Texts:
         """Return text of dates as `datetime64[us]` in UTC.
 
         Raises:
-            DataError: If there is no such date; the message has its row.
+            DataError: If there is no such date, or if some dates have a time zone and others do
+                not; the message has its row.
         """
+        zoned = np.array([*map(_has_zone, self.distinct)], dtype=bool)
+        if zoned.any() and not zoned.all():
+            row = int((self.codes == int(zoned.argmin())).argmax())
+            raise DataError(
+                f"column {self.name!r}, row {row}: {self.all[row]!r} has no time zone, but "
+                f"{self.distinct[zoned.argmax()]!r} has one. Write all dates in the same form"
+            )
         found = []
         for i, text in enumerate(self.distinct):
             try:
@@ -133,9 +141,17 @@ class Texts:
             found.append(np.datetime64(date, "us"))
         return self.each(found, np.datetime64("NaT", "us"))
 
+    def have_zones(self) -> bool:
+        """Return whether dates have a time zone."""
+        return any(map(_has_zone, self.distinct))
+
     def each(self, values: list, missing: object) -> np.ndarray:
         """Return the value of each row, given those of `distinct` and the one of missing rows."""
         return np.array([*values, missing])[self.codes]
+
+
+def _has_zone(text: str) -> bool:
+    return (match := _DATE.fullmatch(text)) is not None and match["zone"] is not None
 
 
 def type_of(texts: Texts, has_codes: bool) -> str:

@@ -1,5 +1,6 @@
 """Columns that are left out because they are constant: other values are reported."""
 
+import datetime
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ VALUES = {
     "integer": (7, [8, 7.5, "seven"]),
     "text": ("Oslo", ["Rome", "oslo", 3, 3.5]),
     "boolean": (True, [False, "no"]),
+    "date": (datetime.date(2024, 1, 1), [datetime.date(2024, 1, 2), "2024-01-01 09:00"]),
 }
 
 

@@ -38,7 +38,7 @@ B = [1.0, 2.0, 3.5]  # a column of real numbers
         ([f"{i}x" for i in range(MAX_LEVELS)] * 2, "category"),
         ([f"{i}x" for i in range(MAX_LEVELS + 1)] * 2, "identifier"),
         (["2020-01-01", "2020-01-02", "2020-01-05"], "date"),
-        (["2020-01-01T10:00:00Z", "2020-01-02 10:00", "2020-01-05T00:00:00+02:00"], "date"),
+        (["2020-01-01T10:00:00Z", "2020-01-02 10:00Z", "2020-01-05T00:00:00+02:00"], "date"),
         ([None, "x", None], "constant"),
         ([None, None, None], "constant"),
         (pd.Categorical([1, 2, 3, 1]), "category"),
@@ -119,7 +119,7 @@ def test_times_with_a_zone_are_utc():
     berlin = pd.date_range("2020-01-01", periods=5, tz="Europe/Berlin")
     data = pv.data.open(pd.DataFrame({"a": berlin}))
     restored = data.schema.restore(data[:])["a"].tolist()
-    assert restored[0] == datetime.datetime(2019, 12, 31, 23)
+    assert restored[0] == datetime.datetime(2019, 12, 31, 23, tzinfo=datetime.UTC)
 
 
 def rows(template, count=12):

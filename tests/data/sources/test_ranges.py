@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import pyro_vae as pv
 from pyro_vae.data import DataError
@@ -60,3 +61,18 @@ def test_a_small_number_alone_in_later_data_is_zero():
 def test_a_frame_without_schema_has_the_same_range():
     with pytest.raises(DataError, match=r"column 'a', row 2: expected numbers of magnitude"):
         pv.data.as_dataset(pd.DataFrame({"a": [1.0, 2.0, -1e39], "b": [1.0, 2.0, 3.0]}))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", ">u4", ">M8[s]", np.longdouble])
+def test_numbers_of_other_machines_are_the_same_numbers(dtype):
+    values = np.arange(12).astype(np.dtype(dtype).newbyteorder("=")).astype(dtype)
+    native = np.arange(12).astype("M8[s]" if ">M" in str(dtype) else np.float64)
+    for read in (pv.data.open, pv.data.as_dataset):
+        if read is pv.data.as_dataset and values.dtype.kind == "M":
+            continue
+        frames = (pd.DataFrame({"a": column, "b": X}) for column in (values, native))
+        found, right = (read(frame)[:] for frame in frames)
+        assert torch.equal(found, right)
+    if values.dtype.kind != "M":
+        array = np.stack([values, values[::-1]], axis=1)
+        assert torch.equal(pv.data.open(array)[:], pv.data.open(array.astype(float))[:])
