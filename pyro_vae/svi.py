@@ -4,7 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, MutableMapping
-from typing import Annotated, Literal, TypeAlias, TypeGuard
+from typing import Annotated, Literal, Self, TypeAlias, TypeGuard
 
 import pyro.infer
 import torch
@@ -157,6 +157,14 @@ class SVI(pyro.infer.SVI):
         self._compiler.enabled = self._has_value and (
             compile is True or (compile == "auto" and can_compile() and is_own(model, guide))
         )
+
+    def __copy__(self) -> Self:
+        """Return a copy that shares model, guide and optimizer, and compiles its own steps."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other._compiler = object.__new__(Compiler)
+        other._compiler.__setstate__({**self._compiler.__getstate__(), "svi": other})
+        return other
 
     def step(self, *args: object, **kwargs: object) -> LossValue:
         """Take one gradient step; arguments go to model and guide. Return the loss, a float."""

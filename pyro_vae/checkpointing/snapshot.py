@@ -121,8 +121,9 @@ class Resumable(Protocol):
         generator: Generator of the order of the data and of their binarization.
         order_state: State of the generator before the order of the epoch was drawn.
         progress: Counters and history.
-        best: Parameters and buffers, each with a copy of its value in the best epoch.
-        average: Parameters and buffers, each with its average over training steps.
+        best: Parameters and buffers in the best epoch, by name.
+        average: Parameters and buffers, each with its average over training steps. Buffers that
+            the program has replaced since then have none.
         loader_state: States of the generators of a `DataLoader` at the start of the epoch.
         settings: Settings and fingerprint of the run, in their JSON form.
         identity: Settings, constants and code that the programs read.
@@ -132,7 +133,7 @@ class Resumable(Protocol):
     generator: torch.Generator
     order_state: Tensor
     progress: Progress
-    best: list[tuple[Tensor, Tensor]]
+    best: dict[str, Tensor]
     average: list[tuple[Tensor, Tensor]]
     loader_state: JSONObject
     settings: JSONObject
@@ -162,8 +163,8 @@ def snapshot(run: Resumable) -> Checkpoint:
     named, svi = run.tensors(), run.svi
     names = {tensor: name for name, tensor in named.items()}
     tensors = {f"now/{name}": tensor for name, tensor in named.items()}
-    for kind, copied in (("best", run.best), ("average", run.average)):
-        tensors |= {f"{kind}/{names[tensor]}": copy for tensor, copy in copied}
+    tensors |= {f"best/{name}": copy for name, copy in run.best.items()}
+    tensors |= {f"average/{names[t]}": copy for t, copy in run.average if t in names}
     tensors |= {f"random/{name}": state for name, state in _random_states(run).items()}
     state: JSONObject = {
         "progress": dataclasses.asdict(run.progress),
@@ -250,14 +251,15 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(saved[f"now/{name}"])
-    run.best, run.average = (
-        [
-            (tensor, saved[f"{kind}/{name}"].to(tensor.device, copy=True))
+    best, average = (
+        {
+            name: saved[f"{kind}/{name}"].to(tensor.device, copy=True)
             for name, tensor in named.items()
             if f"{kind}/{name}" in saved
-        ]
+        }
         for kind in ("best", "average")
     )
+    run.best, run.average = best, [(named[name], copy) for name, copy in average.items()]
     _restore_objectives(objectives_of(svi), state["objective"])
     _restore_noise(run.generator.device, saved)
     run.generator.set_state(saved["random/data"])

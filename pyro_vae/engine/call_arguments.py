@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine.guarded_reads import ATOMS
+from pyro_vae.engine.compared_values import ATOMS
 from pyro_vae.engine.step import Arguments, Keywords
 from pyro_vae.engine.value_reader import NotCompilable
 
@@ -41,14 +41,19 @@ def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
         return (dict, *((k, _fixed(v, inputs)) for k, v in value.items()))
     if type(value) in ATOMS:
         return (type(value), value)
-    kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+    kind = type(value).__name__
+    if isinstance(value, Tensor) and value.is_inference():
+        kind = "Tensor of inference mode"
+    elif isinstance(value, Tensor) and value.layout is not torch.strided:
+        kind = f"{kind} with layout {value.layout}"
     raise NotCompilable(
         f"an argument is of type {kind}; expected dense tensors, numbers or strings"
     )
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return type(tensor) in DENSE and tensor.layout is torch.strided and not tensor.is_nested
+    is_strided = tensor.layout is torch.strided and not tensor.is_nested
+    return type(tensor) in DENSE and is_strided and not tensor.is_inference()
 
 
 def join(args: Arguments, kwargs: Keywords, inputs: Iterable[Tensor]) -> tuple[Arguments, Keywords]:

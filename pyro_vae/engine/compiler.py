@@ -61,10 +61,8 @@ class Compiler:
     def _reset(self) -> None:
         """Start without programs."""
         svi = self.svi
-        names = ("model", "guide", "_loss", "loss_and_grads")
-        self._guards = GuardedState(
-            [(getattr, self if name == "_loss" else svi, name) for name in names]
-        )
+        roots = [(getattr, svi, name) for name in ("model", "guide", "loss_and_grads")]
+        self._guards = GuardedState([*roots, (getattr, self, "_loss")])
         self._maker = ProgramMaker(svi, self._guards)
         self.verified = VerifiedSteps(svi, self._guards, self._maker.verifier.buffers)
         self._announced_limit = False
@@ -198,7 +196,8 @@ class Compiler:
         self, error: NotCompilable, call: Call, loss: LossValue | None
     ) -> LossValue | None:
         """Return to the last verified state; return the loss of the step if it was taken."""
-        reason, num_steps, loss = self.verified.take_back(error, call, loss)
+        programs = self._programs.values()
+        reason, num_steps, loss = self.verified.take_back(error, call, loss, programs)
         self.num_steps -= num_steps
         self._programs.clear()  # their steps are compared or taken back
         self._switch_off(reason)

@@ -34,6 +34,8 @@ def _reason() -> str | None:
         return "they are taken without gradients"
     if torch.is_anomaly_enabled():
         return "torch's anomaly detection looks at each operation"
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return "they are taken inside hooks of saved tensors, such as save_on_cpu"
     if parametrize._cache_enabled:  # a trial run would leave its weights in the cache
         return "they are taken inside torch.nn.utils.parametrize.cached()"
     return None

@@ -12,20 +12,36 @@ import collections
 import contextvars
 import dis
 import functools
+import gc
 import operator
 import os
-import pickle
-import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Any, TypeAlias
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from pyro.poutine.trace_messenger import TraceHandler, TraceMessenger
-from torch import nn
-from torch.distributions import Transform
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from pyro_vae.engine.compared_values import (
+    ATOMS,
+    BUFFERS,
+    OPAQUE,
+    RandomSource,
+    Reader,
+    content_of,
+    context_of,
+    entries_of,
+    environment_of,
+    items_of,
+    members_of,
+    referents_of,
+    state_of,
+    target_of,
+)
 
 Container: TypeAlias = (
     dict[object, object]
@@ -35,21 +51,19 @@ Container: TypeAlias = (
     | set[object]
     | frozenset[object]
 )
-RandomSource: TypeAlias = (
-    random.Random | np.random.Generator | np.random.RandomState | torch.Generator
-)
-Reader: TypeAlias = Callable[..., object]
 Read: TypeAlias = tuple[Reader, object, object]
 
-ATOMS = {int, float, bool, str, bytes, complex, type(None)}
 LIBRARIES = {"torch", "pyro", "numpy", "opt_einsum", "functools", *sys.stdlib_module_names}
 # Functions and classes of this package read no values that change, but its objects hold the
 # user's settings and functions.
 CODE_LIBRARIES = LIBRARIES | {"pyro_vae"}
 LIMIT = 100  # numbers and strings of a list or dictionary; more are compared together
-LARGE = 1000  # numbers and strings of a container or an array; more are data, not settings
+LARGE = 1000  # numbers and strings of a container; more are data, not settings
+LARGE_CONTENT = 100_000  # bytes of an array or a buffer; more are data
 # Classes of libraries of which the objects hold a program's own values, or a program and its trace.
 HOLDERS = {types.SimpleNamespace, argparse.Namespace, TraceHandler, TraceMessenger}
+HOLDING_MODULES = {"collections", "configparser", "functools", "multiprocessing.sharedctypes",
+                   "weakref", "_weakrefset", "_thread"}  # fmt: skip
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module
@@ -65,84 +79,6 @@ GETTERS: dict[type, Reader] = {
     list: list.__getitem__,
     tuple: tuple.__getitem__,
     collections.deque: collections.deque.__getitem__,
-}
-
-
-def by_value(value: object) -> object:
-    """Return an atom, or the identity of any other object."""
-    return value if type(value) in ATOMS else id(value)
-
-
-# -- reads of which the results are compared by value ------------------------------------------
-
-
-def entries_of(owner: Iterable[object], name: object) -> object:
-    """Return the entries of a list, tuple or deque."""
-    return tuple(map(by_value, owner))
-
-
-def items_of(owner: Mapping[object, object], name: object) -> object:
-    """Return the items of a dictionary."""
-    return tuple((by_value(key), by_value(value)) for key, value in owner.items())
-
-
-def members_of(owner: Set[object], name: object) -> object:
-    """Return the members of a set."""
-    return frozenset(owner)
-
-
-def content_of(owner: np.ndarray, name: object) -> object:
-    """Return the content of an array."""
-    return np.ndarray.tobytes(owner)  # not that of a subclass, which can write attributes
-
-
-def state_of(owner: RandomSource, name: object) -> object:
-    """Return the state of a random generator."""
-    if isinstance(owner, random.Random):
-        return owner.getstate()
-    if isinstance(owner, torch.Generator):
-        return owner.get_state().numpy().tobytes()
-    return pickle.dumps(
-        owner.bit_generator.state if isinstance(owner, np.random.Generator) else owner.get_state()
-    )
-
-
-def context_of(owner: contextvars.ContextVar[object], name: object) -> object:
-    """Return the value of a context variable."""
-    return by_value(owner.get(None))
-
-
-def environment_of(owner: object, name: object) -> object:
-    """Return the environment variables."""
-    return tuple(os.environ.items())
-
-
-VALUE_READERS = {
-    entries_of, items_of, members_of, content_of, state_of, context_of, environment_of
-}  # fmt: skip
-
-
-def set_content(owner: np.ndarray, former: bytes) -> None:
-    """Set the content of an array to a result of `content_of`."""
-    owner[...] = np.frombuffer(former, owner.dtype).reshape(owner.shape)
-
-
-def set_state(owner: RandomSource, former: Any) -> None:
-    """Set a random generator to a result of `state_of`."""
-    if isinstance(owner, random.Random):
-        owner.setstate(former)
-    elif isinstance(owner, torch.Generator):
-        owner.set_state(torch.frombuffer(bytearray(former), dtype=torch.uint8))
-    elif isinstance(owner, np.random.Generator):
-        owner.bit_generator.state = pickle.loads(former)
-    else:
-        owner.set_state(pickle.loads(former))
-
-
-# Functions that set an owner to the result of a reader. Lists, dictionaries and sets are copied.
-VALUE_WRITERS: dict[Reader, Callable[[Any, Any], None]] = {
-    content_of: set_content,
-    state_of: set_state,
 }
 
 
@@ -198,7 +134,7 @@ def from_library(value: object, libraries: set[str] = LIBRARIES) -> bool:
 
 def is_own(kind: type) -> bool:
     """Return whether objects of a class hold a program's own values."""
-    return kind in HOLDERS or not from_library(kind)
+    return kind in HOLDERS or kind.__module__ in HOLDING_MODULES or not from_library(kind)
 
 
 def reads_of_function(function: types.FunctionType) -> Iterator[Read]:
@@ -274,14 +210,42 @@ def reads_of(value: object) -> Iterator[Read]:
     elif isinstance(value, dict | list | tuple | collections.deque | set | frozenset):
         yield from _reads_of_container(value)
     elif isinstance(value, np.ndarray):
-        if value.size <= LARGE and not value.dtype.hasobject:
-            yield content_of, value, "an array"
+        yield from _reads_of_array(value)
+    elif isinstance(value, BUFFERS):
+        if memoryview(value).nbytes <= LARGE_CONTENT:
+            yield content_of, value, f"a {type(value).__name__}"
+    elif isinstance(value, weakref.ref):
+        yield target_of, value, "a weak reference"
+    elif isinstance(value, types.BuiltinMethodType):
+        yield getattr, value, "__self__"
     elif isinstance(value, RandomSource):
         yield state_of, value, "the state of a random generator"
     elif isinstance(value, contextvars.ContextVar):
         yield context_of, value, value.name
-    else:
+    elif not isinstance(value, OPAQUE):
         yield from _reads_of_object(value)
+    elif not from_library(value, CODE_LIBRARIES):
+        yield referents_of, value, f"a {type(value).__name__}"
+
+
+def objects_in(value: object) -> Iterable[object]:
+    """Return the objects in a value that have no read of their own, such as keys and members."""
+    if isinstance(value, dict | set | frozenset):
+        return [key for key in value if type(key) not in ATOMS] if len(value) <= LARGE else []
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, OPAQUE) and not from_library(value, CODE_LIBRARIES):
+        return gc.get_referents(value)
+    return []
+
+
+def _reads_of_array(value: np.ndarray) -> Iterator[Read]:
+    if type(value) is not np.ndarray:  # such as the mask of a masked array
+        yield from ((dict.get, vars(value), name) for name in getattr(value, "__dict__", ()))
+    if value.dtype.hasobject:
+        yield from ((np.ndarray.item, value, i) for i in range(value.size) if value.size <= LARGE)
+    elif value.nbytes <= LARGE_CONTENT:
+        yield content_of, value, "an array"
 
 
 def _reads_of_container(value: Container) -> Iterator[Read]:
@@ -340,10 +304,21 @@ def _reads_of_object(value: object) -> Iterator[Read]:
             (dict.get, attributes, name)
             for name, child in attributes.items()
             # Of Pyro's objects, such as an ELBO, the settings.
-            if name not in caches and (own or type(child) in ATOMS)
+            if name not in caches and (own or type(child) in ATOMS or _is_parameter(value, child))
         )
     if not from_library(type(value)):
         yield from _reads_of_slots(value)
+
+
+def reads_of_tensor(value: Tensor) -> Iterator[Read]:
+    """Yield the reads of the attributes that somebody has set on a tensor."""
+    # Pyro stores a reference to the unconstrained tensor of a parameter.
+    return ((dict.get, vars(value), name) for name in vars(value) if name != "unconstrained")
+
+
+def _is_parameter(value: object, child: object) -> bool:
+    """Return whether a value is a parameter of a distribution."""
+    return isinstance(value, Distribution) and isinstance(child, Tensor | Distribution | list)
 
 
 def _caches_of(value: object) -> set[str]:

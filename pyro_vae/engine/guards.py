@@ -15,29 +15,29 @@ import types
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_vae.engine.compared_values import ATOMS, VALUE_READERS, VALUE_WRITERS, Reader
 from pyro_vae.engine.guarded_reads import (
-    ATOMS,
     CODE_LIBRARIES,
     HOOKS,
     LARGE,
     PROXY_GET,
-    VALUE_READERS,
-    VALUE_WRITERS,
     Read,
-    Reader,
     from_library,
     is_library,
     is_plain,
     loads_of,
+    objects_in,
     reads_of,
     reads_of_class,
     reads_of_module,
+    reads_of_tensor,
 )
 
 GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
@@ -214,6 +214,9 @@ class _Walk:
         if isinstance(value, Tensor):
             if value.layout is torch.strided:
                 state.tensors.append(value)
+            if attributes := vars(value):
+                state._containers.append(attributes)
+                yield from reads_of_tensor(value)
             return
         if isinstance(value, types.ModuleType):
             if not is_library(value.__name__, CODE_LIBRARIES):
@@ -240,7 +243,7 @@ class _Walk:
             state._containers.append(value)
         elif isinstance(getattr(value, "__dict__", None), dict):
             state._containers.append(vars(value))
-        self.queue.append(type(value))
+        self.queue += [type(value), *objects_in(value)]
         yield from reads_of(value)
 
     def _reads_of_modules(self) -> Iterator[Read]:
@@ -311,6 +314,8 @@ def _restore(read: Read, former: object) -> None:
         return
     if function in (dict.get, list.__getitem__, collections.deque.__getitem__):
         target[name] = former
+    elif function is np.ndarray.item:
+        target.flat[name] = former
     elif function is getattr and isinstance(owner, types.CellType):
         target.cell_contents = former
     elif function is not operator.length_hint and function is not PROXY_GET:

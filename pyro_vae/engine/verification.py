@@ -79,6 +79,11 @@ class Verifier:
                 f"it holds a {type(self._guards.iterators[0]).__name__}, which cannot be set back "
                 "after a trial run"
             )
+        if any(t.requires_grad and not t.is_leaf for t in self._guards.tensors):
+            raise NotCompilable(
+                "it reads a tensor that was computed with gradients outside of it: a trial run "
+                "would take its gradients. Detach the tensor to compile the step"
+            )
         with self.restored() as copies:
             python = python_random_state()
             tables = dict(store._params)
@@ -165,11 +170,11 @@ class Verifier:
             The tensors with copies of their values.
         """
         self._guards.key()
-        tensors = (*self._guards.tensors, *self.svi.parameters)
+        stored = pyro.get_param_store()._params.values()
+        tensors = (*self._guards.tensors, *self.svi.parameters, *stored)
         with preserved_state(), self._guards.restored(tensors) as copies:
             state = random_state()
-            leaves = dict.fromkeys(self.svi.parameters)
-            leaves |= dict.fromkeys(t for t in self._guards.tensors if t.is_leaf)
+            leaves = dict.fromkeys(t for t in tensors if t.is_leaf)
             leaves |= dict.fromkeys(p for m in self._guards.modules for p in m.parameters(False))
             held = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in leaves]
             try:

@@ -150,7 +150,11 @@ class VerifiedSteps:
         return values
 
     def take_back(
-        self, error: NotCompilable, call: Call, loss: LossValue | None
+        self,
+        error: NotCompilable,
+        call: Call,
+        loss: LossValue | None,
+        programs: Iterable[CompiledStep],
     ) -> tuple[str, int, LossValue | None]:
         """Return to the last verified state, from which the step of `call` is to be taken eagerly.
 
@@ -158,14 +162,17 @@ class VerifiedSteps:
             error: The difference that was found.
             call: Arguments of the step in which it was found.
             loss: Loss of this step, if it was taken eagerly.
+            programs: All programs of the run. If they took no steps that were not compared, only
+                this step is wrong.
 
         Returns:
             The reason, for a warning; the number of steps that were taken back; and `loss`, or None
             if the step is to be taken now.
         """
         first, last = self._kept.clock + 1, self.clock - 1
+        unverified = any(program.unverified for program in programs)
         reason = f"in step {self.clock} the compiled step is wrong: {error}"
-        if loss is not None and (first > last or self._kept.clock < 0):
+        if loss is not None and (first > last or self._kept.clock < 0 or not unverified):
             return reason, 0, loss  # the eager step follows a verified one
         if call.share is not None:
             return (

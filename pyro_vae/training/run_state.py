@@ -63,7 +63,7 @@ class RunState:
         writer: Writes checkpoints; None for a run without checkpoints.
         interrupted: Returns the signal that asks the run to end, or None.
         report: Updates the progress bar.
-        best: Parameters and buffers, each with a copy of its value in the best epoch.
+        best: Parameters and buffers in the best epoch, by name.
         average: Parameters and buffers, each with its average over training steps.
         progress: Counters and history.
         settings: Settings and fingerprint of the run, in their JSON form.
@@ -85,7 +85,7 @@ class RunState:
     writer: CheckpointWriter | None
     interrupted: Callable[[], int | None]
     report: Report
-    best: Weights = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
     average: Weights = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     settings: JSONObject = field(default_factory=dict)
@@ -196,11 +196,13 @@ class RunState:
 
     def keep_weights(self) -> None:
         """Copy the weights as the best ones."""
-        self.best = [(tensor, tensor.detach().clone()) for tensor in self.tensors().values()]
+        self.best = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
     def restore_best(self) -> None:
         """Set parameters and buffers to their values in the best epoch."""
-        averaging.set_to(self.best)
+        # By name: programs may replace their buffers.
+        tensors = self.tensors()
+        averaging.set_to([(tensors[name], x) for name, x in self.best.items() if name in tensors])
 
     def not_finite(self) -> str | None:
         """Return the name of a non-finite parameter or of a buffer with NaN.

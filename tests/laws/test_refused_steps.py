@@ -119,6 +119,28 @@ def test_anomalies_are_detected():
     assert_same(make=Unstable, step=watched)
 
 
+class Saved(Net):
+    def prepare(self):
+        self.saved = []
+
+    def left(self):
+        return len(self.saved)
+
+
+def counting(i, svi, net, x):
+    if i == 30:
+        optimizer = svi.optim.optimizer
+        optimizer.register_step_post_hook(lambda *_: net.saved.append(1))
+    svi.step(x)
+
+
+def test_a_hook_of_the_optimizer_that_keeps_results_takes_no_steps_back():
+    def optim(net):
+        return torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    assert_same(False, make=Saved, step=counting, optim=optim, reference=False)
+
+
 # -- contexts --------------------------------------------------------------------------------------
 
 
@@ -137,13 +159,20 @@ def scaled(i, svi, net, x):
         svi.step(x)
 
 
+def offloaded(i, svi, net, x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: net.saved.append(1) or t, lambda t: t):
+        svi.step(x)
+
+
 def watching(i, svi, net, x):
     with torch.autograd.set_detect_anomaly(True):
         svi.step(x)
 
 
 @pytest.mark.parametrize(
-    ("step", "make"), [(cached, Spectral), (scaled, Net), (watching, Net)], ids=lambda v: v.__name__
+    ("step", "make"),
+    [(cached, Spectral), (scaled, Net), (watching, Net), (offloaded, Saved)],
+    ids=lambda v: v.__name__,
 )
 def test_steps_in_a_context_run_eagerly_and_say_so(step, make):
     assert_same(make=make, step=step, compiled=False)

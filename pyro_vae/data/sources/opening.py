@@ -53,6 +53,11 @@ def open(source: Source, **options: object) -> Dataset:
         source = Path(source)
         if not source.exists():
             raise DataError(f"{source}: no such file or directory")
+        if not (source.is_file() or source.is_dir()):
+            raise DataError(
+                f"{source} is a pipe, a socket or a device, which cannot be read twice; expected "
+                "a file or a folder: write the data to a file first"
+            )
     for reader in READERS:
         if reader.accepts(source):
             if unknown := sorted(options.keys() - reader.options):

@@ -5,6 +5,7 @@ the words that the refusal has. The name of the file must be in each refusal.
 """
 
 import datetime
+import os
 import warnings
 
 import numpy as np
@@ -364,3 +365,11 @@ def test_the_careless_are_warned_of_nothing_else(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pv.data.open(pd.DataFrame({"a": ["x", "y", "z"] * 9, "b": np.arange(27) * 0.7}))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npy", "npz", "pt", "mtx", "h5ad", "png", ""])
+def test_a_pipe_is_refused_at_once(ending, tmp_path):
+    path = tmp_path / f"data.{ending}"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is a pipe"):
+        pv.data.open(path)
