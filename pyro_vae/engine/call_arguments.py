@@ -33,7 +33,8 @@ def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
                 "an argument requires a gradient: the backward pass continues outside of model and "
                 "guide. Detach the argument to compile the step"
             )
-        inputs.append(value)
+        # Compiled code reads memory, in which a lazy conjugate or negative is not computed yet.
+        inputs.append(value.resolve_conj().resolve_neg())
         return Tensor
     if isinstance(value, tuple | list):
         return (type(value), *(_fixed(item, inputs) for item in value))
@@ -41,7 +42,11 @@ def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
         return (dict, *((k, _fixed(v, inputs)) for k, v in value.items()))
     if type(value) in ATOMS:
         return (type(value), value)
-    kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+    kind: object = type(value).__name__
+    if isinstance(value, Tensor) and value.layout is not torch.strided:
+        kind = value.layout
+    elif isinstance(value, Tensor) and value.is_nested:
+        kind = "nested tensor"
     raise NotCompilable(
         f"an argument is of type {kind}; expected dense tensors, numbers or strings"
     )
