@@ -72,7 +72,13 @@ _PROGRESS = Record(
     },
     {"rate_factor": Number(2**-1000, 1), "num_averaged": COUNT},
 )
-_GROUP = Record({"parameters": ListOf(Text()), "settings": Record()})
+_GROUP = Record(
+    {"parameters": ListOf(Text()), "settings": Record()}, {"start": Record(), "changed": Record()}
+)
+_OPTIMIZER = Record(
+    {"groups": ListOf(_GROUP), "numbers": Record(others=Record())},
+    {"additions": ListOf(ListOf(Text())), "attributes": Record()},
+)
 _PATHS = ListOf(Text())
 SCHEMA = Record(
     {
@@ -82,7 +88,7 @@ SCHEMA = Record(
         "objective": ListOf(Record()),
         "trained": ListOf(Text()),
         "update_outside": Flag(),
-        "optimizer": Record({"groups": ListOf(_GROUP), "numbers": Record(others=Record())}),
+        "optimizer": _OPTIMIZER,
     },
     {
         "loader": Record(),

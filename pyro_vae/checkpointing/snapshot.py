@@ -103,9 +103,15 @@ class TrainingStep(Protocol):
 
 
 class Rates(Protocol):
-    """A learning rate schedule that can be set to a step."""
+    """A learning rate schedule that can be set to a step.
+
+    Attributes:
+        total_steps: Number of steps of the run.
+        unscheduled: Settings of each parameter group before its first step.
+    """
 
     total_steps: int
+    unscheduled: list[dict[str, object]]
 
     def reset(self, optimizer: Optimizer, step: int, factor: float) -> None:
         """Set the schedule to a step and multiply its learning rates by a factor."""
@@ -181,7 +187,7 @@ def snapshot(run: Resumable) -> Checkpoint:
     }
     if svi.optim.optimizer is not None:
         state["rates"] = run.rates.sampled(svi.optim.optimizer)
-    more, state["optimizer"] = optimizer_state.saved(svi.optim.optimizer, names)
+    more, state["optimizer"] = optimizer_state.saved(svi.optim, names, run.rates.unscheduled)
     tensors |= more
     # Cloned, since safetensors refuses tensors that share memory.
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -237,8 +243,8 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     before = run.tensors()
     run.late |= _late_parameters(run, before, saved, state)
     named = _saved_of(run.tensors(), saved)
-    for group in state["optimizer"]["groups"]:
-        parameters = [named[name] for name in group["parameters"]]
+    for added in optimizer_state.additions(state["optimizer"]):
+        parameters = [named[name] for name in added]
         svi.parameters |= dict.fromkeys(parameters)
         svi.optim.add(parameters)
     progress = Progress(**state["progress"])
@@ -303,20 +309,21 @@ def _restore_optimizer(
     state: JSONObject,
 ) -> None:
     """Restore the state of the optimizer, and the schedule of the run from this step on."""
-    optimizer, total_steps = run.svi.optim.optimizer, run.rates.total_steps
+    optim, total_steps, optimizer = run.svi.optim, run.rates.total_steps, run.svi.optim.optimizer
     then, now = state["settings"]["epochs"], run.settings["epochs"]
     # The schedule of the checkpoint, for the comparison of the optimizers' settings.
     run.rates.total_steps = total_steps // now * then
     run.rates.reset(optimizer, progress.step, progress.rate_factor)
     names = {tensor: name for name, tensor in named.items()}
-    optimizer_state.restore(optimizer, names, saved, state["optimizer"])
-    run.svi.optim.is_restored = True
+    optimizer_state.restore(optim, names, saved, state["optimizer"], run.rates.unscheduled)
+    optim.is_restored = True
     if "rates" in state:  # not in checkpoints of older versions
         rates = run.rates.sampled(optimizer)
         refuse_other("schedule", {"rates": state["rates"]}, {"rates": rates})
     if then < now:
         run.rates.total_steps = total_steps
         run.rates.reset(optimizer, progress.step, progress.rate_factor)
+        optimizer_state.set_changed(optimizer, saved, state["optimizer"])
 
 
 def _check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:

@@ -33,7 +33,8 @@ def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
                 "an argument requires a gradient: the backward pass continues outside of model and "
                 "guide. Detach the argument to compile the step"
             )
-        inputs.append(value)
+        # Compiled code reads memory, in which a lazy conjugate or negative is not computed yet.
+        inputs.append(value.resolve_conj().resolve_neg())
         return Tensor
     if isinstance(value, tuple | list):
         return (type(value), *(_fixed(item, inputs) for item in value))
@@ -46,6 +47,8 @@ def _fixed(value: object, inputs: list[Tensor]) -> Hashable:
         kind = "Tensor of inference mode"
     elif isinstance(value, Tensor) and value.layout is not torch.strided:
         kind = f"{kind} with layout {value.layout}"
+    elif isinstance(value, Tensor) and value.is_nested:
+        kind = "nested tensor"
     raise NotCompilable(
         f"an argument is of type {kind}; expected dense tensors, numbers or strings"
     )

@@ -28,6 +28,7 @@ from pyro_vae.engine.tolerances import (
     Pair,
     check_close,
     largest,
+    rounding_unit,
     tolerance_of,
 )
 from pyro_vae.engine.value_reader import NotCompilable
@@ -67,16 +68,37 @@ class EagerBound:
                 for tensor, values in zip(mutated, former, strict=True):
                     tensor.copy_(values)
 
-    def check(self, losses: Sequence[Tensor]) -> None:
+    def check(self, losses: Sequence[Tensor]) -> bool:
         """Compare with the losses of the program, after its step on the same random numbers.
+
+        Returns:
+            Whether they differ by more than usual rounding errors. A small change of a large loss
+            can be a large one of the gradients, so everything is to be compared then.
 
         Raises:
             NotCompilable: If losses or random numbers differ.
         """
-        if not all(map(math.isfinite, (*self._losses, *(x.item() for x in losses)))):
-            return
+        if not all(math.isfinite(x.item()) for x in losses):
+            return False  # the program declined the step, which is repeated
+        check_finite(self._losses)
         _check_losses(self._program, losses, self._losses, self._tolerance)
         _check_random(equal_random_states(self._random, random_state()))
+        unit = rounding_unit(self._tolerance)
+        pairs = zip(losses, self._losses, strict=True)
+        return any(abs(actual.item() - loss) > unit * abs(loss) for actual, loss in pairs)
+
+
+def check_finite(losses: tuple[float, ...]) -> None:
+    """Check the losses of the program in a step in which those of the compiled step are finite.
+
+    Raises:
+        NotCompilable: If one is not finite.
+    """
+    if not all(map(math.isfinite, losses)):
+        raise NotCompilable(
+            "the loss of the compiled step is finite, and that of the program is not: the program "
+            "depends on something that the graph does not see"
+        )
 
 
 def _check_losses(

@@ -61,6 +61,7 @@ class CompiledStep:
         # Whether gradients of the program can differ from the derivatives of its loss.
         self.defines_gradients = capture.stops_gradients
         self.largest_loss = 0.0  # of the verified steps
+        self.is_suspect = False  # whether the next step is to be compared in everything
         # One optimizer for each parameter group: its hyperparameters hold for the whole group.
         self._heads = list({id(opt.group): opt for opt in optimizers or ()}.values())
         self._groups = [opt.group for opt in self._heads]

@@ -155,7 +155,7 @@ class Compiler:
             return None
         try:
             if bound is not None:
-                bound.check(losses)
+                program.is_suspect = bound.check(losses)
                 program.bound_at = self.verified.clock
         except NotCompilable as finding:
             return self._take_back(finding, call, None)

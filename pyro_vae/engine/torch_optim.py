@@ -9,6 +9,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.engine.optimizer_values import SelfChanges
 from pyro_vae.runtime.files import CheckpointError
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
@@ -29,13 +30,22 @@ class TorchOptim(PyroOptim):
 
     Raises:
         ValueError: If the optimizer computes the loss itself, as `torch.optim.LBFGS` does.
+
+    Attributes:
+        optimizer: The torch optimizer; None until the callable has made it.
+        additions: Lists of parameters that the callable made the optimizer of, and that were added
+            to it later.
+        changes: Settings and attributes that the optimizer changes in its steps.
+        is_restored: Whether the next step is the first one with a restored state.
     """
 
     def __init__(self, optim: Optimizer | OptimizerFactory) -> None:
         self.optimizer = _without_closure(optim) if isinstance(optim, Optimizer) else None
         self._factory = None if isinstance(optim, Optimizer) else optim
         self._known: set[Tensor] = set()
-        self.is_restored = False  # whether the next step is the first one with a restored state
+        self.additions: list[list[Tensor]] = []
+        self.changes = SelfChanges()
+        self.is_restored = False
 
     def __call__(self, params: Iterable[Tensor], *args: object, **kwargs: object) -> None:
         """Update the parameters by their gradients."""
@@ -43,7 +53,7 @@ class TorchOptim(PyroOptim):
         if self.optimizer is None:
             return
         try:
-            with _right_kernels(self.optimizer):
+            with _right_kernels(self.optimizer), self.changes.noted(self.optimizer):
                 self.optimizer.step()
         except Exception as error:
             if self.is_restored:
@@ -58,10 +68,11 @@ class TorchOptim(PyroOptim):
         """Add parameters that the optimizer does not have yet."""
         if self._factory is None:
             return  # the caller of an existing optimizer chose its parameters
-        new = [parameter for parameter in params if parameter not in self._known]
+        new = [p for p in dict.fromkeys(params) if p not in self._known]
         if not new:
             return
         self._known.update(new)
+        self.additions.append(new)
         if self.optimizer is None:
             self.optimizer = _without_closure(self._factory(new))
         else:

@@ -9,6 +9,7 @@ from pyro.optim.optim import is_scheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.engine.optimizer_values import set_values, settings_of
 from pyro_vae.engine.signatures import Call
 from pyro_vae.engine.step import StepProtocol
 from pyro_vae.engine.torch_optim import TorchOptim
@@ -129,30 +130,12 @@ class StepsSince:
                 for tensor, value in zip(self._scalars, step.scalars, strict=True):
                     tensor.copy_(value)
             for group, settings in zip(self._groups(), step.settings, strict=False):
-                _set(group, settings)
+                set_values(group, settings)
             if step is not self._steps[-1]:
                 self.svi.eager_step(step.call.args, step.call.kwargs, None)
 
     def _groups(self) -> list[dict[str, object]]:
         return [g for optimizer in optimizers_of(self.svi.optim) for g in optimizer.param_groups]
-
-
-def settings_of(group: dict[str, object]) -> dict[str, object]:
-    """Copy the hyperparameters of a parameter group. A learning rate may be a tensor."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }
-
-
-def _set(group: dict[str, object], settings: dict[str, object]) -> None:
-    for key, value in settings.items():
-        current = group.get(key)
-        if isinstance(value, Tensor) and isinstance(current, Tensor):
-            current.copy_(value)
-        else:
-            group[key] = value
 
 
 def optimizers_of(optim: PyroOptim) -> list[Optimizer]:

@@ -5,14 +5,13 @@ are compared. In fewer steps, gradients, updates, optimizer state and buffers ar
 the state of the run is kept. If a comparison fails, the run returns to the state that was kept.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 
 from torch import Tensor
 
 from pyro_vae.engine.backward_passes import backward_passes, has_custom_functions
-from pyro_vae.engine.comparison import Comparison
+from pyro_vae.engine.comparison import Comparison, check_finite
 from pyro_vae.engine.compiled_step import CompiledStep
 from pyro_vae.engine.guards import GuardedState, GuardKey
 from pyro_vae.engine.signatures import Call
@@ -72,6 +71,7 @@ class VerifiedSteps:
         due, self.verifies_next = self.verifies_next, False
         if (
             due
+            or program.is_suspect
             or program.runs in runs
             or self.clock - program.verified_at >= everything
             or (self._closing is None and not self._since.complete)
@@ -126,8 +126,9 @@ class VerifiedSteps:
             NotCompilable: If the steps differ.
         """
         program = comparison.program
-        if comparison.declined or not all(map(math.isfinite, loss_values(loss))):
+        if comparison.declined:
             return None  # the program is verified in another step
+        check_finite(loss_values(loss))
         comparison.check(loss)
         if self._guards.key() != key:
             name = self._guards.difference(key, self._guards.key())
@@ -137,7 +138,7 @@ class VerifiedSteps:
             )
         values = comparison.adopt()
         program.verified_at = program.bound_at = self.clock
-        program.unverified = 0
+        program.unverified, program.is_suspect = 0, False
         # A program that has not run for long, because a setting has changed, does not run again.
         since = self.clock - STEPS_BETWEEN_CHECKS
         others = any(p.unverified and p.ran_at >= since for p in programs)

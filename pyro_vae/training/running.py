@@ -138,6 +138,10 @@ def _initial(
     check_same("parameters and buffers", shapes)
     copy_from_first(state.tensors().values())
     state.keep_weights()
+    svi = state.svi
+    svi.optim.add(state.named.values())
+    if svi.optim.optimizer is not None:
+        state.rates.start(svi.optim.optimizer)
     return state
 
 

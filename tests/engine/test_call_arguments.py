@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from pyro_vae.engine.call_arguments import split
 from pyro_vae.engine.capture import same_strides
 from pyro_vae.engine.compilation_warning import CompilationWarning
+from pyro_vae.engine.value_reader import NotCompilable
 from tests.support.strided_net import LAYOUTS, TABLE, assert_equal_runs, train_net
 
 
@@ -24,6 +26,37 @@ def test_a_batch_in_memory_of_any_form(name):
     ours = train_net(True, batch)
     assert_equal_runs(ours, train_net(False, batch))
     assert ours[2].num_compiled_steps == 13
+
+
+def test_compiled_code_gets_values_that_are_computed():
+    """It reads memory, in which a lazy conjugate or negative is not computed yet."""
+    pair = torch.complex(TABLE, -TABLE)
+    lazy = [pair.conj(), pair.conj().imag]
+    assert lazy[0].is_conj()
+    assert lazy[1].is_neg()
+    inputs, _ = split((lazy,), {})
+    for computed, value in zip(inputs, lazy, strict=True):
+        assert not computed.is_conj()
+        assert not computed.is_neg()
+        assert torch.equal(computed, value)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (TABLE.to_sparse(), "torch.sparse_coo"),
+        (TABLE.as_subclass(Subclass), "Subclass"),
+        (torch.nested.nested_tensor([TABLE[0]], layout=torch.jagged), "jagged|Nested|nested"),
+    ],
+    ids=["sparse", "subclass", "nested"],
+)
+def test_the_message_names_the_kind_of_an_argument(value, name):
+    with pytest.raises(NotCompilable, match=f"type .*({name})"):
+        split((value,), {})
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])

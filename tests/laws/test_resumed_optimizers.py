@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.infer import autoguide
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import nn
 
 import pyro_vae as pv
@@ -53,6 +54,76 @@ class Lists(torch.optim.SGD):
                 past = self.state[p].get("past", [])
                 self.state[p]["past"] = [*past[-1:], p.detach().clone()]
                 self.state[p]["nested"] = {"a/b": (1, [p.detach().sum(), None]), "c": "text"}
+
+
+class SettingCounter(torch.optim.SGD):
+    """Counts its steps in its groups, and changes a learning rate and a tensor there."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["total"] = group.get("total", torch.zeros(2)) + group["k"]
+            group["lr"] *= 1 - 0.1 / group["k"]
+            group["weight_decay"] = float(group["total"].mean()) / 100
+
+
+class AttributeCounter(torch.optim.SGD):
+    """Counts its steps in an attribute."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        self.total = getattr(self, "total", torch.zeros(())) + self.count
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.div_(self.count + self.total)
+        super().step(closure)
+
+
+class OtherTypes(torch.optim.Optimizer):
+    """Keeps momenta of another shape and dtype than the parameter, under names of torch."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, half = self.state[p], p.grad.flatten()[: p.numel() // 2 + 1]
+                state["exp_avg"] = 0.9 * state.get("exp_avg", torch.zeros_like(half)) + half
+                state["sign"] = state["exp_avg"] > 0
+                state["low"] = state.get("low", half.bfloat16()) + half.bfloat16()
+                state["phase"] = state.get("phase", torch.ones(half.shape) + 0j) * 1j
+                p.flatten()[: p.numel() // 2 + 1].sub_(group["lr"] * state["exp_avg"])
+                p.sub_(group["lr"] * (state["low"].sum() + state["phase"].real.sum()))
+
+
+def two_groups(parameters, kind=torch.optim.Adam, **settings):
+    """An optimizer of two groups in another order than that of the parameters."""
+    first, *others = parameters
+    groups = [{"params": others, "lr": 1e-2}, {"params": [first], "lr": 1e-3}]
+    return kind(groups if others else groups[1:], **settings)
+
+
+CHANGING = {
+    "lrd of pyro": functools.partial(ClippedAdam, lr=1e-2, lrd=0.9),
+    "settings": functools.partial(SettingCounter, lr=1e-2),
+    "attributes": functools.partial(AttributeCounter, lr=1e-2),
+    "other types": functools.partial(OtherTypes, lr=1e-2),
+    "two groups": two_groups,
+    "two groups that change": functools.partial(two_groups, kind=ClippedAdam, lrd=0.9),
+    "tensor as rate": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(1e-2)),
+}
+RATES = {
+    "no schedule": None,
+    "chained": lambda optimizer, n: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "closed form": lambda optimizer, n: torch.optim.lr_scheduler.LambdaLR(
+        optimizer, [lambda step: (1 + step) / n] * len(optimizer.param_groups)
+    ),
+}
 
 
 class Pair(nn.Module):
@@ -108,6 +179,42 @@ def test_every_optimizer_is_resumed_bit_for_bit(optimizer, tmp_path, monkeypatch
     name = getattr(optimizer, "func", optimizer).__name__
     make = functools.partial(Pair, matrices=name == "Muon")
     assert_resumed(make, tmp_path, monkeypatch, optimizer=optimizer)
+
+
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("schedule", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("optimizer", CHANGING.values(), ids=CHANGING)
+def test_what_an_optimizer_changes_in_its_steps_is_resumed(
+    optimizer, schedule, tmp_path, monkeypatch
+):
+    assert_resumed(Pair, tmp_path, monkeypatch, optimizer=optimizer, schedule=schedule)
+
+
+@pytest.mark.parametrize("settings", [{"lr": 2e-2}, {"lrd": 0.8}])
+def test_other_settings_of_an_optimizer_that_changes_them_are_refused(settings, tmp_path):
+    optimizer = functools.partial(ClippedAdam, **{"lr": 1e-2, "lrd": 0.9})
+    fit(Pair(), tmp_path, optimizer=optimizer)
+    other = functools.partial(optimizer, **settings)
+    with pytest.raises(pv.CheckpointError, match=f"{next(iter(settings))} was"):
+        fit(Pair(), tmp_path, optimizer=other, resume=True)
+
+
+def test_another_number_of_groups_is_refused(tmp_path):
+    fit(Pair(), tmp_path, optimizer=two_groups)
+    other = functools.partial(torch.optim.Adam, lr=1e-2)
+    with pytest.raises(pv.CheckpointError, match="1 parameter groups of the optimizer, it had 2"):
+        fit(Pair(), tmp_path, optimizer=other, resume=True)
+
+
+def test_a_hook_that_changes_a_setting_is_not_the_optimizer(tmp_path):
+    def optimizer(parameters):
+        made = SettingCounter(parameters, lr=1e-2)
+        made.register_step_post_hook(lambda made, *_: made.param_groups[0].update(momentum=0.5))
+        return made
+
+    fit(Pair(), tmp_path, optimizer=optimizer)
+    with pytest.raises(pv.CheckpointError, match=r"momentum was 0.5 and is 0"):
+        fit(Pair(), tmp_path, optimizer=optimizer, resume=True)
 
 
 def model(x):
@@ -175,11 +282,15 @@ def test_a_parameter_that_appears_late_is_read_back(
         assert_resumed(Late, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
 
 
-def test_a_state_that_cannot_be_written_is_a_warning(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("odd", object()), (0, 1), (0, torch.zeros(2)), ("odd", torch.eye(2).to_sparse())],
+)
+def test_a_state_that_cannot_be_written_is_a_warning(key, value, tmp_path):
     class Odd(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)
-            self.state[self.param_groups[0]["params"][0]]["odd"] = object()
+            self.state[self.param_groups[0]["params"][0]][key] = value
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

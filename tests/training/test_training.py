@@ -242,6 +242,38 @@ def test_schedule_and_optimizer_are_the_user_s():
     assert rates == list(range(8))
 
 
+@pytest.mark.parametrize("is_made", [False, True])
+def test_each_step_has_the_learning_rate_of_the_schedule(is_made):
+    used, vae = [], small_vae()
+
+    def adam(parameters):
+        made = torch.optim.Adam(parameters, lr=0.1)
+        made.register_step_pre_hook(lambda *_: used.append(made.param_groups[0]["lr"]))
+        return made
+
+    pv.fit(
+        vae,
+        binary(64),
+        epochs=2,
+        batch_size=16,
+        optimizer=adam(vae.parameters()) if is_made else adam,
+        schedule=lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: i / 8),
+    )
+    assert used == pytest.approx([0.1 * i / 8 for i in range(8)])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda optimizer, _: None, lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o)],
+)
+def test_a_schedule_that_cannot_be_stepped_is_refused_before_training(schedule):
+    vae = small_vae()
+    before = nn.utils.parameters_to_vector(vae.parameters()).clone()
+    with pytest.raises(ValueError, match="expected a learning rate schedule"):
+        pv.fit(vae, binary(64), epochs=2, batch_size=16, schedule=schedule)
+    assert torch.equal(before, nn.utils.parameters_to_vector(vae.parameters()))
+
+
 def test_an_svi_says_what_each_step_does():
     vae = small_vae()
     optimizer = torch.optim.RMSprop(vae.parameters(), lr=1e-3)
