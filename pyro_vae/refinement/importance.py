@@ -222,13 +222,28 @@ def _laplace(posterior: Unconstrained) -> Proposal:
     best = (draws.log_prior + draws.log_likelihood).argmax(0)
     proposal = _at_mode(posterior, guide[best, each], scale)
     if num_starts == 1:
-        return proposal
+        return _checked(proposal)
     candidates = torch.cat([guide, prior])
     log_prior, log_likelihood = posterior(candidates)
     for _ in range(num_starts - 1):
         covered = torch.logaddexp(log_prior, proposal.distribution.log_prob(candidates))
         best = (log_prior + log_likelihood - covered).nan_to_num(nan=-torch.inf).argmax(0)
         proposal = _joined(proposal, _at_mode(posterior, candidates[best, each], scale))
+    return _checked(proposal)
+
+
+def _checked(proposal: Proposal) -> Proposal:
+    """Return a proposal that has a component for each datum.
+
+    Raises:
+        PairError: If log p(x, z) is not finite at the modes of a datum.
+    """
+    failed = ~proposal.logits.isfinite().any(-1)
+    if failed.any():
+        raise PairError(
+            f"log p(x, z) is not finite at the mode of {int(failed.sum())} of {len(failed)} data: "
+            "check the weights of the pair, or rescale the data"
+        )
     return proposal
 
 
@@ -237,12 +252,6 @@ def _at_mode(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Proposal
     mode = find_modes(posterior, start, scale)
     values, vectors = eigen(mode.precision, scale)
     root = scale[:, None] * vectors / values.sqrt().unsqueeze(-2)
-    failed = ~root.isfinite().all(-1).all(-1)
-    if failed.any():
-        raise PairError(
-            f"the curvature of log p(x, z) is not finite at the mode of {int(failed.sum())} "
-            f"of {len(failed)} data: check the weights of the pair, or rescale the data"
-        )
     # The Cholesky factor of root @ root.mT, which need not be positive definite in float32.
     upper = torch.linalg.qr(root.mT, mode="r").R
     scale_tril = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT

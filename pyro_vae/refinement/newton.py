@@ -33,6 +33,7 @@ def find_modes(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Modes:
     A step solves (-H) d = gradient with the absolute eigenvalues of the Hessian H, so that it
     ascends also where the log density is not concave. In units of the prior's scale the eigenvalues
     are at least one, the precision of a normal prior. Of several step lengths the best is taken.
+    A Hessian that is not finite, as in float32 at the edge of a support, is that of the prior.
 
     Args:
         posterior: The log density.
@@ -40,13 +41,16 @@ def find_modes(posterior: Unconstrained, start: Tensor, scale: Tensor) -> Modes:
         scale: Standard deviations of the states under the prior, shape `(dim,)`.
     """
     state = start.clone()
-    num_data, dim = state.shape
+    num_data = len(state)
     log_joint = state.new_full((num_data,), -torch.inf)
-    precision = torch.diag_embed(scale.expand(num_data, dim) ** -2)
+    prior = torch.diag_embed(scale**-2)
+    precision = prior.repeat(num_data, 1, 1)
     active = torch.arange(num_data, device=state.device)
     for _ in range(MAX_STEPS):
         rows = posterior.rows(active)
         gradient, hessian = gradient_and_hessian(rows, state[active])
+        known = hessian.isfinite().all(-1).all(-1)[:, None, None]
+        gradient, hessian = gradient.nan_to_num(0.0, 0.0, 0.0), torch.where(known, hessian, -prior)
         precision[active] = -hessian
         values, vectors = eigen(-hessian, scale)
         step = scale * _solve(values, vectors, scale * gradient)

@@ -347,3 +347,38 @@ def test_resampling_keeps_most_of_a_rare_mode():
     found = (samples < -2).double().mean(0)
     error = float(found.std()) / 200**0.5
     assert 0.4 * exact < found.mean() < exact + 5 * error
+
+
+COUNTS = torch.tensor([[5.0, 0, 0], [3, 2, 0], [1, 2, 2], [0, 0, 5]])
+
+
+@pytest.mark.parametrize("concentration", [0.05, 0.3, 2.0])
+def test_sparse_shares_in_float32_have_the_evidence_of_counts(concentration):
+    """Draws of the prior are in the corners, where second derivatives overflow."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            shares = pyro.sample("p", dist.Dirichlet(torch.full((3,), concentration)))
+            pyro.sample("x", dist.Multinomial(5, probs=shares, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Dirichlet(torch.ones(len(x), 3)))
+
+    weights = torch.full((4, 3), concentration, dtype=torch.float64)
+    exact = dist.DirichletMultinomial(weights, 5).log_prob(COUNTS.double()).numpy()
+    scores = pv.evaluate(pv.Pair(model, guide), COUNTS, num_samples=2000, proposal="refined")
+    assert not scores.share_unreliable
+    np.testing.assert_allclose(scores.log_likelihood, exact, atol=0.1)
+
+
+def test_weights_of_networks_that_are_not_finite_are_named():
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Normal(pv.networks.MLP(2, [], 3)),
+        pv.guides.DiagonalNormal(pv.networks.MLP(3, [], 4)),
+    )
+    with torch.no_grad():
+        next(vae.parts["likelihood"].parameters()).fill_(torch.nan)
+    with pytest.raises(pv.PairError, match=r"log p\(x, z\) is not finite .* 4 of 4 data"):
+        pv.refine(vae, torch.randn(4, 3), num_samples=50)
