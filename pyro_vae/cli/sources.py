@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyro_vae as pv
+from pyro_vae.arguments import setting
 from pyro_vae.cli.reading import read_options
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Source:
     def _named(self) -> tuple["Dataset", "Dataset"]:
         if self.options or self.test is not None:
             given = next(iter([*self.options, "test"]))
-            raise ValueError(f"the dataset {self.data} takes no option {given!r}")
+            option = "--test" if given == "test" else setting(given)
+            raise ValueError(f"the dataset {self.data} takes no {option}")
         train, test = pv.data.load(
             self.data, binarize=self.binarize, root=self.root, seed=self.seed
         )
