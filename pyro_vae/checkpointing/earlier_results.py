@@ -1,7 +1,7 @@
 """Move the results of an earlier run away before another run writes into the same folder.
 
-Results are recorded with their checksums (`runtime.records`). A file with the name of a result that is not
-recorded, or was changed since, may be of the user: it is moved, and never deleted.
+Results are recorded with their checksums (`runtime.records`). A file with the name of a result that
+is not recorded, or was changed since, may be of the user: it is moved, and never deleted.
 """
 
 import json

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyro_vae as pv
+from pyro_vae.arguments import setting
 from pyro_vae.cli.reading import read_options
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Source:
     def _named(self) -> tuple["Dataset", "Dataset"]:
         if self.options or self.test is not None:
             given = next(iter([*self.options, "test"]))
-            raise ValueError(f"the dataset {self.data} takes no option {given!r}")
+            option = "--test" if given == "test" else setting(given)
+            raise ValueError(f"the dataset {self.data} takes no {option}")
         train, test = pv.data.load(
             self.data, binarize=self.binarize, root=self.root, seed=self.seed
         )
@@ -118,7 +120,13 @@ class Source:
         if entry is None or entry["data"] in pv.data.NAMES:
             name, binarize, seed = (metrics[key] for key in ("dataset", "binarization", "seed"))
             return cls(name, binarize=binarize, root=root, seed=seed)
-        paths = [entry["data"], *([entry["test"]] if entry["test"] else [])]
+        binarize, test = entry.get("binarize"), entry.get("test")
+        paths = [entry["data"], *([test] if test else [])]
+        if len(paths) != len(entry["sha256"]):
+            raise ValueError(
+                f"the metrics.json of the run is damaged: expected {len(paths)} checksums of its "
+                f"data, got {len(entry['sha256'])}"
+            )
         for path, recorded in zip(paths, entry["sha256"], strict=True):
             if not Path(path).exists():
                 raise ValueError(f"the data of the run, {path}, are not there: pass DATA")
@@ -127,9 +135,7 @@ class Source:
                     f"{path} has changed since the run, so its test rows are not known: restore "
                     "it, or pass it as DATA to use all of its rows"
                 )
-        return cls(
-            entry["data"], entry["options"], entry["binarize"], None, entry["test"], metrics["seed"]
-        )
+        return cls(entry["data"], entry["options"], binarize, None, test, metrics["seed"])
 
 
 def check_apart(path: Path, option: str, *data: str | None) -> None:

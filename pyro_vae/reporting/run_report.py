@@ -56,7 +56,10 @@ from pyro_vae.training.result import Fit
 SHOWN = 100  # images in a picture
 
 # Where the data of a run are, recorded by the command line.
-_SOURCE = Record({"data": Text(), "sha256": ListOf(Text()), "options": Record()})
+_SOURCE = Record(
+    {"data": Text(), "sha256": ListOf(Text()), "options": Record()},
+    {"binarize": Maybe(Text()), "test": Maybe(Text())},
+)
 _SCORES = {f"test_{name}{end}": Maybe(Number()) for name in DESCRIPTIONS for end in ("", "_se")}
 _METRICS = Record(
     {

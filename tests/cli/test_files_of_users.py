@@ -1,9 +1,11 @@
-"""Commands do not replace files that the user put into the folder of a run."""
+"""Commands do not replace files of the user in the folder of a run, and name damaged ones."""
+
+import json
 
 import pytest
 
 from pyro_vae.checkpointing.earlier_results import BEFORE
-from tests.support.commands import TRAIN, people, run
+from tests.support.commands import TRAIN, people, refused, run
 
 COMMANDS = {
     "prior_samples.csv": ["sample", "run", "-n", "3"],
@@ -34,3 +36,43 @@ def test_a_file_of_the_user_is_moved_with_a_warning(name, folder, monkeypatch):
     assert path.read_text() != "mine"
     run(*COMMANDS[name])  # a result of the run is replaced without a warning
     assert len([*path.parent.glob(f"{BEFORE}-*/{name}")]) == 1
+
+
+DAMAGES = {
+    "no checksum": lambda source: source.update(sha256=[]),
+    "checksums": lambda source: source.update(sha256=source["sha256"] * 2),
+    "test": lambda source: source.update(test=5),
+    "test data": lambda source: source.update(test="other.csv"),
+    "binarize": lambda source: source.update(binarize=[]),
+    "options": lambda source: source.update(options=None),
+    "data": lambda source: source.pop("data"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_a_damaged_source_is_named(command, name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = folder / "run" / "metrics.json"
+    before = path.read_text()
+    metrics = json.loads(before)
+    DAMAGES[name](metrics["source"])
+    path.write_text(json.dumps(metrics))
+    try:
+        assert "metrics.json" in refused(command, "run", "--num-samples", "2")
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("missing", ["test", "binarize"])
+def test_entries_of_a_source_without_a_value_may_be_missing(missing, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = folder / "run" / "metrics.json"
+    before = path.read_text()
+    metrics = json.loads(before)
+    assert metrics["source"].pop(missing) is None
+    path.write_text(json.dumps(metrics))
+    try:
+        run("evaluate", "run", "--num-samples", "2")
+    finally:
+        path.write_text(before)

@@ -216,7 +216,7 @@ def test_parts_of_a_module_are_used_and_asked_for(other_kinds):
         (["train", "{table}", "--objective", "none"], "unknown objective 'none'"),
         (["train", "{table}", "--module", "{table}/no.py"], "no such file"),
         (["train", "{table}", "--schema", "{table}"], "has no kinds of columns"),
-        (["train", "mnist-5k", "--labels", "x"], "the dataset mnist-5k takes no option 'labels'"),
+        (["train", "mnist-5k", "--labels", "x"], "the dataset mnist-5k takes no --labels"),
         (["encode", "{run}", "{table}", "--out", "z.txt"], "expected a file that ends in one of"),
         (["encode", "{run}", "{table}", "--out", "z.h5ad"], "needs data in this format"),
         (["score", "{run}", "{table}", "--out", "s.csv", "--false-alarms", "2"], "between 0 and 1"),

@@ -190,3 +190,18 @@ def test_counts_of_other_genes_are_refused():
     pair = pv.suggest(data, latent_dim=2, hidden=[4], show=False)
     with pytest.raises(pv.data.DataError, match="another order"):
         elbo(pair, pv.data.open(anndata_of(OTHER.abs().round())))
+
+
+def test_files_are_read_by_name_with_options_and_can_be_filled(tmp_path):
+    pair = trained(vae(), FRAME)
+    table = OTHER.assign(note=1)
+    table.to_csv(tmp_path / "table.csv", index=False, sep=";", decimal=",")
+    with pytest.warns(pv.data.DataWarning, match="ignored: 'note'"):
+        data = pair.schema.read(tmp_path / "table.csv", decimal=",")
+    torch.testing.assert_close(data[:], torch.from_numpy(FRAME.to_numpy()))
+    assert data.schema.names() == tuple(NAMES)
+    holes = OTHER.copy()
+    holes.loc[3, "b"] = np.nan
+    completed = data.schema.complete(holes, data[:])
+    pd.testing.assert_frame_equal(completed, OTHER)
+    assert elbo(pair, data) == pytest.approx(elbo(pair, FRAME), rel=1e-5)

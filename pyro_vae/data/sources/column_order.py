@@ -17,6 +17,8 @@ from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, counts, frames, tables
 from pyro_vae.data.sources.columns import Column
 from pyro_vae.data.sources.schema import Schema
+from pyro_vae.data.sources.table_schema import TableSchema
+from pyro_vae.data.sources.text_files import TextForm
 from pyro_vae.part import Part
 
 # Names that libraries give to columns without a name, followed by the number of the column.
@@ -53,11 +55,29 @@ class ColumnOrder(Part):
         """Shape of one row: the number of columns."""
         return (len(self.columns),)
 
-    def read(self, source: object) -> Dataset:
-        """Return other data with these columns, in this order.
+    def read(
+        self,
+        source: object,
+        *,
+        key: str | None = None,
+        separator: str | None = None,
+        encoding: str = "utf-8",
+        na: Sequence[str] = (),
+        decimal: str = ".",
+        thousands: str | None = None,
+        skip: int = 0,
+    ) -> Dataset:
+        """Return other data with these columns, in this order. Files of tables have a schema.
 
         Args:
             source: Frame, sparse matrix, AnnData, or path of one; or an array, by position.
+            key: Name of the array, if a file has several.
+            separator: Separator of a text file, as for `TableSchema.read`.
+            encoding: Encoding of a text file.
+            na: Further texts that are read as missing in a text file.
+            decimal: Decimal point of the numbers in a text file.
+            thousands: Separator of thousands in a text file.
+            skip: Number of lines of a text file before the names of the columns.
 
         Raises:
             DataError: If a column is missing, or has other values than numbers.
@@ -69,12 +89,33 @@ class ColumnOrder(Part):
         if frames.is_matrix(source) or (path is not None and counts.READER.accepts(path)):
             data = counts.CountsSchema(self.columns, "real").read(source)
         elif frames.is_frame(source) or (path is not None and tables.READER.accepts(path)):
+            form = TextForm(separator, encoding, na, decimal, thousands, skip)
             with frames.errors_of(source):
-                data = Dataset(self._numbers(frames.read(source)))
+                table = frames.read(source, form)
+                x = self._numbers(table)
+            if path is not None:
+                return Dataset(x, name=frames.name_of(source), schema=self._described(table))
+            data = Dataset(x)
         else:
-            loaded = source if path is None else np.asarray(array_files.load(path), np.float32)
+            loaded = source
+            if path is not None:
+                loaded = np.asarray(array_files.load(path, key), np.float32)
             data = as_dataset(cast(Data, loaded))
         return Dataset(data.values, name=frames.name_of(source), schema=self)
+
+    def _described(self, table: nw.DataFrame) -> TableSchema:
+        """Return a schema of the same numbers for a file, with which its values can be filled."""
+        coded = {column.name: column for column in self.coded}
+        named = is_named(table.columns)
+        return TableSchema(
+            [
+                coded.get(name)
+                or Column(
+                    name, "real", frames.type_of(table[name if named else given]), missing=1.0
+                )
+                for name, given in zip(self.columns, table.columns, strict=not named)
+            ]
+        )
 
     def _numbers(self, frame: nw.DataFrame) -> Tensor:
         if is_named(frame.columns):
