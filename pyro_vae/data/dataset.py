@@ -285,14 +285,14 @@ class Dataset:
         """
         return moments.log_odds(map(self._feed, self._rows.split(4096)))
 
-    def hold_out(self, count: float, *, seed: int = 0) -> Split:
+    @checked
+    def hold_out(self, count: float, *, seed: Seed = 0) -> Split:
         """Split off a random subset for validation; return the remaining data and the subset.
 
         Both keep the order of the data. A tensor is copied; rows on disk are not read.
 
         Args:
-            count: Number of data, or a share of them between 0 and 1, such as 0.1. A share is
-                rounded to at least one datum.
+            count: Number of data, or a share of them between 0 and 1: at least one datum.
             seed: Random seed of the subset.
 
         Raises:

@@ -306,10 +306,11 @@ class Compiler:
         count = self._counts[signature] = self._counts.get(signature, -1) + 1
         if count == 0:
             self._unstable += 1
+            known = [s._replace(watched=(), stored=(), settings=()) for s in self._counts]
             if self._unstable > STEPS_BEFORE_COMPILING:
                 name = self._guards.difference(self._last_guards, signature.guards)
                 raise NotCompilable(f"{name!r} changes from step to step")
-            if len({known.guards for known in self._counts}) > MAX_PROGRAMS:
+            if len({s if self._at_once else s.guards for s in known}) > MAX_PROGRAMS:
                 self._announce_limit(signature)
             if len(self._counts) > MAX_SIGNATURES:
                 del self._counts[next(iter(self._counts))]

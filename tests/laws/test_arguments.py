@@ -140,6 +140,7 @@ CALLS = {
     "objectives.Cyclic": lambda: {"period": 2},
     "data.load": lambda: {"name": "mnist-5k", "root": "nowhere", "download": False},
     "data.Dataset": lambda: {"values": X},
+    "data.Dataset.hold_out": lambda: {"self": pv.data.Dataset(X), "count": 2},
     "data.bernoulli": lambda: {
         "pixels": torch.zeros(2, 2, dtype=torch.uint8),
         "generator": torch.Generator(),

@@ -217,3 +217,8 @@ def test_memory_of_a_parameter_is_read_before_it_changes(held, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompilationWarning)
         torch.testing.assert_close(run(True), run(False), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_steps_with_ever_new_shapes_run_eagerly_and_say_so(times):
+    assert_same(step=lambda i, svi, net, x: svi.step(x.repeat(4, 1)[: 1 + i // times]))
