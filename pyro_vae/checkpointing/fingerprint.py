@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.objectives.nats_per_datum import HasObjective, objectives_of
@@ -25,11 +27,13 @@ def describe(
 ) -> JSONObject:
     """Return the fingerprint of the data, the programs and the objective of a run."""
     model, guide = map(_describe_program, programs)
+    modes = _in_eval_mode(programs)
     return {
         "train_sha256": _checksum(data),
         "validation_sha256": None if validation is None else _checksum(validation),
         "model": model,
         "guide": guide,
+        **({"in_eval_mode": modes} if modes else {}),
         "objectives": describe_objectives(svi, total_steps),
     }
 
@@ -77,6 +81,13 @@ def _describe_program(program: Program) -> list[str]:
     if isinstance(program, nn.Module):
         return repr(program).splitlines()
     return [getattr(program, "__qualname__", type(program).__qualname__)]
+
+
+def _in_eval_mode(programs: tuple[Program, ...]) -> list[str]:
+    """Return the names of the layers that compute something else in training mode."""
+    modules = [p.named_modules() for p in programs if isinstance(p, nn.Module)]
+    layers = (_DropoutNd, _NormBase)
+    return [n for found in modules for n, m in found if isinstance(m, layers) and not m.training]
 
 
 def _describe_objective(objective: object, total_steps: int) -> JSONObject:

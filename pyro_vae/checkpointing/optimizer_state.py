@@ -81,12 +81,31 @@ def saved(
     return tensors, state
 
 
-def additions(state: JSONObject) -> list[list[str]]:
+def additions(optim: TorchOptim, names: dict[Tensor, str], state: JSONObject) -> list[list[str]]:
     """Return the names of the parameters that an optimizer was made of, and of later ones.
 
     An optimizer that the caller has made has no additions, nor has one of an older version.
+
+    Raises:
+        CheckpointError: If the optimizer of this run was made of other parameters.
     """
-    return state.get("additions") or [group["parameters"] for group in state["groups"]]
+    then = state.get("additions")
+    if not then:
+        return [group["parameters"] for group in state["groups"]]
+    now = [names[parameter] for parameter in optim.additions[0]] if optim.additions else then[0]
+    if lacking := [name for name in then[0] if name not in now]:
+        raise CheckpointError(
+            f"the run cannot be resumed with other trained parameters: {lacking[0]!r} was trained "
+            "and is not. Resume it with the same programs, or start another run in another folder "
+            "(out=)"
+        )
+    if more := [name for name in now if name not in [n for added in then for n in added]]:
+        raise CheckpointError(
+            f"the run cannot be resumed with other trained parameters: {more[0]!r} was not trained "
+            "and is. Resume it with the same programs, or start another run in another folder "
+            "(out=)"
+        )
+    return then
 
 
 def restore(

@@ -243,7 +243,8 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     before = run.tensors()
     run.late |= _late_parameters(run, before, saved, state)
     named = _saved_of(run.tensors(), saved)
-    for added in optimizer_state.additions(state["optimizer"]):
+    names = {tensor: name for name, tensor in named.items()}
+    for added in optimizer_state.additions(svi.optim, names, state["optimizer"]):
         parameters = [named[name] for name in added]
         svi.parameters |= dict.fromkeys(parameters)
         svi.optim.add(parameters)
@@ -251,7 +252,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     _check_place(progress, run.rates.total_steps // now["epochs"], then["epochs"])
     _check_tensors(named, saved, with_best=bool(progress.best), before=before)
     if svi.optim.optimizer is not None:  # None at step 0
-        _restore_optimizer(run, progress, named, saved, state)
+        _restore_optimizer(run, progress, names, saved, state)
     svi.update_outside = state["update_outside"]
     svi.trained.update(named[name] for name in state["trained"])
     with torch.no_grad():
@@ -304,7 +305,7 @@ def _check_tensors(
 def _restore_optimizer(
     run: Resumable,
     progress: Progress,
-    named: Mapping[str, Tensor],
+    names: dict[Tensor, str],
     saved: dict[str, Tensor],
     state: JSONObject,
 ) -> None:
@@ -314,7 +315,6 @@ def _restore_optimizer(
     # The schedule of the checkpoint, for the comparison of the optimizers' settings.
     run.rates.total_steps = total_steps // now * then
     run.rates.reset(optimizer, progress.step, progress.rate_factor)
-    names = {tensor: name for name, tensor in named.items()}
     optimizer_state.restore(optim, names, saved, state["optimizer"], run.rates.unscheduled)
     optim.is_restored = True
     if "rates" in state:  # not in checkpoints of older versions

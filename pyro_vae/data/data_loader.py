@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
@@ -181,11 +182,21 @@ class LoaderBatches:
 
     def state(self) -> States:
         """Return the states of the generators of the loader, in their JSON form."""
-        return self._state.generators()
+        return {**self._state.generators(), "numbers": self._state.numbers()}
 
     def set_state(self, state: States) -> None:
-        """Set the generators of the loader to the result of `state`."""
+        """Set the generators of the loader to the result of `state`.
+
+        Warns:
+            UserWarning: If another number of samplers and dataset differs.
+        """
         self._state.set_generators(state)
+        if other := self._state.other_numbers(state.get("numbers", {})):
+            warnings.warn(
+                f"the DataLoader of the resumed run has other numbers: {'; '.join(other[:5])}. If "
+                "they change its rows, set them as they were, or the run is not equal bit for bit",
+                stacklevel=12,  # the caller of `fit`
+            )
 
     @functools.cached_property
     def _repeated(self) -> list[Batch]:

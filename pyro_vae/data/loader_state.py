@@ -29,17 +29,35 @@ class LoaderState:
     """The random states of a pass over a loader: the global ones and those of its generators.
 
     The generators are those that the loader, its samplers, its dataset and their attributes hold.
+    The epoch of an object with a method `set_epoch`, such as `DistributedSampler`, counts as one.
 
     Args:
         loader: The loader.
     """
 
     def __init__(self, loader: DataLoader[object]) -> None:
-        self._sources = list(itertools.islice(_sources(loader), MAX_SOURCES))
+        held = list(itertools.islice(_reachable(loader), MAX_OBJECTS))
+        sources = (value for value in held if _draws(value))
+        self._sources = list(itertools.islice(sources, MAX_SOURCES))
+        self._owners = [value for value in held if not _draws(value) and hasattr(value, "__dict__")]
 
     def generators(self) -> States:
         """Return the states of the generators of the loader, in order, in their JSON form."""
         return {str(place): _state(source) for place, source in enumerate(self._sources)}
+
+    def numbers(self) -> States:
+        """Return the whole numbers among the attributes of each sampler and dataset."""
+        held = ({name: x for name, x in vars(o).items() if type(x) is int} for o in self._owners)
+        return {str(place): numbers for place, numbers in enumerate(held) if numbers}
+
+    def other_numbers(self, then: States) -> list[str]:
+        """Return the differences of the numbers from a result of `numbers`."""
+        return [
+            f"{name} of {type(owner).__name__} was {value} and is {now}"
+            for place, owner in enumerate(self._owners)
+            for name, value in then.get(str(place), {}).items()
+            if type(now := getattr(owner, name, None)) is int and now != value
+        ]
 
     def seeded_generators(self, seed: int) -> States:
         """Return states of the generators with a seed. The generators themselves do not change."""
@@ -88,8 +106,17 @@ def seeded(seed: int) -> States:
     }
 
 
-def _sources(loader: DataLoader[object]) -> Iterator[_Source]:
-    """Yield the random generators that a loader holds, each once, in a fixed order."""
+def _draws(value: object) -> bool:
+    return isinstance(value, _Source) or _has_epoch(value)
+
+
+def _has_epoch(value: object) -> bool:
+    """Return whether an object draws by the epoch that its method `set_epoch` sets."""
+    return callable(getattr(value, "set_epoch", None)) and type(getattr(value, "epoch", "")) is int
+
+
+def _reachable(loader: DataLoader[object]) -> Iterator[object]:
+    """Yield the objects that a loader holds, each once, in a fixed order."""
     seen: set[int] = {id(torch.default_generator), id(random._inst), id(np.random.mtrand._rand)}
     waiting = [getattr(loader, name, None) for name in reversed(DRAWING)]
     while waiting and len(seen) < MAX_OBJECTS:
@@ -97,9 +124,8 @@ def _sources(loader: DataLoader[object]) -> Iterator[_Source]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, _Source):
-            yield value
-        else:
+        yield value
+        if not isinstance(value, _Source):
             waiting.extend(_held(value))
 
 
@@ -117,7 +143,9 @@ def _held(value: object) -> Iterable[object]:
     return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
-def _state(source: _Source) -> object:
+def _state(source: Any) -> object:
+    if _has_epoch(source):
+        return source.epoch
     if isinstance(source, torch.Generator):
         return source.get_state().numpy().tobytes().hex()
     if isinstance(source, random.Random):
@@ -127,7 +155,9 @@ def _state(source: _Source) -> object:
     return _plain(source.bit_generator.state)
 
 
-def _seed(source: _Source, seed: int) -> None:
+def _seed(source: Any, seed: int) -> None:
+    if _has_epoch(source):
+        return  # the epoch is not random
     if isinstance(source, torch.Generator):
         source.manual_seed(seed)
     elif isinstance(source, np.random.Generator):
@@ -137,7 +167,11 @@ def _seed(source: _Source, seed: int) -> None:
         source.seed(seed)
 
 
-def _set_state(source: _Source, state: Any) -> None:
+def _set_state(source: Any, state: Any) -> None:
+    if _has_epoch(source):
+        if source.epoch != state:
+            source.set_epoch(int(state))
+        return
     if isinstance(source, torch.Generator):
         source.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
     elif isinstance(source, random.Random):

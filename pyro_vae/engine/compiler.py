@@ -102,7 +102,7 @@ class Compiler:
                 warns and switches itself off, and restores the random state for the eager step.
         """
         self.verified.clock += 1
-        if not self.enabled or self._context.is_eager():
+        if not self.enabled or self._context.is_eager(self.svi.parameters):
             return None
         before = random_state()
         last, self._last_step = self._last_step if self.nothing_changed else None, None
@@ -291,8 +291,6 @@ class Compiler:
     def _usable(self, program: CompiledStep) -> bool:
         if not program.is_current(self.svi.optim):
             self.update_outside = True  # a hyperparameter changed, or a state was loaded
-            return False
-        if any(p.grad is not None for p in program.capture.parameters):
             return False
         return program.in_step()
 

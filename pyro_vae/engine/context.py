@@ -1,7 +1,10 @@
 """`Context`: contexts in which a step has to run eagerly, such as a handler of Pyro."""
 
+from collections.abc import Iterable
+
 import torch
 from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from pyro_vae.engine.compilation_warning import warn_of_context
@@ -17,9 +20,15 @@ class Context:
     def __init__(self, many: int) -> None:
         self._many, self._num_eager = many, 0  # consecutive steps
 
-    def is_eager(self) -> bool:
-        """Return whether the step that is taken now has to run eagerly."""
+    def is_eager(self, parameters: Iterable[Tensor]) -> bool:
+        """Return whether the step that is taken now has to run eagerly.
+
+        Args:
+            parameters: Parameters of the step.
+        """
         reason = _reason()
+        if reason is None and any(p.grad is not None for p in parameters):
+            reason = "parameters have gradients of other code, such as pyro.infer.SVI, before them"
         self._num_eager = 0 if reason is None else self._num_eager + 1
         if reason is not None and self._num_eager == self._many + 1:
             warn_of_context(reason)

@@ -1,5 +1,7 @@
 """Steps on batches with every memory layout."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -57,6 +59,23 @@ class Subclass(torch.Tensor):
 def test_the_message_names_the_kind_of_an_argument(value, name):
     with pytest.raises(NotCompilable, match=f"type .*({name})"):
         split((value,), {})
+
+
+@pytest.mark.usefixtures("graph_only")
+@pytest.mark.parametrize(("steps", "warns"), [((20,), False), (range(20, 24), True)])
+def test_gradients_of_other_code_are_part_of_the_step(steps, warns):
+    def other_code(i, svi):
+        if i in steps:
+            sum(p.square().sum() for p in svi.parameters).backward()
+
+    batch = TABLE[:, :6].contiguous()
+    eager = train_net(False, batch, steps=30, between=other_code)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = train_net(True, batch, steps=30, between=other_code)
+    assert_equal_runs(ours, eager)
+    assert ours[2].num_compiled_steps == 29 - len(steps)
+    assert [("gradients of other code" in str(w.message)) for w in caught] == [True] * warns
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])

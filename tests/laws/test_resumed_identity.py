@@ -34,6 +34,13 @@ def plain(prior):
     return pv.Pair(made.model, made.guide)
 
 
+def in_mode(training):
+    """Return a pair with a layer that computes something else in training mode."""
+    layers = nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 4)
+    made = vae(guide=pv.guides.DiagonalNormal(nn.Sequential(*layers)))
+    return pv.Pair(made.model, made.guide.train(training))
+
+
 class Pair(nn.Module):
     """A pair of a user, with attributes that its code reads."""
 
@@ -123,6 +130,7 @@ CHANGES = {
         plain(pv.priors.Fixed(kind(torch.zeros(2), torch.ones(2)).to_event(1)))
         for kind in (dist.Normal, dist.Laplace)
     ],
+    "training mode": [in_mode(training) for training in (True, False)],
     "likelihood scale": [vae(likelihood=normal(MLP(2, [4], 6), scale=s)) for s in (0.5, 0.7)],
     "activation": [vae(likelihood=normal(MLP(2, [4], 6, activation=a))) for a in ("relu", "tanh")],
     "attribute": [Pair(width=width) for width in (1.0, 1.5)],

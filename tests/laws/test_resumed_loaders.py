@@ -7,7 +7,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 import pyro_vae as pv
 
@@ -120,6 +127,23 @@ class Cursor(Stream):
             yield self.x[self.place * 7 % NUM_DATA] * (1 + self.place / 100)
 
 
+class Curriculum(Dataset):
+    """Rows that depend on an attribute."""
+
+    stage = 0
+
+    def __len__(self):
+        return NUM_DATA
+
+    def __getitem__(self, index):
+        return rows()[index] * (1 + self.stage / 10)
+
+
+def distributed():
+    data = TensorDataset(rows())
+    return DataLoader(data, BATCH, sampler=DistributedSampler(data, num_replicas=1, rank=0))
+
+
 def torch_generator():
     return torch.Generator().manual_seed(3)
 
@@ -230,6 +254,34 @@ def assert_resumed_equal(make, folder, steps, validation=lambda: None):
 @pytest.mark.parametrize("kind", REPEATABLE)
 def test_a_resumed_run_is_equal(kind, tmp_path):
     assert_resumed_equal(REPEATABLE[kind], tmp_path, STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_an_epoch_that_a_callback_sets_is_resumed(step, tmp_path):
+    def run(out, stop=0, **options):
+        loader = distributed()
+        set_epoch = loader.sampler.set_epoch
+        return train(loader, out, stop, callback=lambda e: set_epoch(int(e["epoch"])), **options)
+
+    whole = run(tmp_path / "whole")
+    assert not torch.equal(whole, train(distributed(), tmp_path / "same order"))
+    run(tmp_path / "parts", step)
+    assert torch.equal(whole, run(tmp_path / "parts", resume=True))
+
+
+def test_other_numbers_of_a_dataset_are_named(tmp_path):
+    def run(stop=0, **options):
+        data = Curriculum()
+
+        def next_stage(entry):
+            data.stage = int(entry["epoch"])
+
+        return train(DataLoader(data, BATCH), tmp_path, stop, callback=next_stage, **options)
+
+    run(STEPS[-1])
+    with pytest.warns(UserWarning, match="stage of Curriculum was 2 and is 0") as caught:
+        run(resume=True)
+    assert caught[0].filename == train.__code__.co_filename
 
 
 @pytest.mark.parametrize("kind", ["generator", "transform and generator", "Python sampler"])

@@ -199,6 +199,20 @@ def test_other_settings_of_an_optimizer_that_changes_them_are_refused(settings, 
         fit(Pair(), tmp_path, optimizer=other, resume=True)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_other_trained_parameters_are_refused(first, tmp_path):
+    def pair(is_frozen):
+        made = Pair()
+        made.decoder.bias.requires_grad_(not is_frozen)
+        made.train(False)  # Pyro warns of frozen parameters in training mode
+        return made
+
+    fit(pair(first), tmp_path)
+    sentence = "was not trained and is" if first else "was trained and is not"
+    with pytest.raises(pv.CheckpointError, match=f"decoder.*bias' {sentence}"):
+        fit(pair(not first), tmp_path, resume=True)
+
+
 def test_another_number_of_groups_is_refused(tmp_path):
     fit(Pair(), tmp_path, optimizer=two_groups)
     other = functools.partial(torch.optim.Adam, lr=1e-2)

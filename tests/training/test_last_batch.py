@@ -13,6 +13,23 @@ from torch.utils.data import DataLoader
 import pyro_vae as pv
 from pyro_vae.data.errors import DataError
 
+
+class Standardized(nn.Module):
+    """Divides by the standard deviation of the batch, which is NaN for a single row."""
+
+    def forward(self, x):
+        return x if not self.training else (x - x.mean(0)) / x.std(0)
+
+
+class AtLeastThree(nn.Module):
+    """Needs three rows in training mode."""
+
+    def forward(self, x):
+        if self.training and len(x) == 2:
+            raise RuntimeError("two rows are too few")
+        return x
+
+
 LAYERS = {
     "none": lambda: [],
     "BatchNorm1d": lambda: [nn.BatchNorm1d(4)],
@@ -22,10 +39,12 @@ LAYERS = {
     "BatchNorm2d, two pixels": lambda: [
         nn.Unflatten(-1, (2, 2, 1)), nn.BatchNorm2d(2), nn.Flatten(-3)
     ],
+    "standardized by hand": lambda: [Standardized()],
     "LayerNorm": lambda: [nn.LayerNorm(4)],
     "frozen BatchNorm1d": lambda: [nn.BatchNorm1d(4).eval()],
 }  # fmt: skip
 FAIL_ON_ONE = {"BatchNorm1d", "BatchNorm2d, one pixel"}
+NOT_FINITE = "standardized by hand"
 
 
 class Encoder(pv.Part):
@@ -56,7 +75,9 @@ def test_a_last_batch_that_cannot_be_trained_on_is_refused_at_the_start(kind):
         data = DataLoader(x, batch_size) if loads else x
         smallest = num_data % batch_size or min(batch_size, num_data)
         before, random = state(vae), torch.get_rng_state()
-        if kind in FAIL_ON_ONE and smallest == 1:
+        if kind == NOT_FINITE and num_data == 1:
+            continue  # one row is all there is: the loss is not finite, whatever the batch size
+        if (kind in FAIL_ON_ONE or kind == NOT_FINITE) and smallest == 1:
             with pytest.raises(DataError, match=r"has 1 row .* single row .*batch_size"):
                 pv.fit(vae, data, epochs=1, batch_size=batch_size)
             assert all(map(torch.equal, before, state(vae)))
@@ -82,6 +103,20 @@ def test_drop_last_of_a_loader_is_the_loaders():
         pv.fit(pair("none"), DataLoader(torch.randn(5, 3), 2), drop_last=True)
     loader = DataLoader(torch.randn(5, 3), 2, drop_last=True)
     assert pv.fit(pair("BatchNorm1d"), loader, epochs=1).num_steps == 2
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_short_last_batch_of_several_rows_is_tried_too(loads, monkeypatch):
+    monkeypatch.setitem(LAYERS, "at least three", lambda: [AtLeastThree()])
+    for num_data, batch_size in ((6, 4), (8, 6), (6, 3)):
+        x, vae = torch.randn(num_data, 3), pair("at least three")
+        data, before = DataLoader(x, batch_size) if loads else x, state(vae)
+        if num_data % batch_size:
+            with pytest.raises(DataError, match=r"has 2 rows .* so few rows .*two rows are too"):
+                pv.fit(vae, data, epochs=1, batch_size=batch_size)
+            assert all(map(torch.equal, before, state(vae)))
+        else:
+            assert pv.fit(vae, data, epochs=1, batch_size=batch_size).num_steps == 2
 
 
 def test_drop_last_is_part_of_the_settings(tmp_path):
