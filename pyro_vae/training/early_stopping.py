@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 
-from pyro_vae.checkpointing.snapshot import Progress
+from pyro_vae.checkpointing.resumable import Progress
 
 REACHED = 0.01  # relative difference between beta and its last value, at most, after annealing
 

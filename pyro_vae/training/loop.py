@@ -6,7 +6,7 @@ from typing import TypeAlias, cast
 
 from torch import Tensor
 
-from pyro_vae.checkpointing.snapshot import CALLBACK, FINISHED, Progress
+from pyro_vae.checkpointing.resumable import CALLBACK, FINISHED, Progress
 from pyro_vae.distributed import gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pyro_vae.checkpointing.checkpoint_store import CheckpointWriter
 from pyro_vae.checkpointing.fingerprint import describe_objectives
 from pyro_vae.checkpointing.identity import Identity
-from pyro_vae.checkpointing.snapshot import BUFFER, Progress
+from pyro_vae.checkpointing.resumable import Progress
+from pyro_vae.checkpointing.snapshot import BUFFER
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import copy_from_first
 from pyro_vae.engine.guards import modules_of

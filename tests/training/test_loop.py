@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_vae.checkpointing.snapshot import Progress
+from pyro_vae.checkpointing.resumable import Progress
 from pyro_vae.training.loop import (
     MAX_BACKTRACKS,
     Backtrack,
