@@ -86,6 +86,11 @@ def target_of(owner: weakref.ref[object], name: object) -> object:
     return by_value(owner())
 
 
+def present_of(owner: tuple[Mapping[str, object], Set[str]], name: object) -> object:
+    """Return how many of some names a mapping has."""
+    return len(owner[0].keys() & owner[1])
+
+
 def environment_of(owner: object, name: object) -> object:
     """Return the environment variables."""
     return tuple(os.environ.items())
@@ -93,7 +98,7 @@ def environment_of(owner: object, name: object) -> object:
 
 VALUE_READERS = {
     entries_of, items_of, members_of, content_of, state_of, context_of, environment_of,
-    referents_of, target_of,
+    present_of, referents_of, target_of,
 }  # fmt: skip
 
 

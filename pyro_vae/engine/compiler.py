@@ -62,7 +62,7 @@ class Compiler:
         """Start without programs."""
         svi = self.svi
         roots = [(getattr, svi, name) for name in ("model", "guide", "loss_and_grads")]
-        self._guards = GuardedState([*roots, (getattr, self, "_loss")])
+        self._guards = GuardedState([*roots, (getattr, self, "_loss")], named=True)
         self._maker = ProgramMaker(svi, self._guards)
         self.verified = VerifiedSteps(svi, self._guards, self._maker.verifier.buffers)
         self._announced_limit = False

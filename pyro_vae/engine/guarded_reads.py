@@ -67,6 +67,8 @@ HOLDING_MODULES = {"collections", "configparser", "functools", "multiprocessing.
 STRUCTURE = {"training", "_parameters", "_buffers", "_modules"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLUMBING = set(vars(nn.Module())) - STRUCTURE  # attributes of every module
+OF_EACH_MODULE = {*STRUCTURE, *PLUMBING, "forward"}
+MATCH_CLASS = "MATCH_CLASS"  # a pattern, the attributes of which are constants in the bytecode
 # Results of the last call and inverses that transforms cache; they change in every step.
 CACHES = {"_cached_x_y", "_cached_log_scale", "_cache_log_detJ", "_inv"}
 DUNDER_DATA = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__slots__",
@@ -90,8 +92,9 @@ def loads_of(code: types.CodeType) -> tuple[tuple[tuple[str, ...], ...], frozens
     """Return the loads of a function's bytecode, including the functions inside it.
 
     Returns:
-        Paths and attribute names. A path begins with the kind (`global`, `free`, `import`) and the
-        name of the first value, followed by the attributes that are loaded from it.
+        Paths, and the names of attributes that are loaded, stored or deleted. A path begins with
+        the kind (`global`, `free`, `import`) and the name of the first value, followed by the
+        attributes that are loaded from it.
     """
     paths: list[list[str]] = []
     attributes: set[str] = set()
@@ -104,6 +107,8 @@ def loads_of(code: types.CodeType) -> tuple[tuple[tuple[str, ...], ...], frozens
             paths.append(["free", value])
         elif kind == "IMPORT_NAME":
             paths.append(["import", value])
+        elif kind in ("STORE_ATTR", "DELETE_ATTR", MATCH_CLASS):
+            attributes.add(MATCH_CLASS if kind == MATCH_CLASS else value)
         elif kind in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"):
             attributes.add(value)
             if extends:
@@ -189,8 +194,13 @@ def reads_of_class(kind: type) -> Iterator[Read]:
 # -- objects ---------------------------------------------------------------------------------------
 
 
-def reads_of(value: object) -> Iterator[Read]:
-    """Yield the reads of the values that an object other than a class or module gives access to."""
+def reads_of(value: object, *, named: bool = False) -> Iterator[Read]:
+    """Yield the reads of the values that an object other than a class or module gives access to.
+
+    Args:
+        value: The object.
+        named: Whether `NamedReads` has the attributes of the object.
+    """
     if isinstance(value, types.MethodType):
         yield getattr, value, "__self__"
         yield getattr, value, "__func__"
@@ -206,7 +216,7 @@ def reads_of(value: object) -> Iterator[Read]:
     elif isinstance(value, functools.cached_property):
         yield getattr, value, "func"
     elif isinstance(value, nn.Module):
-        yield from _reads_of_network(value)
+        yield from _reads_of_network(value, named)
     elif isinstance(value, dict | list | tuple | collections.deque | set | frozenset):
         yield from _reads_of_container(value)
     elif isinstance(value, np.ndarray):
@@ -223,7 +233,7 @@ def reads_of(value: object) -> Iterator[Read]:
     elif isinstance(value, contextvars.ContextVar):
         yield context_of, value, value.name
     elif not isinstance(value, OPAQUE):
-        yield from _reads_of_object(value)
+        yield from _reads_of_object(value, named)
     elif not from_library(value, CODE_LIBRARIES):
         yield referents_of, value, f"a {type(value).__name__}"
 
@@ -272,7 +282,7 @@ def is_plain(value: Container) -> bool:
     return all(type(entry) in ATOMS for entry in entries)
 
 
-def _reads_of_network(value: nn.Module) -> Iterator[Read]:
+def _reads_of_network(value: nn.Module, named: bool) -> Iterator[Read]:
     attributes = vars(value)
     hooked = any(attributes.get(name) for name in HOOKS)  # hooks can leave results behind
     own = hooked or not from_library(type(value))  # modules of libraries rebuild caches
@@ -281,7 +291,10 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
         (dict.get, attributes, name)
         for name, child in attributes.items()
         if name not in caches
-        and (name in STRUCTURE or type(child) in ATOMS or (own and name not in PLUMBING))
+        and (
+            name in STRUCTURE
+            or (not named and (type(child) in ATOMS or (own and name not in PLUMBING)))
+        )
     )
     yield dict.get, attributes, "forward"  # of the object, if somebody replaced it
     for name in HOOKS:
@@ -290,13 +303,14 @@ def _reads_of_network(value: nn.Module) -> Iterator[Read]:
             yield operator.length_hint, hooks, 0
             yield from ((dict.get, hooks, key) for key in hooks)
     if own:
-        yield operator.length_hint, attributes, 0
+        if not named:
+            yield operator.length_hint, attributes, 0
         yield from _reads_of_slots(value)
 
 
-def _reads_of_object(value: object) -> Iterator[Read]:
+def _reads_of_object(value: object, named: bool) -> Iterator[Read]:
     attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict):  # a type alias has another mapping
+    if isinstance(attributes, dict) and not named:  # a type alias has another mapping
         own, caches = is_own(type(value)), _caches_of(value)
         if own:
             yield operator.length_hint, attributes, 0

@@ -32,13 +32,13 @@ from pyro_vae.engine.guarded_reads import (
     from_library,
     is_library,
     is_plain,
-    loads_of,
     objects_in,
     reads_of,
     reads_of_class,
     reads_of_module,
     reads_of_tensor,
 )
+from pyro_vae.engine.named_reads import NamedReads, computes_names, is_closed
 
 GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
 
@@ -58,6 +58,7 @@ class GuardedState:
     Args:
         roots: Reads of model, guide and loss.
         hooks: Whether to follow the hooks of modules, too.
+        named: Whether to leave out attributes that the code of the programs does not name.
 
     Attributes:
         modules: Modules found.
@@ -67,8 +68,8 @@ class GuardedState:
             container; the others are not read.
     """
 
-    def __init__(self, roots: Sequence[Read], hooks: bool = True) -> None:
-        self._roots, self.hooks = roots, hooks
+    def __init__(self, roots: Sequence[Read], hooks: bool = True, named: bool = False) -> None:
+        self._roots, self.hooks, self.named = roots, hooks, named
         self.complete = True
         self._reads: list[Read] = []
         self._held: list[object] = []
@@ -187,9 +188,10 @@ class _Walk:
         self.skips = False  # whether a container has too many objects
         self._seen: set[int] = set()
         self._held: list[object] = []  # objects whose address is in `_seen`
-        self._names: set[str] = set()  # attributes that some function loads
+        self._named = NamedReads(read_all=not state.named)
         self._python_modules: dict[int, types.ModuleType] = {}
         self._module_reads: set[tuple[int, str]] = set()
+        self._classes: set[type] = set()
 
     def reads(self, roots: Sequence[Read]) -> Iterator[Read]:
         """Yield all reads; the caller appends their results to `queue`."""
@@ -197,8 +199,9 @@ class _Walk:
         while True:
             while self.queue:
                 yield from self._visit(self.queue.pop())
-            new = list(self._reads_of_modules())
+            new = [*self._reads_of_modules(), *self._named.reads()]
             if not new:
+                yield from self._named.numbers()
                 return
             yield from new
 
@@ -222,10 +225,9 @@ class _Walk:
             if not is_library(value.__name__, CODE_LIBRARIES):
                 self._python_modules[id(value)] = value
             return
+        self._named.all = self._named.all or computes_names(value)
         if isinstance(value, type):
-            if not from_library(value, CODE_LIBRARIES):
-                state._classes += [c for c in value.__mro__ if not from_library(c, CODE_LIBRARIES)]
-                yield from reads_of_class(value)
+            yield from self._visit_class(value, constructed=True)
             return
         if isinstance(value, nn.Module):
             state.modules.append(value)
@@ -236,19 +238,39 @@ class _Walk:
         if isinstance(value, SOURCES):
             state.iterators.append(value)
         if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
-            self._names |= loads_of(value.__code__)[1]
+            self._named.add_function(value)
         if isinstance(value, (tuple, *MUTABLE)) and len(value) > LARGE:
             self.skips |= not is_plain(value)
         if isinstance(value, MUTABLE):
             state._containers.append(value)
         elif isinstance(getattr(value, "__dict__", None), dict):
             state._containers.append(vars(value))
-        self.queue += [type(value), *objects_in(value)]
-        yield from reads_of(value)
+        self.queue += objects_in(value)
+        kind = type(value)
+        yield from self._visit_class(kind, constructed=False)
+        closed = is_closed(kind) and isinstance(getattr(value, "__dict__", None), dict)
+        if closed:
+            self._named.add_object(vars(value), kind)
+        yield from reads_of(value, named=closed)
+
+    def _visit_class(self, kind: type, *, constructed: bool) -> Iterator[Read]:
+        """Yield the reads of a class once, and those of its constructors if they can run."""
+        if from_library(kind, CODE_LIBRARIES):
+            return
+        is_new = kind not in self._classes
+        if is_closed(kind) and (is_new or constructed):
+            self._named.add_class(kind, constructed=constructed)
+        if not is_new:
+            return
+        self._classes.add(kind)
+        own = [base for base in kind.__mro__ if not from_library(base, CODE_LIBRARIES)]
+        self.state._classes += own
+        if not is_closed(kind):
+            yield from reads_of_class(kind)
 
     def _reads_of_modules(self) -> Iterator[Read]:
         for key, module in self._python_modules.items():
-            for read in reads_of_module(module, self._names):
+            for read in reads_of_module(module, self._named.names):
                 entry = (key, str(read[2]))
                 if entry not in self._module_reads:
                     self._module_reads.add(entry)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.engine.guards import guarded_state
+from pyro_vae.engine.guards import GuardedState
 from tests.support.effects import Net, assert_same
 
 
@@ -113,8 +113,9 @@ OBJECTS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("name", OBJECTS)
-def test_a_change_is_seen_and_set_back(name):
+def test_a_change_is_seen_and_set_back(name, named):
     make, read, write = OBJECTS[name]
     KEPT.beta, value = 1.0, make()
     ITEM[1](cached(), 1.0)
@@ -122,7 +123,7 @@ def test_a_change_is_seen_and_set_back(name):
     def program():
         return read(value)
 
-    state = guarded_state(program)
+    state = GuardedState([(tuple.__getitem__, (program,), 0)], named=named)
     key, before = state.key(), program()
     assert state.key() == key
     with state.restored(state.tensors):
