@@ -54,7 +54,7 @@ class Compiler:
         self.svi = svi
         self.enabled = True
         self.update_outside = False  # whether the optimizer updates outside of compiled programs
-        self.num_steps, self.nothing_changed = 0, False
+        self.num_steps = 0
         self._loss, self._at_once = loss, at_once
         self._reset()
 
@@ -71,6 +71,7 @@ class Compiler:
         self._context = Context(1 if self._at_once else STEPS_BEFORE_COMPILING)
         self._unstable = 0  # consecutive steps with new signatures
         self._last_guards: GuardKey = ()
+        self.nothing_changed = False
         self._last_step: LastStep | None = None  # if it was compiled and not compared
         # The last compiled step: its program, and the random state before it.
         self._program: CompiledStep | None = None

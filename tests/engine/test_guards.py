@@ -79,7 +79,7 @@ def test_a_program_that_sees_too_much_runs_eagerly_and_says_so():
 
     def burden(i, svi):
         if i == 0:  # 10,000 containers of 10 values each
-            svi.model.__self__.settings = [
+            svi.model.__self__.loc.settings = [
                 [[[j, k, m, n] for n in range(10)] for m in range(10)]
                 for j in range(10) for k in range(10)
             ]  # fmt: skip
