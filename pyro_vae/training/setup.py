@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_vae import schedules
 from pyro_vae.arguments import (
     Count,
     FilePath,
@@ -29,7 +30,6 @@ from pyro_vae.data.dataset import Data, Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources.column_order import ColumnOrder
 from pyro_vae.distributed import check_same, from_first, own_device, world_size
-from pyro_vae.engine.guarded_reads import CODE_LIBRARIES, from_library
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
@@ -192,11 +192,11 @@ class Job:
     @property
     def runs_steps_only(self) -> bool:
         """Whether no code of the user runs between two steps of an epoch."""
-        schedule = self.config.schedule
+        own = (None, *(getattr(schedules, name) for name in schedules.__all__))
         return (
             type(self.train) is Dataset
             and self.train.in_memory
-            and (schedule is None or from_library(schedule, CODE_LIBRARIES))
+            and self.config.schedule in own
             and not any(isinstance(objective, Beta) for objective in objectives_of(self.svi))
         )
 

@@ -5,6 +5,7 @@ and loaders. If it runs none, compiled steps read the settings of a program in s
 """
 
 import dataclasses
+import functools
 
 import pyro
 import pyro.distributions as dist
@@ -83,6 +84,14 @@ def of_schedule(net, x):
     return x, {"schedule": lambda optimizer, _: LambdaLR(optimizer, counter)}
 
 
+def of_partial_schedule(net, x):
+    return x, {"schedule": functools.partial(schedule_of, lr_lambda=Counter(net))}
+
+
+def schedule_of(optimizer, num_steps, lr_lambda):
+    return LambdaLR(optimizer, lr_lambda)
+
+
 def beta_of(net):
     def beta(step):
         net.scale = 3.0 if step >= CHANGED_AT else 1.0
@@ -118,7 +127,9 @@ def trained(change, compile):
     return fit, [p.detach().clone() for p in net.parameters()]
 
 
-@pytest.mark.parametrize("change", [of_schedule, of_beta, of_betas, of_loader, of_dataset])
+@pytest.mark.parametrize(
+    "change", [of_schedule, of_partial_schedule, of_beta, of_betas, of_loader, of_dataset]
+)
 def test_a_setting_that_code_of_the_user_changes_within_an_epoch_is_followed(change):
     (fit, actual), (_, expected) = trained(change, True), trained(change, False)
     assert fit.settings["engine"] == "compiled"
