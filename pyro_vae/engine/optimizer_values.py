@@ -5,6 +5,7 @@ their steps in a setting or an attribute. These values are part of the state of 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -17,8 +18,6 @@ Settings: TypeAlias = dict[str, object]
 ATOMS = (int, float, bool, str, type(None))
 LARGEST = 1000  # entries of a tensor among settings and attributes; larger ones are data
 PARAMETERS = ("params", "param_names")
-# Attributes of any optimizer of torch, with those that schedulers add.
-_OF_TORCH = {*vars(torch.optim.SGD([torch.zeros(1)])), "step", "_opt_called"}
 
 
 def settings_of(group: Mapping[str, Any]) -> Settings:
@@ -31,8 +30,15 @@ def attributes_of(optimizer: Optimizer) -> Settings:
     return {
         name: _copied(value)
         for name, value in vars(optimizer).items()
-        if name not in _OF_TORCH and _is_value(value)
+        if name not in _of_torch() and _is_value(value)
     }
+
+
+@functools.cache
+def _of_torch() -> set[str]:
+    """Return the attributes of any optimizer of torch, with those that schedulers add."""
+    # Not when the module is imported: the first optimizer loads torch's compiler.
+    return {*vars(torch.optim.SGD([torch.zeros(1)])), "step", "_opt_called"}
 
 
 def set_values(target: dict[str, Any], values: Mapping[str, object]) -> None:

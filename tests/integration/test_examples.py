@@ -73,7 +73,7 @@ KEYS = {
 FILES = {
     "metrics.json", "model_card.md", "history.json", "posterior.nc", "model", "learning_curve.png",
     "samples.png",
-    "reconstructions.png", "latents.png", "checkpoints", ".lock",
+    "reconstructions.png", "latents.png", "checkpoints", ".lock", "results.sha256",
 }  # fmt: skip
 
 
