@@ -18,7 +18,6 @@ import torch
 import typer
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from rich.console import Console
-from torch.optim.lr_scheduler import OneCycleLR
 from typer import Option
 
 import pyro_vae as pv
@@ -103,8 +102,7 @@ def main(
     # Algorithm 1: minibatches, noise, gradients, updates.
     fit = pv.fit(
         svi, train, validation=validation, epochs=epochs, batch_size=batch_size, patience=patience,
-        schedule=lambda optimizer, steps: OneCycleLR(optimizer, learning_rate, total_steps=steps),
-        seed=seed, device=device, out=out, resume=resume,
+        schedule=pv.schedules.one_cycle, seed=seed, device=device, out=out, resume=resume,
     )  # fmt: skip
 
     print(pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed))
