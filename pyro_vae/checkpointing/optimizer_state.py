@@ -93,17 +93,13 @@ def additions(optim: TorchOptim, names: dict[Tensor, str], state: JSONObject) ->
     if not then:
         return [group["parameters"] for group in state["groups"]]
     now = [names[parameter] for parameter in optim.additions[0]] if optim.additions else then[0]
-    if lacking := [name for name in then[0] if name not in now]:
+    known = {name for added in then for name in added}
+    differing = [f"{name!r} was trained and is not" for name in then[0] if name not in now]
+    differing += [f"{name!r} was not trained and is" for name in now if name not in known]
+    if differing:
         raise CheckpointError(
-            f"the run cannot be resumed with other trained parameters: {lacking[0]!r} was trained "
-            "and is not. Resume it with the same programs, or start another run in another folder "
-            "(out=)"
-        )
-    if more := [name for name in now if name not in [n for added in then for n in added]]:
-        raise CheckpointError(
-            f"the run cannot be resumed with other trained parameters: {more[0]!r} was not trained "
-            "and is. Resume it with the same programs, or start another run in another folder "
-            "(out=)"
+            f"the run cannot be resumed with other trained parameters: {differing[0]}. Resume it "
+            "with the same programs, or start another run in another folder (out=)"
         )
     return then
 
