@@ -180,11 +180,14 @@ def reads_of_module(module: types.ModuleType, names: set[str]) -> Iterator[Read]
     return ((dict.get, vars(module), name) for name in names if name in vars(module))
 
 
+def own_bases(kind: type) -> list[type]:
+    """Return the classes along the MRO of a class that no library has."""
+    return [base for base in kind.__mro__ if not from_library(base, CODE_LIBRARIES)]
+
+
 def reads_of_class(kind: type) -> Iterator[Read]:
     """Yield the reads of a class: the entries of the classes along the MRO."""
-    for base in kind.__mro__:
-        if from_library(base, CODE_LIBRARIES):
-            continue
+    for base in own_bases(kind):
         yield operator.length_hint, vars(base), 0
         for name in vars(base):
             if name not in DUNDER_DATA:

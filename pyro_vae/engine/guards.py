@@ -33,12 +33,13 @@ from pyro_vae.engine.guarded_reads import (
     is_library,
     is_plain,
     objects_in,
+    own_bases,
     reads_of,
     reads_of_class,
     reads_of_module,
     reads_of_tensor,
 )
-from pyro_vae.engine.named_reads import NamedReads, computes_names, is_closed
+from pyro_vae.engine.named_reads import NamedReads, is_closed
 
 GuardKey: TypeAlias = tuple[tuple[str, Hashable], ...]
 
@@ -225,7 +226,7 @@ class _Walk:
             if not is_library(value.__name__, CODE_LIBRARIES):
                 self._python_modules[id(value)] = value
             return
-        self._named.all = self._named.all or computes_names(value)
+        self._named.add_code(value)
         if isinstance(value, type):
             yield from self._visit_class(value, constructed=True)
             return
@@ -237,8 +238,6 @@ class _Walk:
                 self._seen.update(id(h) for name in HOOKS for h in vars(value)[name].values())
         if isinstance(value, SOURCES):
             state.iterators.append(value)
-        if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
-            self._named.add_function(value)
         if isinstance(value, (tuple, *MUTABLE)) and len(value) > LARGE:
             self.skips |= not is_plain(value)
         if isinstance(value, MUTABLE):
@@ -263,8 +262,7 @@ class _Walk:
         if not is_new:
             return
         self._classes.add(kind)
-        own = [base for base in kind.__mro__ if not from_library(base, CODE_LIBRARIES)]
-        self.state._classes += own
+        self.state._classes += own_bases(kind)
         if not is_closed(kind):
             yield from reads_of_class(kind)
 

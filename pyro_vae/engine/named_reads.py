@@ -25,6 +25,7 @@ from pyro_vae.engine.guarded_reads import (
     Read,
     from_library,
     loads_of,
+    own_bases,
 )
 
 BASES = {object, nn.Module, abc.ABC, Generic, Protocol}
@@ -48,20 +49,6 @@ def is_closed(kind: type) -> bool:
     )
 
 
-def computes_names(value: object) -> bool:
-    """Return whether a value can read attributes that no bytecode names, such as `getattr`."""
-    if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
-        paths, attributes = loads_of(value.__code__)
-        return bool(attributes & COMPUTED_ATTRIBUTES) or any(
-            not COMPUTED.isdisjoint(path[1:]) for path in paths
-        )
-    if isinstance(value, types.BuiltinFunctionType) and not from_library(value):
-        return True  # compiled code of the user
-    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type):
-        return value.__name__ in COMPUTED
-    return isinstance(value, operator.attrgetter | operator.methodcaller)
-
-
 def _protocol(kind: type) -> set[str]:
     """Return the names that libraries read of the objects of a closed class."""
     return MODULE_PROTOCOL if issubclass(kind, nn.Module) else PROTOCOL
@@ -71,7 +58,7 @@ class NamedReads:
     """The attributes of closed classes and of their objects.
 
     Attributes:
-        names: Names that the code of a program loads or stores. The caller adds to them.
+        names: Names that the code of a program loads or stores.
         all: Whether all attributes are read.
     """
 
@@ -83,9 +70,21 @@ class NamedReads:
         self._constructed: set[type] = set()
         self._done: set[tuple[int, str]] = set()
 
-    def add_function(self, function: types.FunctionType) -> None:
-        """Add the names of attributes in the bytecode of a function of the user."""
-        self.names |= loads_of(function.__code__)[1]
+    def add_code(self, value: object) -> None:
+        """Add the names that a value reads if it is code; all, if it reads by computed names."""
+        if isinstance(value, types.FunctionType) and not from_library(value, CODE_LIBRARIES):
+            paths, attributes = loads_of(value.__code__)
+            self.names |= attributes
+            computed = bool(attributes & COMPUTED_ATTRIBUTES) or any(
+                not COMPUTED.isdisjoint(path[1:]) for path in paths
+            )
+        elif isinstance(value, types.BuiltinFunctionType) and not from_library(value):
+            computed = True  # compiled code of the user
+        elif isinstance(value, types.BuiltinFunctionType | types.FunctionType | type):
+            computed = value.__name__ in COMPUTED
+        else:
+            computed = isinstance(value, operator.attrgetter | operator.methodcaller)
+        self.all = self.all or computed
 
     def add_object(self, attributes: dict[str, object], kind: type) -> None:
         """Add the attributes of an object of a closed class, without those of each module."""
@@ -100,8 +99,8 @@ class NamedReads:
         """
         if constructed:
             self._constructed.update(kind.__mro__)
-        for base in kind.__mro__:
-            if base not in self._known and not from_library(base, CODE_LIBRARIES):
+        for base in own_bases(kind):
+            if base not in self._known:
                 self._known.add(base)
                 self._mappings.append((PROXY_GET, vars(base), base))
 
