@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
-from pyro_vae.distributed import is_first
 from pyro_vae.runtime import json_schema
 from pyro_vae.runtime.files import (
     SUMS,
@@ -22,10 +21,9 @@ from pyro_vae.runtime.files import (
     remove_folder,
     replaced,
     sync,
-    unused,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
-from pyro_vae.runtime.records import RECORD, changed, record, recorded
+from pyro_vae.runtime.records import BEFORE, RECORD, changed, moved_away, record, set_aside_changed
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = (
@@ -37,7 +35,6 @@ OTHERS = (PRIOR_SAMPLES, "prior_samples.csv", "schema.json", "page.html", EXPLOR
 FILES = (
     HISTORY, METRICS, POSTERIOR, TRUST, *OTHERS, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
-BEFORE = "results-before"
 
 
 def check_results(folder: Path) -> None:
@@ -67,7 +64,7 @@ def set_aside_results(folder: Path) -> None:
     if not (found := _results(folder)):
         return
     is_of_run = _is_of_run(folder)
-    moved, before = _moved(found, folder), folder / BEFORE
+    moved, before = moved_away(found, folder), folder / BEFORE
     # A run that failed before its scores were written does not replace a finished one.
     is_finished = _is_file(moved / METRICS) or not _is_file(before / METRICS)
     if is_of_run and is_finished and not changed(before, FILES):
@@ -103,35 +100,6 @@ def set_aside_other_results(
     else:
         set_aside_changed(folder, names)
     record(folder, {})
-
-
-def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
-    """Move those files that are to be written, and that no run recorded, to `results-before-...`.
-
-    Folders of earlier versions have no record. Their files are left to be replaced.
-
-    Warns:
-        UserWarning: If files were moved. The message names the folder.
-    """
-    own = [name for name in names if name in FILES]
-    if not is_first() or not recorded(folder) or not (found := changed(folder, own)):
-        return
-    moved = _moved([folder / name for name in found], folder)
-    sync(folder)
-    warnings.warn(
-        f"{folder} has files with the names of results that the run did not write "
-        f"({', '.join(found)}): they were moved to {moved}",
-        stacklevel=2,
-    )
-
-
-def _moved(paths: Iterable[Path], folder: Path) -> Path:
-    """Move files and models to a new folder; return it."""
-    moved = unused(folder, f"{BEFORE}-")
-    moved.mkdir()
-    for path in paths:
-        path.rename(moved / path.name)
-    return moved
 
 
 def _results(folder: Path) -> list[Path]:

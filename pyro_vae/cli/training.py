@@ -233,13 +233,11 @@ def _write_results(
     page: bool,
 ) -> None:
     """Score a trained model on test data, and write scores, figures, schema and page."""
-    from pyro_vae.checkpointing.earlier_results import set_aside_changed
     from pyro_vae.runtime.records import write_json_result
 
     scores = pv.report(vae, fit, test, out, num_samples=num_samples, seed=seed)
     if test.schema is not None:
         content = schema_json(test.schema)
-        set_aside_changed(out, [SCHEMA])
         pv.distributed.from_first(lambda: write_json_result(out / SCHEMA, content))
     print_first(scores)
     print_first(f"Wrote the metrics, figures, posterior.nc and the model to {out}")
@@ -251,13 +249,10 @@ def _write_results(
 
 def _write_explorer(path: Path, vae: "AnyVAE", data: "Dataset", seed: int) -> None:
     """Write the latent explorer, or print why the page cannot run this model."""
-    from pyro_vae.checkpointing.earlier_results import set_aside_changed
-
     try:
         explorer = pv.explorer.Explorer(
             vae, data, num_data=PAGE_DATA, num_samples=EXPLORER_SAMPLES, seed=seed
         )
-        set_aside_changed(path.parent, [path.name])
         explorer.save(path)
     except pv.PairError as error:
         print_first(f"No {path.name}: {error}")
@@ -277,7 +272,7 @@ def write_page(
     explorer: Any = None,
 ) -> None:
     """Diagnose a run, print and write its trust card, and write the page of the run to a path."""
-    from pyro_vae.checkpointing.earlier_results import CARD, TRUST, set_aside_changed
+    from pyro_vae.checkpointing.earlier_results import TRUST
     from pyro_vae.reporting import model_card
     from pyro_vae.reporting.html_page import write
     from pyro_vae.reporting.run_report import read_metrics
@@ -287,13 +282,11 @@ def write_page(
         vae, batch if context else x, num_samples=num_samples, refine=refine, seed=seed
     )
     print_first(card)
-    set_aside_changed(run, [TRUST, CARD])
     pv.distributed.from_first(lambda: card.save(run / TRUST))
     print_first(f"Wrote the trust card to {run / TRUST}")
     metrics = read_metrics(run)
     pv.distributed.from_first(lambda: model_card.write(run, metrics, vae, card.summary()))
     if path is not None:
-        set_aside_changed(path.parent, [path.name])
         write(path, run, metrics, vae, batch, card, explorer)
         print_first(f"Wrote the page to {path}")
 

@@ -104,8 +104,6 @@ def explore(
     module: Module = None,
 ) -> None:
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
-    from pyro_vae.checkpointing.earlier_results import set_aside_changed
-
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
     outputs.check(path, "--out", [data, *data_in(metrics)])
@@ -113,7 +111,6 @@ def explore(
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
     )
-    set_aside_changed(path.parent, [path.name])
     explorer.save(path)
     print_first(f"Wrote the explorer to {path}")
 
@@ -325,7 +322,6 @@ def sample(
     """
     import torch
 
-    from pyro_vae.checkpointing.earlier_results import set_aside_changed
     from pyro_vae.reporting.rows import contexts
     from pyro_vae.runtime.records import write_result
 
@@ -340,7 +336,6 @@ def sample(
         endings = None if is_image else (*outputs.TABLES, ".npy")
         outputs.check(out, "--out", data_in(metrics), endings)
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
-    set_aside_changed(out.parent, [out.name])
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)

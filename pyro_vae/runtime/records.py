@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,16 +13,26 @@ from pyro_vae.runtime.files import (
     finite_or_none,
     json_bytes,
     read_file,
+    sync,
+    unused,
     write_file,
 )
 
 RECORD = "results.sha256"  # in the form of `sha256sum`
+BEFORE = "results-before"
 MAX_BYTES = 2**16
 
 
 def write_result(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write a file atomically, as `write_file`; if its folder has a record, record it."""
+    """Write a file atomically, as `write_file`; if its folder has a record, record it.
+
+    A file of that name that is not recorded, or was changed since, is moved away first.
+
+    Warns:
+        UserWarning: If a file was moved. The message names the folder.
+    """
     path = Path(path)
+    set_aside_changed(path.parent, [path.name])
     write_file(path, data)
     if _is_file(path.parent / RECORD):
         record(path.parent, {path.name: hashlib.sha256(data).hexdigest()})
@@ -57,6 +68,34 @@ def changed(folder: Path, names: Iterable[str]) -> list[str]:
     known = recorded(folder)
     found = (name for name in names if name != RECORD and _is_file(folder / name))
     return [name for name in found if known.get(name) != _digest(folder / name)]
+
+
+def set_aside_changed(folder: Path, names: Iterable[str]) -> None:
+    """Move those files that are to be written, and that no run recorded, to `results-before-...`.
+
+    Folders without a record, among them those of runs of earlier versions, are left as they are.
+
+    Warns:
+        UserWarning: If files were moved. The message names the folder.
+    """
+    if not recorded(folder) or not (found := changed(folder, names)):
+        return
+    moved = moved_away([folder / name for name in found], folder)
+    sync(folder)
+    warnings.warn(
+        f"{folder} has files with the names of results that the run did not write "
+        f"({', '.join(found)}): they were moved to {moved}",
+        stacklevel=2,
+    )
+
+
+def moved_away(paths: Iterable[Path], folder: Path) -> Path:
+    """Move files and models to a new folder `results-before-...` in a folder; return it."""
+    moved = unused(folder, f"{BEFORE}-")
+    moved.mkdir()
+    for path in paths:
+        path.rename(moved / path.name)
+    return moved
 
 
 def _digest(path: Path) -> str:

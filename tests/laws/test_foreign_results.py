@@ -10,7 +10,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.checkpointing.earlier_results import BEFORE, FILES, METRICS
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
-from pyro_vae.runtime.records import RECORD
+from pyro_vae.runtime.records import RECORD, write_result
 from tests.support.pictures import draw_no_pictures
 
 CONTENTS = {"text": b"mine", "empty": b"", "list": b"[]", "object": b"{}", "no history":
@@ -95,6 +95,26 @@ def test_later_files_of_the_user_are_not_lost(name, is_change, tmp_path, monkeyp
     for seed in range(1, 4):
         fit(tmp_path, seed=seed)
         assert mine in contents(tmp_path)
+
+
+WRITERS = {
+    "any name.txt": lambda vae, path: write_result(path, b"a result"),
+    "trust.json": lambda vae, path: pv.diagnose(vae, X, num_samples=10).save(path),
+    "a page.html": lambda vae, path: pv.explorer.Explorer(vae, X, num_samples=2).save(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_writer_replaces_a_file_of_the_user_in_the_folder_of_a_run(name, tmp_path):
+    vae, _ = fit(tmp_path)
+    path = tmp_path / name
+    path.write_text("mine")
+    with pytest.warns(UserWarning, match=f"did not write .*{name}.*they were moved to"):
+        WRITERS[name](vae, path)
+    WRITERS[name](vae, path)
+    moved = [*tmp_path.glob(f"{BEFORE}-*/{name}")]
+    assert [file.read_text() for file in moved] == ["mine"]
+    assert path.read_text() != "mine"
 
 
 def test_results_of_the_run_are_replaced_without_a_word(tmp_path, monkeypatch):
