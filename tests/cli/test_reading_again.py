@@ -72,6 +72,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("command", READ)
 def test_errors_advise_options_that_exist(command, name, folder, monkeypatch):
@@ -160,6 +161,7 @@ def test_the_schema_of_a_conditional_run_restores_its_context(folder, monkeypatc
     assert "category, context" not in said
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", ["genes.tsv", "features.tsv", "features.tsv.gz"])
 @pytest.mark.parametrize("exists", [True, False])
 def test_names_of_genes_are_not_replaced(name, exists, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ def test_a_copy_has_the_strides_and_the_values(name):
 
 
 @pytest.mark.usefixtures("graph_only")
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_batch_in_memory_of_any_form(name):
     batch = LAYOUTS[name]()

@@ -29,6 +29,7 @@ from tests.support.pyro_programs import (
 pytestmark = pytest.mark.usefixtures("double")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.usefixtures("graph_only")
 def test_equals_stock_pyro_step_by_step(name):

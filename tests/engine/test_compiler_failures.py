@@ -78,6 +78,7 @@ FIRST = (
 
 
 @pytest.mark.usefixtures("graph_only")
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("error", [KeyError, MemoryError])
 @pytest.mark.parametrize("name", FAILING)
 def test_an_error_in_the_engine_becomes_an_eager_step(name, error, monkeypatch):

@@ -177,6 +177,7 @@ def support(described):
 
 
 @pytest.mark.usefixtures("graph_only")
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("prior", "guide"),
     [(name, None) for name in PRIORS] + [("StandardNormal", name) for name in GUIDES],

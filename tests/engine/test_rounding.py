@@ -147,7 +147,7 @@ def normalized(seed, slope=lambda: 0.0):
     return svi, x, encoder
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_gradients_that_are_zero_but_for_rounding_are_no_difference(seed):
     svi, x, _ = normalized(seed)
     with warnings.catch_warnings():

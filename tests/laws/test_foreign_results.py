@@ -33,6 +33,7 @@ def contents(folder):
     return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", [*FILES, *(f"model/{name}" for name in MODEL_FILES)])
 def test_a_folder_with_files_of_the_user_is_refused(name, content, tmp_path):
@@ -48,7 +49,8 @@ def test_a_folder_with_files_of_the_user_is_refused(name, content, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*they were moved to")
 @pytest.mark.parametrize("name", ["page.html", "model_card.md", "history.json", "metrics.json"])
-def test_a_report_loses_no_file_of_the_user(name, tmp_path):
+def test_a_report_loses_no_file_of_the_user(name, tmp_path, monkeypatch):
+    draw_no_pictures(monkeypatch)
     (tmp_path / name).write_text("mine")
     vae, result = fit(None)
     for _ in range(3):
@@ -59,8 +61,9 @@ def test_a_report_loses_no_file_of_the_user(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*they were moved to")
-def test_an_unfinished_run_replaces_no_finished_one(tmp_path):
+def test_an_unfinished_run_replaces_no_finished_one(tmp_path, monkeypatch):
     """Runs that fail before their scores are written, in every order with finished ones."""
+    draw_no_pictures(monkeypatch)
     finished = None
     for number, has_scores in enumerate((1, 0, 0, 1, 0, 1, 1, 0)):
         vae, result = fit(tmp_path, seed=number)
@@ -80,6 +83,7 @@ REPORTED = ["metrics.json", "model_card.md", "latents.png", "posterior.nc"]
 
 
 @pytest.mark.filterwarnings("ignore:.*they were moved to")
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", [*REPORTED, "history.json", "page.html", "prior_samples.csv"])
 @pytest.mark.parametrize("is_change", [False, True])
 def test_later_files_of_the_user_are_not_lost(name, is_change, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ SIZES = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_draws_are_joint_for_every_number_of_data(levels, part, monkeypatch):
@@ -135,7 +135,7 @@ class Limited(from_pyro_svi.PairRunner):
         model.__self__.limit = model.__self__.later_limit
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("limit", [1, 3, 5])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_draws_are_joint_when_memory_runs_out(levels, limit, monkeypatch):

@@ -255,6 +255,7 @@ STARTS = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("p", dict.fromkeys(p for p, _ in STARTS))
 def test_refined_proposals_need_no_density_of_the_guide(p):
     for q in [q for start, q in STARTS if start == p][::3]:

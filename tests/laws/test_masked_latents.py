@@ -108,6 +108,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mask", MASKS)
@@ -119,6 +120,7 @@ def test_refined_evidence_is_that_of_the_other_elements(mask, way, guide):
         np.testing.assert_allclose(found, exact(MASKS[mask]), rtol=0, atol=0.08, err_msg=name)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_guide_and_refined_proposal_agree(way):
     pair, mask = pv.Pair(way(model), way(GUIDES["Normal"])), MASKS["gaps"]

@@ -342,6 +342,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["unflatten", "view", "reshape"])
 def test_particles_run_through_networks_with_one_batch_dimension(kind, objective):

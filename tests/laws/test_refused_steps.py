@@ -90,6 +90,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_batches_that_pyro_refuses_are_refused(name):
     program = refused_by(*REFUSED[name])

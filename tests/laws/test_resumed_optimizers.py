@@ -173,7 +173,7 @@ def assert_resumed(make, tmp_path, monkeypatch, steps=6, **settings):
         assert torch.equal(tensor, parts[name]), name
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("optimizer", [*optimizers(), pytest.param(Lists, id="lists")])
 def test_every_optimizer_is_resumed_bit_for_bit(optimizer, tmp_path, monkeypatch):
     name = getattr(optimizer, "func", optimizer).__name__

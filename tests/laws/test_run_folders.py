@@ -52,6 +52,7 @@ def history(folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*has the results of an earlier run")
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", DESKTOP)
 @pytest.mark.parametrize("place", ["model", ".model.old", "checkpoints", "results-before", "."])
 def test_files_of_desktops_block_no_run(name, place, tmp_path):
