@@ -91,6 +91,7 @@ def test_the_code_has_the_settings(name, sizes):
             assert found["objective"].names == ("z1", "z2")
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_models_of_recipes_train_score_and_are_loaded(name, tmp_path):
     data = images()

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_file_of_the_user_is_moved_with_a_warning(name, folder, monkeypatch):
     monkeypatch.chdir(folder)

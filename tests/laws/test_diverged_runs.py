@@ -36,6 +36,7 @@ def train(kind, rate, validation=False, objective=None, scale=1.0):
     return fit, [str(w.message) for w in caught if "training diverged" in str(w.message)]
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_the_rule(kind, rate):

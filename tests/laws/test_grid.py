@@ -63,7 +63,7 @@ def grid():
         yield pytest.param(*entry, marks=() if entry in fast else pytest.mark.slow)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("prior", "guide", "likelihood"), [*grid()])
 def test_a_pair_trains_scores_draws_and_saves(prior, guide, likelihood, tmp_path):
     prior, guide = PRIORS[prior], GUIDES[guide]

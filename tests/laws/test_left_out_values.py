@@ -133,6 +133,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 100)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("place", [0, 3, NUM - 1])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_datum_with_values_left_out_is_found(name, place):

@@ -40,7 +40,7 @@ def test_the_last_change_of_beta(name):
         assert found == 0 or not all(constant[(found - 1) * steps :])
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("patience", [1, 2, 5])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_no_early_stop_while_beta_changes(name, patience):

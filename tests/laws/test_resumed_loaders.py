@@ -250,7 +250,7 @@ def assert_resumed_equal(make, folder, steps, validation=lambda: None):
         assert torch.equal(whole, resumed), f"interrupted at step {step}"
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("kind", REPEATABLE)
 def test_a_resumed_run_is_equal(kind, tmp_path):
     assert_resumed_equal(REPEATABLE[kind], tmp_path, STEPS)

@@ -88,6 +88,7 @@ def _random_state():
     np.random.set_state(state[1])  # noqa: NPY002 - of the program
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("stop", [0, 4, 2 * STEPS])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_resumed_run_is_the_whole_run(kind, stop, tmp_path, monkeypatch):

@@ -133,6 +133,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("reparam", "autoguide", "computed", "factor"), CELLS)
 def test_sites_are_in_their_groups_with_exact_densities(reparam, autoguide, computed, factor):
     pyro.set_rng_seed(0)

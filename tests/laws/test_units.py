@@ -82,6 +82,7 @@ EQUIVARIANT = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "scale", "unit", "origin"), EQUIVARIANT)
 def test_log_p_and_samples_follow_the_unit(name, scale, unit, origin, tmp_path):
     x, shift = rows(), origin * unit

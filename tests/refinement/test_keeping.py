@@ -33,6 +33,7 @@ def two_modes(dim):
     return dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), component)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("posterior", [standard_normal, two_modes])
 @pytest.mark.parametrize("dim", [1, 4, 20])
 @pytest.mark.parametrize("first", FIRST)

@@ -64,6 +64,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", DATA)
 def test_every_content_has_a_report_and_a_page(name, tmp_path):
     from pyro_vae.reporting.html_page import write

@@ -82,6 +82,7 @@ def test_the_validated_weights_are_the_kept_ones(kind, monkeypatch):
     assert fit.best["validation_elbo"] == max(e["validation_elbo"] for e in fit.history)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, STEPS, STEPS + 2, 3 * STEPS, 3 * STEPS + 2])
 def test_a_killed_run_is_resumed_bit_for_bit(kind, steps, tmp_path, monkeypatch):
