@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pyro_vae as pv
 from pyro_vae.cli.sources import check_apart, taken_by
 from pyro_vae.runtime.files import writable_folder
 from pyro_vae.runtime.records import write_result
@@ -105,9 +106,7 @@ def endings_of_samples(schema: Any, is_image: bool) -> Sequence[str]:
     Arrays have numbers only: text in them would be pickled, and `numpy.load` refuses it.
     """
     if is_image:
-        from pyro_vae.plots.encoding import KINDS
-
-        return (".npy", *(f".{kind}" for kind in KINDS))
+        return (".npy", *(f".{kind}" for kind in pv.plots.encoding.KINDS))
     columns = [*getattr(schema, "columns", ()), *getattr(schema, "given", ())]
     is_table = getattr(schema, "content", None) == "table"
     has_text = is_table and any(
