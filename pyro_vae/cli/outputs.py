@@ -79,7 +79,7 @@ def write_frame(path: Path, frame: "pd.DataFrame") -> None:
     file = io.BytesIO()
     try:
         if path.suffix == ".parquet":
-            frame.to_parquet(file, index=False)
+            frame.to_parquet(file)  # with its index, if it has values of its own
         elif path.suffix == ".feather":
             frame.to_feather(file)
         else:
@@ -173,11 +173,16 @@ def write_completed(
         original = schema_frame(source, options, as_text)
         completed = [rows.schema.complete(original, values) for values in several]
         if path.suffix != ".npy":
+            # An index with values of its own, as Parquet files of pandas may have, is kept.
+            has_index = not isinstance(original.index, pd.RangeIndex)
+            if has_index and path.suffix != ".parquet":
+                completed = [frame.reset_index(allow_duplicates=True) for frame in completed]
+                has_index = False
             if len(completed) > 1:
-                name = _new_name(original.columns)
+                name = _new_name([*completed[0].columns, *original.index.names])
                 for number, frame in enumerate(completed):
                     frame.insert(0, name, number)
-            write_frame(path, pd.concat(completed, ignore_index=True))
+            write_frame(path, pd.concat(completed, ignore_index=not has_index))
             return
         arrays = [frame.to_numpy() for frame in completed]
     else:

@@ -66,6 +66,12 @@ class Source:
             full, test = self._named()
             return (*full.hold_out(len(full) // 12), test)
         rest = self.open()
+        needed = 2 if self.test is not None else 3  # one for training, validation and tests each
+        if len(rest) < needed:
+            raise ValueError(
+                f"{self.data}: expected at least {needed} rows, of which some are held out for "
+                f"validation{' and tests' * (needed > 2)}, got {len(rest)}"
+            )
         if self.test is not None:
             test = read_by(rest.schema, self.test, self.options)
             test = dataclasses.replace(self.binarized(test), split="test")

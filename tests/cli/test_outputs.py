@@ -134,6 +134,32 @@ def test_arrays_are_filled_with_values_and_keep_observed_ones(content, ending, t
         np.testing.assert_array_equal(written, right)
 
 
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("index", ["name", "dates", "two levels", "shuffled"])
+def test_completed_tables_keep_the_index_of_parquet_files(index, ending, tmp_path):
+    indices = {
+        "name": pd.Index([f"P{i}" for i in range(12)], name="patient"),
+        "dates": pd.date_range("2020-01-01", periods=12, name="day"),
+        "two levels": pd.MultiIndex.from_product([[*"abc"], range(4)], names=["site", "visit"]),
+        "shuffled": pd.Index([*range(11, -1, -1)]),
+    }
+    frame = table_of(["real"]).astype({"real": float}).set_axis(indices[index], axis="index")
+    source, path = tmp_path / "a.parquet", tmp_path / f"out.{ending}"
+    frame.to_parquet(source)
+    data = pv.data.open(source)
+    for tables in (data[:].nan_to_num(1.0), data[:].nan_to_num(1.0).expand(2, -1, -1)):
+        outputs.write_completed(path, str(source), {}, data, tables)
+        written = READERS[ending](path)
+        assert len(written) == 12 * (tables.dim() - 1)
+        if ending == "parquet":
+            assert written.index[:12].equals(frame.index)
+        else:
+            names = [name or "index" for name in frame.index.names]
+            assert [*written.columns] == ["draw"] * (tables.dim() - 2) + [*names, *frame.columns]
+            expected = frame.reset_index()[names].astype(str).to_numpy()
+            np.testing.assert_array_equal(written[names][:12].astype(str).to_numpy(), expected)
+
+
 def test_samples_in_arrays_are_numbers(tmp_path):
     """Text and dates have no array that `numpy.load` reads; flags and sparse counts have one."""
     counts = pv.data.open(sparse.csr_array(np.array([[0, 3, 1], [2, 0, 0]])))
