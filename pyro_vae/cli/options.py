@@ -4,7 +4,7 @@ import importlib.util
 import json
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +102,7 @@ def print_schema(data: "Dataset", options: Mapping[str, Any]) -> None:
             print_first(note)
 
 
-def pairs_of(values: list[str], option: str) -> dict[str, str]:
+def pairs_of(values: Sequence[str], option: str) -> dict[str, str]:
     """Return options of the form NAME=VALUE as a dictionary.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pyro_vae as pv
 from pyro_vae.cli.sources import check_apart, taken_by
 from pyro_vae.runtime.files import writable_folder
 from pyro_vae.runtime.records import write_result
@@ -78,7 +79,7 @@ def write_frame(path: Path, frame: "pd.DataFrame") -> None:
     file = io.BytesIO()
     try:
         if path.suffix == ".parquet":
-            frame.to_parquet(file, index=False)
+            frame.to_parquet(file)  # with its index, if it has values of its own
         elif path.suffix == ".feather":
             frame.to_feather(file)
         else:
@@ -99,6 +100,21 @@ def write_array(path: Path, x: object) -> None:
     write_result(path, file.getvalue())
 
 
+def endings_of_samples(schema: Any, is_image: bool) -> Sequence[str]:
+    """Return the endings of files that samples can be written to, by `write_samples` or as images.
+
+    Arrays have numbers only: text in them would be pickled, and `numpy.load` refuses it.
+    """
+    if is_image:
+        return (".npy", *(f".{kind}" for kind in pv.plots.encoding.KINDS))
+    columns = [*getattr(schema, "columns", ()), *getattr(schema, "given", ())]
+    is_table = getattr(schema, "content", None) == "table"
+    has_text = is_table and any(
+        c.values_type in ("text", "date") and c.kind != "identifier" for c in columns
+    )
+    return TABLES if has_text else (*TABLES, ".npy")
+
+
 def write_samples(path: Path, schema: Any, x: "Tensor", given: "Tensor | int") -> None:
     """Write samples of a model in the form of its data, those of tables with their context.
 
@@ -112,15 +128,15 @@ def write_samples(path: Path, schema: Any, x: "Tensor", given: "Tensor | int") -
 
     is_table = getattr(schema, "content", None) == "table"
     context = {"context": given} if is_table and not isinstance(given, int) else {}
-    restored = x if schema is None else schema.restore(x, **context)
+    restored: Any = x if schema is None else schema.restore(x, **context)
+    if hasattr(restored, "todense"):
+        restored = restored.todense()
     if path.suffix == ".npy":
-        write_array(path, restored)
+        write_array(path, restored.to_numpy(np.float64) if is_table else restored)
         return
     if is_table:
         write_frame(path, restored)
         return
-    if hasattr(restored, "todense"):
-        restored = restored.todense()
     values = np.asarray(restored).reshape(len(x), -1)
     names = list(schema.names()) if schema is not None and x.dim() == 2 else []
     names = names or [f"x{i}" for i in range(values.shape[1])]
@@ -134,29 +150,64 @@ def write_completed(
     rows: "Dataset",
     tables: "Tensor",
 ) -> None:
-    """Write a table with its missing values filled. Observed values are those of the source.
+    """Write data with their missing values filled. Observed values are those of the source.
 
     Args:
         path: File to write.
-        source: Path of the table with missing values.
-        options: Options with which it is read.
-        rows: Its rows.
-        tables: Completed rows, shape `(num_tables, num_data, num_columns)`; several tables are
-            written below each other, with a column `draw` first.
+        source: Path of the data with missing values.
+        options: Options with which they are read.
+        rows: Their rows.
+        tables: Completed rows of the model, shape `(num_data, num_columns)`, or
+            `(num_tables, num_data, num_columns)`. Several tables are written below each other, with
+            a column `draw` first; arrays have these dimensions.
 
     Warns:
         DataWarning: If the table has a column `draw`. The new one is `draw_1` then.
     """
+    import numpy as np
     import pandas as pd
 
-    as_text = [column.name for column in rows.schema.columns if column.values_type == "text"]
-    original = schema_frame(source, options, as_text)
-    completed = [rows.schema.complete(original, values) for values in tables]
-    if len(completed) > 1:
-        name = _new_name(original.columns)
-        for number, frame in enumerate(completed):
-            frame.insert(0, name, number)
-    write_frame(path, pd.concat(completed, ignore_index=True))
+    several = tables if tables.dim() == 3 else tables[None]
+    if getattr(rows.schema, "content", None) == "table":
+        as_text = [column.name for column in rows.schema.columns if column.values_type == "text"]
+        original = schema_frame(source, options, as_text)
+        completed = [rows.schema.complete(original, values) for values in several]
+        if path.suffix != ".npy":
+            # An index with values of its own, as Parquet files of pandas may have, is kept.
+            has_index = not isinstance(original.index, pd.RangeIndex)
+            if has_index and path.suffix != ".parquet":
+                completed = [frame.reset_index(allow_duplicates=True) for frame in completed]
+                has_index = False
+            if len(completed) > 1:
+                name = _new_name([*completed[0].columns, *original.index.names])
+                for number, frame in enumerate(completed):
+                    frame.insert(0, name, number)
+            write_frame(path, pd.concat(completed, ignore_index=not has_index))
+            return
+        arrays = [frame.to_numpy() for frame in completed]
+    else:
+        arrays = [_filled(source, options, values.cpu().numpy()) for values in several]
+    write_array(path, np.stack(arrays) if tables.dim() == 3 else arrays[0])
+
+
+def _filled(source: str, options: Mapping[str, object], values: "np.ndarray") -> "np.ndarray":
+    """Return the array in a file with values in place of its missing ones.
+
+    Values are in float32, which does not have all numbers of the file.
+    """
+    import numpy as np
+    import torch
+
+    from pyro_vae.data.sources import array_files, counts
+
+    path = Path(source)
+    if counts.READER.accepts(path) or path.suffix.lower() not in array_files.ENDINGS:
+        return values  # counts, of which none are missing
+    stored = array_files.load(path, None if "key" not in options else str(options["key"]))
+    if isinstance(stored, torch.Tensor) and stored.dtype == torch.bfloat16:
+        return values
+    original = np.asarray(stored)
+    return np.where(np.isnan(original), values.astype(original.dtype), original)
 
 
 def _new_name(names: Collection[str]) -> str:

@@ -53,7 +53,7 @@ def options_of(
     return found | read_options(reading)
 
 
-def read_options(given: list[str]) -> dict[str, object]:
+def read_options(given: Sequence[str]) -> dict[str, object]:
     """Return the values of `--option`, converted to the types that the readers state.
 
     Raises:

@@ -66,6 +66,12 @@ class Source:
             full, test = self._named()
             return (*full.hold_out(len(full) // 12), test)
         rest = self.open()
+        needed = 2 if self.test is not None else 3  # one for training, validation and tests each
+        if len(rest) < needed:
+            raise ValueError(
+                f"{self.data}: expected at least {needed} rows, of which some are held out for "
+                f"validation{' and tests' * (needed > 2)}, got {len(rest)}"
+            )
         if self.test is not None:
             test = read_by(rest.schema, self.test, self.options)
             test = dataclasses.replace(self.binarized(test), split="test")
@@ -212,7 +218,17 @@ def data_of(
         check_exists(data)
         schema = getattr(vae, "schema", None)
         source = Source(data, binarize=metrics["binarization"], seed=seed)
-        return source.binarized(read_by(schema, data, options_again(schema, metrics, reading)))
+        options = options_again(schema, metrics, reading)
+        try:
+            return source.binarized(read_by(schema, data, options))
+        except ValueError as error:
+            of_run = [setting(k, v) for k, v in options.items() if k not in read_options(reading)]
+            if not of_run:
+                raise
+            raise ValueError(
+                f"{str(error).rstrip('.')}. The data were read with the options of the run, "
+                f"{', '.join(of_run)}: pass --option to replace one"
+            ) from error
     if data is not None:
         metrics = {**metrics, "dataset": data, "source": None}
     try:
@@ -239,7 +255,7 @@ def options_again(
     Raises:
         ValueError: If a schema takes no such option, because it is one of training.
     """
-    given = read_options(list(reading))
+    given = read_options(reading)
     if schema is None:
         return given
     known = sorted(inspect.signature(schema.read).parameters.keys() - {"source"})

@@ -294,12 +294,8 @@ def impute(
     levels = levels or [0] * rows.event_shape[0]
     found = imputed(vae, rows, levels, num_samples, seed)
     torch.manual_seed(seed)
-    tables = vae.completed(*batch, num_samples=draws) if draws else found["value"][None]
-    options = options_again(rows.schema, metrics, option)
-    if out.suffix != ".npy":
-        outputs.write_completed(out, data, options, rows, tables)
-    else:
-        outputs.write_array(out, tables if draws else tables[0])
+    tables = vae.completed(*batch, num_samples=draws) if draws else found["value"]
+    outputs.write_completed(out, data, options_again(rows.schema, metrics, option), rows, tables)
     print_first(f"Wrote {len(rows):,} rows with {int(missing.sum()):,} imputed values to {out}")
     if intervals is not None:
         outputs.write_intervals(intervals, rows, missing, found)
@@ -330,18 +326,19 @@ def sample(
     if isinstance(vae, pv.ConditionalVAE):
         given = contexts(data_of(vae, metrics, None), num_samples)
     torch.manual_seed(seed)
-    x = vae.sample(given)
+    x, schema = vae.sample(given), getattr(vae, "schema", None)
     is_image = x.dim() == 4
     if out is not None:
-        endings = None if is_image else (*outputs.TABLES, ".npy")
-        outputs.check(out, "--out", data_in(metrics), endings)
+        endings = outputs.endings_of_samples(schema, is_image)
+        is_png = is_image and not out.suffix
+        outputs.check(out, "--out", data_in(metrics), None if is_png else endings)
     out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)
         write_result(out, pv.plots.encoded(figure, out.suffix[1:] or "png"))
     else:
-        outputs.write_samples(out, getattr(vae, "schema", None), x, given)
+        outputs.write_samples(out, schema, x, given)
     print_first(f"Wrote {num_samples} samples from p(x) to {out}")
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vae.data.conversion import check_layout
+from pyro_vae.data.conversion import advice_for, check_layout
 from pyro_vae.data.data_loader import LoaderBatches
 from pyro_vae.data.disk_array import DiskArray, is_stored
 from pyro_vae.data.errors import DataError
@@ -26,7 +26,8 @@ def as_rows(x: object) -> Rows:
     if isinstance(x, Tensor):
         check_layout(x, "data")
         return InMemory(x)
+    advice = advice_for(x)
     raise DataError(
-        "expected a tensor, an array on disk, a torch DataLoader or a pv.data.Dataset, got "
-        f"{type(x).__name__}: convert other arrays by torch.as_tensor"
+        "expected a tensor, a numpy array, a frame, an array on disk, a torch DataLoader or a "
+        f"pv.data.Dataset, got {type(x).__name__}{f': {advice}' if advice else ''}"
     )

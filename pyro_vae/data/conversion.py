@@ -1,5 +1,7 @@
 """Convert numpy arrays to tensors."""
 
+import os
+from collections.abc import Mapping
 from typing import TypeVar, overload
 
 import numpy as np
@@ -64,6 +66,26 @@ def without_mask(x: np.ndarray) -> np.ndarray:
             "x.astype(float), in which masked entries are missing values, or fill them by x.filled"
         )
     return x.filled(np.nan)
+
+
+def advice_for(x: object) -> str:
+    """Return how an object of another class is converted to data, as a clause; empty if unknown."""
+    if isinstance(x, str | os.PathLike):
+        return "pv.data.open(path) reads a file"
+    if isinstance(x, torch.utils.data.Dataset):
+        return "torch.utils.data.DataLoader(dataset, batch_size=...) reads its rows"
+    if isinstance(x, list) and x and isinstance(x[0], Mapping):
+        return "pandas.DataFrame(...) makes a frame of a list of dicts"
+    if isinstance(x, list) and x and isinstance(x[0], Tensor):
+        return "torch.stack(...) makes a tensor of a list of tensors"
+    conversions = {
+        "collect": "call .collect() of a lazy frame",
+        "to_frame": "call .to_frame() of a series",
+        "keys": "pandas.DataFrame(...) makes a frame of a dict",
+        "append": "numpy.array(...) makes an array of a list of numbers",
+        "__array__": "numpy.asarray(...) makes an array of it",
+    }
+    return next((advice for name, advice in conversions.items() if hasattr(x, name)), "")
 
 
 def check_layout(x: Tensor, name: str = "x") -> None:

@@ -32,6 +32,7 @@ def _scale(columns: list[Column]) -> dict[str, Any]:
 def _proportion(width: int, columns: list[Column], x: Tensor) -> Part:
     if not all(column.is_open for column in columns):
         return _normal(width, columns, x)  # a beta density is 0 or infinite at 0 and 1
+    x = _filled(x, 0.2, 0.8)
     mean = x.nanmean(0).clamp(0.01, 0.99)
     found = likelihoods.Beta(MLP(width, [], len(columns), output_bias=mean.logit()), "entrywise")
     variance = (x - mean).square().nanmean(0).clamp_min(1e-6)
@@ -55,6 +56,7 @@ def counts_likelihood(
         x: Counts of shape `(num_data, num_columns)`, NaN for missing ones.
         library_size: Total count of samples, if the total of each observation is given.
     """
+    x = _filled(x, 0.0, 2.0)
     mean = x.nanmean(0)
     variance = (x - mean).square().nanmean(0)
     bias = mean.clamp_min(1e-3).log()
@@ -76,13 +78,22 @@ def counts_likelihood(
     return found
 
 
+def _filled(x: Tensor, low: float, high: float) -> Tensor:
+    """Return x with numbers from low to high in columns without a value in the training rows.
+
+    All of the few values of a column may be in the rows for validation and tests.
+    """
+    between = torch.linspace(low, high, len(x), dtype=x.dtype, device=x.device)
+    return torch.where(x.isnan().all(0), between[:, None], x)
+
+
 def _started(parameter: torch.nn.Parameter, value: Tensor) -> None:
     """Set the raw value of a positive parameter, so that softplus(raw) is the value."""
     parameter.data.copy_(value + (-(-value).expm1()).log())
 
 
 def _binary(width: int, columns: list[Column], x: Tensor) -> Part:
-    bias = x.nanmean(0).clamp(0.01, 0.99).logit()
+    bias = _filled(x, 0.0, 1.0).nanmean(0).clamp(0.01, 0.99).logit()
     return likelihoods.Bernoulli(MLP(width, [], len(columns), output_bias=bias))
 
 

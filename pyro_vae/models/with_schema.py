@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import Samples, checked
-from pyro_vae.data.sources.frames import is_source
+from pyro_vae.data.sources.frames import is_source, with_index_of
 from pyro_vae.data.sources.table_schema import TableSchema
 from pyro_vae.distributions.entrywise import point_estimate
 from pyro_vae.models.base import Autoencoder, call_part, mean_of
@@ -51,7 +51,8 @@ class WithSchema(Autoencoder):
             if (schema := self._table_schema(source)) is None:
                 return given_z.mean
             x = point_estimate(given_z)
-            return schema.restore(x, like=source, context=context[0] if context else None)
+            found = schema.restore(x, like=source, context=context[0] if context else None)
+            return with_index_of(found, source)
 
     @torch.no_grad()
     def _imputed(
@@ -128,8 +129,8 @@ class Unconditional(WithSchema):
             x: Data, shape `(num_data, *event)`; or a table, if the VAE has the schema of a table.
 
         Returns:
-            Reconstructions, of the same shape as x. For a table, a frame with its types, with the
-            most probable level in columns of levels.
+            Reconstructions, of the same shape as x. For a table, a frame with its types and index,
+            with the most probable level in columns of levels.
 
         Example:
             >>> import torch

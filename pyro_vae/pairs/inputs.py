@@ -6,8 +6,9 @@ from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from pyro_vae.data.conversion import as_tensor, check_layout
+from pyro_vae.data.conversion import advice_for, as_tensor, check_layout
 from pyro_vae.data.dataset import Data, Dataset, as_dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.data.sources import frames
@@ -104,9 +105,13 @@ def as_input(pair: PairLike, x: object, name: str = "x") -> Tensor:
     if is_frame(x) or is_matrix(x) or (has_schema and is_source(x)):
         value = in_schema(pair, cast(UserData, x))[:]
     if not isinstance(value, Tensor):
+        advice = advice_for(x) or f"torch.as_tensor({name}, dtype=torch.float32) converts numbers"
+        if isinstance(x, Dataset):
+            advice = f"{name}[:] has all of its rows"
+        elif isinstance(x, DataLoader):
+            advice = "pass its batches one after another"
         raise PairError(
-            f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: convert it "
-            f"by torch.as_tensor({name}, dtype=torch.float32)"
+            f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}: {advice}"
         )
     programs = (pair.model, pair.guide)
     check_has_values(*programs, value, name=name)

@@ -1,8 +1,12 @@
 """Tables that commands write: each format, with columns of each type and of several."""
 
+import warnings
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae.cli import outputs
@@ -88,3 +92,82 @@ def test_a_copy_of_anndata_needs_anndata(tmp_path):
         with pytest.raises(ValueError, match=f"needs data in this format, got {data}"):
             outputs.check(tmp_path / "z.h5ad", "--out", [data, None], [".csv", ".h5ad"])
     outputs.check(tmp_path / "z.h5ad", "--out", ["cells.h5ad"], [".csv", ".h5ad"])
+
+
+def filled_arrays():
+    """Return arrays with missing values: levels that are not 0, 1, ..., digits beyond float32."""
+    rng = np.random.default_rng(0)
+    levels = np.stack([rng.choice(of, 60) for of in ([1, 2], [10, 20, 30], [0.5, 7.5])], axis=1)
+    precise = 1e6 + rng.normal(size=(60, 2)).round(6)
+    wide = rng.normal(size=(60, 1001)).round(12)
+    return {"levels": levels.astype(np.float64), "precise": precise, "wide": wide}
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "pt", "h5"])
+@pytest.mark.parametrize("content", filled_arrays())
+def test_arrays_are_filled_with_values_and_keep_observed_ones(content, ending, tmp_path):
+    x = filled_arrays()[content]
+    x[::7, 0] = np.nan
+    source = tmp_path / f"x.{ending}"
+    if ending == "npy":
+        np.save(source, x)
+    elif ending == "npz":
+        np.savez(source, other=np.zeros(3), x=x)
+    elif ending == "pt":
+        torch.save(torch.from_numpy(x), source)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(source, "w") as file:
+            file["x"] = x
+    options = {"key": "x"} if ending == "npz" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        data = pv.data.open(source, **options)
+    draws = torch.stack([data[:].nan_to_num(value) for value in (0.0, 1.0)])
+    expected = np.stack([np.nan_to_num(x, nan=value) for value in (0.0, 1.0)])
+    if content == "levels" and data.schema.content == "table":
+        expected = np.stack([np.nan_to_num(x, nan=value) for value in (1.0, 2.0)])
+    for tables, right in ((draws, expected), (draws[1], expected[1])):
+        outputs.write_completed(tmp_path / "full.npy", str(source), options, data, tables)
+        written = np.load(tmp_path / "full.npy")
+        assert written.dtype == np.float64
+        np.testing.assert_array_equal(written, right)
+
+
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("index", ["name", "dates", "two levels", "shuffled"])
+def test_completed_tables_keep_the_index_of_parquet_files(index, ending, tmp_path):
+    indices = {
+        "name": pd.Index([f"P{i}" for i in range(12)], name="patient"),
+        "dates": pd.date_range("2020-01-01", periods=12, name="day"),
+        "two levels": pd.MultiIndex.from_product([[*"abc"], range(4)], names=["site", "visit"]),
+        "shuffled": pd.Index([*range(11, -1, -1)]),
+    }
+    frame = table_of(["real"]).astype({"real": float}).set_axis(indices[index], axis="index")
+    source, path = tmp_path / "a.parquet", tmp_path / f"out.{ending}"
+    frame.to_parquet(source)
+    data = pv.data.open(source)
+    for tables in (data[:].nan_to_num(1.0), data[:].nan_to_num(1.0).expand(2, -1, -1)):
+        outputs.write_completed(path, str(source), {}, data, tables)
+        written = READERS[ending](path)
+        assert len(written) == 12 * (tables.dim() - 1)
+        if ending == "parquet":
+            assert written.index[:12].equals(frame.index)
+        else:
+            names = [name or "index" for name in frame.index.names]
+            assert [*written.columns] == ["draw"] * (tables.dim() - 2) + [*names, *frame.columns]
+            expected = frame.reset_index()[names].astype(str).to_numpy()
+            np.testing.assert_array_equal(written[names][:12].astype(str).to_numpy(), expected)
+
+
+def test_samples_in_arrays_are_numbers(tmp_path):
+    """Text and dates have no array that `numpy.load` reads; flags and sparse counts have one."""
+    counts = pv.data.open(sparse.csr_array(np.array([[0, 3, 1], [2, 0, 0]])))
+    flags = pv.data.open(table_of(["flag", "count"]))
+    for schema, x in ((counts.schema, counts[:]), (flags.schema, flags[:].nan_to_num(1.0))):
+        outputs.write_samples(tmp_path / "s.npy", schema, x, len(x))
+        np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), x.numpy())
+        assert ".npy" in outputs.endings_of_samples(schema, is_image=False)
+    for name in ("town", "day"):
+        schema = pv.data.open(table_of([name, "real"])).schema
+        assert ".npy" not in outputs.endings_of_samples(schema, is_image=False)

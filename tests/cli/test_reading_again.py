@@ -180,3 +180,27 @@ def test_names_of_genes_are_not_replaced(name, exists, tmp_path, monkeypatch):
         assert "names of the genes" in refused("score", *words)
     assert "names of the genes" in refused("explore", "run", "--out", f"cells/{name}")
     assert sorted((tmp_path / "cells").iterdir()) == before
+
+
+def test_files_that_commands_write_are_read_again_with_other_options(tmp_path, monkeypatch):
+    """A run has the options of its file, which `impute` writes without them: errors name them."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i % 7},{i % 9};{['Köln', 'Zürich'][i % 2]};{i % 4}" for i in range(60)]
+    rows[3] = ";Köln;"
+    text = "\n".join(["Report", "age;town;visits", *rows, ""])
+    (tmp_path / "table.csv").write_text(text, encoding="latin-1")
+    given = ["--option", "encoding=latin-1", "--option", "decimal=,", "--option", "skip=1"]
+    run("train", "table.csv", *given, "--out", "run", "--no-page", *TRAIN)
+    run("impute", "run", "table.csv", "--out", "full.csv", "--num-samples", 2)
+    other: list[str] = []
+    for name, value in (("skip", "0"), ("encoding", "utf-8")):
+        said = " ".join(refused("score", "run", "full.csv", "--out", "out.csv", *other).split())
+        assert "read with the options of the run" in said
+        assert f"--option {name}=" in said
+        other += ["--option", f"{name}={value}"]
+    run("score", "run", "full.csv", "--out", "out.csv", "--num-samples", 2, *other)
+    assert len(pd.read_csv("out.csv")) == 60
+    other += ["--option", "decimal=,"]
+    assert "options of the run" not in refused(
+        "score", "run", "table.csv", "--out", "o.csv", *other
+    )

@@ -86,6 +86,32 @@ def test_arrays_and_files_are_completed_too(tmp_path):
     assert isinstance(vae.reconstruct(path), pd.DataFrame)
 
 
+INDICES = {
+    "names": [*"uvwxyz"],
+    "reversed": [5, 4, 3, 2, 1, 0],
+    "repeated": [1, 1, 2, 2, 3, 3],
+    "two levels": pd.MultiIndex.from_product([["a", "b"], [1, 2, 3]]),
+    "dates": pd.date_range("2020-01-01", periods=6),
+}
+
+
+@pytest.mark.parametrize("context", [(), ("given",)], ids=["vae", "conditional"])
+def test_tables_that_are_returned_have_the_index_of_their_source(context):
+    values = {"a": [1.5, None, -2.5, 3.25, 0.5, 0.0], "b": [0.5, -0.25, None, 2.0, 1.0, 9.0]}
+    frame = pd.DataFrame(values | {"given": [*"ssttss"]})
+    data = pv.data.open(frame, context=context)
+    torch.manual_seed(0)
+    vae = pv.suggest(data, latent_dim=2, hidden=[8], show=False)
+    numbers = vae.reconstruct(frame)
+    for name, index in INDICES.items():
+        table = frame.set_axis(index, axis="index")
+        filled = vae.impute(table, num_samples=2)
+        drawn = vae.impute(table, num_samples=2, draws=True)
+        for found in (vae.reconstruct(table), filled, *drawn):
+            assert found.index.equals(table.index), name
+        np.testing.assert_array_equal(vae.reconstruct(table)["a"], numbers["a"])
+
+
 def test_the_most_probable_level_is_returned():
     """The mean of codes of a category is another level: here most rows are level 0 or 2."""
     rng = np.random.default_rng(0)

@@ -363,3 +363,10 @@ def frame_of(columns: Mapping[str, np.ndarray], like: object = None) -> np.ndarr
         }
     )
     return found.to_numpy() if isinstance(like, np.ndarray) else found
+
+
+def with_index_of(frame: Any, source: object) -> Any:
+    """Return a frame with the index of the rows that it is about, if that is a frame of pandas."""
+    if not nw.dependencies.is_pandas_dataframe(source):
+        return frame
+    return frame.set_axis(cast(Any, source).index, axis="index")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pyro_vae.arguments import checked
+from pyro_vae.data.conversion import advice_for
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import arrays, counts, images, tables
@@ -75,11 +76,5 @@ def _described(source: Source) -> str:
         name = source.name.lower()
         ways = [f" ({way})" for endings, way in FILES.items() if name.endswith(endings)]
         return f"{source}{''.join(ways)}"
-    conversions = {
-        "collect": "call .collect() of a lazy frame",
-        "to_frame": "call .to_frame() of a series",
-        "keys": "pandas.DataFrame(...) makes a frame of a dict",
-        "append": "numpy.array(...) makes an array of a list",
-    }
-    advice = [text for method, text in conversions.items() if hasattr(source, method)]
-    return f"a {type(source).__name__}{f' ({advice[0]})' if advice else ''}"
+    advice = advice_for(source)
+    return f"a {type(source).__name__}{f' ({advice})' if advice else ''}"

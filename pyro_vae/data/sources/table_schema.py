@@ -259,7 +259,7 @@ class TableSchema(Part):
     def complete(self, source: object, x: Tensor) -> np.ndarray | IntoDataFrame:
         """Return a table with its missing values replaced by those of x.
 
-        Columns that are not modelled, and observed values, are unchanged. Columns of integers that
+        Columns that are not modelled, and observed values, are copied. Columns of integers that
         are filled have 64 bits, since a model of their values knows no narrower bounds.
 
         Args:
@@ -276,7 +276,8 @@ class TableSchema(Part):
             if len(rows):
                 values = column.restored(numbers[rows, i])
                 filled.append(filling.filled(series, rows, values, column.levels))
-        completed = frame.with_columns(*filled) if filled else frame
+        completed = frame.clone()  # draws and source would share the memory of other columns
+        completed = completed.with_columns(*filled) if filled else completed
         return completed.to_numpy() if is_array else completed.to_native()
 
     def rows(self) -> list[dict[str, str]]:

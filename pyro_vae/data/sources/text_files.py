@@ -12,7 +12,7 @@ import numpy as np
 
 from pyro_vae.arguments import setting
 from pyro_vae.data.errors import DataError, DataWarning
-from pyro_vae.data.sources.texts import MINUS, MOSTLY
+from pyro_vae.data.sources.texts import MINUS, MOSTLY, NUMBER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -274,14 +274,30 @@ def _cleaned(
 
 
 def _without_groups(texts: "pd.Series", thousands: str, decimal: str) -> "pd.Series":
-    """Return text without separators of thousands, if most of it are numbers with them."""
+    """Return text without separators of thousands, if most of it are numbers with them.
+
+    If some are no such numbers, but all are numbers with a decimal point, the text is unchanged: in
+    0.979 and 36.512 next to 36.5, the point does not separate thousands.
+
+    Raises:
+        DataError: If the separator of thousands is a decimal point in some numbers only.
+    """
     import pandas as pd
 
     mark = r"[ \xa0\u202f]" if thousands == " " else re.escape(thousands)
-    number = rf"[-+{MINUS}]?(\d{{1,3}}({mark}\d{{3}})+|\d+)({re.escape(decimal)}\d+)?"
+    number = rf"[-+{MINUS}]?([1-9]\d{{0,2}}({mark}\d{{3}})+|\d+)({re.escape(decimal)}\d+)?"
     matches = texts.str.fullmatch(number).fillna(False).astype(bool)
-    if matches.sum() <= MOSTLY * texts.notna().sum():
+    is_plain = texts.str.fullmatch(NUMBER).fillna(False).astype(bool)
+    marked, other = matches & ~is_plain, is_plain & ~matches
+    if matches.sum() <= MOSTLY * texts.notna().sum() or (other.any() and not marked.any()):
         return texts
+    if other.any():
+        first, second = int(other.argmax()), int(marked.argmax())
+        raise DataError(
+            f"column {texts.name!r}, row {first}: {texts[first]!r} has a decimal point, but "
+            f"{texts[second]!r} in row {second} has the decimal mark {decimal!r} or separators of "
+            f"thousands {thousands!r}. Write all numbers in one form"
+        )
     plain = texts.str.replace(mark, "", regex=True).str.replace(decimal, ".", regex=False)
     texts = texts.mask(matches, plain.str.replace(MINUS, "-", regex=False))
     # An error about the column names the other values.

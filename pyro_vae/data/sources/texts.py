@@ -19,7 +19,7 @@ _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(?P<zone> ?(Z|[+-]\d{2}:?\d{2}))?)?"
 )
 MINUS = "\N{MINUS SIGN}"  # written by typesetting programs
-_NUMBER = re.compile(
+NUMBER = re.compile(
     rf"\s*[-+{MINUS}]?(\d+\.?\d*|\.\d+)(e[-+{MINUS}]?\d+)?\s*|[-+]?inf(inity)?|nan",
     re.IGNORECASE | re.ASCII,
 )
@@ -105,7 +105,7 @@ class Texts:
             return ~self.missing
         if type == "boolean":
             return self.each([text in ("True", "False") for text in self.distinct], False)
-        return self.matches(_DATE if type == "date" else _NUMBER)
+        return self.matches(_DATE if type == "date" else NUMBER)
 
     def numbers(self) -> np.ndarray:
         """Return text of numbers or truth values as float64, NaN for missing ones."""
@@ -225,7 +225,7 @@ def _separators(name: str, text: str) -> str:
         return ""
     marks = re.sub(r"[-+\d]", "", text.replace("\xa0", " ").replace("\u202f", " "))
     options = [setting("decimal", ",")] if marks.count(",") == 1 and marks[-1] == "," else []
-    if re.search(r"\D\d{3}(?!\d)", text):
+    if re.search(r"(?<!\d)[1-9]\d{0,2}\D\d{3}(?!\d)", text):
         options.append(setting("thousands", marks[0]))
     return f", read a file with {' or '.join(options)}" if options else ""
 

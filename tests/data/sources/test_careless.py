@@ -44,6 +44,16 @@ RIGHT = {
         {"decimal": ","},
         {"x": ("real", [1234, 2234]), "n": ("count", [0, 1])},
     ),
+    "decimal points next to decimal commas": (
+        lines("x;n", lambda i: f"{36 + i * 0.123};{COMMA[i]}"),
+        {"decimal": ","},
+        {"x": ("real", [36, 36.123, 36.246]), "n": ("real", Z[:3])},
+    ),
+    "decimal points of three digits": (
+        lines("x,n", lambda i: f"{0.101 + i * 0.001:.3f},{i % 7}"),
+        {"decimal": ","},
+        {"x": ("real", [0.101, 0.102, 0.103]), "n": ("count", [0, 1])},
+    ),
     "commas for thousands": (
         lines("x,n", lambda i: f'"-{1 + i},234.50",{i % 7}'),
         {"thousands": ","},

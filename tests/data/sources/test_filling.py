@@ -5,6 +5,7 @@ outside of the type. No entry of the completed table is null, the observed ones 
 types do not depend on the draws.
 """
 
+import copy
 import datetime
 import decimal
 import warnings
@@ -216,3 +217,35 @@ def test_a_categorical_column_without_some_of_the_levels_becomes_text():
         x = schema.read(frame)[:].clone()
         x[-2:, 0] = torch.tensor([2.0, 0.0])
         assert list(schema.complete(frame, x)["a"]) == [*texts, "c", "a"]
+
+
+@pytest.mark.parametrize("missing", [[], ["a"], ["a", "b"]])
+@pytest.mark.parametrize("library", ["pandas", "pyarrow", "polars", "numpy"])
+def test_completed_tables_share_no_memory_with_their_source(library, missing):
+    frame = pd.DataFrame({"a": np.arange(ROWS) * 1.5, "b": OTHER, "c": OTHER**2})
+    schema = pv.data.open(frame).schema
+    frame.loc[3, missing] = np.nan
+    x = torch.zeros(ROWS, 3)
+    sources = {
+        "pandas": lambda: frame.copy(),
+        "pyarrow": lambda: frame.convert_dtypes(dtype_backend="pyarrow"),
+        "polars": lambda: pl.from_pandas(frame),
+        "numpy": frame.to_numpy,
+    }
+    source = sources[library]()
+    before = copy.deepcopy(source)
+    drawn = [schema.complete(source, x) for _ in range(2)]
+    for table in drawn:
+        if library == "numpy":
+            table[0] = -1.0
+        elif library == "polars":
+            table[0, "c"] = -1.0
+        else:
+            table.insert(0, "draw", 0)
+            table.loc[:, "c"] *= 2.0
+            table.loc[0, "c"] = -1.0
+    if library == "numpy":
+        np.testing.assert_array_equal(source, before)
+    else:
+        assert source.equals(before)
+    assert drawn[0] is not drawn[1]
