@@ -31,7 +31,7 @@ from pyro_vae.pairs.log_weights import (
 from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.refinement.refine import RefinedPosterior
+from pyro_vae.refinement.posterior import RefinedPosterior
 from pyro_vae.refinement.refine import refine as refine_posterior
 
 
