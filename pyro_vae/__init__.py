@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from pyro_vae.pairs.check import check
     from pyro_vae.pairs.pair import Pair, PairError
     from pyro_vae.part import Part
-    from pyro_vae.refinement.refine import RefinedPosterior, refine
+    from pyro_vae.refinement.posterior import RefinedPosterior
+    from pyro_vae.refinement.refine import refine
     from pyro_vae.reporting.run_report import report
     from pyro_vae.runtime.devices import resolve_device
     from pyro_vae.runtime.files import CheckpointError
@@ -129,7 +130,7 @@ _MODULE_OF = {
     "Pair": "pairs.pair",
     "PairError": "pairs.pair",
     "Part": "part",
-    "RefinedPosterior": "refinement.refine",
+    "RefinedPosterior": "refinement.posterior",
     "TensorBoard": "tracking",
     "Tracker": "tracking",
     "TrainingError": "training.nan_recovery",

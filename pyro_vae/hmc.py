@@ -54,8 +54,8 @@ class Point:
         state = state.detach().requires_grad_()
         with torch.enable_grad():
             prior, likelihood = target(state)
-            likelihood_gradient = torch.autograd.grad(likelihood.sum(), state, retain_graph=True)[0]
-            prior_gradient = torch.autograd.grad(prior.sum(), state)[0]
+            likelihood_gradient = _gradient(likelihood, state)
+            prior_gradient = _gradient(prior, state)
         return cls(
             state.detach(),
             prior.detach(),
@@ -71,6 +71,14 @@ class Point:
     def gradient(self, beta: float = 1.0) -> Tensor:
         """Return the gradient of `log_density`, of the state's shape."""
         return self.prior_gradient + beta * self.likelihood_gradient
+
+
+def _gradient(values: Tensor, state: Tensor) -> Tensor:
+    """Return the gradient of log densities; 0 if they are constant, as p(x|z) if x ignores z."""
+    if not values.requires_grad:
+        return torch.zeros_like(state)
+    total = values.sum()
+    return torch.autograd.grad(total, state, retain_graph=True, materialize_grads=True)[0]
 
 
 class StepSizes:

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
+from pyro_vae.arguments import ArgumentError, shown
 from pyro_vae.pairs.khat import khat_threshold, pareto_khat
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
         An `arviz_stats.ELPDData` object.
 
     Raises:
-        ValueError: If the tree has no log weight for each datum.
+        ValueError: If it is no tree, or has no log weight for each datum.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -57,6 +58,8 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
 
     See also: `from_pyro_svi`, `evaluate`, `plots.khat`.
     """
+    if not isinstance(tree, xr.DataTree):
+        raise ArgumentError(f"expected a tree of from_pyro_svi, got {shown(tree)}")
     stats = tree.children.get("sample_stats", xr.DataTree())
     if "log_weight" not in stats:
         raise ValueError(

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from pyro_vae.arguments import Seed, Whole, checked
 from pyro_vae.data.dataset import Data
+from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
+from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.random_state import preserved_state
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
@@ -32,8 +34,8 @@ class Collapse:
     The aggregate prior is then the mixture of the priors of the data.
 
     Attributes:
-        kl: KL(q(z_i|x) || p(z_i)) in nats, averaged over data, from the first two moments of the
-            marginals. It is exact if both are normal.
+        kl: KL(q(z_i|x) || p(z_i)) in nats, averaged over data. It is from the first two moments of
+            the marginals, exact if both are normal, or from the frequencies of discrete values.
         mean_variance: Variance over data of the posterior mean E[z_i|x], minus the prior mean of
             the datum.
         aggregate_mean: Mean of z_i over data and posterior, minus the mean of the aggregate prior,
@@ -145,7 +147,7 @@ def collapse(
             "variance": z.var(0),
             "draw": z[0],
             "drop": (draws.log_likelihood - log_likelihood).mean(0),
-            **_prior_moments(sampler, batch, num_samples),
+            **_compared_with_prior(sampler, batch, z),
         }
 
     checked = CheckedRows(pair, data)
@@ -175,11 +177,12 @@ def _collapse(found: dict[str, Tensor], num_samples: int) -> Collapse:
     precision = (1 - 2 / found["prior_count"]) / prior_variance
     kl = (shift.square() - noise + variance) * precision - 1 - (variance / prior_variance).log()
     bias = 1 / num_samples - 1 / found["prior_count"]
+    discrete = found["discrete_kl"]
     center = found["prior_mean"].mean(0)
     unit = (prior_variance.mean(0) + found["prior_mean"].var(0)).sqrt()
     spread = found["mean"].var(0) - variance.mean(0) / num_samples + variance.mean(0)
     return Collapse(
-        kl=((kl - bias) / 2).mean(0).numpy(),
+        kl=torch.where(discrete.isnan(), (kl - bias) / 2, discrete).mean(0).numpy(),
         mean_variance=(shift.var(0) - noise.mean(0)).numpy(),
         aggregate_mean=((found["mean"].mean(0) - center) / unit).numpy(),
         aggregate_sd=(spread.sqrt() / unit).numpy(),
@@ -188,21 +191,65 @@ def _collapse(found: dict[str, Tensor], num_samples: int) -> Collapse:
     )
 
 
-def _prior_moments(
-    sampler: Sampler, batch: tuple[Tensor, ...], num_samples: int
+def _compared_with_prior(
+    sampler: Sampler, batch: tuple[Tensor, ...], z: Tensor
 ) -> dict[str, Tensor]:
-    """Return mean and variance of the prior of each datum, and their number of samples.
+    """Return the moments of the prior of each datum, their number of samples, and discrete KLs.
 
-    If all data have the same prior, their samples are pooled.
+    If all data have the same prior, its samples are pooled.
+
+    Args:
+        sampler: Sampler of the pair.
+        batch: Data.
+        z: Samples of the guide, shape `(samples, data, latent_dim)`.
     """
-    num_data = len(batch[0])
+    num_samples, num_data, _ = z.shape
     shared = _same_prior(sampler, batch)
     draws = _flat(sampler.from_prior(batch, -(-PRIOR_DRAWS // num_data) if shared else num_samples))
     if shared:
         draws = draws.flatten(0, 1)[:, None]
-    moments = {"prior_mean": draws.mean(0), "prior_variance": draws.var(0)}
-    rows = {name: value.expand(num_data, -1) for name, value in moments.items()}
-    return {**rows, "prior_count": torch.full((num_data, 1), float(len(draws))).double()}
+    discrete = _is_discrete(sampler, batch)
+    kl = torch.full(z.shape[1:], torch.nan, dtype=z.dtype, device=z.device)
+    for i in discrete.nonzero()[:, 0].tolist():
+        kl[:, i] = _divergence(z[..., i], draws[..., i])
+    found = {"prior_mean": draws.mean(0), "prior_variance": draws.var(0)}
+    rows = {name: value.expand(num_data, -1) for name, value in found.items()}
+    count = torch.full((num_data, 1), float(len(draws)), dtype=z.dtype, device=z.device)
+    return {**rows, "prior_count": count, "discrete_kl": kl}
+
+
+def _is_discrete(sampler: Sampler, batch: tuple[Tensor, ...]) -> Tensor:
+    """Return whether each entry of `_flat` has discrete values."""
+    with preserved_state():
+        sites = sampler.programs.run_model(batch_of(batch), 1)
+        latents = sampler.from_prior(batch, 1)
+    return _flat(
+        {
+            name: torch.full_like(value, float(support_of(sites[name].distribution).is_discrete))
+            for name, value in latents.items()
+        }
+    )[0, 0].bool()
+
+
+def _divergence(z: Tensor, prior: Tensor) -> Tensor:
+    """Return KL(q || p) of the values of one discrete latent in nats, of each datum.
+
+    The frequencies of K values in S samples increase it by (K - 1) / 2S (Miller 1955), which is
+    subtracted. Half a sample is added to each value of the prior.
+
+    Args:
+        z: Samples of q, shape `(samples, data)`.
+        prior: Samples of p, shape `(samples, data)` or `(samples, 1)`.
+    """
+    values, index = torch.cat([z.flatten(), prior.flatten()]).unique(return_inverse=True)
+    counts = []
+    for part in (index[: z.numel()].view(z.shape), index[z.numel() :].view(prior.shape)):
+        offset = len(values) * torch.arange(part.shape[1], device=part.device)
+        found = (part + offset).flatten().bincount(minlength=len(values) * part.shape[1])
+        counts.append(found.view(part.shape[1], -1).double())
+    q, p = counts[0] / len(z), counts[1] + 0.5
+    terms = torch.xlogy(q, q) - q * (p / p.sum(1, keepdim=True)).log()
+    return terms.sum(1) - ((q > 0).sum(1) - 1) / (2 * len(z))
 
 
 def _same_prior(sampler: Sampler, batch: tuple[Tensor, ...]) -> bool:

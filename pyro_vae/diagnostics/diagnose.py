@@ -13,7 +13,7 @@ from pyro_vae.diagnostics.findings import (
     latent_findings,
     weight_findings,
 )
-from pyro_vae.diagnostics.gaps import gaps
+from pyro_vae.diagnostics.gaps import encoder_of, gaps, without_gradient
 from pyro_vae.diagnostics.sbc import sbc
 from pyro_vae.diagnostics.trust_card import TrustCard
 from pyro_vae.pairs.check import check_data
@@ -31,7 +31,7 @@ from pyro_vae.pairs.log_weights import (
 from pyro_vae.pairs.pair import AnyPair, PairLike
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
-from pyro_vae.refinement.refine import RefinedPosterior
+from pyro_vae.refinement.posterior import RefinedPosterior
 from pyro_vae.refinement.refine import refine as refine_posterior
 
 
@@ -62,7 +62,8 @@ def diagnose(
             tuple `(x, y, ...)` or a `DataLoader` as for `fit`.
         num_samples: Number of weighted samples for each datum.
         num_gap_data: Number of data for the inference gaps, which optimize q for each datum; 0
-            omits the gaps.
+            omits the gaps. They are also omitted if the guide has no `posterior.encoder`, or no
+            reparameterized samples of a latent.
         num_simulations: Number of data to simulate for the calibration; 0 omits it.
         refine: Whether to refine the posterior of each datum, and of each simulated datum. All
             latents must be continuous. It takes several times as long.
@@ -96,7 +97,9 @@ def diagnose(
         raise ValueError(f"expected at least two data, got {len(data)}")
     check_data(pair, data)
     with unchanged(pair.model, pair.guide):
-        Sampler(pair, data.batch(slice(2))).check_weights()
+        sampler = Sampler(pair, data.batch(slice(2)))
+        sampler.check_weights()
+        has_gaps = encoder_of(pair) is not None and not without_gradient(sampler)
     refined = None
     if refine:
         refined = refine_posterior(
@@ -105,7 +108,7 @@ def diagnose(
     guide = _per_datum(pair, data, num_samples, seed, progress)
     latents = collapse(pair, data, seed=seed, progress=progress)
     split = None
-    if num_gap_data and hasattr(getattr(pair.guide, "posterior", None), "encoder"):
+    if num_gap_data and has_gaps:
         split = gaps(pair, data.batch(slice(num_gap_data)), seed=seed, progress=progress)
     calibration = None
     if num_simulations:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import Count, Positive, Samples, Seed, checked
 from pyro_vae.data.dataset import Data
+from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks
 from pyro_vae.pairs.inputs import dataset_of
 from pyro_vae.pairs.log_weights import elbo, importance_bound, pareto_khat
-from pyro_vae.pairs.pair import AnyPair, Program
+from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.random_state import preserved_state
@@ -117,10 +118,10 @@ def gaps(
         The gaps of each datum in nats, as `Gaps`.
 
     Raises:
-        PairError: If a latent is outside the plate over the data, the guide's support leaves out
-            latents with p(x, z) > 0, or the guide is a point mass.
+        PairError: If a latent is outside the plate over the data or has no reparameterized samples,
+            the guide's support leaves out latents with p(x, z) > 0, or the guide is a point mass.
         ValueError: If the guide's encoder is unknown, does not return the parameters of q with one
-            row for each datum, or a latent cannot be reparameterized.
+            row for each datum, or a latent depends on the data by another network only.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -136,8 +137,8 @@ def gaps(
     See also: `diagnose`, `ais`, `plots.gaps`.
     """
     data = dataset_of(pair, x)
-    encoder = encoder or getattr(getattr(pair.guide, "posterior", None), "encoder", None)
-    if not isinstance(encoder, nn.Module):
+    encoder = encoder or encoder_of(pair)
+    if encoder is None:
         raise ValueError(
             "the guide has no posterior.encoder. Pass the module that returns the parameters of q "
             "for each datum as encoder="
@@ -168,13 +169,37 @@ def gaps(
     with unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
         sampler.check_weights()
+        if name := without_gradient(sampler):
+            raise PairError(
+                f"the guide has no reparameterized samples of latent {name!r}, so gradients of the "
+                "ELBO do not lead to its best q: gaps need a guide with rsample; "
+                "diagnose(num_gap_data=0) omits them"
+            )
         guide = sampler.programs.guide = GivenOutputs(pair.guide, encoder)
+        _check_all_latents(sampler, guide, data.batch(slice(2)))
         few = data.batch(slice(4))
         rows, _ = fitting(rows, num_particles, one_step, few, gradients=True)
         found = map_chunks(
             checked, score, rows=rows, seed=seed, description="inference gaps", progress=progress
         )
     return Gaps(**{name: values.numpy() for name, values in found.items()})
+
+
+def encoder_of(pair: PairLike) -> nn.Module | None:
+    """Return the encoder of a guide like those of the package, or None."""
+    encoder = getattr(getattr(pair.guide, "posterior", None), "encoder", None)
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
+def without_gradient(sampler: Sampler) -> str:
+    """Return the name of a latent of the guide without reparameterized samples, or "".
+
+    The gradient of one run of the ELBO is then not that of its mean.
+    """
+    with torch.no_grad(), preserved_state():
+        guide, _ = sampler.programs.run(batch_of(sampler.few), 1)
+    drawn = [name for name, site in guide.items() if not site.observed]
+    return next((name for name in drawn if not guide[name].distribution.has_rsample), "")
 
 
 class GivenOutputs(nn.Module):
@@ -289,6 +314,30 @@ def _encoded(
             "diagnose(num_gap_data=0) omits the gaps"
         )
     return calls[0]
+
+
+def _check_all_latents(sampler: Sampler, guide: GivenOutputs, batch: tuple[Tensor, ...]) -> None:
+    """Raise `ValueError` if a latent depends on the data, but not by the encoder's output.
+
+    Its part of q is that of another network, and no output of this one is the best q.
+    """
+    first = _encoded(sampler, guide, batch)
+    shifted = tuple(o + torch.linspace(0.5, 1, o.shape[-1]).to(o) for o in first)
+    several = len(batch[0]) > 1
+    moved = tuple(x.roll(1, dims=0) if several else torch.zeros_like(x) for x in batch)
+
+    def drawn(rows: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        with preserved_state(seed=0), guide.returning(output):
+            return sampler.draw(rows, 1).latents
+
+    latents, by_output, by_data = drawn(batch, first), drawn(batch, shifted), drawn(moved, first)
+    for name, z in latents.items():
+        if torch.equal(z, by_output[name]) and not torch.equal(z, by_data[name]):
+            raise ValueError(
+                f"latent {name!r} depends on the data, and not on the output of encoder=. Pass a "
+                "module that returns the parameters of q for all latents, such as the first "
+                "layers that its networks share; diagnose(num_gap_data=0) omits the gaps"
+            )
 
 
 def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

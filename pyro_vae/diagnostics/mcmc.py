@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyro
 import torch
 import xarray as xr
 from pyro import poutine
@@ -25,7 +26,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import dataset_of
-from pyro_vae.pairs.pair import AnyPair, PairLike, Program
+from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import (
     ConditionLatents,
@@ -37,6 +38,7 @@ from pyro_vae.pairs.sites import (
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
 
+STARTS = 100  # samples of the guide from which the first state of a chain is taken
 KERNELS: dict[str, Callable[..., HMC]] = {
     "nuts": NUTS,
     # About a quarter of the period of a Gaussian in the adapted metric (pi/2, steps rounded down).
@@ -87,8 +89,8 @@ def mcmc_draws(
           plots.
 
     Raises:
-        PairError: If model and guide do not fit each other or x (see `check`), or a latent is
-            outside the plate over the data.
+        PairError: If model and guide do not fit each other or x (see `check`), a latent is outside
+            the plate over the data, or p(x, z) is 0 at all of 100 samples of the guide.
         ValueError: If the kernel is unknown, a latent is discrete, or a number of samples, warm-up
             steps or chains is below one.
 
@@ -171,10 +173,9 @@ def _chain(
     num_samples: int,
     warmup_steps: int,
 ) -> _Chain:
-    start = poutine.trace(pair.guide).get_trace(*datum)
-    values = {name: node["value"].detach() for name, node in sample_sites(start)}
     model = WithoutWeights()(pair.model)  # a weight of the KL divergence is no part of p(x, z)
-    mover = kernel(model, init_strategy=init_to_value(values=values))
+    start = init_to_value(values=_first_state(model, pair.guide, datum))
+    mover = kernel(model, init_strategy=start)
     diagnostics = {}
 
     def remember(mover: HMC, params: object, stage: str, i: int) -> None:
@@ -190,6 +191,24 @@ def _chain(
         diverging=np.isin(np.arange(num_samples), diagnostics["divergences"]),
         acceptance_rate=diagnostics["acceptance rate"],
         step_size=mover.step_size,
+    )
+
+
+def _first_state(model: Program, guide: Program, datum: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return a sample of the guide at which p(x, z) is positive.
+
+    Raises:
+        PairError: If there is none among `STARTS` samples.
+    """
+    for _ in range(STARTS):
+        start = poutine.trace(guide).get_trace(*datum)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            joint = poutine.trace(poutine.replay(model, trace=start)).get_trace(*datum)
+            if torch.as_tensor(joint.log_prob_sum()).isfinite():
+                return {name: node["value"].detach() for name, node in sample_sites(start)}
+    raise PairError(
+        f"log p(x, z) is not finite at {STARTS} samples of the guide, so a chain cannot start: "
+        "train the guide, or check that x is possible under the model"
     )
 
 

@@ -36,7 +36,8 @@ class TrustCard:
             and `encoder_log_likelihood` and, with simulations, `typicality`: the share of data
             simulated from the model that are less probable.
         latents: Use of the latents.
-        gaps: Inference gaps of the first data; None if the guide has no encoder to optimize.
+        gaps: Inference gaps of the first data; None if the guide has no encoder to optimize, or a
+            latent without reparameterized samples.
         calibration: Tree of `pyro_vae.sbc` for the proposal; None if it was not computed.
         khat_threshold: Limit of k-hat; above it, log p(x) of a datum is unreliable.
         num_samples: K, number of weighted samples for each datum.

@@ -135,10 +135,8 @@ class CheckedRows:
         # Generated guides do not read x.
         self._guide = pair.guide if guide and not is_automatic(pair.guide) else None
 
-        def observe(batch: Batch) -> Observed:
-            return _observed(pair, batch)
-
         few = data.batch(slice(8))
+        observe = functools.partial(_observed, pair)
         self._check = SupportCheck(observe, batch_of(few), gradients=gradients)
         self._check_batch(few, 0)
         if data.binarization in ("dynamic", "threshold") and self._check.fixed is not None:

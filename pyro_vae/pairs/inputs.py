@@ -226,10 +226,18 @@ def explanation(x: object, error: Exception, *programs: object) -> str:
             "x holds NaN entries. Replace or drop them, or wrap the encoder in networks.WithMask "
             "and the likelihood in likelihoods.Missing"
         )
+    if x.dim() and not len(x):
+        return f"x must hold at least one datum, got shape {tuple(x.shape)}"
     if "dtype" in text and x.dtype == torch.float64:
         return (
             "x is float64, but other tensors of the program are not. Convert x by x.float(), or "
             "the modules by .double()"
+        )
+    if "dtype" in text and x.is_floating_point() and x.dtype != dtype_of(*programs):
+        kind = str(x.dtype).removeprefix("torch.")
+        return (
+            f"x is {kind}, but other tensors of the program are not. Convert x to their dtype, as "
+            f"by x.double(), or the modules by .to(x.dtype)"
         )
     if not x.is_floating_point() and ("dtype" in text or "Long" in text):
         return (

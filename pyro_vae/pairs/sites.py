@@ -77,11 +77,27 @@ class SiteDraws:
     def per_datum(self, plate: str) -> Tensor:
         """Return the log density summed over all plates but one, shape `(samples, data)`."""
         others = [1 + i for i, name in enumerate(self.plates) if name != plate]
-        return self.log_prob.sum(others) if others else self.log_prob
+        log_prob = self._precise()
+        return log_prob.sum(others) if others else log_prob
 
     def joint(self) -> Tensor:
         """Return the log density summed over all plates, shape `(samples,)`."""
-        return self.log_prob.flatten(1).sum(1) if self.plates else self.log_prob
+        log_prob = self._precise()
+        return log_prob.flatten(1).sum(1) if self.plates else log_prob
+
+    def _precise(self) -> Tensor:
+        """Return the log density.
+
+        Raises:
+            PairError: If it has 16 bits: nats are lost, and more in sums.
+        """
+        if self.log_prob.dtype in (torch.float16, torch.bfloat16):
+            raise PairError(
+                f"log densities in {self.log_prob.dtype} are rounded to 2 or 3 digits; expected "
+                "torch.float32 or torch.float64: convert pair and data by .float(). "
+                "SVI(precision='bf16') trains in bfloat16 with parameters in float32"
+            )
+        return self.log_prob
 
 
 Sites: TypeAlias = dict[str, SiteDraws]

@@ -101,18 +101,23 @@ def _shapes(settings: JSONObject) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_same(expected: Tensor, found: Tensor) -> None:
-    """Check log p(x, z) of the model and data at hand against those that were saved.
+def changed(expected: Tensor, found: Tensor, start: int) -> str:
+    """Compare log p(x, z) of the model and data at hand with those that were kept.
 
-    Raises:
-        CheckpointError: If they differ, because model or data are others.
+    Args:
+        expected: Kept values, shape `(num_data,)`.
+        found: Values now.
+        start: Position of the first datum.
+
+    Returns:
+        The first difference, which shows that model or data are others; "" if there is none.
     """
     error = (found.double() - expected.double()).abs() / (1 + expected.double().abs())
     bad = ~(error < TOLERANCE)
-    if bad.any():
-        place = int(torch.argmax(bad.to(torch.int8)))
-        raise CheckpointError(
-            f"the posterior was saved for another model or other data: log p(x, z) of datum "
-            f"{place} was {float(expected[place]):.6g} and is {float(found[place]):.6g}. Load it "
-            "with the pair and the data of refine"
-        )
+    if not bad.any():
+        return ""
+    place = int(torch.argmax(bad.to(torch.int8)))
+    return (
+        f"log p(x, z) of datum {start + place} was {float(expected[place]):.6g} and is "
+        f"{float(found[place]):.6g}"
+    )

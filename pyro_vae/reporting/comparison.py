@@ -17,6 +17,7 @@ from pyro_vae.distributions.entrywise import PartlyObserved, SideBySide, support
 from pyro_vae.distributions.independent import unwrap_independent
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.models.any_vae import AnyVAE
+from pyro_vae.runtime.random_state import preserved_state
 from pyro_vae.runtime.tables import rendered
 
 
@@ -111,7 +112,7 @@ def _difference(data: Dataset, other: Dataset) -> str:
 def _is_discrete(vae: AnyVAE, data: Dataset) -> torch.Tensor:
     """Return whether each entry of x has a probability, not a density."""
     x, *context = data.batch(slice(1))
-    with torch.no_grad():
+    with torch.no_grad(), preserved_state(seed=0):
         entries = unwrap_independent(vae.decode(vae.encode(x, *context).sample(), *context))
     if isinstance(entries, PartlyObserved):
         entries = entries.entries

@@ -31,6 +31,9 @@ def test_elpd_says_what_it_lacks():
     )
     with pytest.raises(ValueError, match="the tree has no log_weight"):
         pv.elpd_marginal(tree)
+    for other in (vae, pv.evaluate(vae, x, num_samples=2), tree["posterior"].to_dataset(), None):
+        with pytest.raises(pv.ArgumentError, match="expected a tree of from_pyro_svi, got"):
+            pv.elpd_marginal(other)
 
 
 def test_a_narrow_guide_shows_in_khat_and_a_right_one_does_not():

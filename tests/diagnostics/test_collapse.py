@@ -1,7 +1,11 @@
 """Collapsed latents are distinguished from used ones."""
 
+import warnings
+
 import numpy as np
+import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 import pyro_vae as pv
@@ -25,3 +29,67 @@ def test_collapse_is_told_from_use():
     assert idle.collapsed
     assert "no latent depends on x" in idle.verdict
     assert np.abs(idle.kl).max() < 0.01
+
+
+PROBS = torch.tensor([0.5, 0.3, 0.2])
+
+
+def bernoulli_kl(q, p):
+    # One-hot codes of a datum may be certain, with a divergence of 0 log 0 = 0 in the other value.
+    return torch.xlogy(q, q / p) + torch.xlogy(1 - q, (1 - q) / (1 - p))
+
+
+def of_logits(x):
+    return 4 * torch.stack([x, 0 * x, -9 * x], -1)
+
+
+# kind: (prior, guide of x, KL of each entry from both)
+DISCRETE = {
+    "one-hot": (
+        dist.OneHotCategorical(PROBS),
+        lambda x: dist.OneHotCategorical(logits=of_logits(x)),
+        lambda q: bernoulli_kl(q.probs, PROBS),
+    ),
+    "labels": (
+        dist.Categorical(PROBS),
+        lambda x: dist.Categorical(logits=of_logits(x)),
+        lambda q: torch.xlogy(q.probs, q.probs / PROBS).sum(-1),
+    ),
+    "certain": (
+        dist.Bernoulli(0.3),
+        lambda x: dist.Bernoulli((x > 0.5).float()),
+        lambda q: bernoulli_kl(q.probs, torch.tensor(0.3)),
+    ),
+    "vector": (
+        dist.Bernoulli(PROBS).to_event(1),
+        lambda x: dist.Bernoulli(torch.stack([x, 1 - x, x], -1)).to_event(1),
+        lambda q: bernoulli_kl(q.base_dist.probs, PROBS),
+    ),
+    "counts": (
+        dist.Poisson(0.5),
+        lambda x: dist.Poisson(0.2 + x),
+        lambda q: torch.distributions.kl_divergence(q, dist.Poisson(torch.tensor(0.5))),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DISCRETE)
+def test_the_kl_of_discrete_latents(kind):
+    prior, posterior, kl = DISCRETE[kind]
+    x = torch.rand(60, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior).float()
+            pyro.sample("x", dist.Normal(z.reshape(len(x), -1).sum(1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior(x))
+
+    with warnings.catch_warnings():
+        # A guide of probability zero is refused by the scores; its KL is still defined.
+        warnings.simplefilter("error")
+        found = pv.collapse(pv.Pair(model, guide), x, num_samples=500)
+    exact = kl(posterior(x)).mean(0)
+    np.testing.assert_allclose(found.kl, np.atleast_1d(exact.numpy()), atol=0.03)

@@ -213,3 +213,28 @@ def test_bad_input_gets_a_sentence(given, settings, sentence):
     pair, x = given()
     with pytest.raises(ValueError, match=sentence):
         few(pair, x, **settings)
+
+
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+def test_a_chain_starts_where_the_density_is_positive(shift):
+    x = torch.tensor([-1.0, 0.0, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("near", torch.where((z - x).abs() < 0.5, 0.0, -torch.inf))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + shift, 2.0))
+
+    draw = lambda: pv.mcmc_draws(  # noqa: E731
+        pv.Pair(model, guide), x, num_samples=20, warmup_steps=10, num_chains=1
+    )
+    if shift:
+        with pytest.raises(pv.PairError, match="not finite at 100 samples of the guide"):
+            draw()
+        return
+    z = draw()["posterior/z"].to_numpy()
+    assert (np.abs(z - x.numpy()) < 0.5).all()

@@ -88,3 +88,28 @@ def test_both_directions_on_simulated_data(name):
     near = x.abs().numpy() < 1  # far from the prior's mode, weights have heavy tails
     check_mean_one(np.exp(bounds.lower - exact)[near])
     check_mean_one(np.exp(exact - bounds.upper)[near])
+
+
+PROBS = torch.tensor([0.2, 0.7, 0.4])
+IGNORES_Z = {
+    "no latent": lambda z: PROBS.expand(*z.shape[:-1], 3),
+    "a step": lambda z: torch.where(z[..., :1] > 0, PROBS, PROBS),
+}
+
+
+@pytest.mark.parametrize("prior", ["StandardNormal", "Laplace", "StudentT"])
+@pytest.mark.parametrize("kind", IGNORES_Z)
+def test_a_likelihood_without_a_gradient_has_exact_bounds(prior, kind):
+    """As of a decoder that ignores z, after the collapse of the posterior."""
+    vae = pv.VAE(
+        getattr(pv.priors, prior)(2),
+        lambda z: dist.Bernoulli(IGNORES_Z[kind](z)).to_event(1),
+        pv.guides.DiagonalNormal(pv.networks.MLP(3, [], 4)),
+    )
+    x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    bounds = pv.ais(vae, x, num_temperatures=3, num_chains=2, num_leapfrog=2)
+    exact = dist.Bernoulli(PROBS).log_prob(x).sum(1)
+    np.testing.assert_allclose(bounds.lower, exact.numpy(), atol=1e-5)
+    simulated, both = pv.bidirectional(vae, x, num_data=2, num_temperatures=3, num_leapfrog=2)
+    exact = dist.Bernoulli(PROBS).log_prob(simulated).sum(1).numpy()
+    np.testing.assert_allclose([both.lower, both.upper], [exact, exact], atol=1e-5)

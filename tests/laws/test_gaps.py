@@ -115,3 +115,73 @@ def test_a_guide_without_one_output_for_each_datum_is_refused(mean, sentence):
 
     with pytest.raises(ValueError, match=sentence):
         pv.gaps(pv.Pair(pair.model, guide), torch.randn(4, 4), encoder=pair.encoder, num_steps=2)
+
+
+class TwoLatents(nn.Module):
+    """A pair whose guide is `kind`; both latents of a datum have one entry."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.encoder, self.other = kind, nn.Linear(2, 4), nn.Linear(2, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            if self.kind in ("discrete", "discrete, one network"):
+                a = pyro.sample("a", dist.Bernoulli(0.5))
+            else:
+                a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.stack([a, b], -1), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc, raw, first, second = self.encoder(x).unbind(-1)
+        others = self.other(x).unbind(-1)
+        a = {
+            "two networks": lambda: dist.Normal(others[0], others[1].exp()),
+            "discrete": lambda: dist.Bernoulli(logits=others[0]),
+            "discrete, one network": lambda: dist.Bernoulli(logits=first),
+            "one network": lambda: dist.Normal(first, second.exp()),
+            "not amortized": lambda: dist.Normal(0.0, 1.0).expand(loc.shape),
+        }[self.kind]()
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", a)
+            pyro.sample("b", dist.Normal(loc, raw.exp()))
+
+
+@pytest.mark.parametrize("num_data", [1, 5])
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("two networks", "latent 'a' depends on the data, and not on the output of encoder="),
+        ("discrete", "no reparameterized samples of latent 'a'"),
+        ("discrete, one network", "no reparameterized samples of latent 'a'"),
+        ("one network", ""),
+        ("not amortized", ""),
+    ],
+)
+def test_the_best_q_is_that_of_all_latents(kind, sentence, num_data):
+    torch.manual_seed(0)
+    pair, x = TwoLatents(kind), torch.randn(num_data, 2)
+    if sentence:
+        with pytest.raises(ValueError, match=sentence):
+            pv.gaps(pair, x, encoder=pair.encoder, num_steps=2)
+        return
+    split = pv.gaps(pair, x, encoder=pair.encoder, num_samples=SAMPLES)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1).numpy()
+    if kind == "one network":  # its family contains the posterior
+        assert abs(split.best_elbo - exact).max() < 0.02
+    assert (split.best_elbo < exact + 0.02).all()
+
+
+@pytest.mark.parametrize("kind", ["Categorical", "Mixed"])
+def test_diagnose_omits_the_gaps_of_discrete_latents(kind):
+    c = pv.priors.Categorical(3), pv.guides.Categorical(pv.networks.MLP(4, [], 3))
+    vae = pv.VAE(c[0], pv.likelihoods.Bernoulli(pv.networks.MLP(3, [], 4)), c[1])
+    if kind == "Mixed":
+        z = pv.priors.StandardNormal(1), pv.guides.DiagonalNormal(pv.networks.MLP(4, [], 2))
+        x = pv.likelihoods.Bernoulli(pv.networks.MLP(4, [], 4))
+        vae = pv.MixedVAE(c[0], z[0], x, c[1], z[1])
+    with pytest.raises(pv.PairError, match="no reparameterized samples of latent"):
+        pv.gaps(vae, torch.ones(2, 4), num_steps=2)
+    card = pv.diagnose(vae, torch.ones(2, 4), num_samples=30, num_simulations=0)
+    assert card.gaps is None
