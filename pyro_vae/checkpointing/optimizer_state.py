@@ -147,9 +147,11 @@ def restore(
     else:
         groups = optimizer.state_dict()["param_groups"]
         filled = {i: entry for i, entry in enumerate(entries) if entry}
+        defaults = dict(optimizer.defaults)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Casting complex values to real")
             optimizer.load_state_dict({"state": filled, "param_groups": groups})
+        optimizer.defaults = defaults  # torch adds one, which later groups would have
         _keep_dtypes(optimizer, parameters, entries)
 
 

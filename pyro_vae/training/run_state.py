@@ -1,5 +1,6 @@
 """The state of a training run: counters, weights, random states, clocks."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +138,7 @@ class RunState:
         if self.train.loader is not None:
             self.train.loader.set_state(states)
 
-    def draw_batches(self, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    def draw_batches(self, batch_size: int, num_batches: int) -> Iterator[tuple[Tensor, ...]]:
         """Draw the order of an epoch, or draw it again, and return its remaining batches."""
         now = self.generator.get_state()
         is_resumed = self.progress.batch > 0
@@ -148,6 +149,9 @@ class RunState:
         if self.train.loader is not None:
             self.loader_at_start = self.train.loader.state()
         order = self.train.order(self.generator, batch_size, self.progress.batch)
+        if self.train.loader is None:  # a loader ends by itself
+            # Without the rows that `drop_last` leaves out, also if no step of the epoch is left.
+            order = itertools.islice(order, num_batches - self.progress.batch)
         if is_resumed:
             self.generator.set_state(now)
         return self.train.batches(order, self.generator)
@@ -160,7 +164,8 @@ class RunState:
         self.progress.batch += 1
         self.progress.total -= loss * num_data
         self.progress.num_seen += num_data
-        self.rates.advance(self.svi.optim.optimizer, self.progress.rate_factor)
+        optim = self.svi.optim
+        self.rates.advance(optim.optimizer, self.progress.rate_factor, optim.changes.first)
 
     def add_to_average(self, kind: Kind) -> None:
         """Add the weights after a step to their average."""

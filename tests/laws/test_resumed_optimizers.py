@@ -117,6 +117,7 @@ CHANGING = {
     "two groups that change": functools.partial(two_groups, kind=ClippedAdam, lrd=0.9),
     "tensor as rate": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(1e-2)),
 }
+LATE = {name: CHANGING[name] for name in ("lrd of pyro", "settings", "attributes", "tensor as rate")}
 RATES = {
     "no schedule": None,
     "chained": lambda optimizer, n: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
@@ -152,7 +153,7 @@ class Pair(nn.Module):
 def fit(pair, folder, **settings):
     torch.manual_seed(0)
     options = {"epochs": 4, "batch_size": 8, "checkpoint_seconds": 0, "progress": False}
-    return pv.fit(pair, X, out=folder, **options, **settings)
+    return pv.fit(pair, X, out=folder, **options | settings)
 
 
 def weights(folder):
@@ -160,12 +161,13 @@ def weights(folder):
     return checkpoint_store.read(newest)[0]
 
 
-def assert_resumed(make, tmp_path, monkeypatch, steps=6, **settings):
+def assert_resumed(make, tmp_path, monkeypatch, steps=(6,), **settings):
     fit(make(), tmp_path / "whole", **settings)
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stop):
-            fit(make(), tmp_path / "parts", **settings)
+    for number in steps:
+        with monkeypatch.context() as patch:
+            stop_after(patch, number)
+            with pytest.raises(Stop):
+                fit(make(), tmp_path / "parts", resume=number != steps[0], **settings)
     fit(make(), tmp_path / "parts", resume=True, **settings)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -263,6 +265,22 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
         assert_resumed(make, tmp_path, monkeypatch)
 
 
+class Late(Pair):
+    """A parameter appears when the weights, which are restored, have moved far enough."""
+
+    constraint = constraints.simplex
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("start", self.decoder.weight.detach().clone())
+
+    def model(self, x):
+        if bool((self.decoder.weight - self.start).abs().max() > 0.03):
+            late = pyro.param("late", torch.full((6,), 1 / 6), constraint=self.constraint)
+            pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
+        super().model(x)
+
+
 @pytest.mark.thinned(5)
 @pytest.mark.parametrize("schedule", [None, "cosine"])
 @pytest.mark.parametrize(
@@ -272,28 +290,24 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
 def test_a_parameter_that_appears_late_is_read_back(
     optimizer, constraint, schedule, tmp_path, monkeypatch
 ):
-    class Late(Pair):
-        @property
-        def has_late(self):  # a function of the weights, which are restored
-            return bool((self.decoder.weight - self.start).abs().max() > 0.03)
-
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("start", self.decoder.weight.detach().clone())
-
-        def model(self, x):
-            if self.has_late:
-                initial = torch.full((6,), 1 / 6)
-                late = pyro.param("late", initial, constraint=constraint)
-                pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
-            super().model(x)
-
+    monkeypatch.setattr(Late, "constraint", constraint)
     rates = {}
     if schedule:
         rates = {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR}
     kind = functools.partial(getattr(torch.optim, optimizer), lr=1e-2)
     with pyro.get_param_store().scope():
-        assert_resumed(Late, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
+        assert_resumed(Late, tmp_path, monkeypatch, steps=(12,), optimizer=kind, **rates)
+
+
+@pytest.mark.parametrize("schedule", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("optimizer", LATE.values(), ids=LATE)
+def test_the_settings_of_a_late_group_are_those_before_its_first_step(
+    optimizer, schedule, tmp_path, monkeypatch
+):
+    # The second part creates the group after a state was loaded, the third one is compared with it.
+    options = {"optimizer": optimizer, "schedule": schedule, "epochs": 6}
+    with pyro.get_param_store().scope():
+        assert_resumed(Late, tmp_path, monkeypatch, steps=(2, 14), **options)
 
 
 @pytest.mark.parametrize(
