@@ -10,8 +10,8 @@ from pyro_vae.checkpointing.resumable import CALLBACK, FINISHED, Progress
 from pyro_vae.distributed import gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
-from pyro_vae.training.run_state import RunState
-from pyro_vae.training.running import is_due, own_batch, save
+from pyro_vae.training.run_state import RunState, own_batch
+from pyro_vae.training.running import is_due, save
 from pyro_vae.training.setup import FitConfig, Job
 from pyro_vae.training.validation import _validate
 from pyro_vae.training.watching import observe

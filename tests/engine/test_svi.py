@@ -85,7 +85,8 @@ def test_steps_with_a_share_are_averaged_whatever_was_prepared(monkeypatch, prep
     first, _, _ = train_vae(OPTIMIZERS["Adam"], True, steps=2)
     resumed = SVI(first.model, first.guide, first.optim, Trace_ELBO(), compile=True)
     data = batches()[2:6]
-    resumed.prepare_of(data[0], {}, prepared)
+    compiled = {"enabled": True, "started": True, "sizes": [{"steps": 0, "compiled": True}]}
+    resumed.restore_compilation([(data[0], prepared)], compiled)
     for args in data[:3]:
         resumed.step_of(args, {}, 0.5)
     resumed.step_of(data[3], {}, 0.25)

@@ -133,7 +133,8 @@ def rows_in_memory(folder):
 
 
 def dynamic_pixels(folder):
-    return pv.data.Dataset(torch.randint(0, 256, (11, 3), dtype=torch.uint8), binarization="dynamic")
+    pixels = torch.randint(0, 256, (11, 3), dtype=torch.uint8)
+    return pv.data.Dataset(pixels, binarization="dynamic")
 
 
 def rows_on_disk(folder):
