@@ -218,8 +218,30 @@ def test_other_trained_parameters_are_refused(first, tmp_path):
 def test_another_number_of_groups_is_refused(tmp_path):
     fit(Pair(), tmp_path, optimizer=two_groups)
     other = functools.partial(torch.optim.Adam, lr=1e-2)
-    with pytest.raises(pv.CheckpointError, match="1 parameter groups of the optimizer, it had 2"):
+    with pytest.raises(pv.CheckpointError, match=r"1 parameter groups of the optimizer, it had 2"):
         fit(Pair(), tmp_path, optimizer=other, resume=True)
+
+
+@pytest.mark.parametrize("schedule", [None, pv.schedules.one_cycle])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, ClippedAdam])
+def test_a_callback_may_add_a_group(kind, schedule, tmp_path):
+    pair = Pair()
+    first, *others = pair.decoder.parameters()
+    optimizer = kind([first], lr=1e-2)
+
+    def unfreeze(entry):
+        if entry["epoch"] == 2:
+            optimizer.add_param_group({"params": others, "lr": 1e-3})
+
+    before = [p.detach().clone() for p in others]
+    options = {"optimizer": optimizer, "callback": unfreeze, "schedule": schedule}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(pair, tmp_path, **options).num_steps == 16
+    assert not any(map(torch.equal, before, others))
+    options["optimizer"] = kind([first], lr=1e-2)
+    with pytest.raises(pv.CheckpointError, match=r"1 parameter groups .* it had 2"):
+        fit(pair, tmp_path, resume=True, **options)
 
 
 def test_a_hook_that_changes_a_setting_is_not_the_optimizer(tmp_path):
@@ -300,7 +322,7 @@ def test_a_parameter_that_appears_late_is_read_back(
 
 
 @pytest.mark.parametrize("schedule", RATES.values(), ids=RATES)
-@pytest.mark.parametrize("optimizer", map(CHANGING.get, OF_LATE), ids=OF_LATE)
+@pytest.mark.parametrize("optimizer", [CHANGING[name] for name in OF_LATE], ids=OF_LATE)
 def test_the_settings_of_a_late_group_are_those_before_its_first_step(
     optimizer, schedule, tmp_path, monkeypatch
 ):
