@@ -296,11 +296,12 @@ class SVI(pyro.infer.SVI):
         args: Arguments,
         kwargs: Keywords,
         share: float | None,
-        observe: Callable[[list[Tensor]], None] | None = None,
+        observe: Callable[[list[Tensor], tuple[float, ...]], None] | None = None,
     ) -> LossValue:
         """Take the step without a compiled program; return the loss.
 
-        If `observe` is given, it is called with the parameters before the update.
+        If `observe` is given, it is called with the parameters before the update and the losses of
+        this process.
         """
         first = self._modules is None
         if self._modules is None:
@@ -310,7 +311,7 @@ class SVI(pyro.infer.SVI):
         if first:  # the first run may create the parameters
             claim_parameters(self.model, self.guide)
         if observe is not None:
-            observe(parameters)
+            observe(parameters, loss_values(loss))
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.

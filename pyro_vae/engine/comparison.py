@@ -19,7 +19,7 @@ from pyro_vae.engine.backward_passes import backward_passes
 from pyro_vae.engine.capture import same_strides
 from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep
 from pyro_vae.engine.signatures import Call
-from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
+from pyro_vae.engine.step import StepProtocol, loss_values
 from pyro_vae.engine.tolerances import (
     COMPILED,
     DIRECT,
@@ -160,14 +160,18 @@ class Comparison:
         )
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
+        self._eager_losses: tuple[float, ...] = ()
         self._finding: NotCompilable | None = None
 
-    def observe(self, parameters: list[Tensor]) -> None:
-        """Note which parameters have gradients in the eager step, before its update.
+    def observe(self, parameters: list[Tensor], losses: tuple[float, ...]) -> None:
+        """Note the losses of the eager step, and which parameters have gradients.
+
+        It is called before the update, in which several processes average losses and gradients.
 
         If the program has no optimizers and its gradients agree, the update uses them, so that the
         run does not depend on the steps that are verified.
         """
+        self._eager_losses = losses
         gradients = {p: p.grad for p in parameters if p.grad is not None}
         self._trained = set(gradients)
         ours = self.program.capture.parameters
@@ -253,17 +257,14 @@ class Comparison:
         """Whether the program declined the step: a guard or a loss that is not finite."""
         return not all(map(math.isfinite, (x.item() for x in self._losses)))
 
-    def check(self, loss: LossValue) -> None:
+    def check(self) -> None:
         """Compare with the eager step, which has been taken.
-
-        Args:
-            loss: Loss of the eager step.
 
         Raises:
             NotCompilable: If losses, gradients, updates or random numbers differ.
         """
         program, tolerance = self.program, self._tolerance
-        _check_losses(program, self._losses, loss_values(loss), tolerance)
+        _check_losses(program, self._losses, self._eager_losses, tolerance)
         if self._trained != set(program.capture.parameters):
             raise NotCompilable("its parameters change from step to step")
         if self._finding is not None:

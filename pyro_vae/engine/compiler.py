@@ -227,7 +227,7 @@ class Compiler:
         if not (self.enabled and self._at_once):
             return
         if not state["enabled"]:
-            self._switch_off("it ended before the checkpoint of this run")
+            self._switch_off("compilation had ended before the checkpoint")
             return
         try:
             calls = [Call(args, {}, share, *split(args, {})) for args, share in batches]
