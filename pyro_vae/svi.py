@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Annotated, Literal, Self, TypeAlias, TypeGuard
 
 import pyro.infer
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyro_vae import distributed
 from pyro_vae.arguments import Instance, checked
 from pyro_vae.engine.bfloat16 import LayersInBFloat16
-from pyro_vae.engine.compiler import Compiler
+from pyro_vae.engine.compiler import Batch, Compiler
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.inductor import can_compile
 from pyro_vae.engine.matmul import fast_layers
@@ -38,6 +38,7 @@ from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.particles import accepts_particles
 from pyro_vae.pairs.sites import CheckGivenRows, parameters_of, plate_nesting
 from pyro_vae.runtime.allocator import keep_freed_memory
+from pyro_vae.runtime.files import JSONObject
 
 Compile: TypeAlias = bool | Literal["auto"]
 
@@ -209,17 +210,17 @@ class SVI(pyro.infer.SVI):
             return torch.as_tensor(self._compiler.repeat_eagerly(args, kwargs, None))
         return loss[0]
 
-    def prepare(self, *args: object, **kwargs: object) -> None:
-        """Compile now for arguments of these shapes, if `compile=True` and a run is resumed.
+    def compilation(self, batches: Iterable[Batch]) -> JSONObject:
+        """Return the state of compilation for arguments and shares of `step_of` like these."""
+        return self._compiler.state(batches)
 
-        A run that is resumed within an epoch then has the programs that it had before, whatever the
-        shape of its next batch. Parameters and random state do not change.
+    def restore_compilation(self, batches: Iterable[Batch], state: JSONObject) -> None:
+        """Compile the programs that a run had when `compilation` was called, if `compile=True`.
+
+        Compiled sums round differently, so a resumed run compiles the same steps. Parameters and
+        random state do not change.
         """
-        self.prepare_of(args, kwargs)
-
-    def prepare_of(self, args: Arguments, kwargs: Keywords, share: float | None = None) -> None:
-        """Compile as `prepare` does, for steps with `step_of`; `share` is None or not, as there."""
-        self._compiler.prepare(args, kwargs, share)
+        self._compiler.restore(batches, state)
 
     @property
     def update_outside(self) -> bool:
@@ -295,11 +296,12 @@ class SVI(pyro.infer.SVI):
         args: Arguments,
         kwargs: Keywords,
         share: float | None,
-        observe: Callable[[list[Tensor]], None] | None = None,
+        observe: Callable[[list[Tensor], tuple[float, ...]], None] | None = None,
     ) -> LossValue:
         """Take the step without a compiled program; return the loss.
 
-        If `observe` is given, it is called with the parameters before the update.
+        If `observe` is given, it is called with the parameters before the update and the losses of
+        this process.
         """
         first = self._modules is None
         if self._modules is None:
@@ -309,7 +311,7 @@ class SVI(pyro.infer.SVI):
         if first:  # the first run may create the parameters
             claim_parameters(self.model, self.guide)
         if observe is not None:
-            observe(parameters)
+            observe(parameters, loss_values(loss))
         values = self.update(loss_values(loss), parameters, share)
         if not all(map(math.isfinite, values)) and self.any_process(False, share):
             # The compiled step of another process was declined. All processes repeat the step.

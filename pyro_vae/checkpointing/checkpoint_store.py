@@ -80,6 +80,8 @@ _OPTIMIZER = Record(
     {"additions": ListOf(ListOf(Text())), "attributes": Record()},
 )
 _PATHS = ListOf(Text())
+_SIZE = Record({"rows": PLACE, "steps": COUNT, "compiled": Flag()})
+_COMPILATION = Record({"enabled": Flag(), "started": Flag(), "sizes": ListOf(_SIZE)})
 SCHEMA = Record(
     {
         "progress": _PROGRESS,
@@ -100,6 +102,7 @@ SCHEMA = Record(
             }
         ),
         "rates": ListOf(ListOf(Number())),
+        "compilation": _COMPILATION,
     },
 )
 

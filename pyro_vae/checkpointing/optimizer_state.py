@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pyro_vae.checkpointing.fingerprint import plain, refuse_other
 from pyro_vae.checkpointing.identity import code_of
-from pyro_vae.engine.optimizer_values import Settings, attributes_of, set_values
+from pyro_vae.engine.optimizer_values import Settings, attributes_of, set_values, settings_of
 from pyro_vae.engine.torch_optim import TorchOptim
 from pyro_vae.runtime.files import CheckpointError, JSONObject
 
@@ -54,6 +54,8 @@ def saved(
             "are not parameters of the run"
         )
     kind = type(optimizer).__name__
+    # A callback may have added a group, which has taken no step.
+    first = [*unscheduled, *map(settings_of, optimizer.param_groups[len(unscheduled) :])]
     state["additions"] = [[names[p] for p in added] for added in optim.additions]
     state["groups"] = [
         {
@@ -64,7 +66,7 @@ def saved(
                 _only(group, own.settings), tensors, f"of a parameter group of {kind}"
             ),
         }
-        for group, start in zip(optimizer.param_groups, unscheduled, strict=True)
+        for group, start in zip(optimizer.param_groups, first, strict=True)
     ]
     attributes = _only(attributes_of(optimizer), own.attributes)
     state["attributes"] = _encoded_entries(attributes, tensors, f"of {kind}")
@@ -147,9 +149,11 @@ def restore(
     else:
         groups = optimizer.state_dict()["param_groups"]
         filled = {i: entry for i, entry in enumerate(entries) if entry}
+        defaults = dict(optimizer.defaults)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Casting complex values to real")
             optimizer.load_state_dict({"state": filled, "param_groups": groups})
+        optimizer.defaults = defaults  # torch adds one, which later groups would have
         _keep_dtypes(optimizer, parameters, entries)
 
 

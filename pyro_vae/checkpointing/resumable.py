@@ -104,6 +104,7 @@ class Resumable(Protocol):
         settings: Settings and fingerprint of the run, in their JSON form.
         identity: Settings, constants and code that the programs read.
         late: Names of restored parameters that have not yet appeared in the programs.
+        compilation_then: Result of `compilation` then; None in a checkpoint of an older version.
     """
 
     generator: torch.Generator
@@ -115,6 +116,7 @@ class Resumable(Protocol):
     settings: JSONObject
     identity: Identity
     late: set[str]
+    compilation_then: JSONObject | None
 
     @property
     def svi(self) -> TrainingStep:
@@ -126,6 +128,9 @@ class Resumable(Protocol):
 
     def settings_of(self, then: JSONObject) -> JSONObject:
         """Return the settings of this run with the number of epochs of an earlier part of it."""
+
+    def compilation(self) -> JSONObject:
+        """Return for which sizes of minibatches there are compiled programs."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, each once."""

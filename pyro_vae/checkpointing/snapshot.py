@@ -62,6 +62,7 @@ def snapshot(run: Resumable) -> Checkpoint:
         ],
         "trained": [names[parameter] for parameter in svi.trained],
         "update_outside": svi.update_outside,
+        "compilation": run.compilation(),
     }
     if svi.optim.optimizer is not None:
         state["rates"] = run.rates.sampled(svi.optim.optimizer)
@@ -153,6 +154,7 @@ def _restore(run: Resumable, saved: dict[str, Tensor], state: JSONObject) -> Non
     if extends and (ended or then["patience"] != now["patience"]):
         progress.stopped = None
     run.loader_state = state.get("loader", {})
+    run.compilation_then = state.get("compilation")
     run.progress = progress
 
 

@@ -19,7 +19,7 @@ from pyro_vae.engine.backward_passes import backward_passes
 from pyro_vae.engine.capture import same_strides
 from pyro_vae.engine.compiled_step import BUFFERS, CompiledStep
 from pyro_vae.engine.signatures import Call
-from pyro_vae.engine.step import LossValue, StepProtocol, loss_values
+from pyro_vae.engine.step import StepProtocol, loss_values
 from pyro_vae.engine.tolerances import (
     COMPILED,
     DIRECT,
@@ -160,14 +160,18 @@ class Comparison:
         )
         self._random = random_state()
         self._trained: set[Tensor] = set()  # parameters with a gradient in the eager step
+        self._eager_losses: tuple[float, ...] = ()
         self._finding: NotCompilable | None = None
 
-    def observe(self, parameters: list[Tensor]) -> None:
-        """Note which parameters have gradients in the eager step, before its update.
+    def observe(self, parameters: list[Tensor], losses: tuple[float, ...]) -> None:
+        """Note the losses of the eager step, and which parameters have gradients.
+
+        It is called before the update, in which several processes average losses and gradients.
 
         If the program has no optimizers and its gradients agree, the update uses them, so that the
         run does not depend on the steps that are verified.
         """
+        self._eager_losses = losses
         gradients = {p: p.grad for p in parameters if p.grad is not None}
         self._trained = set(gradients)
         ours = self.program.capture.parameters
@@ -240,9 +244,11 @@ class Comparison:
 
         A resumed run verifies other steps, and has the same numbers nevertheless.
         """
-        if self.program.optimizers is not None:
-            with torch.no_grad():
-                for tensor, copy in self._written:
+        outside = self.program.capture.parameters if self.program.optimizers is None else ()
+        updated = set(map(id, outside))  # by the optimizer, with the gradients of `observe`
+        with torch.no_grad():
+            for tensor, copy in self._written:
+                if id(tensor) not in updated:
                     tensor.copy_(copy)
         return tuple(x.item() for x in self._losses)
 
@@ -251,24 +257,20 @@ class Comparison:
         """Whether the program declined the step: a guard or a loss that is not finite."""
         return not all(map(math.isfinite, (x.item() for x in self._losses)))
 
-    def check(self, loss: LossValue) -> None:
+    def check(self) -> None:
         """Compare with the eager step, which has been taken.
-
-        Args:
-            loss: Loss of the eager step.
 
         Raises:
             NotCompilable: If losses, gradients, updates or random numbers differ.
         """
         program, tolerance = self.program, self._tolerance
-        _check_losses(program, self._losses, loss_values(loss), tolerance)
+        _check_losses(program, self._losses, self._eager_losses, tolerance)
         if self._trained != set(program.capture.parameters):
             raise NotCompilable("its parameters change from step to step")
         if self._finding is not None:
             raise self._finding
-        if program.optimizers is not None:
-            eager = Outcome([], lambda tensors: [tensor.detach() for tensor in tensors])
-            self._check(self._check_update, eager)
+        eager = Outcome([], lambda tensors: [tensor.detach() for tensor in tensors])
+        self._check(self._check_update, eager)
         _check_random(equal_random_states(self._random, random_state()))
 
     def _check_close(
@@ -291,13 +293,15 @@ class Comparison:
         self._check_close("the gradients", _gradients, actual, expected, pair, self._tolerance)
 
     def _check_update(self, actual: Outcome, expected: Outcome, pair: Pair) -> None:
-        """Compare optimizer state, buffers and updates of the parameters."""
+        """Compare buffers and, if the program has the optimizer, its state and its updates."""
         groups = self.program.state_groups
         for what, values in groups.items():
             self._check_close(
                 what, operator.methodcaller("after", values), actual, expected, pair,
                 MOMENT_TOLERANCE * self._tolerance,
             )  # fmt: skip
+        if self.program.optimizers is None:
+            return
         states = (values for what, values in groups.items() if what != BUFFERS)
         moments = any(value.dim() for values in states for value in values)
         linear = not moments  # without moments, the update is a multiple of the gradient

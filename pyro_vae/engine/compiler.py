@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +22,12 @@ from pyro_vae.engine.step import Arguments, Keywords, LossValue, StepProtocol, l
 from pyro_vae.engine.torch_optim import has_started
 from pyro_vae.engine.value_reader import NotCompilable
 from pyro_vae.engine.verified_steps import Check, VerifiedSteps
+from pyro_vae.runtime.files import JSONObject
 from pyro_vae.runtime.random_state import random_state, set_random_state
 
 log = logging.getLogger("pyro_vae")
+
+Batch: TypeAlias = tuple[Arguments, float | None]  # positional arguments, and a process's share
 
 # Compiling takes as long as some thousand steps. Shapes that occur once an epoch, or in a run of a
 # few steps, never repay it.
@@ -65,6 +70,7 @@ class Compiler:
         self._guards = GuardedState([*roots, (getattr, self, "_loss")], named=True)
         self._maker = ProgramMaker(svi, self._guards)
         self.verified = VerifiedSteps(svi, self._guards, self._maker.verifier.buffers)
+        self._is_first = True  # whether nothing was compiled yet
         self._announced_limit = False
         self._counts: dict[Signature, int] = {}
         self._programs: dict[Signature, CompiledStep] = {}
@@ -189,7 +195,7 @@ class Compiler:
             set_random_state(after)
             self._switch_off_for(error)
             return loss
-        self.num_steps += 1
+        self.num_steps += values is not None  # else the program declined the step
         # The losses of several processes are averaged.
         return loss if values is None or call.share is not None else self.result(values)
 
@@ -204,13 +210,34 @@ class Compiler:
         self._switch_off(reason)
         return loss
 
-    def prepare(self, args: Arguments, kwargs: Keywords, share: float | None) -> None:
-        """Compile for arguments of these shapes, as the first step of a resumed run would."""
-        if not (self.enabled and self._at_once and has_started(self.svi.optim)):
+    def state(self, batches: Iterable[Batch]) -> JSONObject:
+        """Return for which arguments there are programs, or after how many steps."""
+        sizes: list[JSONObject] = []
+        try:
+            for args, share in batches if self.enabled else ():
+                signature = self._signature(Call(args, {}, share, *split(args, {})))
+                steps, compiled = self._counts.get(signature, -1) + 1, signature in self._programs
+                sizes.append({"steps": steps, "compiled": compiled})
+        except Exception as error:
+            self._switch_off_for(error)
+        return {"enabled": self.enabled, "started": not self._is_first, "sizes": sizes}
+
+    def restore(self, batches: Iterable[Batch], state: JSONObject) -> None:
+        """Compile for the arguments for which there were programs; count the other steps."""
+        if not (self.enabled and self._at_once):
+            return
+        if not state["enabled"]:
+            self._switch_off("compilation had ended before the checkpoint")
             return
         try:
-            call = Call(args, kwargs, share, *split(args, kwargs))
-            self._consider(self._signature(call), call)
+            calls = [Call(args, {}, share, *split(args, {})) for args, share in batches]
+            for call, entry in zip(calls, state["sizes"], strict=True):
+                if entry["compiled"]:
+                    self._make(call)
+            for call, entry in zip(calls, state["sizes"], strict=True):
+                if not entry["compiled"] and entry["steps"]:
+                    self._counts[self._signature(call)] = entry["steps"] - 1
+            self._is_first = not state["started"]
         except Exception as error:
             self._switch_off_for(error)
 
@@ -317,16 +344,20 @@ class Compiler:
             self._unstable = 0
         self._last_guards = signature.guards
         needed = STEPS_BEFORE_COMPILING
-        if not self._programs and self._at_once:
+        if self._is_first and self._at_once:
             needed = 0 if has_started(self.svi.optim) else 1
         if count < needed:
             return None
         if len(self._programs) >= MAX_PROGRAMS:
             self._announce_limit(signature)
             return None
+        return self._make(call)
+
+    def _make(self, call: Call) -> CompiledStep | None:
         program = self._maker.make(call, self.update_outside)
         if program is not None:
             self._programs[self._signature(call)] = program
+            self._is_first = False
         return program
 
     def _announce_limit(self, signature: Signature) -> None:

@@ -59,9 +59,11 @@ class SelfChanges:
     Attributes:
         settings: Names of settings of parameter groups.
         attributes: Names of attributes.
+        first: Settings of each parameter group before its first step.
     """
 
     def __init__(self) -> None:
+        self.first: list[Settings] = []
         self.settings: set[str] = set()
         self.attributes: set[str] = set()
 
@@ -73,6 +75,7 @@ class SelfChanges:
         again after the last one. A step that calls that of its base class has hooks inside. The
         optimizers of torch change nothing but parameters and their states.
         """
+        self.first += map(settings_of, optimizer.param_groups[len(self.first) :])
         if type(optimizer).__module__.startswith("torch.optim."):
             yield
             return

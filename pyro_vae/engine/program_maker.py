@@ -22,6 +22,8 @@ from pyro_vae.engine.verification import Verifier
 
 log = logging.getLogger("pyro_vae")
 
+MANY_CREATIONS = 10  # steps that create parameters; a parameter may appear late
+
 
 class ProgramMaker:
     """Makes the compiled programs of a training step.
@@ -41,9 +43,13 @@ class ProgramMaker:
         self.svi, self.verifier, self.store = svi, Verifier(svi, guards), StoreReads()
         self.watched: list[Tensor] = []
         self.several_losses = False
+        self._creations = 0
 
     def make(self, call: Call, update_outside: bool) -> CompiledStep | None:
-        """Record, verify and compile the step; return None if its loss is not finite.
+        """Record, verify and compile the step.
+
+        Returns:
+            The program; None if the loss is not finite, or if the step creates parameters.
 
         Args:
             call: Arguments of the step.
@@ -57,7 +63,10 @@ class ProgramMaker:
         verifier.check_hooks()
         copies = map(same_strides, call.inputs)  # a program may change its arguments in place
         reference = verifier.reference(*join(call.args, call.kwargs, copies))
-        if not reference.finite:
+        self._creations += reference.creates
+        if self._creations > MANY_CREATIONS:
+            raise NotCompilable("it creates parameters in Pyro's store in each step")
+        if reference.creates or not reference.finite:
             return None  # a later step is recorded
         self.several_losses = isinstance(reference.loss, tuple)
         with verifier.restored():

@@ -54,7 +54,7 @@ class StepProtocol(Protocol):
         args: Arguments,
         kwargs: Keywords,
         share: float | None,
-        observe: Callable[[list[Tensor]], None] | None = None,
+        observe: Callable[[list[Tensor], tuple[float, ...]], None] | None = None,
     ) -> LossValue:
         """Take the step without a compiled program; return the loss."""
 

@@ -53,7 +53,7 @@ class TorchOptim(PyroOptim):
         if self.optimizer is None:
             return
         try:
-            with _right_kernels(self.optimizer), self.changes.noted(self.optimizer):
+            with self.changes.noted(self.optimizer), _right_kernels(self.optimizer):
                 self.optimizer.step()
         except Exception as error:
             if self.is_restored:

@@ -33,11 +33,13 @@ class Reference(NamedTuple):
         loss: Loss as Pyro returned it.
         gradients: Gradient of each parameter that has one.
         random_state: States of torch's generators after the computation.
+        creates: Whether it created parameters in Pyro's store.
     """
 
     loss: Loss
     gradients: dict[Tensor, Tensor]
     random_state: TorchState
+    creates: bool
 
     @property
     def finite(self) -> bool:
@@ -101,7 +103,11 @@ class Verifier:
                 raise NotCompilable("it changes entries of Pyro's parameter store in each step")
             if not all(same_values(*pair) for pair in copies if id(pair[0]) not in buffers):
                 raise NotCompilable("it changes a tensor in place that is not a module's buffer")
-            return Reference(loss, gradients, random_state())
+            # `pyro.module` adds parameters of modules, which exist before.
+            known = {id(p) for module in self._guards.modules for p in module.parameters(False)}
+            new = [value for name, value in store._params.items() if name not in tables]
+            creates = any(id(value) not in known for value in new)
+            return Reference(loss, gradients, random_state(), creates)
 
     def compare(self, recorded: Capture, inputs: list[Tensor], reference: Reference) -> None:
         """Run the graph on the random numbers of the reference and compare the results.

@@ -129,7 +129,7 @@ class VerifiedSteps:
         if comparison.declined:
             return None  # the program is verified in another step
         check_finite(loss_values(loss))
-        comparison.check(loss)
+        comparison.check()
         if self._guards.key() != key:
             name = self._guards.difference(key, self._guards.key())
             raise NotCompilable(

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.optim import Optimizer
@@ -51,13 +51,20 @@ class Rates:
                 )
             self._scheduler = made
 
-    def advance(self, optimizer: Optimizer | None, factor: float) -> None:
-        """Step the schedule of an optimizer with learning rates that contain a factor."""
+    def advance(
+        self, optimizer: Optimizer | None, factor: float, first: Sequence[Settings] = ()
+    ) -> None:
+        """Step the schedule of an optimizer with learning rates that contain a factor.
+
+        Args:
+            optimizer: Optimizer, or None if it does not exist yet.
+            factor: Factor of the learning rates.
+            first: Settings of each parameter group before its first step.
+        """
         self._num_steps += 1
-        if optimizer is not None and len(optimizer.param_groups) > len(self.unscheduled):
+        if optimizer is not None and len(first) > len(self.unscheduled):
             # A parameter has appeared. The schedule knows only the groups that it was made for.
-            new = optimizer.param_groups[len(self.unscheduled) :]
-            self.unscheduled += map(settings_of, new)
+            self.unscheduled += first[len(self.unscheduled) :]
             if self.schedule is not None:
                 self.reset(optimizer, self._num_steps, factor)
                 return

@@ -10,8 +10,8 @@ from pyro_vae.checkpointing.resumable import CALLBACK, FINISHED, Progress
 from pyro_vae.distributed import gather, world_size
 from pyro_vae.training.early_stopping import epochs_without_improvement
 from pyro_vae.training.nan_recovery import backtrack_or_raise, raise_not_finite
-from pyro_vae.training.run_state import RunState
-from pyro_vae.training.running import is_due, own_batch, save
+from pyro_vae.training.run_state import RunState, own_batch
+from pyro_vae.training.running import is_due, save
 from pyro_vae.training.setup import FitConfig, Job
 from pyro_vae.training.validation import _validate
 from pyro_vae.training.watching import observe
@@ -153,7 +153,8 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             if came is not None:
                 return EpochEnd(signal=came)
         state.start_epoch()
-        state.batches = job.checked.batches(state.draw_batches(job.batch_size))
+        drawn = state.draw_batches(job.batch_size, job.steps_per_epoch)
+        state.batches = job.checked.batches(drawn)
     for whole in state.batches:
         num_rows = len(whole[0])
         batch, share = (whole, None) if is_alone else own_batch(whole)
@@ -183,8 +184,6 @@ def run_epoch(job: Job, state: RunState) -> EpochEnd:
             return EpochEnd(signal=came)
         if due and not is_last:
             return EpochEnd(is_due=True)
-        if is_last:
-            break
     with state.averaged():
         close_epoch(job, state)
         try:

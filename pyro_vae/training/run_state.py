@@ -1,9 +1,11 @@
 """The state of a training run: counters, weights, random states, clocks."""
 
+import contextlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import pyro
@@ -19,12 +21,12 @@ from pyro_vae.checkpointing.identity import Identity
 from pyro_vae.checkpointing.resumable import Progress
 from pyro_vae.checkpointing.snapshot import BUFFER
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.distributed import copy_from_first
+from pyro_vae.distributed import copy_from_first, own_rows, world_size
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.pairs.inputs import program_error
 from pyro_vae.pairs.pair import Program
 from pyro_vae.pairs.sites import Node
-from pyro_vae.pairs.state import unchanged
+from pyro_vae.pairs.state import restored, unchanged
 from pyro_vae.runtime.files import JSONObject
 from pyro_vae.svi import SVI
 from pyro_vae.training import averaging
@@ -70,8 +72,11 @@ class RunState:
         settings: Settings and fingerprint of the run, in their JSON form.
         identity: Settings, constants and code that the programs read.
         late: Names of restored parameters that have not yet appeared in the programs.
+        awaited: Their constraints; None if all have appeared.
         batches: Remaining batches of the epoch; None between two epochs.
         loader_at_start: States of the generators of a `DataLoader` at the start of the epoch.
+        sizes: Sizes of the minibatches so far.
+        compilation_then: State of compilation in the checkpoint that the run was restored from.
         clocks: Start times of the run and the epoch.
         annealed: Last epoch in which the beta of the objective changes.
     """
@@ -92,8 +97,11 @@ class RunState:
     settings: JSONObject = field(default_factory=dict)
     identity: Identity = field(default_factory=lambda: Identity({}, {}))
     late: set[str] = field(default_factory=set)
+    awaited: "LateConstraints | None" = None
     batches: Iterator[tuple[Tensor, ...]] | None = None
     loader_at_start: JSONObject = field(default_factory=dict)
+    sizes: dict[int, None] = field(default_factory=dict)
+    compilation_then: JSONObject | None = None
     clocks: Clocks = field(default_factory=Clocks)
     annealed: int = 0
 
@@ -137,7 +145,7 @@ class RunState:
         if self.train.loader is not None:
             self.train.loader.set_state(states)
 
-    def draw_batches(self, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    def draw_batches(self, batch_size: int, num_batches: int) -> Iterator[tuple[Tensor, ...]]:
         """Draw the order of an epoch, or draw it again, and return its remaining batches."""
         now = self.generator.get_state()
         is_resumed = self.progress.batch > 0
@@ -148,6 +156,9 @@ class RunState:
         if self.train.loader is not None:
             self.loader_at_start = self.train.loader.state()
         order = self.train.order(self.generator, batch_size, self.progress.batch)
+        if self.train.loader is None:  # a loader ends by itself
+            # Without the rows that `drop_last` leaves out, also if no step of the epoch is left.
+            order = itertools.islice(order, num_batches - self.progress.batch)
         if is_resumed:
             self.generator.set_state(now)
         return self.train.batches(order, self.generator)
@@ -160,7 +171,11 @@ class RunState:
         self.progress.batch += 1
         self.progress.total -= loss * num_data
         self.progress.num_seen += num_data
-        self.rates.advance(self.svi.optim.optimizer, self.progress.rate_factor)
+        self.sizes[num_data] = None
+        if self.awaited is not None and self.awaited.keep():
+            self.awaited = None
+        optim = self.svi.optim
+        self.rates.advance(optim.optimizer, self.progress.rate_factor, optim.changes.first)
 
     def add_to_average(self, kind: Kind) -> None:
         """Add the weights after a step to their average."""
@@ -217,6 +232,23 @@ class RunState:
                     return name
         return None
 
+    def compilation(self) -> JSONObject:
+        """Return for which sizes of minibatches there are compiled programs."""
+        # A loader would be read again for batches that are larger than its usual ones.
+        sizes = [n for n in self.sizes if n <= self.train.training_batch_size(n)]
+        state = self.svi.compilation(own_batch(self.train.batch(slice(n))) for n in sizes)
+        for rows, entry in zip(sizes, state["sizes"], strict=False):
+            entry["rows"] = rows
+        return state
+
+    def restore_compilation(self, batch_size: int) -> None:
+        """Compile the programs of the checkpoint; those of an older version have one size."""
+        one = {"rows": batch_size, "steps": 0, "compiled": True}
+        then = self.compilation_then or {"enabled": True, "started": True, "sizes": [one]}
+        self.sizes = {entry["rows"]: None for entry in then["sizes"]}
+        batches = (own_batch(self.train.batch(slice(n))) for n in self.sizes)
+        self.svi.restore_compilation(batches, then)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, each once."""
         names: dict[Tensor, str] = {}
@@ -241,22 +273,63 @@ class RunState:
         copy_from_first(value for tensor, value in pairs if not tensor.requires_grad)
 
 
+def own_batch(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float | None]:
+    """Return this process's rows of a minibatch, and their share; None for a single process."""
+    return (batch, None) if world_size() == 1 else own_rows(batch)
+
+
 class LateConstraints(Messenger):
     """Sets the constraints of restored parameters when the programs give them.
 
     Args:
-        names: Names of the parameters. Those that have appeared are removed.
+        names: Names of the parameters. `keep` removes those that have appeared.
     """
 
     def __init__(self, names: set[str]) -> None:
         super().__init__()
         self.names = names
+        self._found: dict[str, constraints.Constraint] = {}
+        self.context = ExitStack()
 
     def _pyro_param(self, msg: Node) -> None:
         if msg["name"] in self.names:
-            self.names.remove(msg["name"])
-            constraint = msg["kwargs"].get("constraint", constraints.real)
-            pyro.get_param_store()._constraints[msg["name"]] = constraint
+            found = msg["kwargs"].get("constraint", constraints.real)
+            self._found[msg["name"]] = found
+            pyro.get_param_store()._constraints[msg["name"]] = found
+
+    def keep(self) -> bool:
+        """Set the constraints for good, since trial runs restore the store.
+
+        Returns:
+            Whether all parameters have appeared. The context is then left, since programs are not
+            compiled in a handler.
+        """
+        pyro.get_param_store()._constraints.update(self._found)
+        self.names -= self._found.keys()
+        self._found.clear()
+        if not self.names:
+            self.context.close()
+        return not self.names
+
+
+def register_parameters(
+    programs: tuple[Program, Program], batch: tuple[Tensor, ...], known: Iterable[Tensor]
+) -> None:
+    """Give known parameters their names in Pyro's store, as steps of the programs have done.
+
+    Compiled programs depend on the entries that they read. All else that the trial run changes is
+    restored.
+    """
+    store, (model, guide) = pyro.get_param_store(), programs
+    ids, found = set(map(id, known)), []
+    with contextlib.suppress(Exception), torch.no_grad(), restored(*programs):  # steps raise it
+        trace = poutine.trace(guide).get_trace(*batch)
+        poutine.replay(model, trace=trace)(*batch)
+        found = [(*entry, store._constraints[entry[0]]) for entry in store._params.items()]
+    for name, tensor, constraint in found:
+        if name not in store._params and id(tensor) in ids:
+            store._params[name], store._constraints[name] = tensor, constraint
+            store._param_to_name[tensor] = name
 
 
 def named_parameters(

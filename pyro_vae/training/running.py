@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyro
 import torch
-from torch import Tensor
 
 from pyro_vae.checkpointing.checkpoint_store import (
     Checkpoint,
@@ -29,10 +28,8 @@ from pyro_vae.distributed import (
     copy_from_first,
     from_first,
     is_first,
-    own_rows,
     rank,
     was_restarted,
-    world_size,
 )
 from pyro_vae.objectives.nats_per_datum import objectives_of
 from pyro_vae.runtime.files import CheckpointError, writing
@@ -41,7 +38,14 @@ from pyro_vae.runtime.random_state import python_seeded
 from pyro_vae.runtime.signals import interruptible
 from pyro_vae.training.early_stopping import annealed_epochs, warn_if_without_effect
 from pyro_vae.training.learning_rate import Rates
-from pyro_vae.training.run_state import LateConstraints, Report, RunState, named_parameters
+from pyro_vae.training.run_state import (
+    LateConstraints,
+    Report,
+    RunState,
+    named_parameters,
+    own_batch,
+    register_parameters,
+)
 from pyro_vae.training.setup import FitConfig, Job
 
 
@@ -56,7 +60,7 @@ def running(job: Job) -> Iterator[RunState]:
         CheckpointError: If the folder is locked or has other files with the names of results, or
             the run cannot be resumed.
     """
-    config, svi = job.config, job.svi
+    config = job.config
     with (
         contextlib.ExitStack() as stack,
         torch.random.fork_rng(),
@@ -80,24 +84,16 @@ def running(job: Job) -> Iterator[RunState]:
         if writer is not None:
             _warn_if_not_repeatable(job)
             _resume(job, state, writer.store)
-            if state.late:
-                stack.enter_context(LateConstraints(state.late))
         state.annealed = _annealed(job, state)
         if writer is not None:
-            if state.progress.step and state.progress.stopped is None:
-                rows, share = own_batch(job.train.batch(slice(job.batch_size)))
-                svi.prepare_of(rows, {}, share)
+            if state.progress.step:
+                _as_after_steps(job, state, stack)
             if config.on_nan == "backtrack" and not state.progress.step:
                 save(state)  # so that there is always a checkpoint to go back to
         yield state
     if interrupted() == signal.SIGTERM:
         sys.stdout.flush()
         signal.raise_signal(signal.SIGTERM)
-
-
-def own_batch(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float | None]:
-    """Return this process's rows of a minibatch, and their share; None for a single process."""
-    return (batch, None) if world_size() == 1 else own_rows(batch)
 
 
 @contextlib.contextmanager
@@ -190,6 +186,23 @@ def _resume(job: Job, state: RunState, store: CheckpointStore) -> None:
     checkpoint = from_first(lambda: _found(store, wanted))
     if checkpoint is not None:
         go_to(state, checkpoint)
+
+
+def _as_after_steps(job: Job, state: RunState, stack: contextlib.ExitStack) -> None:
+    """Restore what the steps of the programs have left in Pyro's store, and the compiled programs.
+
+    The constraints of restored parameters are found now, or when the parameters appear.
+    """
+    rows, _ = own_batch(job.train.batch(slice(job.batch_size)))
+    awaited = LateConstraints(state.late)
+    with awaited:
+        register_parameters((job.svi.model, job.svi.guide), rows, state.tensors().values())
+    if not awaited.keep():
+        state.awaited = awaited
+        awaited.context.enter_context(awaited)
+        stack.enter_context(awaited.context)
+    if state.progress.stopped is None:
+        state.restore_compilation(job.batch_size)
 
 
 def _objectives(job: Job) -> dict[str, object]:

@@ -85,9 +85,23 @@ def test_steps_with_a_share_are_averaged_whatever_was_prepared(monkeypatch, prep
     first, _, _ = train_vae(OPTIMIZERS["Adam"], True, steps=2)
     resumed = SVI(first.model, first.guide, first.optim, Trace_ELBO(), compile=True)
     data = batches()[2:6]
-    resumed.prepare_of(data[0], {}, prepared)
+    compiled = {"enabled": True, "started": True, "sizes": [{"steps": 0, "compiled": True}]}
+    resumed.restore_compilation([(data[0], prepared)], compiled)
     for args in data[:3]:
         resumed.step_of(args, {}, 0.5)
     resumed.step_of(data[3], {}, 0.25)
     assert shares == [0.5, 0.5, 0.5, 0.25]
     assert resumed.num_compiled_steps == (0 if prepared is None else 4)
+
+
+@pytest.mark.usefixtures("graph_only")
+def test_a_process_compares_its_own_losses(monkeypatch):
+    def average(values, parameters, share):
+        return tuple(value + 1.0 for value in values)  # the losses of other processes are larger
+
+    monkeypatch.setattr(pv.distributed, "average", average)
+    first, _, _ = train_vae(OPTIMIZERS["Adam"], True, steps=2)
+    svi = SVI(first.model, first.guide, first.optim, Trace_ELBO(), compile=True)
+    for args in batches()[2:6]:
+        svi.step_of(args, {}, 0.5)
+    assert svi.num_compiled_steps == 4

@@ -117,6 +117,7 @@ CHANGING = {
     "two groups that change": functools.partial(two_groups, kind=ClippedAdam, lrd=0.9),
     "tensor as rate": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(1e-2)),
 }
+OF_LATE = ("lrd of pyro", "settings", "attributes", "tensor as rate")
 RATES = {
     "no schedule": None,
     "chained": lambda optimizer, n: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
@@ -152,7 +153,7 @@ class Pair(nn.Module):
 def fit(pair, folder, **settings):
     torch.manual_seed(0)
     options = {"epochs": 4, "batch_size": 8, "checkpoint_seconds": 0, "progress": False}
-    return pv.fit(pair, X, out=folder, **options, **settings)
+    return pv.fit(pair, X, out=folder, **options | settings)
 
 
 def weights(folder):
@@ -160,12 +161,13 @@ def weights(folder):
     return checkpoint_store.read(newest)[0]
 
 
-def assert_resumed(make, tmp_path, monkeypatch, steps=6, **settings):
+def assert_resumed(make, tmp_path, monkeypatch, steps=(6,), **settings):
     fit(make(), tmp_path / "whole", **settings)
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stop):
-            fit(make(), tmp_path / "parts", **settings)
+    for number in steps:
+        with monkeypatch.context() as patch:
+            stop_after(patch, number)
+            with pytest.raises(Stop):
+                fit(make(), tmp_path / "parts", resume=number != steps[0], **settings)
     fit(make(), tmp_path / "parts", resume=True, **settings)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -216,8 +218,30 @@ def test_other_trained_parameters_are_refused(first, tmp_path):
 def test_another_number_of_groups_is_refused(tmp_path):
     fit(Pair(), tmp_path, optimizer=two_groups)
     other = functools.partial(torch.optim.Adam, lr=1e-2)
-    with pytest.raises(pv.CheckpointError, match="1 parameter groups of the optimizer, it had 2"):
+    with pytest.raises(pv.CheckpointError, match=r"1 parameter groups of the optimizer, it had 2"):
         fit(Pair(), tmp_path, optimizer=other, resume=True)
+
+
+@pytest.mark.parametrize("schedule", [None, pv.schedules.one_cycle])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, ClippedAdam])
+def test_a_callback_may_add_a_group(kind, schedule, tmp_path):
+    pair = Pair()
+    first, *others = pair.decoder.parameters()
+    optimizer = kind([first], lr=1e-2)
+
+    def unfreeze(entry):
+        if entry["epoch"] == 2:
+            optimizer.add_param_group({"params": others, "lr": 1e-3})
+
+    before = [p.detach().clone() for p in others]
+    options = {"optimizer": optimizer, "callback": unfreeze, "schedule": schedule}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(pair, tmp_path, **options).num_steps == 16
+    assert not any(map(torch.equal, before, others))
+    options["optimizer"] = kind([first], lr=1e-2)
+    with pytest.raises(pv.CheckpointError, match=r"1 parameter groups .* it had 2"):
+        fit(pair, tmp_path, resume=True, **options)
 
 
 def test_a_hook_that_changes_a_setting_is_not_the_optimizer(tmp_path):
@@ -263,6 +287,22 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
         assert_resumed(make, tmp_path, monkeypatch)
 
 
+class Late(Pair):
+    """A parameter appears when the weights, which are restored, have moved far enough."""
+
+    constraint = constraints.simplex
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("start", self.decoder.weight.detach().clone())
+
+    def model(self, x):
+        if bool((self.decoder.weight - self.start).abs().max() > 0.03):
+            late = pyro.param("late", torch.full((6,), 1 / 6), constraint=self.constraint)
+            pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
+        super().model(x)
+
+
 @pytest.mark.thinned(5)
 @pytest.mark.parametrize("schedule", [None, "cosine"])
 @pytest.mark.parametrize(
@@ -272,28 +312,24 @@ def test_every_autoguide_is_resumed_bit_for_bit(name, tmp_path, monkeypatch):
 def test_a_parameter_that_appears_late_is_read_back(
     optimizer, constraint, schedule, tmp_path, monkeypatch
 ):
-    class Late(Pair):
-        @property
-        def has_late(self):  # a function of the weights, which are restored
-            return bool((self.decoder.weight - self.start).abs().max() > 0.03)
-
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("start", self.decoder.weight.detach().clone())
-
-        def model(self, x):
-            if self.has_late:
-                initial = torch.full((6,), 1 / 6)
-                late = pyro.param("late", initial, constraint=constraint)
-                pyro.sample("late_x", dist.Normal(late.log().abs().sum(), 1.0), obs=torch.ones(()))
-            super().model(x)
-
+    monkeypatch.setattr(Late, "constraint", constraint)
     rates = {}
     if schedule:
         rates = {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR}
     kind = functools.partial(getattr(torch.optim, optimizer), lr=1e-2)
     with pyro.get_param_store().scope():
-        assert_resumed(Late, tmp_path, monkeypatch, steps=12, optimizer=kind, **rates)
+        assert_resumed(Late, tmp_path, monkeypatch, steps=(12,), optimizer=kind, **rates)
+
+
+@pytest.mark.parametrize("schedule", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("optimizer", [CHANGING[name] for name in OF_LATE], ids=OF_LATE)
+def test_the_settings_of_a_late_group_are_those_before_its_first_step(
+    optimizer, schedule, tmp_path, monkeypatch
+):
+    # The second part creates the group after a state was loaded, the third one is compared with it.
+    options = {"optimizer": optimizer, "schedule": schedule, "epochs": 6}
+    with pyro.get_param_store().scope():
+        assert_resumed(Late, tmp_path, monkeypatch, steps=(2, 14), **options)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The grid: numbers of data, batch sizes and layers, with torch's modules as refer
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae.data.errors import DataError
+from tests.support.runs import interrupt_after
 
 
 class Standardized(nn.Module):
@@ -124,3 +126,39 @@ def test_drop_last_is_part_of_the_settings(tmp_path):
     pv.fit(pair("none"), x, epochs=1, batch_size=2, drop_last=True, out=tmp_path)
     with pytest.raises(pv.CheckpointError, match="drop_last was True"):
         pv.fit(pair("none"), x, epochs=1, batch_size=2, out=tmp_path, resume=True)
+
+
+def rows_in_memory(folder):
+    return torch.randn(11, 3)
+
+
+def dynamic_pixels(folder):
+    pixels = torch.randint(0, 256, (11, 3), dtype=torch.uint8)
+    return pv.data.Dataset(pixels, binarization="dynamic")
+
+
+def rows_on_disk(folder):
+    values = np.memmap(folder / "rows", np.float32, "w+", shape=(11, 3))
+    values[:] = torch.randn(11, 3).numpy()
+    return values
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [rows_in_memory, dynamic_pixels, rows_on_disk])
+def test_rows_that_are_left_out_stay_so_in_a_resumed_epoch(rows, stop, tmp_path, monkeypatch):
+    runs = []
+    for folder, resume in (("whole", False), ("part", False), ("part", True)):
+        torch.manual_seed(1)
+        data, vae = rows(tmp_path), pair("none")
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, stop if (folder, resume) == ("part", False) else 0)
+            fit = pv.fit(
+                vae, data, epochs=3, batch_size=5, drop_last=True, out=tmp_path / folder,
+                resume=resume, progress=False,
+            )  # fmt: skip
+        history = [(entry["num_data"], entry["train_elbo"]) for entry in fit.history]
+        runs.append((fit.num_steps, history, state(vae)))
+    whole, _, resumed = runs
+    assert resumed[:2] == whole[:2]
+    assert whole[0] == 6
+    assert all(map(torch.equal, resumed[2], whole[2]))
