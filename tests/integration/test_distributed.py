@@ -253,6 +253,7 @@ def test_the_example_trains_compiled_in_two_processes(tmp_path):
         env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "CompilationWarning" not in done.stderr, done.stderr[-4000:]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["engine"] == "compiled"
     assert metrics["num_processes"] == 2
