@@ -31,7 +31,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("stop", [1, STEPS - 1, STEPS, STEPS + 2])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(variant, stop, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("command", READ)
 def test_errors_advise_options_that_exist(command, name, folder, monkeypatch):

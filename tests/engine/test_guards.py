@@ -45,7 +45,7 @@ HOLDERS = {
 
 
 @pytest.mark.usefixtures("graph_only")
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", HOLDERS)
 @pytest.mark.parametrize("kind", [pv.SVI, OwnSVI, pyro.infer.SVI])
 def test_an_object_that_holds_its_svi_costs_what_it_costs_without(name, kind):
@@ -177,7 +177,7 @@ def support(described):
 
 
 @pytest.mark.usefixtures("graph_only")
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize(
     ("prior", "guide"),
     [(name, None) for name in PRIORS] + [("StandardNormal", name) for name in GUIDES],

@@ -131,6 +131,7 @@ HIDDEN_CHANGES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("at", [20, 60])
 @pytest.mark.parametrize("kind", HIDDEN_CHANGES)
 def test_a_hidden_change_of_the_loss_is_found_within_51_steps(kind, at):

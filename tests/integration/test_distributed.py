@@ -124,6 +124,7 @@ def test_a_killed_process_is_started_again_and_training_goes_on(alone, tmp_path)
     assert_same_numbers(found, alone["eager"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads threads from /proc")
 def test_no_thread_outlives_the_group(tmp_path):
     """One that lets go of a tensor while Python ends would abort the process."""

@@ -72,6 +72,7 @@ def test_weights_have_the_evidence_as_their_mean(name, num_leapfrog, num_tempera
         check_mean_one(column)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_both_directions_on_simulated_data(name):
     mean, sd, _ = MODELS[name]

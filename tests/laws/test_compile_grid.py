@@ -77,7 +77,7 @@ def train(case, compile):
     return svi, losses, [p.detach() for p in vae.parameters()]
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize(("prior", "guide", "likelihood", "objective"), [*defaults(), *cases()])
 def test_the_graph_equals_the_eager_step(prior, guide, likelihood, objective):
     case = prior, guide, likelihood, objective

@@ -47,6 +47,7 @@ def steps(kind, copies, change):
     return torch.tensor(losses), torch.cat(weights).detach()
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("change", [same, another_pair, another_objective])
 @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy])
 def test_a_copy_takes_its_own_steps(copies, change):

@@ -112,7 +112,7 @@ SIZES = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_draws_are_joint_for_every_number_of_data(levels, part, monkeypatch):

@@ -163,6 +163,7 @@ def test_gaps_find_it(place):
             pv.gaps(cell, (X, bad), encoder=encoder, num_steps=1, num_samples=50)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_guides_that_leave_out_nothing_are_weighted(name):
     cell, data = pair(KINDS[name]), (X, torch.zeros(NUM) == 1)

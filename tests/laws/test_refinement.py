@@ -187,6 +187,7 @@ class LinearGaussian:
             self.latents(self.mean(x) + 0.7, torch.full_like(self.mean(x), 0.3))
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("latents", [1, 3, 12])
 def test_a_linear_gaussian_posterior_is_found(latents, several):

@@ -117,7 +117,7 @@ def _quick(monkeypatch):
         yield
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize(
     ("make", "num_data", "batch_size"),
     [

@@ -321,6 +321,7 @@ def test_a_parameter_that_appears_late_is_read_back(
         assert_resumed(Late, tmp_path, monkeypatch, steps=(12,), optimizer=kind, **rates)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("schedule", RATES.values(), ids=RATES)
 @pytest.mark.parametrize("optimizer", [CHANGING[name] for name in OF_LATE], ids=OF_LATE)
 def test_the_settings_of_a_late_group_are_those_before_its_first_step(

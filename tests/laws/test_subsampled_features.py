@@ -70,6 +70,7 @@ def losses(objective, size, count=150):
     return torch.tensor([-objective.loss(Model(size), Guide(size), X) for _ in range(count)])
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_linear_objective_has_the_value_of_the_whole_plate(name, size):

@@ -97,7 +97,7 @@ def test_the_curve_of_plates_is_the_elbo(objective, plate):
         assert "train_objective" not in entry
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_scores_do_not_depend_on_weights(weights):
     pair = pair_of(weights, PLATES["plain"])
@@ -108,7 +108,7 @@ def test_scores_do_not_depend_on_weights(weights):
     np.testing.assert_allclose(refined.log_likelihood, EXACT, atol=0.05)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("kernel", ["nuts", "hmc"])
 @pytest.mark.parametrize("weights", [WEIGHTS["KL"], WEIGHTS["likelihood"], WEIGHTS["all"]])
 def test_chains_sample_the_posterior_of_the_model_without_weights(weights, kernel):

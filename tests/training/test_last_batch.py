@@ -143,6 +143,7 @@ def rows_on_disk(folder):
     return values
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [rows_in_memory, dynamic_pixels, rows_on_disk])
 def test_rows_that_are_left_out_stay_so_in_a_resumed_epoch(rows, stop, tmp_path, monkeypatch):
