@@ -210,7 +210,8 @@ def test_a_data_loader_whose_worker_dies_leaves_no_half_step():
             finally:  # torch's handler would tell the death while it is being told already
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-        with pytest.raises((RuntimeError, ConnectionError)):  # torch's own words for it
+        # Of torch or, if the worker dies while it hands over a tensor, of multiprocessing.
+        with pytest.raises((RuntimeError, ConnectionError, EOFError)):
             steps_until_it_dies()
         steps = {int(entry["step"]) for entry in svi.optim.optimizer.state.values()}
         assert len(steps) == 1  # every parameter took the same steps, none of them half of one
