@@ -23,7 +23,16 @@ from pyro_vae.runtime.files import (
     sync,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Record, parse
-from pyro_vae.runtime.records import BEFORE, RECORD, changed, moved_away, record, set_aside_changed
+from pyro_vae.runtime.records import (
+    BEFORE,
+    RECORD,
+    changed,
+    digests,
+    moved_away,
+    record,
+    recorded,
+    set_aside_changed,
+)
 
 HISTORY, METRICS, POSTERIOR, TRUST = "history.json", "metrics.json", "posterior.nc", "trust.json"
 PICTURES = (
@@ -92,14 +101,15 @@ def set_aside_other_results(
     Warns:
         UserWarning: If results were moved.
     """
-    recorded = _history(folder)
+    found = _history(folder)
     given = json.loads(json.dumps(list(history)))
-    is_other = recorded is not None and finite_or_none(recorded) != finite_or_none(given)
+    is_other = found is not None and finite_or_none(found) != finite_or_none(given)
     if is_other or not _is_of_run(folder):
         set_aside_results(folder)
     else:
         set_aside_changed(folder, names)
-    record(folder, {})
+    # A run of an earlier version has no record. Its files are left to be replaced.
+    record(folder, {} if recorded(folder) else digests(folder, names))
 
 
 def _results(folder: Path) -> list[Path]:

@@ -222,7 +222,8 @@ def data_of(
         try:
             return source.binarized(read_by(schema, data, options))
         except ValueError as error:
-            of_run = [setting(k, v) for k, v in options.items() if k not in read_options(reading)]
+            given = read_options(reading)
+            of_run = [setting(k, v) for k, v in options.items() if k not in given]
             if not of_run:
                 raise
             raise ValueError(

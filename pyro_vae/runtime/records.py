@@ -66,8 +66,13 @@ def recorded(folder: Path) -> dict[str, str]:
 def changed(folder: Path, names: Iterable[str]) -> list[str]:
     """Return those files of a folder that are not in its record, or were changed since."""
     known = recorded(folder)
-    found = (name for name in names if name != RECORD and _is_file(folder / name))
-    return [name for name in found if known.get(name) != _digest(folder / name)]
+    return [name for name, found in digests(folder, names).items() if known.get(name) != found]
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the checksums of those files that are in a folder, without its record, by name."""
+    found = [name for name in names if name != RECORD and _is_file(folder / name)]
+    return {name: _digest(folder / name) for name in found}
 
 
 def set_aside_changed(folder: Path, names: Iterable[str]) -> None:

@@ -140,6 +140,19 @@ def test_results_of_the_run_are_replaced_without_a_word(tmp_path, monkeypatch):
     assert {"history.json", *REPORTED} <= {line.split("  ")[1] for line in lines}
 
 
+def test_results_of_an_earlier_version_are_replaced_without_a_word(tmp_path, monkeypatch):
+    """Earlier versions kept no record of their results."""
+    draw_no_pictures(monkeypatch)
+    vae, result = fit(tmp_path)
+    pv.report(vae, result, X, tmp_path, num_samples=2)
+    (tmp_path / RECORD).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            pv.report(vae, result, X, tmp_path, num_samples=2)
+    assert not [*tmp_path.glob(f"{BEFORE}*")]
+
+
 @pytest.mark.filterwarnings("ignore:.*they were moved to")
 @pytest.mark.parametrize("content", [b"", b"\xff\0", b"nonsense", b"0" * 64 + b"  ../notes.txt\n"])
 def test_a_damaged_record_loses_nothing(content, tmp_path, monkeypatch):
