@@ -165,7 +165,6 @@ def write_completed(
         DataWarning: If the table has a column `draw`. The new one is `draw_1` then.
     """
     import numpy as np
-    import pandas as pd
 
     several = tables if tables.dim() == 3 else tables[None]
     if getattr(rows.schema, "content", None) == "table":
@@ -173,21 +172,31 @@ def write_completed(
         original = schema_frame(source, options, as_text)
         completed = [rows.schema.complete(original, values) for values in several]
         if path.suffix != ".npy":
-            # An index with values of its own, as Parquet files of pandas may have, is kept.
-            has_index = not isinstance(original.index, pd.RangeIndex)
-            if has_index and path.suffix != ".parquet":
-                completed = [frame.reset_index(allow_duplicates=True) for frame in completed]
-                has_index = False
-            if len(completed) > 1:
-                name = _new_name([*completed[0].columns, *original.index.names])
-                for number, frame in enumerate(completed):
-                    frame.insert(0, name, number)
-            write_frame(path, pd.concat(completed, ignore_index=not has_index))
+            write_frame(path, _one_below_another(completed, path.suffix == ".parquet"))
             return
         arrays = [frame.to_numpy() for frame in completed]
     else:
         arrays = [_filled(source, options, values.cpu().numpy()) for values in several]
     write_array(path, np.stack(arrays) if tables.dim() == 3 else arrays[0])
+
+
+def _one_below_another(frames: "list[pd.DataFrame]", keeps_index: bool) -> "pd.DataFrame":
+    """Return one frame of completed ones; of several, with a column `draw` first.
+
+    An index with values of its own, as Parquet files of pandas may have, is kept or, if the file
+    has none, becomes columns.
+    """
+    import pandas as pd
+
+    index = frames[0].index
+    has_index = not isinstance(index, pd.RangeIndex)
+    if has_index and not keeps_index:
+        frames = [frame.reset_index(allow_duplicates=True) for frame in frames]
+    if len(frames) > 1:
+        name = _new_name([*frames[0].columns, *index.names])
+        for number, frame in enumerate(frames):
+            frame.insert(0, name, number)
+    return pd.concat(frames, ignore_index=not (has_index and keeps_index))
 
 
 def _filled(source: str, options: Mapping[str, object], values: "np.ndarray") -> "np.ndarray":

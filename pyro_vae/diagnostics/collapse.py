@@ -147,12 +147,13 @@ def collapse(
             "variance": z.var(0),
             "draw": z[0],
             "drop": (draws.log_likelihood - log_likelihood).mean(0),
-            **_compared_with_prior(sampler, batch, z),
+            **_compared_with_prior(sampler, batch, z, discrete),
         }
 
     checked = CheckedRows(pair, data)
     with torch.no_grad(), unchanged(pair.model, pair.guide, seed=seed):
         sampler = Sampler(pair, data.batch(slice(2)))
+        discrete = _discrete_entries(sampler)
         rows, _ = fitting(rows, num_samples, sampler.draw, data.batch(slice(4)))
         # At least two data in a chunk: latents are swapped within it.
         found = map_chunks(
@@ -192,7 +193,7 @@ def _collapse(found: dict[str, Tensor], num_samples: int) -> Collapse:
 
 
 def _compared_with_prior(
-    sampler: Sampler, batch: tuple[Tensor, ...], z: Tensor
+    sampler: Sampler, batch: tuple[Tensor, ...], z: Tensor, discrete: list[int]
 ) -> dict[str, Tensor]:
     """Return the moments of the prior of each datum, their number of samples, and discrete KLs.
 
@@ -202,15 +203,15 @@ def _compared_with_prior(
         sampler: Sampler of the pair.
         batch: Data.
         z: Samples of the guide, shape `(samples, data, latent_dim)`.
+        discrete: Positions of the latents with discrete values.
     """
     num_samples, num_data, _ = z.shape
     shared = _same_prior(sampler, batch)
     draws = _flat(sampler.from_prior(batch, -(-PRIOR_DRAWS // num_data) if shared else num_samples))
     if shared:
         draws = draws.flatten(0, 1)[:, None]
-    discrete = _is_discrete(sampler, batch)
     kl = torch.full(z.shape[1:], torch.nan, dtype=z.dtype, device=z.device)
-    for i in discrete.nonzero()[:, 0].tolist():
+    for i in discrete:
         kl[:, i] = _divergence(z[..., i], draws[..., i])
     found = {"prior_mean": draws.mean(0), "prior_variance": draws.var(0)}
     rows = {name: value.expand(num_data, -1) for name, value in found.items()}
@@ -218,17 +219,16 @@ def _compared_with_prior(
     return {**rows, "prior_count": count, "discrete_kl": kl}
 
 
-def _is_discrete(sampler: Sampler, batch: tuple[Tensor, ...]) -> Tensor:
-    """Return whether each entry of `_flat` has discrete values."""
+def _discrete_entries(sampler: Sampler) -> list[int]:
+    """Return the positions in `_flat` of the latents with discrete values."""
     with preserved_state():
-        sites = sampler.programs.run_model(batch_of(batch), 1)
-        latents = sampler.from_prior(batch, 1)
-    return _flat(
-        {
-            name: torch.full_like(value, float(support_of(sites[name].distribution).is_discrete))
-            for name, value in latents.items()
-        }
-    )[0, 0].bool()
+        sites = sampler.programs.run_model(batch_of(sampler.few), 1)
+        latents = sampler.from_prior(sampler.few, 1)
+    flags = {
+        name: torch.full_like(value, float(support_of(sites[name].distribution).is_discrete))
+        for name, value in latents.items()
+    }
+    return _flat(flags)[0, 0].nonzero()[:, 0].tolist()
 
 
 def _divergence(z: Tensor, prior: Tensor) -> Tensor:
