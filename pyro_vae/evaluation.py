@@ -16,7 +16,8 @@ from rich.text import Text
 from torch import Tensor
 
 from pyro_vae.arguments import MAX_SAMPLES, ArgumentError, Count, Seed, checked
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.data.any_data import Data
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.distributed import from_first, world_size
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers

@@ -4,10 +4,11 @@
 `Dataset` wraps arrays in memory, arrays on disk, or a torch `DataLoader`.
 """
 
+from pyro_vae.data.any_data import Data, as_dataset
 from pyro_vae.data.binarization import BINARIZATIONS, bernoulli
 from pyro_vae.data.catalogue import NAMES, fashion_mnist, frey_face, load, mnist
 from pyro_vae.data.conversion import as_tensor
-from pyro_vae.data.dataset import Data, Dataset, Split, as_dataset
+from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.download import DataNotFoundError
 from pyro_vae.data.errors import DataError, DataWarning
 from pyro_vae.data.sources.columns import Column

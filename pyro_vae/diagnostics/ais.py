@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.hmc import FIRST_STEP, LogDensities, Point, StepSizes, transition
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks

@@ -5,7 +5,8 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.arguments import CountOrZero, Samples, Seed, checked
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.data.any_data import Data
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.diagnostics.collapse import collapse
 from pyro_vae.diagnostics.findings import (
     calibration_findings,

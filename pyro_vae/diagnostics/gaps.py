@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_vae.arguments import Count, Positive, Samples, Seed, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.pairs.batching import batch_of
 from pyro_vae.pairs.checked_rows import CheckedRows
 from pyro_vae.pairs.chunking import data_per_chunk, fitting, map_chunks

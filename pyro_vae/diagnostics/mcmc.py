@@ -21,7 +21,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Samples, Seed, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
 from pyro_vae.pairs.check import check

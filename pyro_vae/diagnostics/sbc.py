@@ -18,7 +18,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
-from pyro_vae.data.dataset import Data, as_dataset
+from pyro_vae.data.any_data import Data, as_dataset
 from pyro_vae.datatree.writer import Labels, Variables
 from pyro_vae.diagnostics.joint_ranks import Reference, log_densities
 from pyro_vae.pairs.check import check_data

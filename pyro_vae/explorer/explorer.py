@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from jinja2 import Environment, StrictUndefined
 
 from pyro_vae.arguments import FilePath, Samples, Seed, Whole, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.explorer.contents import contents_of
 from pyro_vae.models.any_vae import AnyVAE

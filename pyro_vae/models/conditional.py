@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import ArgumentError, FilePath, Samples, checked, takes
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.data.sources.frames import is_source
 from pyro_vae.models.base import (
     AnyPrior,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pyro_vae.data.any_data import Data, as_dataset
 from pyro_vae.data.conversion import advice_for, as_tensor, check_layout
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataWarning
 from pyro_vae.data.sources import frames
 from pyro_vae.data.sources.column_order import ColumnOrder, check_agreement

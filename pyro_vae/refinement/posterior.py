@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import FilePath, Samples, Seed, checked, shown
+from pyro_vae.data.any_data import Data
 from pyro_vae.data.conversion import as_tensor
-from pyro_vae.data.dataset import Data
 from pyro_vae.distributed import from_first
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers

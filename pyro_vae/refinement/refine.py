@@ -5,7 +5,7 @@ from typing import Annotated
 from torch import Tensor
 
 from pyro_vae.arguments import Samples, Seed, Whole, checked
-from pyro_vae.data.dataset import Data
+from pyro_vae.data.any_data import Data
 from pyro_vae.engine.guards import modules_of
 from pyro_vae.engine.matmul import fast_layers
 from pyro_vae.pairs.check import check_data

@@ -22,8 +22,8 @@ from pyro_vae.checkpointing.earlier_results import (
     set_aside_other_results,
 )
 from pyro_vae.checkpointing.model_folder import MODEL, results_folder
+from pyro_vae.data.any_data import Data
 from pyro_vae.data.content import content_of
-from pyro_vae.data.dataset import Data
 from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.distributed import from_first, is_first
 from pyro_vae.distributions.independent import is_standard_normal

@@ -7,8 +7,8 @@ updates the parameters. All numbers are in nats per datum.
 from typing import Literal
 
 from pyro_vae.arguments import Count, FilePath, Positive, Seed, checked
+from pyro_vae.data.any_data import Data
 from pyro_vae.data.data_loader import worker_errors_as_data_errors
-from pyro_vae.data.dataset import Data
 from pyro_vae.pairs.pair import AnyPair
 from pyro_vae.runtime.devices import Device
 from pyro_vae.svi import Compile, Precision

@@ -26,7 +26,8 @@ from pyro_vae.arguments import (
 )
 from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import architecture_of, results_folder
-from pyro_vae.data.dataset import Data, Dataset
+from pyro_vae.data.any_data import Data
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources.column_order import ColumnOrder
 from pyro_vae.distributed import check_same, from_first, own_device, world_size

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_vae.data.dataset import as_dataset
+from pyro_vae.data.any_data import as_dataset
 from pyro_vae.pairs.chunking import MemoryWarning, map_chunks, over_chunks
 from pyro_vae.runtime.random_state import preserved_state
 

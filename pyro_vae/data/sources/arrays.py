@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import setting
+from pyro_vae.data.any_data import Data, as_dataset
 from pyro_vae.data.conversion import as_tensor, check_values, without_mask
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.disk_array import is_stored
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, frames, tables

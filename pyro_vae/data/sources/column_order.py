@@ -12,7 +12,8 @@ import torch
 from narwhals.typing import IntoDataFrame
 from torch import Tensor
 
-from pyro_vae.data.dataset import Data, Dataset, as_dataset
+from pyro_vae.data.any_data import Data, as_dataset
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.errors import DataError
 from pyro_vae.data.sources import array_files, counts, frames, tables
 from pyro_vae.data.sources.columns import Column
