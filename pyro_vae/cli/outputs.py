@@ -56,15 +56,23 @@ def check(
     writable_folder(path.parent, [path.name])
 
 
-def row_columns(rows: "Dataset") -> "Columns":
-    """Return the number of each row, counted from 0, and its class if there is one."""
-    columns: Columns = {"row": range(len(rows))}
+def write_rows(path: Path, rows: "Dataset", columns: "Columns") -> None:
+    """Write columns as a table, after the number, the identifiers and the class of each row."""
     if rows.labels is not None:
         from pyro_vae.data.classes import names_of_classes
 
         names = names_of_classes(rows.labels, rows.class_names)
-        columns["class"] = [names[int(label)] for label in rows.labels]
-    return columns
+        columns = {"class": [names[int(label)] for label in rows.labels], **columns}
+    write_table(path, _with_identifiers(rows, range(len(rows)), columns))
+
+
+def _with_identifiers(rows: "Dataset", numbers: Sequence[int], columns: "Columns") -> "Columns":
+    """Return columns after the numbers of rows, counted from 0, and their identifiers."""
+    found: Columns = {"row": numbers}
+    for name, values in rows.identifiers.items():
+        name = _new_name(name, [*found, *columns], "the identifier of each row")
+        found[name] = values[list(numbers)]
+    return found | columns
 
 
 def write_table(path: Path, columns: "Columns") -> None:
@@ -193,7 +201,9 @@ def _one_below_another(frames: "list[pd.DataFrame]", keeps_index: bool) -> "pd.D
     if has_index and not keeps_index:
         frames = [frame.reset_index(allow_duplicates=True) for frame in frames]
     if len(frames) > 1:
-        name = _new_name([*frames[0].columns, *index.names])
+        name = _new_name(
+            "draw", [*frames[0].columns, *index.names], "the number of each completed table"
+        )
         for number, frame in enumerate(frames):
             frame.insert(0, name, number)
     return pd.concat(frames, ignore_index=not (has_index and keeps_index))
@@ -219,15 +229,15 @@ def _filled(source: str, options: Mapping[str, object], values: "np.ndarray") ->
     return np.where(np.isnan(original), values.astype(original.dtype), original)
 
 
-def _new_name(names: Collection[str]) -> str:
-    """Return a name for the column with the number of a draw that the table does not have."""
-    possible = itertools.chain(["draw"], map("draw_{}".format, itertools.count(1)))
+def _new_name(wanted: str, names: Collection[str], content: str) -> str:
+    """Return a name for a column that a table does not have; warn if it is not the wanted one."""
+    possible = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
     name = next(name for name in possible if name not in names)
-    if name != "draw":
+    if name != wanted:
         from pyro_vae.data.errors import DataWarning
 
         warnings.warn(
-            f"the table has a column 'draw', so the number of each completed table is in {name!r}",
+            f"the table has a column {wanted!r}, so {content} is in {name!r}",
             DataWarning,
             stacklevel=3,
         )
@@ -260,12 +270,12 @@ def write_intervals(
         value = lambda end, row, i: float(found[end][row, i])  # noqa: E731
     places = [(int(row), int(i)) for row, i in missing.nonzero()]
     columns: dict[str, Sequence[object]] = {
-        "row": [row for row, _ in places],
         "column": [names[i] for _, i in places],
         **{end: [value(end, row, i) for row, i in places] for end in ends},
         "share": [float(found["share"][row, i]) for row, i in places],
     }
-    write_table(path, {k: v if k == "row" else _plain(v) for k, v in columns.items()})
+    plain = {name: _plain(values) for name, values in columns.items()}
+    write_table(path, _with_identifiers(rows, [row for row, _ in places], plain))
 
 
 def _plain(values: Sequence[object]) -> "pd.Series":

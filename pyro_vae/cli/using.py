@@ -163,11 +163,11 @@ def encode(
         found = {"X_vae": means, "X_vae_sd": scales}
         outputs.write_anndata(out, data, found, scores.log_likelihood, scores.khat)
     else:
-        columns = outputs.row_columns(rows)
+        columns: outputs.Columns = {}
         for i in range(means.shape[1]):
             columns |= {f"z{i}_mean": means[:, i], f"z{i}_sd": scales[:, i]}
         columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
-        outputs.write_table(out, columns)
+        outputs.write_rows(out, rows, columns)
     print_first(f"Wrote {len(rows):,} rows with {means.shape[1]} latents to {out}")
 
 
@@ -197,8 +197,7 @@ def score(
     outputs.check(out, "--out", [data, *data_in(metrics)], outputs.TABLES)
     rows = data_of(vae, metrics, data, data_root, option)
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
-    columns = outputs.row_columns(rows)
-    columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
+    columns: outputs.Columns = {"log_p": scores.log_likelihood, "khat": scores.khat}
     threshold, words = _threshold(vae, metrics, data_root, false_alarms, num_samples, seed)
     below = scores.log_likelihood < threshold
     columns["below_threshold"] = below
@@ -207,7 +206,7 @@ def score(
     if names:
         entries = contributions(vae, rows.to(device), min(num_samples, 100), seed).cpu().numpy()
         columns |= {f"log_p_{name}": entries[:, i] for i, name in enumerate(names)}
-    outputs.write_table(out, columns)
+    outputs.write_rows(out, rows, columns)
     print_first(f"Wrote the scores of {len(rows):,} rows to {out}")
     print_first(words)
     if math.isfinite(threshold):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class Dataset:
         context: Further arguments of model and guide after x, such as labels or lengths: tensors
             of num_data rows, or arrays on disk.
         schema: Description of the data by `pyro_vae.data.open`, or None.
+        identifiers: Columns that identify the data in files of results and are not modelled, one
+            value for each datum: the files of images, the columns of a table of this kind.
         hold_out_last: Whether `hold_out` takes the last data: their order is random, or the last
             ones are a published validation set, as in the data of `load`.
 
@@ -78,6 +81,7 @@ class Dataset:
     dtype: torch.dtype | None = None
     schema: Any = None
     class_names: tuple[str, ...] = ()
+    identifiers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
     _rows: Rows = dataclasses.field(init=False, repr=False)
     _context: tuple[Rows, ...] = dataclasses.field(init=False, repr=False)
 
@@ -99,6 +103,12 @@ class Dataset:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", class_names)
         self._check_context()
+        for name, known in self.identifiers.items():
+            if len(known) != len(self):
+                raise DataError(
+                    f"the identifier {name!r} has {len(known)} values: expected one for each "
+                    f"datum, {len(self)} in all"
+                )
 
     def _check_values(self) -> None:
         shape, dtype = self._rows.shape, self._rows.dtype
@@ -312,8 +322,14 @@ class Dataset:
     def _part(self, numbers: Tensor, split: str) -> Self:
         labels = None if self.labels is None else self.labels[numbers.to(self.labels.device)]
         context = tuple(subset(rows, numbers) for rows in self._context)
-        values = subset(self._rows, numbers)
-        return dataclasses.replace(self, values=values, labels=labels, split=split, context=context)
+        return dataclasses.replace(
+            self,
+            values=subset(self._rows, numbers),
+            labels=labels,
+            split=split,
+            context=context,
+            identifiers={name: known[numbers] for name, known in self.identifiers.items()},
+        )
 
     def _select(self, entry: Entry) -> Batch:
         return tuple(part for rows in self._all_rows for part in rows.select(entry))

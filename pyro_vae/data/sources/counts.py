@@ -300,6 +300,7 @@ def _dataset(counts: Counts, schema: CountsSchema, order: np.ndarray | None) -> 
         schema=schema,
         context=context,
         class_names=() if labels is None else schema.class_names,
+        identifiers={} if counts.obs is None else {"obs_name": counts.obs.index.to_numpy()},
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -31,6 +31,18 @@ OUTSIDE = (
 def is_frame(source: object) -> TypeGuard[IntoDataFrame]:
     """Return whether an object is a frame of pandas, polars or another library of narwhals."""
     return nw.dependencies.is_into_dataframe(source)
+
+
+def identifiers(frame: nw.DataFrame, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return columns that identify rows, and the index of pandas if it has values of its own."""
+    found = {name: frame[name].to_numpy() for name in names if name in frame.columns}
+    index: Any = nw.maybe_get_index(frame)
+    if index is None or type(index).__name__ == "RangeIndex":
+        return found
+    for i, name in enumerate(index.names):
+        unnamed = f"index_{i}" if i else "index"
+        found[unnamed if name is None else str(name)] = index.get_level_values(i).to_numpy()
+    return found
 
 
 def is_source(data: object) -> TypeGuard[Table]:

@@ -318,7 +318,15 @@ def _dataset(
     context: tuple[Tensor, ...] = ()
     if schema.has_context and known is not None:
         context = (one_hot(known, len(classes)).float(),)
-    return Dataset(values, known, name=name, schema=schema, class_names=classes, context=context)
+    return Dataset(
+        values,
+        known,
+        name=name,
+        schema=schema,
+        class_names=classes,
+        context=context,
+        identifiers={"file": np.array([str(path) for path in paths], object)},
+    )
 
 
 def _unreadable(name: str, errors: list[tuple[Path, Exception]], num_files: int) -> str:

@@ -137,6 +137,9 @@ class TableSchema(Part):
             schema=self,
             class_names=() if classes is None else self.class_names,
             context=(self._encoded(frame),) if self.given else (),
+            identifiers=frames.identifiers(
+                frame, [column.name for column in self.columns if column.kind == "identifier"]
+            ),
         )
 
     def _say_changes(self, frame: nw.DataFrame) -> None:
