@@ -26,7 +26,11 @@ TABLES = (".csv", ".tsv", ".parquet", ".feather")
 
 
 def check(
-    path: Path, option: str, data: Sequence[str | None], endings: Sequence[str] | None = None
+    path: Path,
+    option: str,
+    data: Sequence[str | None],
+    endings: Sequence[str] | None = None,
+    own: Sequence[str] = (),
 ) -> None:
     """Check that a file can be written, before any work.
 
@@ -35,10 +39,11 @@ def check(
         option: Option that names it.
         data: Data that it may not replace.
         endings: Possible endings of its name, or None for any.
+        own: Names of those results of a run that the command writes again.
 
     Raises:
-        ValueError: If it is a folder or data, or its ending is not one of `endings`, or it is an
-            `.h5ad` file and the data are not, of which it is a copy.
+        ValueError: If it is a folder, data, or another result of a run, or its ending is not one of
+            `endings`, or it is an `.h5ad` file and the data are not, of which it is a copy.
         CheckpointError: If its folder is not writable.
     """
     if path.is_dir() and not path.is_symlink():  # a link is replaced
@@ -53,7 +58,22 @@ def check(
             f"this format, got {next(iter(data), None)}. Write {', '.join(TABLES)}"
         )
     check_apart(path, option, *data)
+    if _is_result(path) and path.name not in own:
+        raise ValueError(
+            f"{option} {path} would replace a file of the run or the model in {path.parent}; "
+            "expected another name or folder"
+        )
     writable_folder(path.parent, [path.name])
+
+
+def _is_result(path: Path) -> bool:
+    """Return whether a file has the name of a result of the run in its folder, or is in a model."""
+    from pyro_vae.checkpointing.earlier_results import FILES
+    from pyro_vae.runtime.files import SUMS
+    from pyro_vae.runtime.records import RECORD
+
+    folder = path.parent
+    return (folder / SUMS).exists() or ((folder / RECORD).exists() and path.name in FILES)
 
 
 def write_rows(path: Path, rows: "Dataset", columns: "Columns") -> None:

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 import pyro_vae as pv
 from pyro_vae.arguments import Count, Positive
+from pyro_vae.cli import outputs
 from pyro_vae.cli.options import (
     Columns,
     Context,
@@ -67,13 +68,12 @@ def describe(
     options = options_of(column, labels, context, size, key, schema, option)
     if out is not None:
         path = out if out.suffix == ".json" else out / SCHEMA
-        check_apart(path, "--out", data)
+        outputs.check(path, "--out", [data])
     rows = Source(data, options, root=data_root).open()
     print_schema(rows, options)
     if rows.schema is not None and out is not None:
-        from pyro_vae.runtime.files import writable_folder, write_json
+        from pyro_vae.runtime.files import write_json
 
-        writable_folder(path.parent)
         write_json(path, schema_json(rows.schema))
         print_first(f"Wrote the schema to {path}; train --schema {path} uses its kinds")
     pv.suggest(rows)

@@ -24,7 +24,7 @@ from pyro_vae.cli.options import (
     print_first,
 )
 from pyro_vae.cli.sources import Source, data_in, data_of, options_again
-from pyro_vae.cli.training import EXPLORER, write_page
+from pyro_vae.cli.training import EXPLORER, PAGE, write_page
 
 if TYPE_CHECKING:
     from pyro_vae.models.any_vae import AnyVAE
@@ -74,7 +74,7 @@ def inspect(
     if explorer and html is None:
         raise ValueError("--explorer adds to the page of --html: pass --html page.html")
     if html is not None:
-        outputs.check(html, "--html", [data, *data_in(metrics)])
+        outputs.check(html, "--html", [data, *data_in(metrics)], own=[PAGE])
     writable_folder(run, ["trust.json", "model_card.md"])
     rows = data_of(vae, metrics, data, data_root, option)
     section = None
@@ -106,7 +106,7 @@ def explore(
     """Write a page with the latent space of a run: a map of the data, sliders, the decoded x."""
     path = out or run / EXPLORER
     vae, metrics = _open(run, device, module)
-    outputs.check(path, "--out", [data, *data_in(metrics)])
+    outputs.check(path, "--out", [data, *data_in(metrics)], own=[EXPLORER])
     rows = data_of(vae, metrics, data, data_root, option)
     explorer = pv.explorer.Explorer(
         vae, rows, num_data=num_data, num_samples=num_samples, refine=refine, seed=seed
@@ -327,11 +327,12 @@ def sample(
     torch.manual_seed(seed)
     x, schema = vae.sample(given), getattr(vae, "schema", None)
     is_image = x.dim() == 4
+    default = f"prior_samples.{'png' if is_image else 'csv'}"
     if out is not None:
         endings = outputs.endings_of_samples(schema, is_image)
         is_png = is_image and not out.suffix
-        outputs.check(out, "--out", data_in(metrics), None if is_png else endings)
-    out = out or run / f"prior_samples.{'png' if is_image else 'csv'}"
+        outputs.check(out, "--out", data_in(metrics), None if is_png else endings, [default])
+    out = out or run / default
     if is_image and out.suffix != ".npy":
         title = f"{metrics['dataset']}: draws from p(x), seed {seed}"
         figure = pv.plots.image_grid(x, title)

@@ -39,6 +39,38 @@ def test_a_file_of_the_user_is_moved_with_a_warning(name, folder, monkeypatch):
     assert len([*path.parent.glob(f"{BEFORE}-*/{name}")]) == 1
 
 
+# Results of a run, and files of its model, that a command may not replace by something else.
+REPLACING = {
+    "run/schema.json": ["describe", "table.csv", "--out", "run"],
+    "run/metrics.json": ["describe", "table.csv", "--out"],
+    "run/model/architecture.json": ["describe", "table.csv", "--out"],
+    "run/model/scores.csv": ["score", "run", "table.csv", "--out"],
+    "run/posterior.nc": ["inspect", "run", "--html"],
+    "run/model_card.md": ["explore", "run", "--out"],
+    "run/prior_samples.csv": ["encode", "run", "table.csv", "--out"],
+    "run/history.json": ["explore", "run", "--out"],
+}
+
+
+@pytest.mark.parametrize("name", REPLACING)
+def test_results_of_a_run_are_not_replaced_by_others(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    words = REPLACING[name]
+    words = words if words[-1] == "run" else [*words, name]
+    message = f"{name} would replace a file of the run or the model in {name.rpartition('/')[0]}"
+    assert message in " ".join(refused(*words).split())
+    after = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_new_name_in_a_run_is_accepted(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    run("encode", "run", "table.csv", "--out", "run/z.csv", "--num-samples", 5)
+    run("encode", "run", "table.csv", "--out", "run/z.csv", "--num-samples", 5)
+    assert len((folder / "run" / "z.csv").read_text().splitlines()) == 61
+
+
 DAMAGES = {
     "no checksum": lambda source: source.update(sha256=[]),
     "checksums": lambda source: source.update(sha256=source["sha256"] * 2),
