@@ -54,7 +54,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(damage, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole")

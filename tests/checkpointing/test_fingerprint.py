@@ -16,6 +16,7 @@ from tests.support.runs import (
 )
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [

@@ -50,6 +50,7 @@ def test_all_commands_with_numbers_are_tested():
     assert len(NUMBERS) >= 29
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("value", ["0", "-1", "-3"])
 @pytest.mark.parametrize(("name", "option"), NUMBERS, ids=[" ".join(words) for words in NUMBERS])
 def test_numbers_that_are_no_sizes_are_refused(name, option, value, folder, monkeypatch):

@@ -14,6 +14,7 @@ from tests.support.pyro_programs import OPTIMIZERS, assert_same, batches, train_
 pytestmark = pytest.mark.usefixtures("double")
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.usefixtures("graph_only")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_optimizers_own_update_and_state(name):

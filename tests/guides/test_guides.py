@@ -36,6 +36,7 @@ def test_the_full_normal_guide_can_be_the_exact_posterior():
     torch.testing.assert_close(weights, evidence.expand(20, 50), rtol=0, atol=1e-9)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("build", "share_of_gap", "tolerance"),
     [

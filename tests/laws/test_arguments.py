@@ -230,6 +230,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "argument", "value"), CELLS)
 def test_careless_arguments_are_named_before_any_work(name, argument, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -127,6 +127,7 @@ def trained(change, compile):
     return fit, [p.detach().clone() for p in net.parameters()]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "change", [of_schedule, of_partial_schedule, of_beta, of_betas, of_loader, of_dataset]
 )

@@ -184,7 +184,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.thinned(5)  # all read rows by one protocol
+@pytest.mark.thinned(11)  # all read rows by one protocol
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_numbers_are_those_of_a_tensor(function, container, rows, tmp_path, of_a_tensor):

@@ -61,7 +61,7 @@ BUFFERS = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("name", BUFFERS)
 def test_a_buffer_changes_once_in_each_step(name):
     assert_same(make=buffer_changed(BUFFERS[name]), compiled=True)

@@ -47,6 +47,7 @@ def test_a_folder_with_files_of_the_user_is_refused(name, content, tmp_path):
     assert mine.read_bytes() == CONTENTS[content]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.filterwarnings("ignore:.*they were moved to")
 @pytest.mark.parametrize("name", ["page.html", "model_card.md", "history.json", "metrics.json"])
 def test_a_report_loses_no_file_of_the_user(name, tmp_path, monkeypatch):

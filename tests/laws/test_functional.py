@@ -54,6 +54,7 @@ class Score(nn.Module):
         return described.log_prob(x), described.mean
 
 
+@pytest.mark.thinned(3)
 def test_a_density_can_be_exported(scored):
     likelihood, z, x = scored
     score = Score(likelihood)

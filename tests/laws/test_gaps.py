@@ -51,7 +51,7 @@ class Shared(nn.Module):
             pyro.sample("z", self.q(x))
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("num_data", [1, 6])
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("use", ["nothing", "mixture", "mean", "of x", "decoder"])

@@ -143,6 +143,7 @@ def checkpoint(tmp_path_factory):
     return {name: (newest / name).read_bytes() for name in checkpoint_store.FILES[:2]}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("seed", seeds(60, 600))
 def test_a_mutated_checkpoint_is_resumed_or_refused(seed, checkpoint, tmp_path, monkeypatch):
     choose, contents = random.Random(seed), dict(checkpoint)

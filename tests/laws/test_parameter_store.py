@@ -149,7 +149,7 @@ def test_entries_of_other_programs_change_nothing(kind):
     torch.testing.assert_close(ours, alone, rtol=0, atol=0)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("read", READS)
 def test_entries_that_a_program_reads_are_followed(read, change):

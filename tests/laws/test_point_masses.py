@@ -134,7 +134,7 @@ def test_densities_of_computed_values_are_weighted(name):
     weights = torch.from_numpy(log_weight(pair))
     bounds = weights.logsumexp(0) - math.log(len(weights))
     np.testing.assert_allclose(bounds, EXACT, rtol=0, atol=0.25)
-    num_samples = 2000 if name == "given density" else 20_000  # the former runs one by one
+    num_samples = 1000 if name == "given density" else 10_000  # the former runs one by one
     scores = pv.evaluate(pair, X, num_samples=num_samples)
     six_errors = 14 / math.sqrt(num_samples)
     np.testing.assert_allclose(scores.log_likelihood, EXACT, rtol=0, atol=six_errors)

@@ -37,6 +37,7 @@ def of_pyro(svi, net):
         svi.optim.optim_objs[parameter].param_groups[0]["params"] = []
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("change", [removed, removed_in_place, moved, of_pyro])
 def test_parameters_leave_a_group_of_the_optimizer(change):
     own = change is of_pyro
@@ -90,7 +91,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", REFUSED)
 def test_batches_that_pyro_refuses_are_refused(name):
     program = refused_by(*REFUSED[name])

@@ -164,7 +164,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_row_outside_the_support_is_refused(function, seed, tmp_path):
@@ -177,7 +177,7 @@ def test_a_row_outside_the_support_is_refused(function, seed, tmp_path):
         assert isinstance(caught.value, pv.PairError), (container, place, support)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.filterwarnings("ignore:.*log density:UserWarning")

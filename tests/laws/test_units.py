@@ -115,6 +115,7 @@ def test_a_log_normal_follows_the_unit(unit):
     torch.testing.assert_close(found[1], found[0] - WIDTH * math.log(unit), rtol=0, atol=1e-3)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", ["Normal", "Laplace", "StudentT"])
 @pytest.mark.parametrize("scale", ["entrywise", "decoder"])
 def test_columns_of_all_units_reach_their_maximum_likelihood(kind, scale):

@@ -150,7 +150,7 @@ def matched(self):
 READ["a pattern"] = (matched, lambda self: setattr(self.settings, "beta", 0.1))
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", [n for n in READ if n != "the number of losses"])
 def test_a_setting_is_followed_however_it_is_read(name, monkeypatch):
     monkeypatch.setattr(Setting, "beta", 1.0)

@@ -181,6 +181,7 @@ def test_a_conditional_run_imputes_by_its_context(trained):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("columns", [3, 1001])
 def test_draws_of_arrays_are_all_written(columns, tmp_path):
     """Arrays with at most 1,000 columns are tables."""

@@ -36,7 +36,7 @@ def test_every_likelihood_and_guide_has_a_cell():
     assert {guide for _, guide in LINES} | WITHOUT_MOMENTS == set(GUIDES)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize(("likelihood", "guide"), LINES)
 @torch.no_grad()
 def test_exported_programs_compute_the_same_numbers(likelihood, guide, tmp_path):

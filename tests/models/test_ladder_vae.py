@@ -168,7 +168,7 @@ def of_kind(kind):
 KINDS = ("table", "counts", "numbers", "missing", "binary images", "images", "convolutional")
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("prior", "sizes"), [("standard-normal", [4, 3, 2]), ("vamp", [3, 2])])
 def test_suggested_ladders_train_and_their_code_builds_them(kind, prior, sizes, tmp_path, capsys):

@@ -69,7 +69,7 @@ def state(vae):
     return [value.clone() for value in vae.state_dict().values()]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_last_batch_that_cannot_be_trained_on_is_refused_at_the_start(kind):
     for num_data, batch_size, loads in itertools.product((1, 4, 5, 8), (1, 2, 4), (False, True)):
