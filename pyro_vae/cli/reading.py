@@ -64,9 +64,10 @@ def read_options(given: Sequence[str]) -> dict[str, object]:
     kinds: dict[str, object] = {}
     for reader in READERS:
         kinds |= typing.get_type_hints(reader.read)
+    lists = [name for name, kind in kinds.items() if typing.get_origin(kind) is Sequence]
     return {
         name: _value(name, text, kinds.get(name, str))
-        for name, text in pairs_of(given, "--option").items()
+        for name, text in pairs_of(given, "--option", lists).items()
     }
 
 
