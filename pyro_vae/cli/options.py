@@ -67,8 +67,8 @@ ReadingAgain = Annotated[
     list[str],
     Option(
         "--option",
-        help="Option of the reader for DATA, as in encoding=latin-1, in place of that of the run; "
-        "may be repeated",
+        help="Option of the reader for DATA, as in encoding=latin-1, in place of that of the run "
+        "(words of na are added); may be repeated",
     ),
 ]
 
