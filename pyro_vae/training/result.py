@@ -18,7 +18,7 @@ from pyro_vae.training.setup import Job
 from pyro_vae.training.watching import send_curve
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """The result of `fit`. ELBOs are in nats per datum.
 
@@ -60,6 +60,15 @@ class Fit:
         """Number of training data per second, without the time of validation."""
         seen = sum(entry["num_data"] for entry in self.history)
         return seen / max(sum(entry["seconds"] for entry in self.history), 1e-9)
+
+    def __repr__(self) -> str:
+        """Return one line: a history of hundreds of epochs fills pages."""
+        names = ("epoch", "train_elbo", "train_objective", "validation_elbo")
+        best = [f"{name}: {self.best[name]:.6g}" for name in names if name in self.best]
+        return (
+            f"Fit({self.stopped}: {len(self.history)} epochs, {self.num_steps:,} steps, "
+            f"{self.seconds:.3g} s; best={{{', '.join(best)}}})"
+        )
 
 
 def finish(job: Job, state: RunState) -> Fit:
