@@ -17,6 +17,7 @@ OPTIONS = {
     "columns": "--column",
     **{name: f"--{name}" for name in ("labels", "context", "size", "key", "schema")},
     **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
+    **{"out": "--out", "resume": "--resume"},
     **{"prior": "--prior", "guide": "--guide", "latent_dim": "--latent-dim"},
 }
 REPEATED = ("hidden", "latent_dim")  # options that are given once for each value

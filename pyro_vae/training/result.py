@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
@@ -97,7 +98,8 @@ def finish(job: Job, state: RunState) -> Fit:
         if fit.stopped == "interrupted":
             print(
                 f"interrupted at step {fit.num_steps}; the last checkpoint in {job.folder} is of "
-                f"step {state.writer.saved_step}. Call fit again with resume=True to continue",
+                f"step {state.writer.saved_step}. To continue, start it again with "
+                f"{setting('resume', True)}",
                 file=sys.stderr,
             )
     if is_first():
