@@ -56,9 +56,20 @@ def check(
     writable_folder(path.parent, [path.name])
 
 
-def row_columns(rows: "Dataset") -> "Columns":
-    """Return the number of each row, counted from 0, and its class if there is one."""
+def row_columns(rows: "Dataset", data: str) -> "Columns":
+    """Return the number of each row from 0, its image file and its class, if any.
+
+    Args:
+        rows: Rows that the schema of a run has read.
+        data: Their path, or the name of a dataset.
+    """
     columns: Columns = {"row": range(len(rows))}
+    if data not in pv.data.NAMES and rows.schema is not None and rows.schema.content == "images":
+        from pyro_vae.data.sources.images import files_in
+
+        path = Path(data)
+        files = [file.relative_to(path) for file in files_in(path)] if path.is_dir() else [path]
+        columns["file"] = [file.as_posix() for file in files]
     if rows.labels is not None:
         from pyro_vae.data.classes import names_of_classes
 

@@ -163,7 +163,7 @@ def encode(
         found = {"X_vae": means, "X_vae_sd": scales}
         outputs.write_anndata(out, data, found, scores.log_likelihood, scores.khat)
     else:
-        columns = outputs.row_columns(rows)
+        columns = outputs.row_columns(rows, data)
         for i in range(means.shape[1]):
             columns |= {f"z{i}_mean": means[:, i], f"z{i}_sd": scales[:, i]}
         columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
@@ -197,7 +197,7 @@ def score(
     outputs.check(out, "--out", [data, *data_in(metrics)], outputs.TABLES)
     rows = data_of(vae, metrics, data, data_root, option)
     scores = pv.evaluate(vae, rows, num_samples=num_samples, seed=seed)
-    columns = outputs.row_columns(rows)
+    columns = outputs.row_columns(rows, data)
     columns |= {"log_p": scores.log_likelihood, "khat": scores.khat}
     threshold, words = _threshold(vae, metrics, data_root, false_alarms, num_samples, seed)
     below = scores.log_likelihood < threshold

@@ -38,7 +38,8 @@ UNTRUSTED = ("uncured", "improbable", "doubtful")  # statuses of data
 LISTED = 50  # number of data of a status that are listed
 SHOWN = 10  # number of data in the posterior predictive figure
 VERDICTS = {
-    "safe": "No diagnostic speaks against this posterior.",
+    "safe": "No diagnostic speaks against this posterior. Whether the model fits the data is "
+    "another question: compare its samples with the data in the figures.",
     "inspect": "Check these findings before you use this posterior.",
     "don't": "Do not rely on this posterior, for these reasons.",
 }

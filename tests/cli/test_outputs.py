@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy import sparse
 
 import pyro_vae as pv
@@ -171,3 +172,20 @@ def test_samples_in_arrays_are_numbers(tmp_path):
     for name in ("town", "day"):
         schema = pv.data.open(table_of([name, "real"])).schema
         assert ".npy" not in outputs.endings_of_samples(schema, is_image=False)
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("",)])
+def test_rows_of_images_have_the_names_of_their_files(folders, tmp_path):
+    names = [f"{folder}/{i}.png".lstrip("/") for folder in folders for i in (10, 2, 9)]
+    for value, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), 30 * value, np.uint8)).save(tmp_path / name)
+    first = pv.data.open(tmp_path)
+    for path in (tmp_path, tmp_path / names[-1]):
+        data = first.schema.read(path)
+        columns = outputs.row_columns(data, str(path))
+        assert len(columns["file"]) == len(data)
+        for file, x in zip(columns["file"], data[:], strict=True):
+            value = np.asarray(Image.open(tmp_path / file)).flat[0]
+            np.testing.assert_allclose(first.schema.restore(x[None]).flatten()[0], value)
+    assert "file" not in outputs.row_columns(pv.data.open(np.eye(12) + 0.5), "x.npy")
