@@ -28,8 +28,9 @@ def _rows(parameters: list[Any]) -> list[str]:
             continue
         flags = [*parameter.opts, *parameter.secondary_opts]
         names = flags if parameter.param_type_name == "option" else [_argument(parameter)]
-        default = parameter.default
+        default, stated = parameter.default, parameter.show_default
         shown = "" if default in (None, [], ()) or callable(default) else f"`{_text(default)}`"
+        shown = _text(stated) if isinstance(stated, str) else shown
         named = ", ".join(f"`{name}`" for name in names)
         rows.append(f"| {named} | {shown} | {_text(parameter.help or '')} |")
     return rows

@@ -17,6 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.runtime.files import (
     OLD,
@@ -203,7 +204,7 @@ class CheckpointStore:
         if checkpoint is None and (names := self.names()):
             raise CheckpointError(
                 f"none of the {len(names)} checkpoints in {self.path} is intact: start again "
-                "without resume"
+                f"without {setting('resume', True)}"
             )
         return checkpoint
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.model_folder import FILES as MODEL_FILES
 from pyro_vae.checkpointing.model_folder import MODEL
 from pyro_vae.runtime import json_schema
@@ -85,8 +86,8 @@ def set_aside_results(folder: Path) -> None:
     sync(folder)
     what = "the results of an earlier run" if is_of_run else "files with the names of results"
     warnings.warn(
-        f"{folder} has {what}: they were moved to {moved}. Pass another folder (out=) to keep the "
-        "results of several runs",
+        f"{folder} has {what}: they were moved to {moved}. Pass another folder "
+        f"({setting('out')}) to keep the results of several runs",
         stacklevel=2,
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from pyro_vae.arguments import setting
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.objectives.nats_per_datum import HasObjective, objectives_of
 from pyro_vae.runtime.files import CheckpointError, JSONObject
@@ -135,7 +136,7 @@ def refuse_other(what: str, then: Mapping[str, object], now: Mapping[str, object
     if found := differences(then, now):
         raise CheckpointError(
             f"the run cannot be resumed with other {what}: {found}. Resume it with the same "
-            "arguments, or start another run in another folder (out=)"
+            f"arguments, or start another run in another folder ({setting('out')})"
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.descriptions import (
     ATOMS,
     SAMPLED,
@@ -118,7 +119,8 @@ class Identity:
             more = f"; and {len(found) - 5} more differences" if len(found) > 5 else ""
             raise CheckpointError(
                 f"the run cannot be resumed with other programs: {'; '.join(found[:5])}{more}. "
-                "Resume it with the same programs, or start another run in another folder (out=)"
+                "Resume it with the same programs, or start another run in another folder "
+                f"({setting('out')})"
             )
         unknown = sorted({*self._start.unknown, *varying["entries"]})
         if unknown:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.fingerprint import plain, refuse_other
 from pyro_vae.checkpointing.identity import code_of
 from pyro_vae.engine.optimizer_values import Settings, attributes_of, set_values, settings_of
@@ -101,7 +102,7 @@ def additions(optim: TorchOptim, names: dict[Tensor, str], state: JSONObject) ->
     if differing:
         raise CheckpointError(
             f"the run cannot be resumed with other trained parameters: {differing[0]}. Resume it "
-            "with the same programs, or start another run in another folder (out=)"
+            f"with the same programs, or start another run in another folder ({setting('out')})"
         )
     return then
 

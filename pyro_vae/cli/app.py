@@ -1,7 +1,9 @@
 """The application: its commands, and how errors and warnings are printed."""
 
 import functools
+import inspect
 import sys
+import typing
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -25,7 +27,18 @@ def _checked(command: Callable[..., None]) -> Callable[..., None]:
             options[name] = check(f"--{name.replace('_', '-')}", options[name])
         command(**options)
 
+    call.__signature__ = _plain(command)  # type: ignore[attr-defined]
     return call
+
+
+def _plain(command: Callable[..., None]) -> inspect.Signature:
+    """Return the signature without the checks of members of unions, which help would show."""
+    signature, kinds = inspect.signature(command), typing.get_type_hints(command)
+    parameters = [
+        parameter.replace(annotation=Annotated[kinds[name], parameter.annotation.__metadata__[-1]])
+        for name, parameter in signature.parameters.items()
+    ]
+    return signature.replace(parameters=parameters)
 
 
 app = typer.Typer(

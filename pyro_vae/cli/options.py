@@ -4,7 +4,7 @@ import importlib.util
 import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,11 +24,13 @@ _OURS = "_pyro_vae_option"  # attribute of modules of --module
 
 DataRoot = Annotated[
     Path | None,
-    Option(help="Folder that contains the dataset [default: $PYRO_VAE_DATA or a cache folder]"),
+    Option(
+        help="Folder that contains the dataset", show_default="$PYRO_VAE_DATA or a cache folder"
+    ),
 ]
 Run = Annotated[Path, Argument(help="Folder of a training run")]
 OtherData = Annotated[
-    str | None, Argument(help="File or folder to use [default: the test rows of the run]")
+    str | None, Argument(help="File or folder to use", show_default="the test rows of the run")
 ]
 Data = Annotated[str, Argument(help="File or folder, or the name of a dataset (its test data)")]
 Seed = Annotated[AnySeed, Option(help="Random seed")]
@@ -65,8 +67,8 @@ ReadingAgain = Annotated[
     list[str],
     Option(
         "--option",
-        help="Option of the reader for DATA, as in encoding=latin-1, in place of that of the run; "
-        "may be repeated",
+        help="Option of the reader for DATA, as in encoding=latin-1, in place of that of the run "
+        "(words of na are added); may be repeated",
     ),
 ]
 
@@ -102,15 +104,28 @@ def print_schema(data: "Dataset", options: Mapping[str, Any]) -> None:
             print_first(note)
 
 
-def pairs_of(values: Sequence[str], option: str) -> dict[str, str]:
+def pairs_of(values: Sequence[str], option: str, lists: Collection[str] = ()) -> dict[str, str]:
     """Return options of the form NAME=VALUE as a dictionary.
 
+    Args:
+        values: Values of the option.
+        option: The option, for messages.
+        lists: Names with several values, which are joined by commas if the name is repeated.
+
     Raises:
-        ValueError: If a value has another form.
+        ValueError: If a value has another form, or a name has two different values.
     """
-    if wrong := [value for value in values if "=" not in value]:
-        raise ValueError(f"{option} {wrong[0]}: expected NAME=VALUE")
-    return dict(value.rsplit("=", 1) for value in values)
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.rpartition("=")
+        if not equals:
+            raise ValueError(f"{option} {text}: expected NAME=VALUE")
+        if name in lists and name in found:
+            value = f"{found[name]},{value}"
+        elif found.setdefault(name, value) != value:
+            raise ValueError(f"{option} {text}: {name} is also {found[name]}; expected one of them")
+        found[name] = value
+    return found
 
 
 def configured(context: typer.Context, path: Path | None) -> Path | None:

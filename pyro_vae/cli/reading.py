@@ -17,6 +17,7 @@ OPTIONS = {
     "columns": "--column",
     **{name: f"--{name}" for name in ("labels", "context", "size", "key", "schema")},
     **{name: f"--{name}" for name in ("binarize", "likelihood", "conv", "hidden")},
+    **{"out": "--out", "resume": "--resume"},
     **{"prior": "--prior", "guide": "--guide", "latent_dim": "--latent-dim"},
 }
 REPEATED = ("hidden", "latent_dim")  # options that are given once for each value
@@ -64,9 +65,10 @@ def read_options(given: Sequence[str]) -> dict[str, object]:
     kinds: dict[str, object] = {}
     for reader in READERS:
         kinds |= typing.get_type_hints(reader.read)
+    lists = [name for name, kind in kinds.items() if typing.get_origin(kind) is Sequence]
     return {
         name: _value(name, text, kinds.get(name, str))
-        for name, text in pairs_of(given, "--option").items()
+        for name, text in pairs_of(given, "--option", lists).items()
     }
 
 

@@ -253,6 +253,8 @@ def options_again(
 ) -> dict[str, object]:
     """Return the options to read other data of a run: those of its data, or of `--option`.
 
+    Words for missing values are added to those of the run, which are still no values.
+
     Raises:
         ValueError: If a schema takes no such option, because it is one of training.
     """
@@ -266,8 +268,10 @@ def options_again(
             f"--option {unknown[0]}={given[unknown[0]]}: {expected}. Columns and their kinds are "
             "those of the run"
         )
-    recorded = (metrics.get("source") or {}).get("options", {})
-    return taken_by(schema.read, recorded) | given
+    recorded = taken_by(schema.read, (metrics.get("source") or {}).get("options", {}))
+    lists = {name: value for name, value in given.items() if isinstance(value, list)}
+    added = {name: [*recorded.get(name, []), *value] for name, value in lists.items()}
+    return recorded | given | added
 
 
 def read_by(schema: "Schema | None", path: str, options: Mapping[str, object]) -> "Dataset":

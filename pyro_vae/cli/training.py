@@ -83,7 +83,7 @@ def train(
     source: Annotated[
         str | None,
         Argument(metavar="DATA", help="File or folder, or a name: mnist, fashion-mnist, frey, "
-                 "mnist-5k [default: mnist]"),
+                 "mnist-5k", show_default="mnist"),
     ] = None,
     data: Annotated[str | None, Option(help="The same as the argument DATA")] = None,
     config: Annotated[
@@ -98,7 +98,9 @@ def train(
     key: Key = None,
     schema: SchemaFile = None,
     option: Reading = [],  # noqa: B006
-    test: Annotated[str | None, Option(help="Test data [default: a tenth of the rows]")] = None,
+    test: Annotated[
+        str | None, Option(help="Test data", show_default="a tenth of the rows")
+    ] = None,
     data_root: DataRoot = None,
     binarize: Annotated[
         str | None, Option(help="Binarization of pixels: dynamic, static, threshold or none")
@@ -113,24 +115,26 @@ def train(
     ] = None,
     prior: Annotated[
         str | None,
-        Option(help="Name of a prior, or of a function of --module [default: standard-normal]"),
+        Option(help="Name of a prior, or of a function of --module",
+               show_default="standard-normal"),
     ] = None,
     guide: Annotated[
         str | None,
-        Option(help="Name of a guide, or of a function of --module [default: diagonal-normal]"),
+        Option(help="Name of a guide, or of a function of --module",
+               show_default="diagonal-normal"),
     ] = None,
     module: Module = None,
     objective: Annotated[
-        str | None, Option(help=f"Objective: {', '.join(OBJECTIVES)} [default: elbo]")
+        str | None, Option(help=f"Objective: {', '.join(OBJECTIVES)}", show_default="elbo")
     ] = None,
     particles: Annotated[Count | None, Option(help="Number of samples in the objective")] = None,
     epochs: Annotated[
-        Count | None, Option(help="Number of passes over the data [default: by their number]")
+        Count | None, Option(help="Number of passes over the data", show_default="by their number")
     ] = None,
     latent_dim: Annotated[
         list[int] | None,
         Option(help="Number of latents; repeat the option for the layers of a LadderVAE, from the "
-               "data upwards [default: by the data, at most 20]"),
+               "data upwards", show_default="by the data, at most 20"),
     ] = None,
     hidden: Annotated[
         list[int] | None, Option(help="Number of hidden units; repeat the option for more layers")
@@ -139,10 +143,10 @@ def train(
         bool | None, Option("--conv/--no-conv", help="Whether networks are convolutional")
     ] = None,
     batch_size: Annotated[
-        Count | None, Option(help="Size of a minibatch [default: 128, or 512 for many rows]")
+        Count | None, Option(help="Size of a minibatch", show_default="128, or 512 for many rows")
     ] = None,
     learning_rate: Annotated[
-        Positive | None, Option(help="Maximum of the one-cycle schedule [default: 0.003]")
+        Positive | None, Option(help="Maximum of the one-cycle schedule", show_default="0.003")
     ] = None,
     patience: Annotated[
         Count | None,

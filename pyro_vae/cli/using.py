@@ -91,7 +91,7 @@ def explore(
     data: OtherData = None,
     option: ReadingAgain = [],  # noqa: B006
     out: Annotated[
-        Path | None, Option(help="HTML page to write [default: explorer.html in RUN]")
+        Path | None, Option(help="HTML page to write", show_default="explorer.html in RUN")
     ] = None,
     data_root: DataRoot = None,
     num_data: Annotated[Count, Option(help="Number of data on the map")] = 1000,
@@ -307,7 +307,7 @@ def sample(
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        Option(help="File to write [default: prior_samples.png or .csv in RUN]"),
+        Option(help="File to write", show_default="prior_samples.png or .csv in RUN"),
     ] = None,
     module: Module = None,
 ) -> None:

@@ -38,7 +38,8 @@ UNTRUSTED = ("uncured", "improbable", "doubtful")  # statuses of data
 LISTED = 50  # number of data of a status that are listed
 SHOWN = 10  # number of data in the posterior predictive figure
 VERDICTS = {
-    "safe": "No diagnostic speaks against this posterior.",
+    "safe": "No diagnostic speaks against this posterior. Whether the model fits the data is "
+    "another question: compare its samples with the data in the figures.",
     "inspect": "Check these findings before you use this posterior.",
     "don't": "Do not rely on this posterior, for these reasons.",
 }
@@ -125,18 +126,17 @@ READINGS = {
     ),
     "latents": Reading(
         "Map of the encoded test data",
-        "A scatter plot of posterior means of the test data, coloured by class",
-        "Each point is a test datum, with the names of classes at their medians. Separate clusters "
-        "for the classes, without labels in training, show that the latents represent the "
-        "differences between classes. Nearly all samples of the prior are inside of a few standard "
-        "deviations.",
+        "A scatter plot of posterior means of the test data, coloured by class if there are any",
+        "Each point is a test datum. Nearly all samples of the prior are inside of a few standard "
+        "deviations. If the data have classes, their names are at their medians, and separate "
+        "clusters show that the latents represent the differences between classes.",
     ),
     "khat": Reading(
-        "k-hat of each datum, and the data with the highest k-hat",
-        "A scatter plot of k-hat against data with its limit as a line, above the images with the "
-        "highest k-hat",
+        "k-hat of each datum",
+        "A scatter plot of k-hat against data with its limit as a line; images with the highest "
+        "k-hat are below it",
         "For a datum above the line, q misses mass of the posterior, and log p(x) is too low by an "
-        "unknown amount. The images below have the highest k-hat.",
+        "unknown amount. If the data are images, those with the highest k-hat are below.",
     ),
     "untrusted": Reading(
         "Data not to be trusted",

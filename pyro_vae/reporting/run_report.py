@@ -239,12 +239,14 @@ def _figures(subject: Subject, fit: Fit) -> dict[str, Figure]:
     """Return the figures of all contents, and those of the content of the data."""
     points, axis_labels, origin = _plane(subject.means)
     has_circle = is_standard_normal(subject.vae.model.prior()) and subject.means.shape[1] > 1
+    labels = subject.test.labels
+    by_class = "" if labels is None else " by class"
     return {
         "learning_curve": plots.learning_curve(fit.history, subject.title),
         "latents": plots.latent_map(
             points,
-            subject.test.labels,
-            f"{subject.title}\nposterior means of the test data by class",
+            labels,
+            f"{subject.title}\nposterior means of the test data{by_class}",
             axis_labels,
             subject.test.class_names,
             origin if has_circle else None,

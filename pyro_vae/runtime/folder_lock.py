@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pyro_vae.arguments import setting
 from pyro_vae.runtime.files import CheckpointError, write_file
 
 LOCK = ".lock"
@@ -44,7 +45,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
     except Timeout:
         raise CheckpointError(
             f"another run writes into {str(folder)!r} (process {earlier or number or 'unknown'}): "
-            "wait until it ends, or choose another folder (out=)"
+            f"wait until it ends, or choose another folder ({setting('out')})"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -98,6 +99,6 @@ def _process_number(path: Path) -> str:
     if not re.fullmatch(rb"\d{0,20}", number):
         raise CheckpointError(
             f"{path} does not contain a process number, so it is not a lock file of pyro_vae: "
-            "move it away, or choose another folder (out=)"
+            f"move it away, or choose another folder ({setting('out')})"
         )
     return number.decode()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import MODEL, save
 from pyro_vae.distributed import is_first, world_size
@@ -18,7 +19,7 @@ from pyro_vae.training.setup import Job
 from pyro_vae.training.watching import send_curve
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """The result of `fit`. ELBOs are in nats per datum.
 
@@ -61,6 +62,15 @@ class Fit:
         seen = sum(entry["num_data"] for entry in self.history)
         return seen / max(sum(entry["seconds"] for entry in self.history), 1e-9)
 
+    def __repr__(self) -> str:
+        """Return one line: a history of hundreds of epochs fills pages."""
+        names = ("epoch", "train_elbo", "train_objective", "validation_elbo")
+        best = [f"{name}: {self.best[name]:.6g}" for name in names if name in self.best]
+        return (
+            f"Fit({self.stopped}: {len(self.history)} epochs, {self.num_steps:,} steps, "
+            f"{self.seconds:.3g} s; best={{{', '.join(best)}}})"
+        )
+
 
 def finish(job: Job, state: RunState) -> Fit:
     """Set the pair to its best weights, write the results, and return them.
@@ -88,7 +98,8 @@ def finish(job: Job, state: RunState) -> Fit:
         if fit.stopped == "interrupted":
             print(
                 f"interrupted at step {fit.num_steps}; the last checkpoint in {job.folder} is of "
-                f"step {state.writer.saved_step}. Call fit again with resume=True to continue",
+                f"step {state.writer.saved_step}. To continue, start it again with "
+                f"{setting('resume', True)}",
                 file=sys.stderr,
             )
     if is_first():

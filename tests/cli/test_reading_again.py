@@ -9,8 +9,10 @@ import pytest
 import typer.main
 from scipy import io, sparse
 
+import pyro_vae as pv
 from pyro_vae.cli import app
 from pyro_vae.cli.reading import read_again
+from pyro_vae.cli.sources import options_again, read_by
 from tests.support.commands import TRAIN, people, refused, run
 
 COMMANDS = typer.main.get_command(app).commands
@@ -104,6 +106,19 @@ def test_the_advice_of_score_is_followed(folder, monkeypatch):
     run(*words_of("impute", "other.csv"), "--option", "decimal=,")
     written = pd.read_csv("out.csv")
     pd.testing.assert_frame_equal(written, pd.read_csv("table.csv"))
+
+
+@pytest.mark.parametrize("word", ["unknown", "none"])
+def test_words_for_missing_values_are_added_to_those_of_the_run(word, tmp_path):
+    """Errors advise na=WORD; the codes of the run are no values then either."""
+    path = tmp_path / "other.csv"
+    frame = people(0, rows=60)[["age", "visits"]].fillna(40.0).astype(object)
+    schema = pv.data.open(frame.astype(float)).schema
+    frame.loc[3, "age"], frame.loc[5, "age"], frame.loc[6, "visits"] = word, -99, -99
+    frame.to_csv(path, index=False)
+    options = options_again(schema, {"source": {"options": {"na": ["-99"]}}}, [f"na={word}"])
+    x = read_by(schema, str(path), options)[:]
+    assert x.isnan().nonzero().tolist() == [[3, 0], [5, 0], [6, 1]]
 
 
 @pytest.mark.parametrize("command", READ)

@@ -13,8 +13,10 @@ from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae.data.content import content_of
-from pyro_vae.reporting import tables
+from pyro_vae.reporting import run_report, tables
 from pyro_vae.reporting.contents import FIGURES
+from pyro_vae.reporting.html_page import READINGS
+from pyro_vae.reporting.subject import Subject
 
 
 def counts_vae(data):
@@ -222,3 +224,22 @@ def test_dependence_shows_every_datum(num_levels, seed):
         points = axes.collections[0].get_offsets()
         assert len(points) == 60
         assert ((low < points) & (points < high)).all()
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 2])
+def test_titles_name_classes_only_if_there_are_any(labels):
+    x = torch.randn(40, 3)
+    data = pv.data.Dataset(x, labels=labels)
+    vae = suggested(data)
+    q = vae.encode(x)
+    means, scales = q.mean.detach(), q.stddev.detach()
+    subject = Subject(vae, data, x[:5], (), means, scales, "run", 0)
+    history = [{"epoch": 1, "train_elbo": -1.0}]
+    title = run_report._figures(subject, pv.Fit(history))["latents"].axes[0].get_title()
+    assert ("class" in title) == (labels is not None)
+
+
+@pytest.mark.parametrize("name", ["latents", "khat"])
+def test_captions_are_true_of_all_data(name):
+    """A page of a table has no images, and its data may have no classes."""
+    assert "If the data" in READINGS[name].how

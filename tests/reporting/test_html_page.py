@@ -172,7 +172,7 @@ def test_the_page_of_a_refined_card_shows_the_encoder_the_answers_and_a_glossary
     for answer in card.answers:
         for words in (answer.question, answer.short, answer.reason, answer.next_step):
             assert words in page.text
-    assert "uncured data, by position: 1" in page.text
+    assert "uncured data, by position in the data of this page from 0: 1" in page.text
     assert "Data not to be trusted" in page.text
     assert "The encoder" in page.text
     found = [finding.value for finding in (*card.findings, *card.encoder)]

@@ -152,3 +152,14 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(entry["step"], pytest.approx(entry[name])) for entry in fit.history]
     assert [event.step for event in events.Images("learning_curve")] == [4 * STEPS]
+
+
+@pytest.mark.parametrize("num_epochs", [0, 1, 300])
+def test_a_result_is_shown_in_one_line(num_epochs):
+    history = [
+        {"epoch": i + 1, "train_elbo": -i / 3, "validation_elbo": -i / 2} for i in range(num_epochs)
+    ]
+    shown = repr(pv.Fit(history, history[-1] if history else {}, num_steps=2400, seconds=41.234))
+    assert f"finished: {num_epochs} epochs, 2,400 steps, 41.2 s" in shown
+    assert len(shown) < 200
+    assert (f"epoch: {num_epochs}," in shown) == (num_epochs > 0)

@@ -3,7 +3,7 @@
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import narwhals as nw
@@ -20,7 +20,7 @@ from pyro_vae.part import Part
 
 SHOWN = 6  # levels in a description
 NARROW = ("binary", "category", "count", "proportion", "positive")  # kinds that refuse numbers
-_CODE = re.compile(r"-?(9{2,5}|8{2,5}|7{2,5})")  # codes for missing values, by convention
+_CODE = re.compile(r"-?(9{1,4}[789]|8{2,5}|7{2,5})")  # codes for missing values, by convention
 MAX_ROUNDING = 1e-3  # of x as float32, in standard deviations of a column
 
 
@@ -316,25 +316,33 @@ def _say_equal(name: str, levels: Sequence[Level]) -> None:
             return
 
 
-def _say_code(values: Values, rule: Kind) -> None:
-    """Warn of a repeated number such as -999 that is far from all others: it may mean missing."""
-    if not values.is_number or rule.has_levels or not rule.in_model:
-        return
-    found = values.distinct
-    for code, others in ((found[0], found[1:]), (found[-1], found[:-1])):
-        gap = np.abs(others - code).min()
-        if not _CODE.fullmatch(f"{code:g}") or gap <= others[-1] - others[0]:
+def _say_codes(values: Values, rule: Kind) -> None:
+    """Warn of repeated numbers such as -999, far from all others: they may mean missing."""
+    for codes, others in _candidates(values.distinct) if values.is_number and rule.in_model else ():
+        low, high = others.min(), others.max()
+        spread = np.abs(others).max() if rule.has_levels else high - low  # labels have no distances
+        is_far = np.abs(others - codes[-1]).min() > spread or codes[-1] < 0 <= low
+        counts = {f"{code:g}": int((values.observed == code).sum()) for code in codes}
+        if not is_far or sum(counts.values()) < 2:
             continue
-        if (count := int((values.observed == code).sum())) > 1:
-            warnings.warn(
-                f"column {values.name!r}: {code:g} occurs {count} times and is far from the other "
-                f"values, {others[0]:.4g} to {others[-1]:.4g}. If it is a code for missing values, "
-                f"read a file with {setting('na', [f'{code:g}'])}, or replace it by NaN. If it is "
-                f"a number, pass {setting('columns', {values.name: rule.name})}",
-                DataWarning,
-                stacklevel=2,
-            )
-            return
+        said = " and ".join(f"{code} occurs {count} times" for code, count in counts.items())
+        these = "these are codes" if len(codes) > 1 else "this is a code"
+        warnings.warn(
+            f"column {values.name!r}: {said}, far from the other values, {low:.4g} to {high:.4g}. "
+            f"If {these} for missing values, read a file with {setting('na', [*counts])}, or write "
+            f"NaN instead. Otherwise, pass {setting('columns', {values.name: rule.name})}",
+            DataWarning,
+            stacklevel=2,
+        )
+        return
+
+
+def _candidates(distinct: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the smallest or largest values that are written as codes, and the other values."""
+    for ends in (distinct, distinct[::-1]):
+        is_code = [_CODE.fullmatch(f"{value:g}") is not None for value in ends[:-1]]
+        for size in range(len([*itertools.takewhile(bool, is_code)]), 0, -1):
+            yield ends[:size], ends[size:]
 
 
 def column_of(series: nw.Series, kind: str | None) -> Column:
@@ -358,7 +366,7 @@ def column_of(series: nw.Series, kind: str | None) -> Column:
     if kind is None:
         kinds.refuse_dates(observed)
         rule = kinds.kind_of(observed)
-        _say_code(observed, rule)
+        _say_codes(observed, rule)
     if rule is None or kind_type not in rule.accepts:
         return Column(name, str(kind), kind_type)  # raises the error that lists the kinds
     if rule.has_levels or (rule.name == "constant" and len(observed.distinct)):

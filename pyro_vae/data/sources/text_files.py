@@ -182,10 +182,15 @@ def _other_length(
     path: Path, row: list[str], header: list[str], separator: str, skip: int, number: int
 ) -> DataError:
     line = f"line {skip + 1}" if skip else "the first line"
+    advice = f"Values that contain {separator!r} must be quoted"
+    if row[0].lstrip().startswith(("#", "%", "//")):
+        advice = "Remove the line, if it is a comment"
+    elif len(row) < len(header):
+        advice = f"Remove the line if it is no row, or add the {separator!r} of missing values"
     later = f". If a later line has the names, pass {setting('skip', skip + 1)}" * (number == 2)
     return DataError(
         f"{path}, line {skip + number}: got {len(row)} values, expected {len(header)}, one for "
-        f"each name in {line}. Values that contain {separator!r} must be quoted{later}"
+        f"each name in {line}. {advice}{later}"
     )
 
 

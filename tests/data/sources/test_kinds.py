@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import re
 import warnings
 
 import numpy as np
@@ -74,9 +75,37 @@ def test_codes_for_missing_values_are_reported(code, repeats, container, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("values", "codes"),
+    [
+        ([*range(500, 9000, 90), -99, -99], [-99]),  # below 0, and less far than the others
+        ([*range(18, 90), -99, -99, -88, -88], [-99, -88]),
+        ([*range(18, 90), -99, -98, -97], [-99, -98, -97]),
+        ([*range(18, 100), 998, 999], [999, 998]),  # ages of 97 to 99 are none
+        ([1, 2, 3, 4, 5, 98, 99] * 12, [99, 98]),  # answers
+        ([0, 1, 3, 0, 1, 2, -99, -99], [-99]),
+        ([0, 99] * 12, [99]),
+    ],
+)
+def test_codes_of_surveys_are_reported(values, codes):
+    frame = pd.DataFrame({"a": values, "b": np.linspace(-1, 1, len(values))})
+    with pytest.warns(pv.data.DataWarning, match="missing values") as found:
+        pv.data.open(frame)
+    texts = [str(warning.message) for warning in found if "missing values" in str(warning.message)]
+    assert len(texts) == 1
+    assert f"na={[str(code) for code in codes]}," in texts[0]
+    kind = re.search(r"columns=\{'a': '(\w+)'\}", texts[0])[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.data.open(frame, columns={"a": kind})
+
+
+@pytest.mark.parametrize(
     "values",
     [
         [99, 98, 97.5, *range(90)],  # no gap
+        [97, 98, 99] * 12,  # labels
+        [98, 99] * 12,
+        [-99, *range(-98, 0)] * 2,  # no other sign
         [99.5, 99.5, 1, 2.5, 3],  # another number
         [1, 2, 5, 9] * 12,  # labels
         [99, 1, 2, 3, 4, 5.5],  # once
@@ -132,8 +161,10 @@ FILES = [
     ("\n\n", "first line is empty"),
     ("a,b\n", "is empty: it has 0 rows"),
     (("a,b\n1.5,2\n3,4.5\n", {"separator": ";"}), "separator=';' gives .* separator=','"),
-    ("a,b\n1.5,2\n2,3,4\n", "line 3: got 3 values, expected 2"),
-    ("a,b\n1.5,2\n2\n3,4.5\n", "line 3: got 1 values, expected 2"),
+    ("a,b\n1.5,2\n2,3,4\n", "line 3: got 3 values, expected 2, .* must be quoted"),
+    ("a,b\n1.5,2\n2\n3,4.5\n", "line 3: got 1 values, expected 2, .* add the ','"),
+    ("a,b\n1.5,2\n3,4.5\n# lab 3\n", "line 4: got 1 values, .* if it is a comment"),
+    ("a,b\n1.5,2\n# lab 3, Graz, 2020\n", "line 3: got 3 values, .* if it is a comment"),
     ("a,b\n1.5,2,7\n2,3,7\n", "line 2: got 3 values, expected 2"),
     ('a,b\n"u,2\nw,3\n', "line 3: got 1 values"),
     ("a,a\n1,2\n", "'a' occurs 2 times"),
