@@ -142,7 +142,7 @@ def test_validation_data_are_read_by_name():
 def test_arrays_and_frames_without_names_are_read_by_position():
     pair = trained(vae(), FRAME)
     x = FRAME.to_numpy()
-    right = elbo(pair, torch.from_numpy(x))
+    right = elbo(pair, torch.tensor(x))
     for given in (x, pd.DataFrame(x), FRAME, pl.DataFrame(x)):
         assert elbo(pair, given) == right
     assert trained(vae(), x).schema is None
