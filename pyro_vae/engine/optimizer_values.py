@@ -91,6 +91,13 @@ class SelfChanges:
                     self.settings |= _changed(old, new)
                 self.attributes |= _changed(old_attributes, attributes)
 
+        if not hasattr(type(optimizer).step, "hooked"):
+            # A wrapper of another optimizer, such as Lookahead, may not call torch's constructor,
+            # which makes the step call hooks.
+            read()
+            yield
+            compare()
+            return
         first = [
             optimizer.register_step_pre_hook(compare),
             optimizer.register_step_post_hook(compare),

@@ -94,6 +94,8 @@ class Verifier:
             gradients = {p: p.grad for p in parameters if p.grad is not None}
             for parameter in parameters:
                 parameter.grad = None
+            if any(gradient.layout is not torch.strided for gradient in gradients.values()):
+                raise NotCompilable("a parameter has sparse gradients")
             if python_random_state() != python:
                 raise NotCompilable("it draws from Python's or numpy's random generator")
             if self._guards.key() != key:
