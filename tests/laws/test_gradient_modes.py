@@ -1,4 +1,4 @@
-"""Numbers do not depend on torch's gradient mode or default dtype; training without is refused."""
+"""Numbers do not depend on the gradient mode or the default dtype; data are constants."""
 
 import functools
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 
@@ -66,3 +67,38 @@ def test_training_without_gradients_is_refused(mode):
     with MODES[mode](), pytest.raises(ValueError, match=r"fit outside of torch.no_grad\(\)"):
         pv.fit(pair, X, epochs=1)
     assert torch.equal(nn.utils.parameters_to_vector(pair.parameters()), before)
+
+
+DATA = {
+    "tensor": lambda x: x,
+    "context": lambda x: (x, x),
+    "Dataset": lambda x: pv.data.Dataset(x),
+    "DataLoader": lambda x: DataLoader(x, batch_size=2),
+    "DataLoader of a leaf": lambda x: DataLoader(X.clone().requires_grad_(), batch_size=2),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_are_constants(kind):
+    source = nn.Linear(5, 5)
+    data, expected = DATA[kind](source(X)), DATA[kind](source(X).detach())
+    if kind == "DataLoader of a leaf":
+        expected = DataLoader(X, batch_size=2)
+    found = [pv.fit(normal(kind), x, epochs=2, batch_size=2).history for x in (data, expected)]
+    for one, other in zip(*found, strict=True):
+        assert one["train_elbo"] == other["train_elbo"]
+    assert source.weight.grad is None
+    if kind == "DataLoader of a leaf":
+        assert data.dataset.grad is None
+
+
+def normal(kind):
+    decoder, encoder = pv.networks.MLP(2, [4], 5), pv.networks.MLP(5, [4], 4)
+    parts = pv.priors.StandardNormal(2), pv.likelihoods.Normal(decoder)
+    torch.manual_seed(0)
+    vae = pv.VAE(*parts, pv.guides.DiagonalNormal(encoder))
+    for parameter in vae.parameters():
+        nn.init.constant_(parameter, 0.1)
+    if kind != "context":
+        return vae
+    return pv.Pair(lambda x, y: vae.model(y), lambda x, y: vae.guide(x))
