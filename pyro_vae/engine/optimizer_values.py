@@ -20,7 +20,7 @@ LARGEST = 1000  # entries of a tensor among settings and attributes; larger ones
 PARAMETERS = ("params", "param_names")
 
 
-def settings_of(group: Mapping[str, Any]) -> Settings:
+def settings_of(group: Mapping[str, object]) -> Settings:
     """Copy the hyperparameters of a parameter group. A learning rate may be a tensor."""
     return {key: _copied(value) for key, value in group.items() if key not in PARAMETERS}
 
@@ -41,7 +41,7 @@ def _of_torch() -> set[str]:
     return {*vars(torch.optim.SGD([torch.zeros(1)])), "step", "_opt_called"}
 
 
-def set_values(target: dict[str, Any], values: Mapping[str, object]) -> None:
+def set_values(target: dict[str, object], values: Mapping[str, object]) -> None:
     """Set entries of a group or of the attributes of an optimizer; tensors in-place."""
     for key, value in values.items():
         current = target.get(key)
