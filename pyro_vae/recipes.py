@@ -57,7 +57,7 @@ class Recipe:
     """
 
     description: str
-    parts: Mapping[str, Any]
+    parts: Mapping[str, object]
     epochs: int
     batch_size: int = 100
     learning_rate: float = 1e-3

@@ -50,11 +50,14 @@ def read_header(folder: Path, name: str) -> Header:
     return Header({key: tuple(entry["shape"]) for key, entry in header.items()}, expected)
 
 
-def check_builds(build: Callable[[], Part], header: Header) -> None:
+def check_builds(build: Callable[[], Part], header: Header) -> Part:
     """Build a part on the meta device, which allocates nothing, and compare it with a header.
 
     A constructor that reads values of its tensors cannot run there. Its part is built in memory,
     and each of its tensors is checked when it is made.
+
+    Returns:
+        The part, usually without values.
 
     Raises:
         CheckpointError: If the part has other tensors than the header, or is too large.
@@ -75,6 +78,18 @@ def check_builds(build: Callable[[], Part], header: Header) -> None:
             raise CheckpointError(
                 f"the weights have {name!r} of shape {shape}, and the model of {shapes[name]}"
             )
+    for names in names_of_tensors(part).values():
+        if header.shapes.keys().isdisjoint(names):
+            raise CheckpointError(f"the weights lack the tensor {names[0]!r} of the model")
+    return part
+
+
+def names_of_tensors(part: Part) -> dict[Tensor, list[str]]:
+    """Return parameters and buffers, each with its names: shared tensors have several."""
+    named: dict[Tensor, list[str]] = {}
+    for name, tensor in part.state_dict(keep_vars=True).items():
+        named.setdefault(tensor, []).append(name)
+    return named
 
 
 class _Limited(TorchFunctionMode):

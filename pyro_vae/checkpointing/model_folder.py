@@ -10,6 +10,7 @@ checksums. Both can still be read, format 1 with `load(old_format=True)`.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.arguments import FilePath, checked
-from pyro_vae.checkpointing.dry_build import check_builds, read_header
+from pyro_vae.checkpointing.dry_build import (
+    Header,
+    check_builds,
+    names_of_tensors,
+    read_header,
+)
 from pyro_vae.part import Part
 from pyro_vae.runtime.devices import Device
 from pyro_vae.runtime.files import (
@@ -35,6 +41,7 @@ from pyro_vae.runtime.files import (
     writable_folder,
 )
 from pyro_vae.runtime.json_schema import MAX_BYTES, Number, Plain, Record, parse
+from pyro_vae.runtime.random_state import preserved_state
 
 FORMAT = 3
 # Public modules of the parts of this package. A part of a user is stored by its module.
@@ -81,7 +88,7 @@ def save(part: Part, path: str | os.PathLike[str]) -> None:
         OSError: If the folder cannot be written. Its old content is kept.
     """
     path = Path(path)
-    tensors = {names[0]: tensor for tensor, names in _tensors(part).items()}
+    tensors = {names[0]: tensor for tensor, names in names_of_tensors(part).items()}
     files = {
         ARCHITECTURE: architecture_of(part),
         # Cloned, since safetensors refuses tensors that share memory.
@@ -198,15 +205,54 @@ def architecture_of(part: Part) -> bytes:
 
     Raises:
         CheckpointError: If an argument of a part is not serializable, or if `load` would refuse the
-            file, because it is too large.
+            file, because it is too large or builds a part with other tensors.
+
+    Warns:
+        UserWarning: If `load` builds a part with other layers.
     """
-    data = json_bytes({"format": FORMAT, "part": describe(part)})
+    described = describe(part)
+    data = json_bytes({"format": FORMAT, "part": described})
     if len(data) > MAX_ARCHITECTURE_BYTES:
         raise CheckpointError(
             f"the constructor arguments of a {type(part).__name__} have {len(data):,} bytes as "
             f"JSON; expected at most {MAX_ARCHITECTURE_BYTES:,}: pass long arguments as tensors"
         )
+    _check_rebuilds(part, described)
     return data
+
+
+def _check_rebuilds(part: Part, described: object) -> None:
+    """Compare a part with the one that `load` builds: it may have changed since it was made."""
+    name, tensors = type(part).__name__, names_of_tensors(part)
+    header = Header(
+        {names[0]: tuple(tensor.shape) for tensor, names in tensors.items()},
+        sum(tensor.nbytes for tensor in tensors),
+    )
+    try:
+        with preserved_state():
+            built = check_builds(lambda: _build(described), header)
+    except Exception as error:  # constructors raise various errors
+        raise CheckpointError(
+            f"a saved {name} could not be loaded, because load builds its parts from their "
+            f"constructor arguments (None for a tensor): {error}. Make layers, and change them as "
+            "by prune or weight_norm, in the constructor of a pyro_vae.Part"
+        ) from error
+    theirs = {where: _layer(module) for where, module in built.named_modules()}
+    for where, module in part.named_modules():
+        if _layer(module) != theirs.get(where):
+            warnings.warn(
+                f"a {name} that is loaded has {theirs.get(where, 'nothing')} in the place of "
+                f"{_layer(module)} ({where}), because load builds parts from their constructor "
+                "arguments. Make the layer in the constructor of a pyro_vae.Part",
+                stacklevel=3,
+            )
+
+
+def _layer(module: nn.Module) -> str:
+    """Return the class of a module, and the settings of a layer of torch."""
+    kind = type(module)
+    settings = module.extra_repr() if kind.__module__.startswith("torch.nn.") else ""
+    return f"{kind.__module__}.{kind.__qualname__}({settings})"
 
 
 def describe(part: Part) -> object:
@@ -238,21 +284,11 @@ def results_folder(
     return folder
 
 
-def _tensors(part: Part) -> dict[Tensor, list[str]]:
-    """Return parameters and buffers, each with its names: shared tensors have several."""
-    named: dict[Tensor, list[str]] = {}
-    for name, tensor in part.state_dict(keep_vars=True).items():
-        named.setdefault(tensor, []).append(name)
-    return named
-
-
 def _fill(part: Part, saved: dict[str, Tensor]) -> None:
     """Set the tensors of a part to the saved ones, with the saved dtypes."""
     unused = set(saved)
-    for tensor, names in _tensors(part).items():
+    for tensor, names in names_of_tensors(part).items():
         found = [name for name in names if name in saved]
-        if not found:
-            raise CheckpointError(f"the tensor {names[0]!r} is missing")
         value = saved[found[0]]
         unused -= {*found}
         kinds = tensor.is_floating_point(), value.is_floating_point()

@@ -40,7 +40,8 @@ def saved(
 
     Raises:
         CheckpointError: If the state has other values than tensors, numbers, strings, and lists
-            and dicts of them, or values of other objects than its parameters.
+            and dicts of them, or values of other objects than its parameters, or if the optimizer
+            wraps another one.
     """
     optimizer, own = optim.optimizer, optim.changes
     tensors: dict[str, Tensor] = {}
@@ -55,6 +56,12 @@ def saved(
             "are not parameters of the run"
         )
     kind = type(optimizer).__name__
+    for inner in vars(optimizer).values():
+        if isinstance(inner, Optimizer) and inner.state is not optimizer.state:
+            raise CheckpointError(
+                f"{kind} steps {type(inner).__name__}, and the state of this inner optimizer is "
+                "not part of its own"
+            )
     # A callback may have added a group, which has taken no step.
     first = [*unscheduled, *map(settings_of, optimizer.param_groups[len(unscheduled) :])]
     state["additions"] = [[names[p] for p in added] for added in optim.additions]

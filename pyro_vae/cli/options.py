@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -80,7 +80,7 @@ def print_first(message: object) -> None:
     Console(quiet=not pv.distributed.is_first(), highlight=False).print(message, markup=False)
 
 
-def print_schema(data: "Dataset", options: Mapping[str, Any]) -> None:
+def print_schema(data: "Dataset", options: Mapping[str, object]) -> None:
     """Print the description of data, read by options of `pyro_vae.data.open`."""
     from rich.table import Table
     from rich.text import Text

@@ -268,7 +268,7 @@ class LoaderBatches:
                     "a DataLoader must yield tensors, or tuples of tensors (x and the other "
                     f"arguments of model and guide), got {kinds}: select them in its collate_fn"
                 )
-            yield tuple(part.to(self.device, non_blocking=True) for part in rows)
+            yield tuple(part.detach().to(self.device, non_blocking=True) for part in rows)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ class InMemory(RandomAccess):
 
     def __init__(self, tensor: Tensor) -> None:
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-        self._tensor = tensor
+        # Data are constants: a step would compute gradients of the network that they come from.
+        self._tensor = tensor.detach() if tensor.requires_grad else tensor
         self._draws: dict[int, Tensor] = {}
 
     @property

@@ -85,7 +85,7 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
     coords = {dim: weights.coords[dim] for dim in data_dims}
     proposal = tree.attrs.get("proposal", "guide")
     source = {"proposal": proposal, "num_samples": num_samples}
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "elpd": float(total),
         "se": math.sqrt(num_data * variance),
         "p": math.nan,  # no parameter is fitted to these data
@@ -100,7 +100,7 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
     return _elpd_data("loo" if proposal == "guide" else proposal, values)
 
 
-def _elpd_data(kind: str, values: dict[str, Any]) -> Any:
+def _elpd_data(kind: str, values: dict[str, object]) -> Any:
     """Return an object of ArviZ. Its `compare` refuses objects of different kinds."""
     import arviz_stats  # takes seconds
 

@@ -268,9 +268,9 @@ def _optimize(
     # together therefore equals optimizing each datum alone.
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
     for step in range(num_steps):
-        with guide.returning(tuple(leaves)):
+        with torch.enable_grad(), guide.returning(tuple(leaves)):
             loss = -sampler.rsample(batch, num_particles).log_weights.mean(0).sum()
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         if any(gradient is None for gradient in gradients):
             raise ValueError(
                 "the ELBO has no gradient with respect to the encoder's output. The gaps need "

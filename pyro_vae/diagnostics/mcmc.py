@@ -183,7 +183,8 @@ def _chain(
             diagnostics.update(mover.diagnostics())
 
     run = MCMC(mover, num_samples, warmup_steps, disable_progbar=True, hook_fn=remember)
-    run.run(*datum)
+    with torch.enable_grad():
+        run.run(*datum)
     draws = run.get_samples()
     draws |= _computed(model, datum, draws)
     return _Chain(

@@ -79,6 +79,15 @@ def _viewed(x: Tensor, size: Sequence[int]) -> Tensor | NotImplementedType:
     return x.contiguous().view(size) if last and not x.is_contiguous() else NotImplemented
 
 
+def _bernoulli(x: Tensor, p: float = 0.5) -> Tensor | NotImplementedType:
+    """Draw in the order of memory, as `Tensor.bernoulli_` of a transposed tensor (dropout) does."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    in_memory = x.permute(order)
+    if x.is_contiguous() or not in_memory.is_contiguous():
+        return NotImplemented
+    return aten.bernoulli.p(in_memory, p).permute([*map(order.index, range(x.dim()))])
+
+
 @functools.cache
 def _decompositions() -> Mapping[Any, Callable[..., object]]:
     from torch._decomp import get_decompositions
@@ -89,6 +98,7 @@ def _decompositions() -> Mapping[Any, Callable[..., object]]:
         **get_decompositions([aten.binary_cross_entropy_with_logits, aten.log_sigmoid_backward]),
         aten.add.Tensor: _scaled(torch.add),
         aten.sub.Tensor: _scaled(torch.sub),
+        aten.bernoulli.p: _bernoulli,
         aten.log_sigmoid_forward.default: _log_sigmoid,
         aten.upsample_nearest2d.default: _upsampled,
         aten.view.default: _viewed,

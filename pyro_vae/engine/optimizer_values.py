@@ -20,7 +20,7 @@ LARGEST = 1000  # entries of a tensor among settings and attributes; larger ones
 PARAMETERS = ("params", "param_names")
 
 
-def settings_of(group: Mapping[str, Any]) -> Settings:
+def settings_of(group: Mapping[str, object]) -> Settings:
     """Copy the hyperparameters of a parameter group. A learning rate may be a tensor."""
     return {key: _copied(value) for key, value in group.items() if key not in PARAMETERS}
 
@@ -41,7 +41,7 @@ def _of_torch() -> set[str]:
     return {*vars(torch.optim.SGD([torch.zeros(1)])), "step", "_opt_called"}
 
 
-def set_values(target: dict[str, Any], values: Mapping[str, object]) -> None:
+def set_values(target: dict[str, object], values: Mapping[str, object]) -> None:
     """Set entries of a group or of the attributes of an optimizer; tensors in-place."""
     for key, value in values.items():
         current = target.get(key)
@@ -91,6 +91,13 @@ class SelfChanges:
                     self.settings |= _changed(old, new)
                 self.attributes |= _changed(old_attributes, attributes)
 
+        if not hasattr(type(optimizer).step, "hooked"):
+            # A wrapper of another optimizer, such as Lookahead, may not call torch's constructor,
+            # which makes the step call hooks.
+            read()
+            yield
+            compare()
+            return
         first = [
             optimizer.register_step_pre_hook(compare),
             optimizer.register_step_post_hook(compare),

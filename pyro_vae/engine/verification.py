@@ -84,7 +84,8 @@ class Verifier:
         if any(t.requires_grad and not t.is_leaf for t in self._guards.tensors):
             raise NotCompilable(
                 "it reads a tensor that was computed with gradients outside of it: a trial run "
-                "would take its gradients. Detach the tensor to compile the step"
+                "would take its gradients. Compute it in the program, as "
+                "nn.utils.parametrizations.weight_norm does and nn.utils.weight_norm does not"
             )
         with self.restored() as copies:
             python = python_random_state()
@@ -94,6 +95,8 @@ class Verifier:
             gradients = {p: p.grad for p in parameters if p.grad is not None}
             for parameter in parameters:
                 parameter.grad = None
+            if any(gradient.layout is not torch.strided for gradient in gradients.values()):
+                raise NotCompilable("a parameter has sparse gradients")
             if python_random_state() != python:
                 raise NotCompilable("it draws from Python's or numpy's random generator")
             if self._guards.key() != key:

@@ -92,10 +92,13 @@ class SiteDraws:
             PairError: If it has 16 bits: nats are lost, and more in sums.
         """
         if self.log_prob.dtype in (torch.float16, torch.bfloat16):
+            advice = "convert pair and data by .float()"
+            if torch.is_autocast_enabled(self.log_prob.device.type):
+                advice = "call this outside of torch.autocast"
             raise PairError(
                 f"log densities in {self.log_prob.dtype} are rounded to 2 or 3 digits; expected "
-                "torch.float32 or torch.float64: convert pair and data by .float(). "
-                "SVI(precision='bf16') trains in bfloat16 with parameters in float32"
+                f"torch.float32 or torch.float64: {advice}. SVI(precision='bf16') trains in "
+                "bfloat16 with parameters in float32"
             )
         return self.log_prob
 

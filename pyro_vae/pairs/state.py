@@ -25,6 +25,8 @@ def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Mod
     store and random states. All of these are restored. Parameters and iterators are not, nor what
     hooks change, which may be there to record the calls.
 
+    Gradients can be computed within the context, also in `torch.inference_mode`.
+
     Args:
         programs: Models and guides: modules, functions or methods.
         seed: Random seed within the context; by default the random state is not changed.
@@ -32,8 +34,15 @@ def restored(*programs: object, seed: int | None = None) -> Iterator[list[nn.Mod
     state = guarded_state(*programs, hooks=False)
     parameters = {id(p) for module in state.modules for p in module.parameters(recurse=False)}
     tensors = [t for t in state.tensors if id(t) not in parameters and t.numel() <= LARGEST]
-    with preserved_state(seed), state.restored(tensors):
-        yield modules_of(*programs)
+    computes_gradients = torch.is_grad_enabled()
+    own = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
+    with (
+        preserved_state(seed),
+        state.restored(tensors),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(computes_gradients),  # the line above turns them on
+    ):
+        yield list(dict.fromkeys([*own, *state.modules]))
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ class Unconstrained:
     def constrain(self, states: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the latents at states, and the log Jacobian of shape `(samples, data)`."""
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        latents, log_jacobian = {}, torch.zeros(states.shape[:2], device=states.device)
+        latents, log_jacobian = {}, states.new_zeros(states.shape[:2])
         parts = states.split(sizes, dim=-1)
         for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
             row = part.reshape(*part.shape[:2], *shape)

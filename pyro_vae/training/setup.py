@@ -215,6 +215,11 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         CheckpointError: If the output folder cannot take the results, or the pair cannot be saved.
         DistributedError: If the processes have different settings.
     """
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "fit trains by gradients, and torch computes none here: call fit outside of "
+            "torch.no_grad() and torch.inference_mode()"
+        )
     programs = (pair.model, pair.guide)
     kind = device_of(*programs) if config.device is None else resolve_device(config.device)
     device = own_device(kind)

@@ -7,11 +7,14 @@ import pickle
 import shutil
 import signal
 import struct
+import warnings
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import pyro_vae as pv
 from pyro_vae.checkpointing import model_folder as checkpoints
@@ -212,3 +215,55 @@ def test_models_that_could_not_be_loaded_are_refused_before_training(tmp_path, m
         vae.save(tmp_path / "model")
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     assert not (tmp_path / "model").exists()
+
+
+def encoder_of(vae):
+    return vae.guide.posterior.encoder
+
+
+def tie(vae):
+    vae.model.likelihood.decoder.layers[0].bias = encoder_of(vae).layers[0].bias
+
+
+def no_bias(vae):
+    encoder_of(vae).layers[0].bias = None
+
+
+def resize(vae):
+    vae.guide.posterior.encoder = pv.networks.MLP((1, 4, 4), [8], 6)
+
+
+def renamed(vae):
+    encoder_of(vae).layers[0] = nn.Sequential(encoder_of(vae).layers[0])
+
+
+CHANGES = {
+    "prune": lambda vae: prune.l1_unstructured(encoder_of(vae).layers[0], "weight", 0.5),
+    "weight_norm": lambda vae: parametrizations.weight_norm(encoder_of(vae).layers[0]),
+    "another size": resize,
+    "shared": tie,
+    "deleted": no_bias,
+    "renamed": renamed,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("by", ["save", "fit"])
+def test_a_changed_model_that_could_not_be_loaded_is_not_saved(by, change, tmp_path):
+    vae, folder, x = small_vae(), tmp_path / "run", torch.zeros(4, 1, 4, 4)
+    CHANGES[change](vae)
+    before = nn.utils.parameters_to_vector(vae.parameters()).clone()
+    with pytest.raises(pv.CheckpointError, match=r"saved VAE could not be loaded.*constructor"):
+        vae.save(folder) if by == "save" else pv.fit(vae, x, epochs=1, out=folder)
+    assert not folder.exists()
+    assert torch.equal(nn.utils.parameters_to_vector(vae.parameters()), before)
+
+
+def test_a_model_with_another_layer_is_saved_with_a_warning(tmp_path):
+    vae = small_vae()
+    encoder_of(vae).layers[1] = nn.Hardtanh(0.0, 2.0)
+    with pytest.warns(UserWarning, match=r"Tanh\(\) in the place of .*Hardtanh\(min_val=0.0"):
+        vae.save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_vae().save(tmp_path / "model")

@@ -41,6 +41,14 @@ def test_log_densities_of_16_bits_are_refused(name, dtype):
         SCORES[name](vae(dtype), X.to(dtype))
 
 
+def test_autocast_is_named():
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(pv.PairError, match=r"3 digits.*outside of torch\.autocast"),
+    ):
+        SCORES["evaluate"](vae(torch.float32), X)
+
+
 def test_data_of_16_bits_are_scored_by_a_pair_in_float32():
     exact = pv.evaluate(vae(torch.float32), X.half().float(), num_samples=5)
     with pytest.warns(pv.data.DataWarning, match="x is converted"):
