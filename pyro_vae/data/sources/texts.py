@@ -24,6 +24,7 @@ NUMBER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _DIGITS, _CODE = re.compile(r"\d+", re.ASCII), re.compile(r"0\d+", re.ASCII)
+_WHOLE = re.compile(r"\s*[-+]?\d+\s*", re.ASCII)
 # Forms of text that people mean as dates or numbers, but that are not read as such.
 _OTHER_DATE = re.compile(
     r"(\d{1,4}([./-])\d{1,2}\2\d{1,4}|\d{1,2}[. -]+[^\W\d]{3,9}[., -]+\d{2,4}"
@@ -155,7 +156,7 @@ def _has_zone(text: str) -> bool:
 
 
 def type_of(texts: Texts, has_codes: bool) -> str:
-    """Return the type of text: `"boolean"`, `"real"`, `"date"` or `"text"`.
+    """Return the type of text: `"boolean"`, `"integer"`, `"real"`, `"date"` or `"text"`.
 
     Args:
         texts: The values of a column.
@@ -175,7 +176,8 @@ def type_of(texts: Texts, has_codes: bool) -> str:
     for name in ("real", "date"):
         found = texts.are(name)
         if found[observed].all():
-            return name
+            is_whole = name == "real" and texts.matches(_WHOLE)[observed].all()
+            return "integer" if is_whole else name
         if found[observed].mean() > MOSTLY:
             row = int((observed & ~found).argmax())
             noun = "number" if name == "real" else "date"

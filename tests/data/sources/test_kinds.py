@@ -280,3 +280,28 @@ def test_10_000_levels_are_left_out_unless_they_are_a_category():
 def test_text_is_a_category_on_request():
     frame = pd.DataFrame({"a": ["1,5", "2,5", "1,5"], "b": B})
     assert pv.data.open(frame, columns={"a": "binary"}).schema.columns[0].levels == ["1,5", "2,5"]
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "2", "3"] * 20, "category"),
+        (["0", "1"] * 30, "binary"),
+        (["2021"] * 60, "constant"),
+        ([str(i % 7) for i in range(59)] + ["12"], "count"),
+        ([str(1900 + 7 * i % 90) for i in range(60)], "real"),
+        (["1", "2", None] * 20, "binary"),
+        (["1.5", "2", "4"] * 20, "real"),
+    ],
+)
+def test_whole_numbers_written_as_text_are_restored_as_whole_numbers(values, kind, library):
+    """As in a CSV file, which has no other text."""
+    frame = library({"a": values, "b": np.linspace(-1, 1, 60)})
+    data = pv.data.open(frame)
+    assert data.schema.columns[0].kind == kind
+    restored = data.schema.restore(data[:])["a"]
+    expected = [None if value is None else float(value) for value in values]
+    assert [None if pd.isna(value) else float(value) for value in restored] == expected
+    written = {str(value) for value in restored if not pd.isna(value)}
+    assert written == {*values} - {None} or "1.5" in values
