@@ -5,6 +5,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import Seed, Whole, checked
@@ -18,17 +19,21 @@ from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.tables import rendered
 
 # Burda, Grosse & Salakhutdinov (2015), section 5.3.1, who have a prior of variance 1.
 ACTIVE_VARIANCE = 0.01  # in units of the prior variance, since the scale of a latent is arbitrary
 # The decoder ignores z if the latents of another datum cost less than this, in nats.
 IGNORED_NATS = 0.01
 PRIOR_DRAWS = 5000  # of a chunk of data with the same prior
+SHOWN = 50  # latents that are printed
 
 
 @dataclass(frozen=True)
 class Collapse:
     """Use of the latents; arrays of shape `(latent_dim,)` over the entries of all latent sites.
+
+    Printing it shows a row for each of the first 50 latents, and the verdict.
 
     Each datum has its own prior if the prior depends on a context, as p(z|y) of a `ConditionalVAE`.
     The aggregate prior is then the mixture of the priors of the data.
@@ -91,6 +96,23 @@ class Collapse:
                 "others hardly depend on x. A smaller latent_dim would be sufficient"
             )
         return f"all {num_units} latents are active"
+
+    def __rich__(self) -> Table:
+        drop = f"reconstruction drop {self.reconstruction_drop:.3g} nats per datum"
+        more = len(self.kl) - SHOWN
+        rest = f"and {more} more latents\n" if more > 0 else ""
+        table = Table(
+            "latent", "KL, nats", "variance of mean", "aggregate mean", "aggregate sd", "active",
+            caption=f"{rest}{self.verdict};\n{drop}",
+        )  # fmt: skip
+        columns = (self.kl, self.mean_variance, self.aggregate_mean, self.aggregate_sd)
+        for i, values in enumerate(zip(*(column[:SHOWN] for column in columns), strict=True)):
+            active = "yes" if self.active[i] else "no"
+            table.add_row(str(i), *(f"{value:.3f}" for value in values), active)
+        return table
+
+    def __str__(self) -> str:
+        return rendered(self, width=100)
 
 
 @checked
