@@ -5,11 +5,9 @@ from collections.abc import Iterator
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.engine.guards import guarded_state, modules_of
-from pyro_vae.pairs.ownership import check_registered
 from pyro_vae.pairs.pair import Program
 from pyro_vae.runtime.devices import evaluating
 from pyro_vae.runtime.random_state import preserved_state
@@ -49,9 +47,6 @@ def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...])
     """Run guide and model once if they create parameters in their first call.
 
     The random state is restored; all other state is, too, if there are no new parameters.
-
-    Raises:
-        PairError: If `pyro.module` does not register the parameters of a module.
     """
 
     def parameters() -> set[int]:
@@ -66,9 +61,7 @@ def create_parameters(model: Program, guide: Program, batch: tuple[Tensor, ...])
 
     with unchanged(model, guide):
         before = parameters()
-        with poutine.trace(param_only=True) as traced:
-            run()
-        check_registered(traced.trace, model, guide)
+        run()
         creates = parameters() != before
     if creates:
         with evaluating(*modules_of(model, guide)):

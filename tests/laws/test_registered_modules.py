@@ -14,13 +14,6 @@ import pyro_vae as pv
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(autouse=True)
-def empty_store():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
-
-
 class Programs:
     """A linear VAE, whose modules are registered by the given names."""
 
