@@ -33,7 +33,7 @@ from pyro_vae.engine.step import (
 from pyro_vae.engine.torch_optim import OptimizerFactory, TorchOptim
 from pyro_vae.objectives.annealing import Beta
 from pyro_vae.objectives.nats_per_datum import has_value, objectives_of
-from pyro_vae.pairs.ownership import claim_parameters
+from pyro_vae.pairs.ownership import check_registered, claim_parameters
 from pyro_vae.pairs.pair import AnyProgram
 from pyro_vae.pairs.particles import accepts_particles
 from pyro_vae.pairs.sites import CheckGivenRows, parameters_of, plate_nesting
@@ -98,7 +98,7 @@ class SVI(pyro.infer.SVI):
     Raises:
         ValueError: If `compile` or `precision` has an unknown value.
         PairError: In the first step, if the guide replaces rows of a plate that the model gives by
-            `subsample=`, so that data and latents are of different rows.
+            `subsample=`, or `pyro.module` finds the parameters of another module in the store.
 
     Warns:
         CompilationWarning: If a program cannot be compiled or the compiled step fails. The message
@@ -363,6 +363,8 @@ class SVI(pyro.infer.SVI):
         model = CheckGivenRows()(self.model) if wrap else self.model
         with self.arithmetic(), poutine.trace(param_only=True) as traced:
             loss = self.loss_and_grads(model, self.guide, *args, **kwargs)
+        if check_rows:
+            check_registered(traced.trace, self.model, self.guide)
         parameters = parameters_of(traced.trace)
         self.parameters |= dict.fromkeys(parameters)
         for parameter in parameters:

@@ -30,9 +30,9 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
 
     Use it with `arviz_stats.compare`, `arviz_plots.plot_compare` and `plot_khat`. Models are
     compared on the same data, so the standard error of a difference is that of paired differences.
-    log p(x) is a lower bound that depends on the proposal. The attributes of `elpd_i` name it. For
-    a tree with `posterior="resampled"`, the `kind` of the result is `"refined"`, and ArviZ refuses
-    to compare it with bounds of a guide.
+    log p(x) is a lower bound that depends on the proposal. The attributes of `elpd_i` name it. The
+    `kind` of the result is `"marginal"`, or `"refined"` for a tree with `posterior="resampled"`.
+    ArviZ refuses to compare objects of different kinds, or one of them with the result of `loo`.
 
     Args:
         tree: Tree of `pyro_vae.from_pyro_svi` with a `log_weight` for each datum.
@@ -71,7 +71,8 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
     if not data_dims:
         raise ValueError(
             "log_weight is joint over all data because a latent is outside the plate over the "
-            "data. log p(x) of each datum is not available; use arviz_stats.loo for global latents"
+            "data. log p(x) of each datum is not available; arviz_stats.loo is right if no latent "
+            "belongs to a single datum"
         )
     stacked = weights.transpose(*(dim for dim in weights.dims if dim in SAMPLES), *data_dims)
     shape = stacked.shape[2:]
@@ -97,7 +98,7 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
         "elpd_i": xr.DataArray(elpd_i.reshape(shape), coords, data_dims, attrs=source),
         "pareto_k": xr.DataArray(khat.reshape(shape), coords, data_dims),
     }
-    return _elpd_data("loo" if proposal == "guide" else proposal, values)
+    return _elpd_data("marginal" if proposal == "guide" else proposal, values)
 
 
 def _elpd_data(kind: str, values: dict[str, object]) -> Any:
@@ -108,4 +109,4 @@ def _elpd_data(kind: str, values: dict[str, object]) -> Any:
     if not hasattr(classes, "ELPDDataLOO"):  # ArviZ 0.x has one class, with the kind as a field
         return classes.ELPDData(kind=kind, **values)
     loo = classes.ELPDDataLOO
-    return loo(**values) if kind == "loo" else type(loo.__name__, (loo,), {"_kind": kind})(**values)
+    return type(loo.__name__, (loo,), {"_kind": kind})(**values)

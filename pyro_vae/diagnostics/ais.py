@@ -24,6 +24,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Seed, checked
@@ -38,6 +39,7 @@ from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.unconstrained import Unconstrained
 from pyro_vae.refinement.proposal import Proposal
 from pyro_vae.refinement.refiner import NUM_ROUNDS, Refiner
+from pyro_vae.runtime.tables import rendered, summary
 
 TARGET_ACCEPTANCE = 0.65
 PROPOSAL_DRAWS = 1000  # in a round that fits a proposal
@@ -48,6 +50,8 @@ PILOT_CHAINS = 4
 @dataclass(frozen=True)
 class Annealed:
     """Bounds of log p(x) in nats, arrays of shape `(num_data,)`.
+
+    Printing them shows means, standard errors over the data and medians.
 
     Attributes:
         lower: Lower bound, from chains that move from the prior to the posterior.
@@ -69,6 +73,16 @@ class Annealed:
     upper: np.ndarray
     acceptance: np.ndarray
     start: str = "prior"
+
+    def __rich__(self) -> Table:
+        bounds = {"lower bound of log p(x)": self.lower, "upper bound of log p(x)": self.upper}
+        known = {name: values for name, values in bounds.items() if not np.isnan(values).all()}
+        source = f"{len(self.lower):,} data, chains start at the {self.start}"
+        source += " proposal" if self.start == "refined" else ""
+        return summary(known, f"{source},\nmean acceptance rate {self.acceptance.mean():.2f}")
+
+    def __str__(self) -> str:
+        return rendered(self, width=80)
 
 
 class Path(Protocol):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from pyro_vae.arguments import Seed, Whole, checked
@@ -18,17 +19,21 @@ from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.pairs.supports import support_of
 from pyro_vae.runtime.random_state import preserved_state
+from pyro_vae.runtime.tables import rendered
 
-# Burda, Grosse & Salakhutdinov (2015), section 5.3.1.
-ACTIVE_VARIANCE = 0.01
+# Burda, Grosse & Salakhutdinov (2015), section 5.3.1, who have a prior of variance 1.
+ACTIVE_VARIANCE = 0.01  # in units of the prior variance, since the scale of a latent is arbitrary
 # The decoder ignores z if the latents of another datum cost less than this, in nats.
 IGNORED_NATS = 0.01
 PRIOR_DRAWS = 5000  # of a chunk of data with the same prior
+SHOWN = 50  # latents that are printed
 
 
 @dataclass(frozen=True)
 class Collapse:
     """Use of the latents; arrays of shape `(latent_dim,)` over the entries of all latent sites.
+
+    Printing it shows a row for each of the first 50 latents, and the verdict.
 
     Each datum has its own prior if the prior depends on a context, as p(z|y) of a `ConditionalVAE`.
     The aggregate prior is then the mixture of the priors of the data.
@@ -37,7 +42,7 @@ class Collapse:
         kl: KL(q(z_i|x) || p(z_i)) in nats, averaged over data. It is from the first two moments of
             the marginals, exact if both are normal, or from the frequencies of discrete values.
         mean_variance: Variance over data of the posterior mean E[z_i|x], minus the prior mean of
-            the datum.
+            the datum, as a share of the mean prior variance of the data.
         aggregate_mean: Mean of z_i over data and posterior, minus the mean of the aggregate prior,
             in standard deviations of the aggregate prior. It is 0 if the aggregate posterior equals
             the aggregate prior.
@@ -66,7 +71,7 @@ class Collapse:
 
     @property
     def active(self) -> np.ndarray:
-        """Whether the posterior mean of each latent has a variance over data above 0.01."""
+        """Whether the posterior mean of each latent varies by over 0.01 of the prior variance."""
         return self.mean_variance > ACTIVE_VARIANCE
 
     @property
@@ -87,10 +92,27 @@ class Collapse:
             )
         if num_active < num_units:
             return (
-                f"{num_active} of {num_units} latents are active; the others equal the prior. A "
-                "smaller latent_dim would be sufficient"
+                f"{num_active} of {num_units} latents are active; the posterior means of the "
+                "others hardly depend on x. A smaller latent_dim would be sufficient"
             )
         return f"all {num_units} latents are active"
+
+    def __rich__(self) -> Table:
+        drop = f"reconstruction drop {self.reconstruction_drop:.3g} nats per datum"
+        more = len(self.kl) - SHOWN
+        rest = f"and {more} more latents\n" if more > 0 else ""
+        table = Table(
+            "latent", "KL, nats", "variance of mean", "aggregate mean", "aggregate sd", "active",
+            caption=f"{rest}{self.verdict};\n{drop}",
+        )  # fmt: skip
+        columns = (self.kl, self.mean_variance, self.aggregate_mean, self.aggregate_sd)
+        for i, values in enumerate(zip(*(column[:SHOWN] for column in columns), strict=True)):
+            active = "yes" if self.active[i] else "no"
+            table.add_row(str(i), *(f"{value:.3f}" for value in values), active)
+        return table
+
+    def __str__(self) -> str:
+        return rendered(self, width=100)
 
 
 @checked
@@ -184,7 +206,7 @@ def _collapse(found: dict[str, Tensor], num_samples: int) -> Collapse:
     spread = found["mean"].var(0) - variance.mean(0) / num_samples + variance.mean(0)
     return Collapse(
         kl=torch.where(discrete.isnan(), (kl - bias) / 2, discrete).mean(0).numpy(),
-        mean_variance=(shift.var(0) - noise.mean(0)).numpy(),
+        mean_variance=((shift.var(0) - noise.mean(0)) / prior_variance.mean(0)).numpy(),
         aggregate_mean=((found["mean"].mean(0) - center) / unit).numpy(),
         aggregate_sd=(spread.sqrt() / unit).numpy(),
         draws=((found["draw"] - center) / unit).numpy(),

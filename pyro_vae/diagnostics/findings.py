@@ -139,7 +139,8 @@ def latent_findings(latents: Collapse) -> list[Finding]:
             f"of {len(latents.active)}",
             safe=1,
             dont=0.5,
-            meaning="latents with a posterior mean that has a variance over the data above 0.01",
+            meaning="latents with a posterior mean that has a variance over the data above 0.01 of "
+            "the prior variance",
             question=LATENTS,
             advice=COLLAPSE_ADVICE,
         ),

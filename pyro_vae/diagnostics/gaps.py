@@ -13,7 +13,6 @@ averaged with increasing weights (polynomial-decay averaging, Shamir & Zhang 201
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.state import unchanged
 from pyro_vae.runtime.random_state import preserved_state
-from pyro_vae.runtime.tables import rendered
+from pyro_vae.runtime.tables import rendered, summary
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,8 @@ class Gaps:
         return self.best_elbo - self.elbo
 
     def __rich__(self) -> Table:
-        table = Table("nats per datum", "mean", "standard error", "median")
-        for name in ("elbo", "best_elbo", "log_likelihood", "approximation", "amortization"):
-            values = getattr(self, name)
-            se = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            table.add_row(name, f"{values.mean():.2f}", f"{se:.2f}", f"{np.median(values):.2f}")
-        return table
+        names = ("elbo", "best_elbo", "log_likelihood", "approximation", "amortization")
+        return summary({name: getattr(self, name) for name in names})
 
     def __str__(self) -> str:
         return rendered(self, width=80)

@@ -26,6 +26,7 @@ from pyro_vae.datatree.from_pyro_svi import from_pyro_svi
 from pyro_vae.datatree.writer import SAMPLE_DIMS
 from pyro_vae.pairs.check import check
 from pyro_vae.pairs.inputs import dataset_of
+from pyro_vae.pairs.masks import IgnoreMasks
 from pyro_vae.pairs.pair import AnyPair, PairError, PairLike, Program
 from pyro_vae.pairs.sampler import Sampler
 from pyro_vae.pairs.sites import (
@@ -81,7 +82,7 @@ def mcmc_draws(
         A tree with the names, dimensions and coordinates of `from_pyro_svi`:
 
         - `posterior`: samples of p(z|x) of the model without weights (`poutine.scale`), and
-          computed values (`pyro.deterministic`);
+          computed values (`pyro.deterministic`). Masked elements of latents have their prior;
         - `sample_stats`: `diverging` for each sample; for each chain and datum `acceptance_rate`,
           the share of accepted transitions, and the adapted `step_size`;
         - `encoder/posterior` and `encoder/sample_stats`: the same number of guide samples, and
@@ -90,7 +91,8 @@ def mcmc_draws(
 
     Raises:
         PairError: If model and guide do not fit each other or x (see `check`), a latent is outside
-            the plate over the data, or p(x, z) is 0 at all of 100 samples of the guide.
+            the plate over the data, a density depends on masked elements, or p(x, z) is 0 at all of
+            100 samples of the guide.
         ValueError: If the kernel is unknown, a latent is discrete, or a number of samples, warm-up
             steps or chains is below one.
 
@@ -110,8 +112,13 @@ def mcmc_draws(
     batch = dataset_of(pair, x).batch(slice(None))
     with unchanged(pair.model, pair.guide, seed=seed):
         check(pair, batch)
-        plate = Sampler(pair, batch).plate
+        sampler = Sampler(pair, batch)
         _check_continuous(pair, batch)
+        # A weight of the KL divergence is no part of p(x, z). A masked element has no density.
+        model = WithoutWeights()(pair.model)
+        if not sampler.programs.weighted:  # a `Reparam` moves densities of masked latents
+            model = IgnoreMasks()(model)
+        plate = sampler.plate
         encoder = from_pyro_svi(
             pair.model,
             pair.guide,
@@ -125,7 +132,7 @@ def mcmc_draws(
         for n in range(len(batch[0])):
             datum = tuple(part[n : n + 1] for part in batch)
             chains = [
-                _chain(pair, datum, KERNELS[kernel], num_samples, warmup_steps)
+                _chain(model, pair.guide, datum, KERNELS[kernel], num_samples, warmup_steps)
                 for _ in range(num_chains)
             ]
             groups["posterior"].append(_posterior(chains, like.isel({plate: [n]})))
@@ -167,14 +174,14 @@ class _Chain:
 
 
 def _chain(
-    pair: PairLike,
+    model: Program,
+    guide: Program,
     datum: tuple[Tensor, ...],
     kernel: Callable[..., HMC],
     num_samples: int,
     warmup_steps: int,
 ) -> _Chain:
-    model = WithoutWeights()(pair.model)  # a weight of the KL divergence is no part of p(x, z)
-    start = init_to_value(values=_first_state(model, pair.guide, datum))
+    start = init_to_value(values=_first_state(model, guide, datum))
     mover = kernel(model, init_strategy=start)
     diagnostics = {}
 

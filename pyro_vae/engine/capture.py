@@ -138,6 +138,11 @@ def _record(
     except NotCompilable:
         raise
     except Exception as error:  # a traced program can raise anything
+        if "_local_scalar_dense" in str(error):  # torch's advice is for callers of make_fx
+            raise NotCompilable(
+                "it reads the number in a tensor, for example in x[i] with a tensor i of shape (): "
+                "use an int, or an index of shape (1,)"
+            ) from error
         raise NotCompilable(f"it cannot be traced: {first_line(error)}") from error
     finally:
         for parameter in parameters:

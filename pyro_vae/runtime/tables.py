@@ -1,7 +1,12 @@
 """Render rich tables, and names from files, as text."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
 
 MAX_POSITIONS = 10  # that are printed
 # Control characters, and those that reverse the direction of the text after them.
@@ -35,6 +40,18 @@ def rendered(item: Renderable, width: int) -> str:
     with console.capture() as capture:
         console.print(item)
     return capture.get()
+
+
+def summary(scores: Mapping[str, "np.ndarray"], caption: str | None = None) -> "Table":
+    """Return a table of the mean, standard error and median of scores in nats, one per datum."""
+    import numpy as np
+    from rich.table import Table
+
+    table = Table("nats per datum", "mean", "standard error", "median", caption=caption)
+    for name, values in scores.items():
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        table.add_row(name, f"{values.mean():.2f}", f"{error:.2f}", f"{np.median(values):.2f}")
+    return table
 
 
 def positions(places: Sequence[int]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.table import Table
+
 from pyro_vae.arguments import setting
 from pyro_vae.checkpointing.earlier_results import HISTORY
 from pyro_vae.checkpointing.model_folder import MODEL, save
@@ -14,14 +16,19 @@ from pyro_vae.pairs.pair import PairLike
 from pyro_vae.part import Part
 from pyro_vae.runtime.files import CheckpointError, JSONObject, unused
 from pyro_vae.runtime.records import record, write_json_result
+from pyro_vae.runtime.tables import rendered
 from pyro_vae.training.run_state import RunState
 from pyro_vae.training.setup import Job
 from pyro_vae.training.watching import send_curve
+
+CURVES = ("_elbo", "_objective")  # ends of the names of bounds in an entry of the history
 
 
 @dataclass(repr=False)
 class Fit:
     """The result of `fit`. ELBOs are in nats per datum.
+
+    Printing it shows the reason of the end and the entry of the best epoch.
 
     Attributes:
         history: One entry for each epoch. `train_elbo` is the mean over the steps of the epoch. If
@@ -70,6 +77,20 @@ class Fit:
             f"Fit({self.stopped}: {len(self.history)} epochs, {self.num_steps:,} steps, "
             f"{self.seconds:.3g} s; best={{{', '.join(best)}}})"
         )
+
+    def __rich__(self) -> Table:
+        caption = f"{self.stopped}: {self.num_steps:,} steps in {self.seconds:.1f} seconds"
+        if self.best:
+            caption += f",\nweights of epoch {self.best['epoch']} of {len(self.history)}"
+        table = Table("nats per datum", "value", "standard error", caption=caption)
+        for name, value in self.best.items():
+            if name.endswith(CURVES):
+                error = self.best.get(f"{name}_se")
+                table.add_row(name, f"{value:.2f}", "" if error is None else f"{error:.2f}")
+        return table
+
+    def __str__(self) -> str:
+        return rendered(self, width=80)
 
 
 def finish(job: Job, state: RunState) -> Fit:

@@ -31,6 +31,46 @@ def test_collapse_is_told_from_use():
     assert np.abs(idle.kl).max() < 0.01
 
 
+@pytest.mark.parametrize("unit", [1e-3, 0.05, 1.0, 100.0])
+@pytest.mark.parametrize("used", [True, False])
+def test_the_use_of_a_latent_does_not_depend_on_its_unit(used, unit):
+    """z ~ N(0, unit^2), x|z ~ N(z, unit^2); a guide that ignores x is the prior."""
+    x = unit * 2**0.5 * torch.randn(100, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0 * x, unit))
+            pyro.sample("x", dist.Normal(z, unit), obs=x)
+
+    def guide(x):
+        loc, scale = (x / 2, 0.5**0.5 * unit) if used else (0 * x, unit)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale))
+
+    found = pv.collapse(pv.Pair(model, guide), x)
+    assert bool(found.active[0]) == used
+    assert found.collapsed == (not used)
+    np.testing.assert_allclose(found.mean_variance, 0.5 if used else 0.0, atol=0.15)
+
+
+def test_shares_on_a_simplex_can_be_active():
+    """Dirichlet shares of topics: the variance of a share is below 1/4, and of a rare one tiny."""
+    alpha, total = torch.tensor([0.8, 1.5, 30.0]), 100.0
+    x = torch.tensor([[20.0, 20, 60], [2, 2, 96], [1, 9, 90], [9, 1, 90]]).repeat(10, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(alpha))
+            pyro.sample("x", dist.Poisson(total * z).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Dirichlet(alpha + x))
+
+    found = pv.collapse(pv.Pair(model, guide), x)
+    assert found.active.all(), found.verdict
+
+
 PROBS = torch.tensor([0.5, 0.3, 0.2])
 
 

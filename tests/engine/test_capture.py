@@ -34,6 +34,10 @@ def reads_array(x):
     return 1.0 + float(x.numpy().mean())
 
 
+def indexes_by_a_tensor(x):
+    return torch.tensor([[1.0], [2.0]])[torch.zeros(()).long()]
+
+
 def replaces_by_mask(x):
     scale, row = torch.ones(6), x[:, 1].exp()
     chosen = x[:, 0] > 0.4
@@ -73,6 +77,7 @@ def test_a_branch_on_the_data_takes_the_branch():
         (draws_from_numpy, "Python's or numpy's random"),
         (makes_tensor_from_numpy, "tensors of numpy arrays"),
         (reads_array, "into Python by numpy"),
+        (indexes_by_a_tensor, r"reads the number in a tensor.*an int, or an index of shape \(1,\)"),
         (selects_by_mask, "the shape of a result depends on the data"),
         (changes_what_a_mask_selected_from, "the shape of a result depends on the data"),
     ],

@@ -130,6 +130,20 @@ def test_guide_and_refined_proposal_agree(way):
     np.testing.assert_allclose(bounds.lower, exact(mask), rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize("way", [poutine_mask, event])
+def test_mcmc_samples_masked_elements_from_their_prior(way):
+    """Without a density, the chain would move away without limit."""
+    pair, mask = pv.Pair(way(model), way(GUIDES["Normal"])), MASKS["gaps"]
+    tree = pv.mcmc_draws(
+        pair, (ROWS[:1], mask[:1]), num_samples=80, warmup_steps=40, num_chains=1, kernel="hmc"
+    )
+    z = np.concatenate(
+        [value.to_numpy().reshape(80, -1) for value in tree["posterior"].values()], 1
+    )
+    np.testing.assert_allclose(z.mean(0), mask[0] * ROWS[0] / 2, rtol=0, atol=0.8)
+    np.testing.assert_allclose(z.std(0), np.where(mask[0], 0.5**0.5, 1.0), rtol=0.5)
+
+
 def test_a_chain_with_masked_steps():
     """z_t ~ N(z_{t-1}, 1): steps after the end depend on those before, and nothing on them."""
 
@@ -205,6 +219,7 @@ def test_densities_that_depend_on_masked_elements_are_refused(program, guide):
         lambda: pv.evaluate(pair, data, num_samples=100, proposal="refined"),
         lambda: resampled(pair, data),
         lambda: pv.ais(pair, data, num_chains=2, num_temperatures=2),
+        lambda: pv.mcmc_draws(pair, data, num_samples=2, warmup_steps=2, num_chains=1),
     ]
     if guide == "Normal":
         runs.append(lambda: pv.evaluate(pair, data, num_samples=100))

@@ -111,10 +111,23 @@ def test_bounds_of_different_proposals_are_not_compared():
     guide = pv.elpd_marginal(
         pv.from_pyro_svi(pair.model, pair.guide, model_args=(pair.x,), num_samples=50)
     )
-    assert (refined.kind, guide.elpd_i.attrs["proposal"]) == ("refined", "guide")
+    assert (refined.kind, guide.kind) == ("refined", "marginal")
+    assert guide.elpd_i.attrs["proposal"] == "guide"
     assert len(arviz_stats.compare({"one": refined, "other": refined})) == 2
     with pytest.raises(ValueError, match="refined"):
         arviz_stats.compare({"refined": refined, "guide": guide})
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")
+def test_marginal_elpd_is_not_called_loo_or_compared_with_it():
+    pair = Regression("one site")
+    tree = pv.from_pyro_svi(pair.model, pair.guide, model_args=(pair.x,), num_samples=50)
+    marginal, loo = pv.elpd_marginal(tree), arviz_stats.loo(tree, pointwise=True)
+    assert "elpd_marginal" in str(marginal)
+    assert "loo" not in str(marginal)
+    assert len(arviz_stats.compare({"one": marginal, "other": marginal})) == 2
+    with pytest.raises(ValueError, match="marginal"):
+        arviz_stats.compare({"marginal": marginal, "loo": loo})
 
 
 def test_batches_give_the_posterior_of_each_datum_and_a_seed_the_same_tree():
