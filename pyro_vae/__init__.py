@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.sbc import sbc
     from pyro_vae.diagnostics.trust_card import TrustCard
     from pyro_vae.distributed import DistributedError
+    from pyro_vae.engine.compilation_warning import CompilationWarning
     from pyro_vae.evaluation import Evaluation, evaluate
     from pyro_vae.models.conditional import ConditionalVAE
     from pyro_vae.models.ladder import LadderEncoder, LadderVAE
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pyro_vae.models.suggestion import suggest
     from pyro_vae.models.vae import VAE
     from pyro_vae.pairs.check import check
+    from pyro_vae.pairs.chunking import MemoryWarning
     from pyro_vae.pairs.pair import Pair, PairError
     from pyro_vae.part import Part
     from pyro_vae.refinement.posterior import RefinedPosterior
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pyro_vae.training.fit import fit
     from pyro_vae.training.nan_recovery import TrainingError
     from pyro_vae.training.result import Fit
+    from pyro_vae.training.step_cost import CostWarning
 
 __all__ = [
     "SVI",
@@ -62,13 +65,16 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Collapse",
+    "CompilationWarning",
     "ConditionalVAE",
+    "CostWarning",
     "DistributedError",
     "Evaluation",
     "Fit",
     "Gaps",
     "LadderEncoder",
     "LadderVAE",
+    "MemoryWarning",
     "MixedVAE",
     "Pair",
     "PairError",
@@ -119,13 +125,16 @@ _MODULE_OF = {
     "ArgumentError": "arguments.checks",
     "CheckpointError": "runtime.files",
     "Collapse": "diagnostics.collapse",
+    "CompilationWarning": "engine.compilation_warning",
     "ConditionalVAE": "models.conditional",
+    "CostWarning": "training.step_cost",
     "DistributedError": "distributed",
     "Evaluation": "evaluation",
     "Fit": "training.result",
     "Gaps": "diagnostics.gaps",
     "LadderEncoder": "models.ladder",
     "LadderVAE": "models.ladder",
+    "MemoryWarning": "pairs.chunking",
     "MixedVAE": "models.mixed",
     "Pair": "pairs.pair",
     "PairError": "pairs.pair",

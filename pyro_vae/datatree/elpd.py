@@ -102,11 +102,24 @@ def elpd_marginal(tree: xr.DataTree) -> "ELPDData":
 
 
 def _elpd_data(kind: str, values: dict[str, object]) -> Any:
-    """Return an object of ArviZ. Its `compare` refuses objects of different kinds."""
+    """Return an object of ArviZ with the table of k-hat, which ArviZ prints for `loo` only.
+
+    `arviz_stats.compare` refuses objects of different kinds.
+    """
     import arviz_stats  # takes seconds
 
     classes: Any = arviz_stats  # of one of two versions
-    if not hasattr(classes, "ELPDDataLOO"):  # ArviZ 0.x has one class, with the kind as a field
-        return classes.ELPDData(kind=kind, **values)
-    loo = classes.ELPDDataLOO
-    return type(loo.__name__, (loo,), {"_kind": kind})(**values)
+    has_field = not hasattr(classes, "ELPDDataLOO")  # ArviZ 0.x: one class, the kind is a field
+    base = classes.ELPDData if has_field else classes.ELPDDataLOO
+    table = str(base(**{"kind": "loo"} if has_field else {}, **values)).partition("\n------")
+
+    def shown(self: object) -> str:
+        text = str(base.__str__(self))
+        return text if table[1] in text else text + table[1] + table[2]
+
+    members = {
+        "_kind": kind,
+        "__str__": shown,
+        "__reduce__": lambda _: (_elpd_data, (kind, values)),
+    }
+    return type(base.__name__, (base,), members)(**{"kind": kind} if has_field else {}, **values)

@@ -8,9 +8,10 @@ class CompilationWarning(UserWarning):
 
     Example:
         >>> import warnings
-        >>> from pyro_vae.engine.compilation_warning import CompilationWarning, warn_of_eager_steps
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.engine.compilation_warning import warn_of_eager_steps
         >>> with warnings.catch_warnings(record=True) as caught:
-        ...     warnings.simplefilter("always", CompilationWarning)
+        ...     warnings.simplefilter("always", pv.CompilationWarning)
         ...     warn_of_eager_steps("the model reads a file")
         >>> print(caught[0].message)
         training continues without compilation, because the model reads a file. Pass ...

@@ -40,7 +40,19 @@ Score = Callable[[tuple[Tensor, ...], int], dict[str, Tensor]]
 
 
 class MemoryWarning(UserWarning):
-    """Memory ran out; smaller chunks are used."""
+    """Memory ran out; smaller chunks are used.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.suggest(pv.data.as_dataset(torch.rand(40, 3)), show=False)
+        >>> with warnings.catch_warnings():  # raise an error, to find a size that fits
+        ...     warnings.simplefilter("error", pv.MemoryWarning)
+        ...     scores = pv.evaluate(vae, torch.rand(40, 3), num_samples=10)
+
+    See also: `pyro_vae.evaluate`.
+    """
 
 
 class Chunked(Protocol):

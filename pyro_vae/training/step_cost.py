@@ -29,7 +29,19 @@ LEAST_BYTES = 2**27
 
 
 class CostWarning(UserWarning):
-    """A training step costs much more than the networks on the batch."""
+    """A training step costs much more than the networks on the batch.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_vae as pv
+        >>> vae = pv.suggest(pv.data.as_dataset(torch.rand(40, 3)), show=False)
+        >>> with warnings.catch_warnings():  # raise an error before a long run
+        ...     warnings.simplefilter("error", pv.CostWarning)
+        ...     fit = pv.fit(vae, torch.rand(40, 3), epochs=1)
+
+    See also: `pyro_vae.fit`.
+    """
 
 
 def announce_cost(svi: SVI, data: Dataset, batch_size: int, num_steps: int) -> None:

@@ -1,6 +1,7 @@
 """`from_pyro_svi(posterior="resampled")`: samples of the exact posterior from any wrong guide."""
 
 import math
+import pickle
 
 import arviz_stats
 import numpy as np
@@ -128,6 +129,20 @@ def test_marginal_elpd_is_not_called_loo_or_compared_with_it():
     assert len(arviz_stats.compare({"one": marginal, "other": marginal})) == 2
     with pytest.raises(ValueError, match="marginal"):
         arviz_stats.compare({"marginal": marginal, "loo": loo})
+
+
+@pytest.mark.parametrize("posterior", ["guide", "resampled"])
+def test_the_printed_elpd_counts_unreliable_data_and_can_be_pickled(posterior):
+    pair = Regression("one site")
+    tree = pv.from_pyro_svi(
+        pair.model, pair.guide, model_args=(pair.x,), num_samples=100, posterior=posterior, seed=0
+    )
+    elpd = pv.elpd_marginal(tree)
+    counts = np.histogram(elpd.pareto_k, [-np.inf, elpd.good_k, 1, np.inf])[0]
+    rows = [line for line in str(elpd).splitlines() if line.endswith("%")]
+    assert [int(line.split(")")[-1].split()[0]) for line in rows] == counts.tolist()
+    copied = pickle.loads(pickle.dumps(elpd))
+    assert (str(copied), copied.kind) == (str(elpd), elpd.kind)
 
 
 def test_batches_give_the_posterior_of_each_datum_and_a_seed_the_same_tree():
