@@ -112,8 +112,9 @@ def test_the_advice_of_score_is_followed(folder, monkeypatch):
 def test_words_for_missing_values_are_added_to_those_of_the_run(word, tmp_path):
     """Errors advise na=WORD; the codes of the run are no values then either."""
     path = tmp_path / "other.csv"
-    frame = people(0, rows=60)[["age", "visits"]].fillna(40.0).astype(object)
-    schema = pv.data.open(frame.astype(float)).schema
+    frame = people(0, rows=60)[["age", "visits"]]
+    schema = pv.data.open(frame).schema
+    frame = frame.fillna(40.0).astype(object)
     frame.loc[3, "age"], frame.loc[5, "age"], frame.loc[6, "visits"] = word, -99, -99
     frame.to_csv(path, index=False)
     options = options_again(schema, {"source": {"options": {"na": ["-99"]}}}, [f"na={word}"])
