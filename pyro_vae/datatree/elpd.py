@@ -111,11 +111,13 @@ def _elpd_data(kind: str, values: dict[str, object]) -> Any:
     classes: Any = arviz_stats  # of one of two versions
     has_field = not hasattr(classes, "ELPDDataLOO")  # ArviZ 0.x: one class, the kind is a field
     base = classes.ELPDData if has_field else classes.ELPDDataLOO
-    table = str(base(**{"kind": "loo"} if has_field else {}, **values)).partition("\n------")
 
     def shown(self: object) -> str:
         text = str(base.__str__(self))
-        return text if table[1] in text else text + table[1] + table[2]
+        with np.errstate(invalid="ignore"):  # shares of no data, if no k-hat is known
+            loo = str(base(**{"kind": "loo"} if has_field else {}, **values))
+        _, line, table = loo.partition("\n------")
+        return text if line in text else text + line + table
 
     members = {
         "_kind": kind,
