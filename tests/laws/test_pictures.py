@@ -116,3 +116,4 @@ def test_log_weights_of_any_value_have_an_elpd_without_numpy_warnings(names):
         undefined = name in ("zero weights", "infinite", "not a number")
         assert np.isnan(khat[name]) == undefined
     pv.plots.encoded(pv.plots.khat(elpd))
+    assert "Pareto k" in str(elpd)
