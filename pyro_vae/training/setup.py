@@ -242,20 +242,7 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
     folder = _output_folder(pair, svi, config)
     # The order of the data is common to all processes; each process has its own noise.
     states = np.random.SeedSequence(config.seed).generate_state(1 + world_size(), np.uint64)
-    settings = {
-        "dataset": data.name,
-        "binarization": data.binarization,
-        "num_train": len(data),
-        "epochs": config.epochs,
-        "batch_size": batch_size,
-        **({"drop_last": True} if config.drop_last else {}),
-        **({"average": config.average} if config.average else {}),
-        "objective": type(svi.objective).__name__,
-        "num_particles": getattr(svi.objective, "num_particles", 1),
-        "seed": config.seed,
-        "device": str(kind),
-        "precision": svi.precision,
-    }
+    settings = _settings(data, svi, batch_size, str(kind), config)
     check_same("settings", settings)
     announce_cost(svi, data, batch_size, total_steps)
     keep_order(pair, data)
@@ -276,6 +263,26 @@ def prepare(pair: PairLike | SVI, train: Data, validation: Data | None, config: 
         noise_seeds=tuple(int(seed) for seed in np.delete(states, 1)),
         settings=settings,
     )
+
+
+def _settings(
+    data: Dataset, svi: SVI, batch_size: int, device: str, config: FitConfig
+) -> JSONObject:
+    """Return the settings of a run, for its results and for comparison among processes."""
+    return {
+        "dataset": data.name,
+        "binarization": data.binarization,
+        "num_train": len(data),
+        "epochs": config.epochs,
+        "batch_size": batch_size,
+        **({"drop_last": True} if config.drop_last else {}),
+        **({"average": config.average} if config.average else {}),
+        "objective": type(svi.objective).__name__,
+        "num_particles": getattr(svi.objective, "num_particles", 1),
+        "seed": config.seed,
+        "device": device,
+        "precision": svi.precision,
+    }
 
 
 def _output_folder(pair: PairLike | SVI, svi: SVI, config: FitConfig) -> Path | None:
